@@ -1,0 +1,369 @@
+"""DenseNet as a line of named units, with Keras's layer names and Keras's numbers.
+
+    stem  conv2_block1 … conv2_block6  pool2  conv3_block1 …  pool4  conv5_block1 …  norm  head
+
+Architecture: Huang, Liu, van der Maaten and Weinberger, "Densely Connected Convolutional
+Networks", CVPR 2017. Numbers (padding, epsilon, momentum, initialisers): `keras.applications`,
+`densenet.py`. Parameters are nested so that a path joined with `_` is Keras's layer name:
+`params['conv4_block23']['2_conv']['kernel']` is the kernel of `conv4_block23_2_conv`.
+(The head is the exception: `params['head']['predictions']` is Keras's `predictions`.)
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def preprocess_input(images, mode: str = "torch") -> jax.Array:
+    """Pixels to what the network was trained on.
+
+    Args:
+      images: `[..., H, W, 3]` RGB, 0 to 255, usually uint8.
+      mode: `'torch'`, x/255 less the ImageNet mean, over the ImageNet standard deviation, which is
+        what `keras.applications.densenet.preprocess_input` does; or `'scale'`, x/255 alone.
+
+    Returns:
+      float32 of the same shape.
+
+    Raises:
+      ValueError: the mode is unknown, or the last axis is not three channels.
+    """
+    x = jnp.asarray(images)
+    if x.shape[-1] != 3:
+        raise ValueError(f"images: expected RGB with 3 channels last, got shape {x.shape}")
+    x = x.astype(jnp.float32) / 255.0
+    if mode == "torch":
+        return (x - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    if mode == "scale":
+        return x
+    raise ValueError(f"preprocessing mode {mode!r}: expected 'torch' or 'scale'")
+
+
+def batch_moments(x: jax.Array, weight: jax.Array | None = None) -> Moments:
+    """Mean and biased variance of each channel over a batch, in float32 and two passes.
+
+    Args:
+      x: `[N, H, W, C]`.
+      weight: `[N]`, how much each example counts; padding has weight 0. None: all count alike.
+    """
+    n, h, w, c = x.shape
+    rows = x.astype(jnp.float32).reshape(-1, c)
+    weight = jnp.ones(n, jnp.float32) if weight is None else weight.astype(jnp.float32)
+    share = jnp.repeat(weight / (weight.sum() * h * w), h * w)
+    # Column sums written as a product with the weights: XLA's reduction over rows is slow on CPU.
+    # HIGHEST: TF32 on a GPU would round the statistics to ten bits.
+    column_sums = lambda y: jnp.dot(share, y, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    mean = column_sums(rows)
+    return mean, column_sums(jnp.square(rows - mean))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose mode is the caller's: running statistics, or the given moments.
+
+    With moments it normalises by them and moves the running statistics, where `batch_stats` is
+    mutable, by Keras's rule: `running = momentum * running + (1 - momentum) * batch`.
+    """
+
+    epsilon: float
+    momentum: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
+        """Normalises `x [..., C]` by `moments`, or by the running statistics if None."""
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (c,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+        if moments is None:
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var = moments
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class Pointwise(nn.Module):
+    """A 1×1 convolution as the matrix product that it is: `[..., C]` to `[..., features]`.
+
+    The kernel keeps Keras's shape `(1, 1, C, features)`. XLA computes the gradient of a product
+    several times faster than that of a 1×1 convolution on CPU.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the kernel at every position."""
+        c = x.shape[-1]
+        shape = (1, 1, c, self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
+        y = x.reshape(-1, c).astype(self.dtype) @ kernel.reshape(c, -1).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Block(nn.Module):
+    """One unit of a dense stage: norm, ReLU, 1×1, norm, ReLU, 3×3, concatenated to its input.
+
+    The batch moments of a channel are the same for every later norm of the stage, so they are
+    computed once, when the channel is born, and handed along with the features.
+    """
+
+    growth_rate: int
+    norm: Callable[..., BatchNorm]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, moments, is_live, weight):
+        """Features and their moments (None: not computed yet) in, both grown by `growth_rate`."""
+        live = {layer: is_live(f"{self.name}_{layer}") for layer in ("0_bn", "1_bn")}
+        if live["0_bn"] and moments is None:
+            moments = batch_moments(x, weight)
+        y = nn.relu(self.norm(name="0_bn")(x, moments if live["0_bn"] else None))
+        y = Pointwise(4 * self.growth_rate, self.dtype, name="1_conv")(y)
+        inner = batch_moments(y, weight) if live["1_bn"] else None
+        y = nn.relu(self.norm(name="1_bn")(y, inner))
+        y = _conv(self.growth_rate, 3, 1, self.dtype, "2_conv")(y)
+        if moments is not None:
+            born = batch_moments(y, weight)
+            moments = tuple(jnp.concatenate(pair) for pair in zip(moments, born, strict=True))
+        return jnp.concatenate([x, y], axis=-1), moments
+
+
+class Stem(nn.Module):
+    """7×7 convolution of stride 2, norm, ReLU, 3×3 max pooling of stride 2.
+
+    The padding is explicit, 3 and 1 on every side, as in Keras and torch: `SAME` would agree at
+    some image sizes only.
+    """
+
+    features: int
+    norm: Callable[..., BatchNorm]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, moments, is_live, weight):
+        """Images `[N, H, W, 3]` in, `[N, H/4, W/4, features]` out."""
+        x = _conv(self.features, 7, 2, self.dtype, "conv")(x)
+        live = batch_moments(x, weight) if is_live(f"{self.name}_bn") else None
+        x = nn.relu(self.norm(name="bn")(x, live))
+        # After a ReLU, max_pool's padding with -inf equals Keras's padding with zeros.
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), None
+
+
+class Transition(nn.Module):
+    """Between two dense stages: norm, ReLU, 1×1 to half the channels, 2×2 average pooling."""
+
+    norm: Callable[..., BatchNorm]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, moments, is_live, weight):
+        """`[N, H, W, C]` in, `[N, H/2, W/2, C/2]` out; the moments start anew."""
+        live = is_live(f"{self.name}_bn")
+        if live and moments is None:
+            moments = batch_moments(x, weight)
+        x = nn.relu(self.norm(name="bn")(x, moments if live else None))
+        x = Pointwise(x.shape[-1] // 2, self.dtype, name="conv")(x)
+        return nn.avg_pool(x, (2, 2), strides=(2, 2)), None
+
+
+class Head(nn.Module):
+    """Global average pooling, then dropout and ReLU layers, then one Dense layer to the logits.
+
+    In float32, whatever the network computes in. `hidden=(256,)` and `dropout=0.5` are the
+    recipe's: pool, dropout, Dense 256 ReLU, dropout, Dense `num_classes`.
+    """
+
+    num_classes: int
+    hidden: Sequence[int]
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, dropout: bool) -> jax.Array:
+        """Features `[N, h, w, C]`, or already pooled `[N, C]`, to logits `[N, num_classes]`."""
+        x = pool(x)
+        for i, features in enumerate(self.hidden, start=1):
+            x = nn.Dropout(self.dropout, deterministic=not dropout)(x)
+            x = nn.relu(nn.Dense(features, name=f"dense_{i}", **_DENSE)(x))
+        x = nn.Dropout(self.dropout, deterministic=not dropout)(x)
+        return nn.Dense(self.num_classes, name="predictions", **_DENSE)(x)
+
+
+def pool(x: jax.Array) -> jax.Array:
+    """Global average pooling in float32; features `[N, C]` that are pooled already stay."""
+    return x.mean(axis=(1, 2), dtype=jnp.float32) if x.ndim == 4 else x.astype(jnp.float32)
+
+
+class DenseNet(nn.Module):
+    """A DenseNet: the backbone, and a head if `num_classes` is given.
+
+    Use `DenseNet121`, `DenseNet161`, `DenseNet169` or `DenseNet201`.
+
+    Attributes:
+      blocks: blocks in each dense stage.
+      num_classes: 0 for the backbone alone (Keras: `include_top=False`), which returns features
+        `[N, H/32, W/32, C]`; else the model returns logits `[N, num_classes]`, never probabilities.
+      hidden: sizes of the ReLU layers between pooling and the last Dense layer; none by default.
+      dropout: rate before each Dense layer of the head.
+      growth_rate: channels that a block adds.
+      stem_features: channels of the stem.
+      epsilon: of every BatchNorm; Keras 1.001e-5, torch 1e-5.
+      momentum: share of the running statistics kept at each step; Keras 0.99.
+      final_relu: whether a ReLU follows the last norm (TIAToolbox's networks have none).
+      dtype: what convolutions and activations are computed in. Parameters, statistics and the
+        head are float32 in any case.
+    """
+
+    blocks: Sequence[int]
+    num_classes: int = 0
+    hidden: Sequence[int] = ()
+    dropout: float = 0.0
+    growth_rate: int = 32
+    stem_features: int = 64
+    epsilon: float = 1.001e-5
+    momentum: float = 0.99
+    final_relu: bool = True
+    dtype: Any = jnp.float32
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units in order; 'head' is last if the model has one."""
+        return line_of_units(self.blocks) + (("head",) if self.num_classes else ())
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        live_norms: Collection[str] = (),
+        dropout: bool = False,
+        weight: jax.Array | None = None,
+    ) -> jax.Array:
+        """Runs the units from `start` up to, not including, `stop`; by default all of them.
+
+        Args:
+          x: preprocessed images, float `[N, H, W, 3]` with H, W ≥ 32; or, with `start`, what the
+            units before it give. `start='head'` takes feature maps or pooled features `[N, C]`.
+          start: first unit to run.
+          stop: unit to stop before.
+          live_norms: Keras names of the BatchNorms that use the batch's statistics and, where
+            `batch_stats` is mutable, update the running ones. All others are in inference mode.
+          dropout: whether dropout is on; needs `rngs={'dropout': key}`.
+          weight: `[N]`, how much each example counts in batch statistics; padding has 0.
+
+        Raises:
+          ValueError: `start` or `stop` is no unit, or `x` is not what the first unit takes.
+        """
+        units = self.units
+        for name in (start, stop):
+            if name is not None and name not in units:
+                raise ValueError(f"{name!r} is no unit of this network: {', '.join(units)}")
+        first = units.index(start) if start else 0
+        last = units.index(stop) if stop else len(units)
+        if first == 0:
+            _check_images(x)
+
+        def is_live(layer: str) -> bool:
+            return layer in live_norms
+
+        def norm(name: str) -> BatchNorm:
+            return BatchNorm(self.epsilon, self.momentum, self.dtype, name=name)
+
+        moments = None
+        x = x if units[first] == "head" else jnp.asarray(x, self.dtype)
+        for unit in units[first:last]:
+            if unit == "stem":
+                run = Stem(self.stem_features, norm, self.dtype, name="conv1")
+            elif unit.startswith("pool"):
+                run = Transition(norm, self.dtype, name=unit)
+            elif unit == "norm":
+                if is_live("bn") and moments is None:
+                    moments = batch_moments(x, weight)
+                x = norm(name="bn")(x, moments if is_live("bn") else None)
+                x = nn.relu(x) if self.final_relu else x
+                continue
+            elif unit == "head":
+                head = Head(self.num_classes, self.hidden, self.dropout, name="head")
+                return head(x, dropout=dropout)
+            else:
+                run = Block(self.growth_rate, norm, self.dtype, name=unit)
+            x, moments = run(x, moments, is_live, weight)
+        return x
+
+
+def line_of_units(blocks: Sequence[int]) -> tuple[str, ...]:
+    """The units of a backbone in order, from 'stem' to 'norm'."""
+    line = ["stem"]
+    for stage, count in enumerate(blocks, start=2):
+        line += [f"conv{stage}_block{i}" for i in range(1, count + 1)]
+        line += [f"pool{stage}"] if stage < len(blocks) + 1 else ["norm"]
+    return tuple(line)
+
+
+def DenseNet121(**kwargs) -> DenseNet:
+    """DenseNet-121: 7,037,504 parameters without the head. Arguments as for `DenseNet`."""
+    return DenseNet(blocks=(6, 12, 24, 16), **kwargs)
+
+
+def DenseNet161(**kwargs) -> DenseNet:
+    """DenseNet-161 (torchvision and timm only): growth rate 48, stem of 96 channels."""
+    return DenseNet(blocks=(6, 12, 36, 24), growth_rate=48, stem_features=96, **kwargs)
+
+
+def DenseNet169(**kwargs) -> DenseNet:
+    """DenseNet-169: 12,642,880 parameters without the head. Arguments as for `DenseNet`."""
+    return DenseNet(blocks=(6, 12, 32, 32), **kwargs)
+
+
+def DenseNet201(**kwargs) -> DenseNet:
+    """DenseNet-201: 18,321,984 parameters without the head. Arguments as for `DenseNet`."""
+    return DenseNet(blocks=(6, 12, 48, 32), **kwargs)
+
+
+NETWORKS: dict[str, Callable[..., DenseNet]] = {
+    "densenet121": DenseNet121,
+    "densenet161": DenseNet161,
+    "densenet169": DenseNet169,
+    "densenet201": DenseNet201,
+}
+
+_DENSE: dict[str, Any] = {"kernel_init": nn.initializers.glorot_uniform()}
+
+
+def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.initializers.glorot_uniform(),
+        name=name,
+    )
+
+
+def _check_images(x: jax.Array) -> None:
+    if x.ndim != 4 or min(x.shape[1:3]) < 32:
+        raise ValueError(f"images: expected [N, H, W, 3] with H, W of at least 32, got {x.shape}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"images: expected preprocessed floats, got {x.dtype}; call preprocess_input first"
+        )
