@@ -9,11 +9,13 @@ Networks", CVPR 2017. Numbers (padding, epsilon, momentum, initialisers): `keras
 (The head is the exception: `params['head']['predictions']` is Keras's `predictions`.)
 """
 
-from collections.abc import Callable, Collection, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
@@ -337,6 +339,35 @@ def DenseNet201(**kwargs) -> DenseNet:
     return DenseNet(blocks=(6, 12, 48, 32), **kwargs)
 
 
+def init_variables(model: DenseNet, seed: int) -> dict[str, Any]:
+    """Random variables: Keras's initial values (Glorot uniform kernels), drawn leaf by leaf.
+
+    The same distributions as `model.init`, without its compilation of six hundred random draws;
+    each leaf depends on the seed and its own name alone, so a head is the same on any backbone.
+
+    Returns:
+      `{'params': …, 'batch_stats': …}` of float32 NumPy arrays.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        if name != "kernel":
+            return np.full(leaf.shape, name in ("scale", "var"), np.float32)
+        rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
+        receptive_field = int(np.prod(leaf.shape[:-2]))
+        limit = np.sqrt(6 / (receptive_field * (leaf.shape[-2] + leaf.shape[-1])))
+        return rng.uniform(-limit, limit, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def select(tree: Mapping[str, Any], units: Collection[str]) -> dict[str, Any]:
+    """The part of a tree of parameters or statistics that belongs to these units."""
+    keys = {_KEY_OF_UNIT.get(unit, unit) for unit in units}
+    return {key: value for key, value in tree.items() if key in keys}
+
+
 NETWORKS: dict[str, Callable[..., DenseNet]] = {
     "densenet121": DenseNet121,
     "densenet161": DenseNet161,
@@ -344,6 +375,7 @@ NETWORKS: dict[str, Callable[..., DenseNet]] = {
     "densenet201": DenseNet201,
 }
 
+_KEY_OF_UNIT = {"stem": "conv1", "norm": "bn"}  # all others are named after their unit
 _DENSE: dict[str, Any] = {"kernel_init": nn.initializers.glorot_uniform()}
 
 

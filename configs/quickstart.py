@@ -1,0 +1,23 @@
+"""Drawn tissue tiles, minutes on two CPU cores, no network: what `make demo` runs."""
+
+from ml_collections import ConfigDict
+
+from configs import keras_recipe
+
+
+def get_config() -> ConfigDict:
+    config = keras_recipe.get_config()
+    config.evaluate = "best"
+    config.model.weights = "random"  # ImageNet's need a download
+    config.model.bn_momentum = 0.9  # a hundred steps are too few for 0.99 to forget where it began
+    config.data.name = "drawn"
+    config.data.image_size = (64, 96)
+    config.data.drawn = ConfigDict()
+    config.data.drawn.benign_patients = 16
+    config.data.drawn.malignant_patients = 16
+    config.data.drawn.tiles_per_patient = 12
+    config.data.drawn.size = (175, 115)
+    config.data.drawn.seed = 0
+    config.stages.head.epochs = 5
+    config.stages.finetune.epochs = 6
+    return config

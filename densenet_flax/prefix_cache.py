@@ -1,0 +1,153 @@
+"""Run the frozen part of the network once.
+
+Until it is trained, the part of the network before a stage's frontier is a fixed function of the
+image. One pass over the images gives, for every stage, what enters at its cut; the stage's epochs
+then start from there. Keras runs that part again in every epoch.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from densenet_flax.data.source import Dataset, batches
+from densenet_flax.errors import InputError
+from densenet_flax.frontier import Frontier
+from densenet_flax.predict import Pipeline
+from densenet_flax.sharding import shard_batch
+
+CACHE_MODES = ("auto", "memory", "off")
+
+
+class StageInputs:
+    """What enters a stage at its cut: images, features computed on the fly, or cached features.
+
+    Call it with ids `[B]`; it gives an array of `B` rows.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        pipeline: Pipeline,
+        variables: Mapping[str, Any],
+        cut: str,
+        cached: "Cached | None" = None,
+    ):
+        """Takes the cut and, where there is one, the cache that holds its features."""
+        self._dataset, self._pipeline, self._variables = dataset, pipeline, variables
+        self._cut, self._cached = cut, cached
+
+    def __call__(self, ids: np.ndarray) -> Any:
+        """Rows of images (uint8) if the cut is the stem, else of features."""
+        if self._cached is not None:
+            return self._cached.rows(ids)
+        images = self._dataset.images[ids]
+        if self._cut == "stem":
+            return images
+        batch = shard_batch({"image": images, "weight": np.ones(len(ids))}, self._pipeline.mesh)
+        features = self._pipeline.run(self._variables, batch["image"], stop=self._cut)
+        return features[: len(ids)]
+
+
+class Cached:
+    """Features of some images at one cut, in host memory."""
+
+    def __init__(self, ids: np.ndarray, features: np.ndarray):
+        """Takes the ids `[N]` and their features `[N, …]`."""
+        self.features = features
+        self._row = {int(i): row for row, i in enumerate(ids)}
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Features `[B, …]` of these ids."""
+        return self.features[[self._row[int(i)] for i in ids]]
+
+
+def shared_cuts(frontiers: Sequence[Frontier]) -> list[str]:
+    """Cuts whose features one pass with today's weights gives, for a list of coming stages.
+
+    A stage can share the pass if no stage before it trains anything in its prefix: as long as each
+    frontier lies at or before the one before it, which is how people unfreeze.
+    """
+    cuts: list[str] = []
+    earliest = None
+    for frontier in frontiers:
+        if frontier.cut == "stem" or (earliest is not None and frontier.index > earliest):
+            continue
+        earliest = frontier.index
+        if frontier.cut not in cuts:
+            cuts.append(frontier.cut)
+    return cuts
+
+
+def compute(
+    pipeline: Pipeline,
+    variables: Mapping[str, Any],
+    dataset: Dataset,
+    ids: np.ndarray,
+    cuts: Sequence[str],
+    *,
+    batch_size: int,
+    mode: str = "auto",
+) -> dict[str, Cached]:
+    """Features of the images at each cut, in one pass; empty where the mode or memory says no.
+
+    Args:
+      pipeline: the compiled network.
+      variables: of the whole network.
+      dataset: where the images are.
+      ids: which images.
+      cuts: units; the features are what enters them (pooled for 'head').
+      batch_size: images at a time.
+      mode: 'auto', cache if it fits in half of the free memory; 'memory', always; 'off', never.
+
+    Raises:
+      InputError: the mode is unknown.
+    """
+    if mode not in CACHE_MODES:
+        raise InputError(f"config.cache={mode!r}: expected one of {', '.join(CACHE_MODES)}")
+    order = [unit for unit in pipeline.cuts if unit in cuts]
+    if mode == "off" or not order or not len(ids):
+        return {}
+    found: dict[str, np.ndarray] = {}
+    bar = tqdm(total=len(ids), desc="frozen prefix", unit="img", dynamic_ncols=True)
+    done = 0
+    for rows, weight in batches(ids, batch_size):
+        batch = shard_batch({"x": dataset.images[rows], "weight": weight}, pipeline.mesh)
+        x, here, count = batch["x"], "stem", int(weight.sum())
+        for cut in order:
+            x, here = pipeline.run(variables, x, start=here, stop=cut), cut
+            values = np.asarray(x)[:count]
+            if cut not in found:
+                found[cut] = np.empty((len(ids), *values.shape[1:]), values.dtype)
+            found[cut][done : done + count] = values
+        if not done and mode == "auto" and not _fits(found):
+            bar.close()
+            return {}
+        done += count
+        bar.update(count)
+    bar.close()
+    size = sum(features.nbytes for features in found.values())
+    logging.info(
+        "prefix cache: %d images at %s in host memory, %.2f GB; the frozen part runs once",
+        len(ids),
+        ", ".join(order),
+        size / 1e9,
+    )
+    return {cut: Cached(ids, features) for cut, features in found.items()}
+
+
+def _fits(found: Mapping[str, np.ndarray]) -> bool:
+    size = sum(features.nbytes for features in found.values())
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size <= free / 2:
+        return True
+    logging.info(
+        "prefix cache off: it would take %.1f GB of %.1f GB free memory; "
+        "the frozen part runs in every epoch",
+        size / 1e9,
+        free / 1e9,
+    )
+    return False

@@ -1,0 +1,68 @@
+"""Train and evaluate: `python main.py --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+It parses, sets up logging and devices, and hands over to `densenet_flax`; nothing else.
+"""
+
+import logging as python_logging
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+
+
+def _fail(message: object) -> None:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Flags and configuration, or one line on what is wrong with them."""
+    try:
+        rest = flags.FLAGS(argv)
+        _ = dict(_CONFIG.value or {})  # a configuration that failed to load says so when read
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        _fail(error.args[0] if isinstance(error, KeyError | AttributeError) else error)
+    if rest[1:]:
+        _fail(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    for flag in (_CONFIG, _WORKDIR):
+        if flag.value is None:
+            _fail(f"--{flag.name}=… is missing; see the top of main.py")
+    return rest
+
+
+def _set_up_logging() -> None:
+    """Our own messages, bare; of the libraries, only their warnings."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    ours = (os.path.join(here, "densenet_flax"), os.path.abspath(__file__))
+    handler = logging.get_absl_handler()
+    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    handler.addFilter(lambda r: r.pathname.startswith(ours) or r.levelno >= python_logging.WARNING)
+    logging.set_verbosity(logging.INFO)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the mode and turns what the user can mend into one line and exit status 1."""
+    _set_up_logging()
+    import jax  # after the flags are known to be right: importing it takes seconds
+
+    from densenet_flax import experiment
+    from densenet_flax.errors import InputError
+
+    modes = {"train": experiment.train_and_evaluate, "evaluate": experiment.evaluate}
+    try:
+        cache = experiment.cache_directory(_CONFIG.value) / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
+    except InputError as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)
