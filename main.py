@@ -7,6 +7,7 @@ import logging as python_logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -16,23 +17,31 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 
 
-def _fail(message: object) -> None:
+def _fail(message: object) -> NoReturn:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(1)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags and configuration, or one line on what is wrong with them."""
+    for flag in ("config", "workdir"):
+        given = [a.partition("=") for a in argv if a.lstrip("-").split("=")[0] == flag]
+        if not given and not any("help" in a for a in argv):
+            _fail(f"--{flag}=… is missing; see the top of main.py")
+        path = given[-1][2].split(":")[0] if given else ""
+        if flag == "config" and path and not os.path.isfile(path):
+            _fail(f"--config={path}: no such file; the configurations are in configs/")
     try:
         rest = flags.FLAGS(argv)
-        _ = dict(_CONFIG.value or {})  # a configuration that failed to load says so when read
+        _ = _CONFIG.value.to_dict()  # a configuration that failed to load says so when read
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        _fail(error.args[0] if isinstance(error, KeyError | AttributeError) else error)
+        cause: object = error
+        while isinstance(cause, Exception) and cause.args:  # ml_collections wraps them
+            cause = cause.args[0]
+        text = str(cause)
+        _fail(text.strip().splitlines()[-1] if "Traceback" in text else text)
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
-            _fail(f"--{flag.name}=… is missing; see the top of main.py")
     return rest
 
 
@@ -59,7 +68,7 @@ def main(_: Sequence[str]) -> None:
         cache = experiment.cache_directory(_CONFIG.value) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        modes[_MODE.value](_CONFIG.value, _WORKDIR.value)
+        modes[_MODE.value](_CONFIG.value, str(_WORKDIR.value))
     except InputError as error:
         _fail(error)
 

@@ -271,7 +271,13 @@ def _evaluate(
     info = {
         "title": place.path.name,
         "warnings": warnings,
-        "split": {**split.policy, "hash": split.hash, "counts": split.counts},
+        # load_split and patient_split assert it, so nothing else gets here
+        "split": {
+            **split.policy,
+            "hash": split.hash,
+            "counts": split.counts,
+            "patient_disjoint": True,
+        },
         "config": config.to_dict(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _VERSIONS},

@@ -50,23 +50,21 @@ def keras_layers(blocks: Sequence[int]) -> tuple[KerasLayer, ...]:
     """The layers of `keras.applications.DenseNetX(include_top=False)`, in Keras's order."""
     layers = [KerasLayer("input_layer", "")]
 
-    def add(unit: str, *names: str, variables: Mapping[str, tuple[str, ...]]) -> None:
-        layers.extend(KerasLayer(name, unit, variables.get(name, ())) for name in names)
-
+    paths: dict[str, tuple[str, ...]]
     for unit in line_of_units(blocks):
         if unit == "stem":
-            names = ("zero_padding2d", "conv1_conv", "conv1_bn", "conv1_relu")
-            names += ("zero_padding2d_1", "pool1")
+            names = ["zero_padding2d", "conv1_conv", "conv1_bn", "conv1_relu"]
+            names += ["zero_padding2d_1", "pool1"]
             paths = {"conv1_conv": ("conv1", "conv"), "conv1_bn": ("conv1", "bn")}
         elif unit == "norm":
-            names, paths = ("bn", "relu"), {"bn": ("bn",)}
+            names, paths = ["bn", "relu"], {"bn": ("bn",)}
         else:
-            inner = ("bn", "relu", "conv", "pool")
+            inner = ["bn", "relu", "conv", "pool"]
             if not unit.startswith("pool"):
-                inner = ("0_bn", "0_relu", "1_conv", "1_bn", "1_relu", "2_conv", "concat")
-            names = tuple(f"{unit}_{name}" for name in inner)
+                inner = ["0_bn", "0_relu", "1_conv", "1_bn", "1_relu", "2_conv", "concat"]
+            names = [f"{unit}_{name}" for name in inner]
             paths = {f"{unit}_{n}": (unit, n) for n in inner if n.endswith(("bn", "conv"))}
-        add(unit, *names, variables=paths)
+        layers += [KerasLayer(name, unit, paths.get(name, ())) for name in names]
     return tuple(layers)
 
 

@@ -289,6 +289,7 @@ class DenseNet(nn.Module):
             return BatchNorm(self.epsilon, self.momentum, self.dtype, name=name)
 
         moments = None
+        run: nn.Module
         x = x if units[first] == "head" else jnp.asarray(x, self.dtype)
         for unit in units[first:last]:
             if unit == "stem":

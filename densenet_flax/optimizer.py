@@ -10,7 +10,7 @@ import optax
 class KerasAdamState(NamedTuple):
     """Steps taken and the two running moments of the gradient."""
 
-    count: jax.Array
+    steps: jax.Array
     mu: Any
     nu: Any
 
@@ -32,13 +32,13 @@ def scale_by_keras_adam(
 
     def update(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
+        steps = optax.safe_increment(state.steps)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment(updates, state.nu, b2, 2)
-        t = count.astype(jnp.float32)
+        t = steps.astype(jnp.float32)
         correction = jnp.sqrt(1 - b2**t) / (1 - b1**t)
         updates = jax.tree.map(lambda m, v: correction * m / (jnp.sqrt(v) + eps), mu, nu)
-        return updates, KerasAdamState(count, mu, nu)
+        return updates, KerasAdamState(steps, mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -18,7 +18,7 @@ from densenet_flax.sharding import shard_batch
 def _forward(model: DenseNet, variables, x, *, start: str, stop: str | None, preprocessing: str):
     if start == "stem":
         x = preprocess_input(x, preprocessing)
-    y = model.apply(variables, x, start=start, stop=stop)
+    y: Any = model.apply(variables, x, start=start, stop=stop)
     return pool(y) if stop == "head" else y
 
 

@@ -152,7 +152,7 @@ class Trainer:
             opt_state = self.checkpoints.restore_opt_state(
                 position.step, state.opt_state, replicated(self.mesh)
             )
-            state = state.replace(opt_state=opt_state)
+            state = dataclasses.replace(state, opt_state=opt_state)
         n = len(self.split.train)
         bar = tqdm(
             total=stage.epochs * n,
@@ -205,19 +205,19 @@ class Trainer:
                 shown = time.perf_counter()
                 loss, accuracy = (float(sums[name] / sums["count"]) for name in ("loss", "correct"))
                 bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.3f}")
-        loss = np.array([float(sums["loss"]) for sums in steps])
-        if not np.isfinite(loss).all():
-            bad = int(np.flatnonzero(~np.isfinite(loss))[0])
+        losses = np.array([float(sums["loss"]) for sums in steps])
+        if not np.isfinite(losses).all():
+            bad = int(np.flatnonzero(~np.isfinite(losses))[0])
             files = self.dataset.files[order[bad * self.batch_size :][:3]]
             raise InputError(
-                f"stage {program.stage.name!r}: the loss became {loss[bad]} at step "
+                f"stage {program.stage.name!r}: the loss became {losses[bad]} at step "
                 f"{int(state.step) - len(steps) + bad + 1} (images {', '.join(files)}, …); the "
                 "checkpoint before this epoch is kept; try a learning rate below "
                 f"{program.stage.learning_rate:g}"
             )
         count = sum(float(sums["count"]) for sums in steps)
         correct = sum(float(sums["correct"]) for sums in steps)
-        return state, {"train_loss": float(loss.sum() / count), "train_accuracy": correct / count}
+        return state, {"train_loss": float(losses.sum() / count), "train_accuracy": correct / count}
 
     def _validate(
         self, variables: Mapping[str, Any], inputs: prefix_cache.StageInputs, cut: str

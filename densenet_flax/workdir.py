@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from densenet_flax.errors import InputError
 from densenet_flax.data.atomic import write_text, writing
+from densenet_flax.errors import InputError
 
 # Where the data lies and how fast it is read may change between starts; what is trained may not.
 _FREE_KEYS = ("data.path", "cache", "cache_dir")

@@ -1,0 +1,54 @@
+"""Tables small enough to work out by hand, and random ones."""
+
+import numpy as np
+import pytest
+
+from densenet_flax.evaluation import Predictions
+
+
+def table(**columns):
+    """Predictions with every column that is not given filled in."""
+    n = len(columns["label"])
+    filled = {
+        "file": [f"image{i}.png" for i in range(n)],
+        "patient": ["p"] * n,
+        "subtype": [""] * n,
+        "magnification": [40] * n,
+        "slide": [""] * n,
+    }
+    return Predictions(**{**filled, **columns})
+
+
+@pytest.fixture
+def make():
+    return table
+
+
+@pytest.fixture
+def hand():
+    """Patient a: benign, 2 of 2 right; b: malignant, 1 of 4; c: malignant, 2 of 2."""
+    return table(
+        patient=["a", "a", "b", "b", "b", "b", "c", "c"],
+        subtype=["adenosis"] * 2 + ["ductal_carcinoma"] * 4 + ["papillary_carcinoma"] * 2,
+        magnification=[40, 100, 40, 100, 40, 100, 40, 100],
+        label=[0, 0, 1, 1, 1, 1, 1, 1],
+        probability=[0.1, 0.4, 0.9, 0.2, 0.3, 0.4, 0.6, 0.5],
+    )
+
+
+@pytest.fixture
+def random_table():
+    def build(seed, n=200):
+        rng = np.random.default_rng(seed)
+        patient = rng.integers(0, 12, n)
+        label = (patient % 3 > 0).astype(int)
+        return table(
+            patient=[f"p{i}" for i in patient],
+            label=label,
+            # Rounded, so that some probabilities are tied and some sit on the threshold.
+            probability=np.round(np.clip(0.3 + 0.3 * label + rng.normal(0, 0.25, n), 0, 1), 1),
+            magnification=rng.choice([40, 100, 200, 400], n),
+            subtype=np.where(label == 1, "ductal_carcinoma", "adenosis"),
+        )
+
+    return build
