@@ -5,6 +5,7 @@ It parses, sets up logging and devices, and hands over to `densenet_flax`; nothi
 
 import logging as python_logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,6 +16,12 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes: 'auto', or address:port of the first one."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes; not with 'auto'.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Which one this is, from 0; not with 'auto'.")
 
 
 def _fail(message: object) -> NoReturn:
@@ -62,7 +69,16 @@ def main(_: Sequence[str]) -> None:
 
     from densenet_flax import experiment
     from densenet_flax.errors import InputError
+    from densenet_flax.sharding import start_processes
+    from densenet_flax.train import Stopped
 
+    if _COORDINATOR.value:
+        try:
+            start_processes(
+                _COORDINATOR.value, int(_PROCESSES.value or 1), int(_PROCESS.value or 0)
+            )
+        except InputError as error:
+            _fail(error)
     modes = {"train": experiment.train_and_evaluate, "evaluate": experiment.evaluate}
     try:
         cache = experiment.cache_directory(_CONFIG.value) / "xla"
@@ -71,6 +87,9 @@ def main(_: Sequence[str]) -> None:
         modes[_MODE.value](_CONFIG.value, str(_WORKDIR.value))
     except InputError as error:
         _fail(error)
+    except Stopped as reason:
+        print(reason, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

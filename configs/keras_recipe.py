@@ -14,6 +14,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 32
     config.cache = "auto"  # the frozen part once: 'auto' if it fits in memory, 'memory' or 'off'
     config.cache_dir = ""  # prepared data, compiled programs; '' is ~/.cache/densenet_flax
+    config.log_every = 10  # steps between two lines of metrics
+    config.tensorboard = False
     config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
 
     config.model = ConfigDict()
@@ -37,16 +39,36 @@ def get_config() -> ConfigDict:
     config.split.validation_fraction = 0.15
     config.split.seed = 0
 
-    config.stages = ConfigDict()
+    config.label_smoothing = 0.0
+    config.class_weights = "none"  # or 'balanced', or '1.0,0.5': once, in the loss
+    config.ema_decay = 0.0  # of an average of the weights, such as 0.99; 0 for none
+
     config.stage_order = ("head", "finetune")
-    config.stages.head = ConfigDict()
-    config.stages.head.unfreeze_from = "head"
-    config.stages.head.epochs = 10
-    config.stages.head.learning_rate = 1e-3
-    config.stages.head.bn_mode = "keras"
-    config.stages.finetune = ConfigDict()
-    config.stages.finetune.unfreeze_from = "300"  # Keras: model.layers[300:]
-    config.stages.finetune.epochs = 10
-    config.stages.finetune.learning_rate = 1e-3
-    config.stages.finetune.bn_mode = "keras"
+    config.stages = ConfigDict()
+    config.stages.head = stage("head")
+    config.stages.finetune = stage("300")  # Keras: model.layers[300:]
+    return config
+
+
+def stage(unfreeze_from: str, **changes) -> ConfigDict:
+    """A stage with the recipe's settings; see `OptimizerSettings` and `Stage` for what they do."""
+    config = ConfigDict()
+    config.unfreeze_from = unfreeze_from  # a unit, Keras layer or index, 'conv5', 'head', 'all'
+    config.bn_mode = "keras"  # or 'frozen', 'live'
+    config.duration = "10 epochs"  # or '500 steps', '8000 examples'
+    config.learning_rate = 1e-3
+    config.optimizer = "adam"  # or adamw, sgd
+    config.schedule = "constant"  # or cosine, plateau
+    config.warmup = "0 steps"  # or '5%'
+    config.weight_decay = 0.0
+    config.momentum = 0.0
+    config.clip_norm = 0.0
+    config.layer_decay = 1.0
+    config.accumulate = 1
+    config.plateau_factor = 0.5
+    config.plateau_patience = 2
+    config.keep_moments = False
+    config.patience = 0  # epochs without a lower validation loss before the stage ends; 0: never
+    config.restore_best = False
+    config.update(changes)
     return config

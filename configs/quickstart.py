@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     config.data.drawn.tiles_per_patient = 12
     config.data.drawn.size = (175, 115)
     config.data.drawn.seed = 0
-    config.stages.head.epochs = 5
-    config.stages.finetune.epochs = 6
+    config.stages.head.duration = "5 epochs"
+    config.stages.finetune.duration = "6 epochs"
+    config.stages.finetune.learning_rate = 3e-4
     return config

@@ -6,80 +6,103 @@ A checkpoint has three items: `model` (params and statistics, all that inference
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from densenet_flax.errors import InputError
+from densenet_flax.files import writing
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds.
+    """What a checkpoint holds; arrays are NumPy's, so that any number of devices can take them.
 
     Attributes:
       step: of the whole run.
-      variables: `{'params': …, 'batch_stats': …}` as NumPy arrays.
+      variables: `{'params': …, 'batch_stats': …}`.
+      train: leaves of what else training needs, by name.
       meta: what `save` was given.
     """
 
     step: int
     variables: dict[str, Any]
+    train: dict[str, np.ndarray]
     meta: dict[str, Any]
 
 
+@dataclasses.dataclass
+class _KeepNamed(policies.PreservationPolicy):
+    """Keeps the last checkpoint and those that are named."""
+
+    steps: frozenset[int] = frozenset()
+
+    def should_preserve(self, checkpoints, *, context):
+        last = max((info.step for info in checkpoints), default=None)
+        return [info.step == last or info.step in self.steps for info in checkpoints]
+
+
 class Checkpoints:
-    """The checkpoints of one work directory: the last one and the best one are kept."""
+    """The checkpoints of one work directory."""
 
     def __init__(self, directory: Path):
-        """Opens, or creates, `directory`."""
+        """Opens, or creates, `directory`.
+
+        Raises:
+          InputError: it cannot be opened.
+        """
         self.directory = directory.resolve()  # Orbax wants absolute paths
-        keep = [
-            policies.LatestN(1),
-            policies.BestN(get_metric_fn=lambda m: m["validation_loss"], reverse=True, n=1),
-        ]
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(keep),
-                enable_async_checkpointing=False,
-            ),
+        self._keep = _KeepNamed()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._keep, enable_async_checkpointing=False
         )
+        with writing(self.directory):
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     @property
     def steps(self) -> list[int]:
         """Steps that are kept, ascending."""
         return sorted(self._manager.all_steps())
 
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes of the run agreed to stop at this step, one being asked to."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
     def save(
         self,
         step: int,
         variables: Mapping[str, Any],
-        opt_state: Any,
+        train: Any,
         meta: Mapping[str, Any],
         *,
-        validation_loss: float,
+        keep: Iterable[int] = (),
     ) -> None:
-        """Writes a checkpoint; the one before stays until this one is whole.
+        """Writes a checkpoint; those before stay until this one is whole.
+
+        Args:
+          step: of the whole run.
+          variables: the network, all that inference needs.
+          train: a tree of what else training needs.
+          meta: anything that JSON can hold.
+          keep: steps whose checkpoints stay; all others but this one go.
 
         Raises:
           InputError: it cannot be written, because the disk is full for one.
         """
+        self._keep.steps = frozenset(keep)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(dict(variables)),
-                    train=ocp.args.StandardSave(_by_name(opt_state)),
+                    model=ocp.args.StandardSave(jax.tree.map(np.asarray, dict(variables))),
+                    train=ocp.args.StandardSave(by_name(train)),
                     meta=ocp.args.JsonSave(json.loads(json.dumps(meta))),
                 ),
-                metrics={"validation_loss": validation_loss},
             )
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) or "RESOURCE_EXHAUSTED" in str(error):
@@ -91,35 +114,38 @@ class Checkpoints:
             raise
 
     def restore(self, step: int) -> Restored:
-        """The model of a checkpoint and where the run stood.
+        """Reads a checkpoint.
 
         Raises:
           InputError: it cannot be read.
         """
-        names = ocp.args.Composite(model=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-        found = self._read(step, names)
-        variables = jax.tree.map(np.asarray, found["model"])
-        return Restored(step, variables, found["meta"])
-
-    def restore_opt_state(self, step: int, like: Any, sharding: Sharding) -> Any:
-        """The optimizer state, in the structure of `like`, on the devices of `sharding`."""
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _by_name(like)
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(),
+            train=ocp.args.StandardRestore(),
+            meta=ocp.args.JsonRestore(),
         )
-        names = ocp.args.Composite(train=ocp.args.StandardRestore(target))
-        found = self._read(step, names)["train"]
-        paths, structure = jax.tree_util.tree_flatten_with_path(like)
-        leaves = [found[jax.tree_util.keystr(path)] for path, _ in paths]
-        return jax.tree_util.tree_unflatten(structure, leaves)
-
-    def _read(self, step: int, items: Any) -> Any:
         try:
-            return self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError) as error:
+            found = self._manager.restore(step, args=items)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.directory / str(step)}: this checkpoint cannot be read "
                 f"({_first_line(error)}); remove that folder to go on from an earlier one"
             ) from error
+        model, train = (jax.tree.map(np.asarray, found[name]) for name in ("model", "train"))
+        return Restored(step, model, train, found["meta"])
+
+
+def by_name(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by name, so that a checkpoint depends on no class of optax."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_names(leaves: Mapping[str, Any], like: Any) -> Any:
+    """The inverse of `by_name`: a tree of the structure of `like`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: leaves[jax.tree_util.keystr(path)], like
+    )
 
 
 def read_model(directory: str | Path, step: int | None = None) -> tuple[dict[str, Any], dict]:
@@ -145,12 +171,6 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[dict[str
     checkpoints = Checkpoints(directory)
     restored = checkpoints.restore(checkpoints.steps[-1] if step is None else step)
     return restored.variables, restored.meta["network"]
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    """A tree as a flat dict, so that a checkpoint depends on no class of optax."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def _first_line(error: BaseException) -> str:

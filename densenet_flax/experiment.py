@@ -1,9 +1,11 @@
 """From a configuration and a work directory to a trained, evaluated and reported network."""
 
+import functools
 import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from sklearn.utils.class_weight import compute_class_weight
 from tqdm import tqdm
 
 from densenet_flax import frontier
@@ -22,10 +25,11 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report import verdict, write_report
 from densenet_flax.model import NETWORKS, DenseNet, init_variables, preprocess_input
+from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.predict import Pipeline, predict_logits, probabilities
-from densenet_flax.sharding import make_mesh, replicate
-from densenet_flax.step import Stage
-from densenet_flax.train import Position, Trainer
+from densenet_flax.sharding import is_first_process, make_mesh, replicate
+from densenet_flax.step import Loss, Stage
+from densenet_flax.train import Position, Trainer, best_step
 from densenet_flax.weights import load_weights
 from densenet_flax.workdir import Workdir
 
@@ -53,27 +57,29 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     Raises:
       InputError: anything in the configuration, the data, the weights or the work directory that
         the user can mend.
+      Stopped: the process was asked to stop; the run is saved.
     """
     place = Workdir(workdir)
     with place.lock():
         started = time.perf_counter()
-        model, stages = build_model(config), build_stages(config)
+        model = build_model(config)
         dataset = open_dataset(config.data, cache_directory(config))
         split = open_split(config, dataset, place)
         check_batch_size(len(split.train), config.batch_size)
+        stages = build_stages(config, len(split.train))
+        loss = build_loss(config, dataset.labels[split.train])
         place.claim(config.to_dict())
         checkpoints = Checkpoints(place.checkpoints)
-        prepared = time.perf_counter()
+        restored = None
         if checkpoints.steps:
             restored = checkpoints.restore(checkpoints.steps[-1])
-            meta = dict(restored.meta)
-            meta.pop("network")
-            position, variables = Position(**meta), restored.variables
+            position, variables = Position(**restored.meta["position"]), restored.variables
             logging.info("going on from step %d in %s", position.step, place.path)
-            place.rewind_metrics(position.step)
         else:
-            position, variables = Position(), initial_variables(config, model, dataset, split)
-            place.rewind_metrics(-1)
+            position = Position()
+            variables = initial_variables(config, model, dataset, split)
+        place.rewind(position.step)
+        prepared = time.perf_counter()
         trainer = Trainer(
             model=model,
             stages=stages,
@@ -83,14 +89,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             mesh=make_mesh(),
             batch_size=config.batch_size,
             seed=config.seed,
+            loss=loss,
+            ema_decay=config.ema_decay,
             cache=config.cache,
+            log_every=config.log_every,
             network=describe_network(config, dataset),
-            write_metrics=place.append_metrics,
+            write_metrics=place.metrics_writer(tensorboard=config.tensorboard),
+            write_timing=place.timing_writer(),
         )
-        trainer.run(variables, position)
+        trainer.run(variables, position, restored)
         trained = time.perf_counter()
         seconds = {"preparation": prepared - started, "training": trained - prepared}
-        return _evaluate(config, place, model, dataset, split, checkpoints, seconds)
+        return _evaluate(config, place, model, stages, dataset, split, checkpoints, seconds)
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -106,7 +116,6 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
     with place.lock():
         model = build_model(config)
-        build_stages(config)
         place.claim(config.to_dict())
         checkpoints = Checkpoints(place.checkpoints)
         if not checkpoints.steps:
@@ -115,7 +124,8 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             )
         dataset = open_dataset(config.data, cache_directory(config))
         split = load_split(place.split, dataset)
-        return _evaluate(config, place, model, dataset, split, checkpoints, {})
+        stages = build_stages(config, len(split.train))
+        return _evaluate(config, place, model, stages, dataset, split, checkpoints, {})
 
 
 def build_model(config: ConfigDict) -> DenseNet:
@@ -141,13 +151,19 @@ def build_model(config: ConfigDict) -> DenseNet:
     )
 
 
-def build_stages(config: ConfigDict) -> list[Stage]:
-    """The stages of a configuration, in the order of their `order` keys' writing.
+def build_stages(config: ConfigDict, examples: int) -> list[Stage]:
+    """The stages that `config.stage_order` names.
+
+    Args:
+      config: see `configs/keras_recipe.py`.
+      examples: training images, which are an epoch.
 
     Raises:
       InputError: no stage, or one that makes no sense; the message names the key.
     """
-    model = build_model(config)
+    blocks = build_model(config).blocks
+    if not config.stage_order:
+        raise InputError("config.stage_order is empty: a run needs at least one stage")
     stages = []
     for name in config.stage_order:
         if name not in config.stages:
@@ -155,33 +171,81 @@ def build_stages(config: ConfigDict) -> list[Stage]:
                 f"config.stage_order names {name!r}, but config.stages has "
                 f"{', '.join(config.stages)}"
             )
-        stage = config.stages[name]
-        if stage.epochs < 0 or not stage.learning_rate > 0:
-            raise InputError(
-                f"config.stages.{name}: expected epochs of 0 or more and a learning rate above 0, "
-                f"got {stage.epochs} and {stage.learning_rate}"
-            )
         try:
-            at = frontier.resolve(stage.unfreeze_from, model.blocks, bn_mode=stage.bn_mode)
+            stages.append(_build_stage(name, config, blocks, examples))
         except ValueError as error:
             raise InputError(f"config.stages.{name}: {error}") from error
-        stages.append(Stage(name, at, stage.epochs, stage.learning_rate))
-    if not stages:
-        raise InputError("config.stage_order is empty: a run needs at least one stage")
     return stages
+
+
+def _build_stage(name: str, config: ConfigDict, blocks: Sequence[int], examples: int) -> Stage:
+    stage = config.stages[name]
+    in_steps = functools.partial(steps_of, examples=examples, batch_size=config.batch_size)
+    steps = in_steps(stage.duration)
+    settings = OptimizerSettings(
+        learning_rate=stage.learning_rate,
+        name=stage.optimizer,
+        schedule=stage.schedule,
+        warmup=in_steps(stage.warmup, total=steps),
+        weight_decay=stage.weight_decay,
+        momentum=stage.momentum,
+        clip_norm=stage.clip_norm,
+        layer_decay=stage.layer_decay,
+        accumulate=stage.accumulate,
+        plateau_factor=stage.plateau_factor,
+        plateau_patience=stage.plateau_patience,
+    )
+    return Stage(
+        name=name,
+        frontier=frontier.resolve(stage.unfreeze_from, blocks, bn_mode=stage.bn_mode),
+        steps=steps,
+        optimizer=settings,
+        keep_moments=stage.keep_moments,
+        patience=stage.patience,
+        restore_best=stage.restore_best,
+    )
+
+
+def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:
+    """The loss of a configuration, given the labels of the training images.
+
+    Raises:
+      InputError: an option that makes no sense.
+    """
+    if not 0 <= config.label_smoothing < 1 or not 0 <= config.ema_decay < 1:
+        raise InputError("config.label_smoothing and config.ema_decay: expected 0 to below 1")
+    wanted, classes = config.class_weights, np.unique(labels)
+    weights: tuple[float, ...] = ()
+    if wanted == "balanced":
+        balanced = compute_class_weight("balanced", classes=classes, y=labels)
+        weights = tuple(float(weight) for weight in balanced)
+    elif wanted != "none":
+        try:
+            weights = tuple(float(part) for part in wanted.split(","))
+        except ValueError:
+            weights = ()
+        if len(weights) != len(classes) or min(weights) < 0:
+            raise InputError(
+                f"config.class_weights={wanted!r}: expected 'none', 'balanced' or "
+                f"{len(classes)} numbers with a comma between"
+            )
+    return Loss(config.label_smoothing, weights)
 
 
 def open_split(config: ConfigDict, dataset: Dataset, place: Workdir) -> Split:
     """The split of the work directory, checked against the data; made the first time."""
     if not place.split.exists():
         rule = config.split
-        patient_split(
+        split = patient_split(
             dataset,
             group=rule.group,
             test_fraction=rule.test_fraction,
             validation_fraction=rule.validation_fraction,
             seed=rule.seed,
-        ).save(place.split)
+        )
+        if not is_first_process():
+            return split  # the first one writes the same
+        split.save(place.split)
     return load_split(place.split, dataset)
 
 
@@ -228,6 +292,7 @@ def _evaluate(
     config: ConfigDict,
     place: Workdir,
     model: DenseNet,
+    stages: list[Stage],
     dataset: Dataset,
     split: Split,
     checkpoints: Checkpoints,
@@ -235,12 +300,12 @@ def _evaluate(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     last = checkpoints.restore(checkpoints.steps[-1])
-    position = last.meta
+    history = last.meta["position"]["history"]
+    best = best_step(history)
     chosen = last
-    if config.evaluate == "best" and position["best_step"] != last.step:
-        chosen = checkpoints.restore(position["best_step"])
+    if config.evaluate == "best" and best not in (None, last.step):
+        chosen = checkpoints.restore(best)
     mesh = make_mesh()
-    stages = build_stages(config)
     pipeline = Pipeline(model, mesh, cuts=[stage.frontier.cut for stage in stages])
     with tqdm(total=len(split.test), desc="test", unit="img", disable=None) as bar:
         logits = predict_logits(
@@ -287,11 +352,14 @@ def _evaluate(
         "seconds": seconds,
         "stages": [
             f"{stage.name}: {stage.frontier.describe(chosen.variables['params'])} · "
-            f"{stage.epochs} epochs · learning rate {stage.learning_rate:g}"
+            f"{config.stages[stage.name].duration} · {stage.optimizer.name} "
+            f"{stage.optimizer.learning_rate:g}"
             for stage in stages
         ],
     }
-    metrics = write_report(place.report, predictions, position["history"], info)
+    if not is_first_process():
+        return {}
+    metrics = write_report(place.report, predictions, history, info)
     logging.info("%s", verdict(metrics))
     logging.info("report: %s", place.report / "report.html")
     return metrics

@@ -363,9 +363,14 @@ def init_variables(model: DenseNet, seed: int) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def key_of_unit(unit: str) -> str:
+    """The top-level name of a unit in the trees of parameters and statistics."""
+    return {"stem": "conv1", "norm": "bn"}.get(unit, unit)
+
+
 def select(tree: Mapping[str, Any], units: Collection[str]) -> dict[str, Any]:
     """The part of a tree of parameters or statistics that belongs to these units."""
-    keys = {_KEY_OF_UNIT.get(unit, unit) for unit in units}
+    keys = {key_of_unit(unit) for unit in units}
     return {key: value for key, value in tree.items() if key in keys}
 
 
@@ -376,7 +381,6 @@ NETWORKS: dict[str, Callable[..., DenseNet]] = {
     "densenet201": DenseNet201,
 }
 
-_KEY_OF_UNIT = {"stem": "conv1", "norm": "bn"}  # all others are named after their unit
 _DENSE: dict[str, Any] = {"kernel_init": nn.initializers.glorot_uniform()}
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from densenet_flax.data.source import Dataset, batches
 from densenet_flax.model import DenseNet, pool, preprocess_input, select
-from densenet_flax.sharding import shard_batch
+from densenet_flax.sharding import fetch, put_batch
 
 
 @functools.partial(jax.jit, static_argnames=("model", "start", "stop", "preprocessing"))
@@ -78,7 +78,7 @@ def predict_logits(
     batch_size: int,
     *,
     start: str = "stem",
-    inputs: Callable[[np.ndarray], Any] | None = None,
+    inputs: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
     """Logits `[len(ids), num_classes]`, one row for each id in the order given.
@@ -90,16 +90,18 @@ def predict_logits(
       ids: rows of the data set.
       batch_size: any; the last batch is padded and the padding dropped.
       start: where `inputs` enter the network.
-      inputs: ids to what enters at `start`; by default the images.
+      inputs: from ids and weights to a batch whose `inputs` enter at `start`; by default images.
       progress: called with the number of images done after each batch.
     """
-    take = inputs or (lambda rows: dataset.images[rows])
     found = []
     for rows, weight in batches(ids, batch_size):
-        batch = shard_batch({"inputs": take(rows), "weight": weight}, pipeline.mesh)
+        if inputs:
+            batch = inputs(rows, weight)
+        else:
+            batch = put_batch(rows, weight, lambda i: {"inputs": dataset.images[i]}, pipeline.mesh)
         logits = pipeline.run(variables, batch["inputs"], start=start)
         count = int(weight.sum())
-        found.append(np.asarray(logits)[:count])
+        found.append(fetch(logits)[:count])
         if progress:
             progress(count)
     return np.concatenate(found)

@@ -17,15 +17,15 @@ from densenet_flax.data.source import Dataset, batches
 from densenet_flax.errors import InputError
 from densenet_flax.frontier import Frontier
 from densenet_flax.predict import Pipeline
-from densenet_flax.sharding import shard_batch
+from densenet_flax.sharding import agree, fetch, put_batch
 
 CACHE_MODES = ("auto", "memory", "off")
 
 
 class StageInputs:
-    """What enters a stage at its cut: images, features computed on the fly, or cached features.
+    """Batches of a stage, with what enters at its cut: images, or features from or by the network.
 
-    Call it with ids `[B]`; it gives an array of `B` rows.
+    Call it with ids and weights `[B]`; it gives `inputs`, `label` and `weight` on the devices.
     """
 
     def __init__(
@@ -40,16 +40,18 @@ class StageInputs:
         self._dataset, self._pipeline, self._variables = dataset, pipeline, variables
         self._cut, self._cached = cut, cached
 
-    def __call__(self, ids: np.ndarray) -> Any:
-        """Rows of images (uint8) if the cut is the stem, else of features."""
-        if self._cached is not None:
-            return self._cached.rows(ids)
-        images = self._dataset.images[ids]
-        if self._cut == "stem":
-            return images
-        batch = shard_batch({"image": images, "weight": np.ones(len(ids))}, self._pipeline.mesh)
-        features = self._pipeline.run(self._variables, batch["image"], stop=self._cut)
-        return features[: len(ids)]
+    def __call__(self, ids: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
+        """A batch whose `inputs` are uint8 images if the cut is the stem, else features."""
+        rows = self._cached.rows if self._cached else lambda some: self._dataset.images[some]
+        batch = put_batch(
+            ids,
+            weight,
+            lambda some: {"inputs": rows(some), "label": self._dataset.labels[some]},
+            self._pipeline.mesh,
+        )
+        if not self._cached and self._cut != "stem":
+            batch["inputs"] = self._pipeline.run(self._variables, batch["inputs"], stop=self._cut)
+        return batch
 
 
 class Cached:
@@ -112,14 +114,14 @@ def compute(
     if mode == "off" or not order or not len(ids):
         return {}
     found: dict[str, np.ndarray] = {}
-    bar = tqdm(total=len(ids), desc="frozen prefix", unit="img", dynamic_ncols=True)
+    bar = tqdm(total=len(ids), desc="frozen prefix", unit="img", disable=None)
     done = 0
     for rows, weight in batches(ids, batch_size):
-        batch = shard_batch({"x": dataset.images[rows], "weight": weight}, pipeline.mesh)
+        batch = put_batch(rows, weight, lambda some: {"x": dataset.images[some]}, pipeline.mesh)
         x, here, count = batch["x"], "stem", int(weight.sum())
         for cut in order:
             x, here = pipeline.run(variables, x, start=here, stop=cut), cut
-            values = np.asarray(x)[:count]
+            values = fetch(x)[:count]
             if cut not in found:
                 found[cut] = np.empty((len(ids), *values.shape[1:]), values.dtype)
             found[cut][done : done + count] = values
@@ -142,7 +144,7 @@ def compute(
 def _fits(found: Mapping[str, np.ndarray]) -> bool:
     size = sum(features.nbytes for features in found.values())
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size <= free / 2:
+    if agree(size <= free / 2):
         return True
     logging.info(
         "prefix cache off: it would take %.1f GB of %.1f GB free memory; "

@@ -1,10 +1,44 @@
 """The only file that knows meshes and processes: data parallelism over all devices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from densenet_flax.errors import InputError
+
+
+def start_processes(coordinator: str, processes: int, process: int) -> None:
+    """Joins the processes of a run; to be called before JAX is used for anything else.
+
+    Args:
+      coordinator: 'auto' where JAX finds the others itself (Slurm, GKE, TPU pods, MPI), or
+        'address:port' of the first process, with the two numbers below.
+      processes: how many there are.
+      process: which one this is, from 0.
+
+    Raises:
+      InputError: they cannot be found or reached.
+    """
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--coordinator={coordinator}: the processes of this run did not find each other "
+            f"({str(error).splitlines()[0]}); give --coordinator=address:port --processes=N "
+            "--process=0…N-1"
+        ) from error
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
 
 
 def make_mesh() -> Mesh:
@@ -25,19 +59,51 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a tree of arrays whole on every device; always copies, so that it may be donated."""
     sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
-
-
-def shard_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Splits a batch over the devices, padded with zeros if they do not divide it.
-
-    The rows that are added have `weight` 0, so they change no result.
-    """
-    missing = -len(batch["weight"]) % mesh.size
 
     def put(x: Any) -> jax.Array:
-        if missing:
-            x = np.pad(np.asarray(x), [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-        return jax.device_put(x, over_batch(mesh))
+        return jax.make_array_from_process_local_data(sharding, np.array(x), np.shape(x))
 
-    return {name: put(x) for name, x in batch.items()}
+    return jax.tree.map(put, tree)
+
+
+def put_batch(
+    ids: np.ndarray, weight: np.ndarray, take: Callable[[np.ndarray], dict[str, Any]], mesh: Mesh
+) -> dict[str, jax.Array]:
+    """A batch over all devices, of which each process reads only its own rows.
+
+    Args:
+      ids: of the whole batch, the same in every process.
+      weight: of each; filled up with 0 until the devices divide the batch, which changes no
+        result because rows of weight 0 count nowhere.
+      take: from ids to arrays of as many rows.
+      mesh: the devices.
+
+    Returns:
+      What `take` gave, and `weight`.
+    """
+    missing = -len(ids) % mesh.size
+    ids = np.concatenate([ids, np.repeat(ids[:1], missing)])
+    weight = np.concatenate([weight, np.zeros(missing, weight.dtype)])
+    share = len(ids) // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    local = {**take(ids[mine]), "weight": weight[mine]}
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(over_batch(mesh), x, (len(ids), *x.shape[1:]))
+
+    return {name: put(x) for name, x in local.items()}
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """All rows of an array that is split over devices, on every process."""
+    if jax.process_count() == 1:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def agree(fact: bool) -> bool:
+    """Whether it holds in every process; to be asked by all of them."""
+    if jax.process_count() == 1:
+        return fact
+    return bool(multihost_utils.process_allgather(np.array(fact)).all())

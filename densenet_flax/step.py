@@ -1,6 +1,7 @@
 """One optimizer step of a stage: what it changes, what it leaves, and the compiled program."""
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,21 +12,50 @@ import optax
 from jax.sharding import Mesh
 
 from densenet_flax.frontier import Frontier
-from densenet_flax.model import DenseNet, preprocess_input, select
-from densenet_flax.optimizer import make_optimizer
-from densenet_flax.sharding import replicate, replicated, shard_batch
+from densenet_flax.model import DenseNet, key_of_unit, preprocess_input, select
+from densenet_flax.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
+from densenet_flax.sharding import replicate, replicated
 
 Variables = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A frontier with its own epochs and learning rate."""
+    """A frontier with its own length and optimizer.
+
+    Attributes:
+      name: what messages call it.
+      frontier: what trains.
+      steps: its length.
+      optimizer: how it trains.
+      keep_moments: start with the Adam moments of what the stage before trained.
+      patience: stop after so many epochs without a lower validation loss; 0 for never.
+      restore_best: hand the epoch with the lowest validation loss on, not the last one.
+    """
 
     name: str
     frontier: Frontier
-    epochs: int
-    learning_rate: float
+    steps: int
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    keep_moments: bool = False
+    patience: int = 0
+    restore_best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Categorical cross-entropy and its options; the defaults are the recipe's.
+
+    Attributes:
+      label_smoothing: share of a label that is spread over all classes.
+      class_weights: factor on the loss of each class's examples, as Keras's `class_weight`: the
+        weighted losses are summed and divided by the number of examples. Empty: all 1.
+      dropout: whether the head's dropout is on.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    dropout: bool = True
 
 
 @jax.tree_util.register_dataclass
@@ -38,12 +68,14 @@ class TrainState:
       params: what trains, `optax.MaskedNode` in place of what is frozen.
       batch_stats: running statistics of the live BatchNorms, likewise.
       opt_state: the optimizer's, for what trains.
+      ema: the average of `params`, or None where no average is kept.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = None
 
 
 def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
@@ -70,6 +102,8 @@ class StageProgram:
         mesh: Mesh,
         *,
         seed: int,
+        loss: Loss | None = None,
+        ema_decay: float = 0.0,
         preprocessing: str = "torch",
     ):
         """Splits `variables` at the stage's frontier and prepares its step.
@@ -80,77 +114,106 @@ class StageProgram:
           variables: of the whole network.
           mesh: the devices.
           seed: of the dropout.
+          loss: by default cross-entropy without options.
+          ema_decay: share of the average of the weights that an update keeps; 0 for no average.
           preprocessing: mode of `preprocess_input`; used if the stage trains from the stem.
         """
         units = model.units
         self.model, self.stage, self.mesh = model, stage, mesh
+        self._loss = loss or Loss()
+        self._ema_decay = ema_decay
         self._preprocessing = preprocessing
         self._dropout_key = jax.random.key(seed)
-        self.masks = {
+        masks = {
             "params": stage.frontier.mask(variables["params"]),
             "batch_stats": stage.frontier.live_statistics(variables["batch_stats"]),
         }
-        split = {name: partition(variables[name], mask) for name, mask in self.masks.items()}
-        tail = units[units.index(stage.frontier.cut) :]
-        self._whole_frozen = {name: rest for name, (_, rest) in split.items()}
-        self._frozen = replicate(
-            {name: select(rest, tail) for name, rest in self._whole_frozen.items()}, mesh
-        )
+        split = {name: partition(variables[name], mask) for name, mask in masks.items()}
         # The prefix has nothing to train, so the step works on the tail's trees alone.
-        self._tail_masks = {name: select(mask, tail) for name, mask in self.masks.items()}
-        self._initial = {name: select(chosen, tail) for name, (chosen, _) in split.items()}
-        self._optimizer = make_optimizer(stage.learning_rate, self._tail_masks["params"])
-        self.step = jax.jit(
-            self._step, donate_argnums=0, out_shardings=(replicated(mesh), replicated(mesh))
+        tail = units[units.index(stage.frontier.cut) :]
+        self._host_frozen = {name: rest for name, (_, rest) in split.items()}
+        self._frozen = replicate(
+            {name: select(rest, tail) for name, rest in self._host_frozen.items()}, mesh
         )
+        self._masks = {name: select(mask, tail) for name, mask in masks.items()}
+        self._initial = {name: select(chosen, tail) for name, (chosen, _) in split.items()}
+        updates = stage.steps // stage.optimizer.accumulate
+        self._schedule = learning_rate_schedule(stage.optimizer, updates)
+        self._optimizer = make_optimizer(
+            stage.optimizer,
+            self._masks["params"],
+            updates=updates,
+            units=[key_of_unit(unit) for unit in units],
+        )
+        whole = replicated(mesh)
+        self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(whole, whole))
+        self._compiled: Any = None
 
     def init(self, step: int) -> TrainState:
         """The state at the start of the stage, with a fresh optimizer."""
         params = replicate(self._initial["params"], self.mesh)
+        zeros = jax.eval_shape(self._optimizer.init, params)
+        opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
         return TrainState(
             step=replicate(np.int32(step), self.mesh),
             params=params,
             batch_stats=replicate(self._initial["batch_stats"], self.mesh),
-            opt_state=replicate(jax.jit(self._optimizer.init)(params), self.mesh),
+            opt_state=replicate(opt_state, self.mesh),
+            ema=replicate(self._initial["params"], self.mesh) if self._ema_decay else None,
         )
 
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
-        """Params and statistics from the stage's cut on, as they are now."""
-        return self._merge(state.params, state.batch_stats, self._frozen)
+        """The network from the stage's cut on as it would be used now: averaged, if it is."""
+        params = state.params if state.ema is None else state.ema
+        return self._merge(params, state.batch_stats, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """Params and statistics of the whole network, as they are now, on the host."""
+        """The whole network as it would be used now, on the host."""
         tail = jax.tree.map(np.asarray, self.tail_variables(state))
-        return {name: {**dict(rest), **tail[name]} for name, rest in self._whole_frozen.items()}
+        return {name: {**dict(rest), **tail[name]} for name, rest in self._host_frozen.items()}
+
+    def learning_rate(self, stage_step: int) -> float:
+        """The rate of a step of the stage, before any reduction on a plateau."""
+        return float(self._schedule(stage_step // self.stage.optimizer.accumulate))
+
+    def compile(self, state: TrainState, batch: Mapping[str, jax.Array]) -> float:
+        """Compiles the step for batches like this one, unless it is; returns the seconds taken."""
+        started = time.perf_counter()
+        if self._compiled is None:
+            scale = replicate(np.float32(1), self.mesh)
+            self._compiled = self._jitted.lower(state, self._frozen, dict(batch), scale).compile()
+        return time.perf_counter() - started
 
     def run_step(
-        self, state: TrainState, batch: Mapping[str, Any]
+        self, state: TrainState, batch: Mapping[str, jax.Array], rate_scale: float = 1.0
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """One optimizer step.
+        """One step.
 
         Args:
           state: donated: its buffers are gone afterwards.
-          batch: `inputs` (what enters at the stage's cut; uint8 images if that is the stem),
-            `label` int32 [B] and `weight` float32 [B]; padding has weight 0.
+          batch: on the devices: `inputs` (what enters at the stage's cut; uint8 images if that is
+            the stem), `label` int32 [B] and `weight` float32 [B]; padding has weight 0.
+          rate_scale: factor on the learning rate.
 
         Returns:
-          The new state, and sums over the batch: `loss`, `correct`, `count`.
+          The new state, and of the batch `loss` and `correct` (sums), `count`, and the norms
+          `gradient_norm` and `update_norm`.
         """
-        return self.step(state, self._frozen, shard_batch(dict(batch), self.mesh))
+        self.compile(state, batch)
+        scale = replicate(np.float32(rate_scale), self.mesh)
+        return self._compiled(state, self._frozen, dict(batch), scale)
 
     def _merge(self, params: Any, batch_stats: Any, frozen: Any) -> dict[str, Any]:
-        masks = self._tail_masks
         return {
-            "params": merge(params, frozen["params"], masks["params"]),
-            "batch_stats": merge(batch_stats, frozen["batch_stats"], masks["batch_stats"]),
+            "params": merge(params, frozen["params"], self._masks["params"]),
+            "batch_stats": merge(batch_stats, frozen["batch_stats"], self._masks["batch_stats"]),
         }
 
-    def _step(self, state: TrainState, frozen: Any, batch: Mapping[str, jax.Array]):
+    def _step(self, state: TrainState, frozen: Any, batch: Mapping[str, jax.Array], rate_scale):
         frontier, weight = self.stage.frontier, batch["weight"]
         x = batch["inputs"]
         if frontier.cut == "stem":
             x = preprocess_input(x, self._preprocessing)
-        count = weight.sum()
 
         def loss_of(params):
             logits, updated = self.model.apply(
@@ -158,25 +221,50 @@ class StageProgram:
                 x,
                 start=frontier.cut,
                 live_norms=frontier.live_norms,
-                dropout=True,
+                dropout=self._loss.dropout,
                 weight=weight,
                 rngs={"dropout": jax.random.fold_in(self._dropout_key, state.step)},
                 mutable=["batch_stats"],
             )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-            loss = jnp.sum(losses * weight) / count
+            loss = self._sum_of_losses(logits, batch["label"], weight) / weight.sum()
             return loss, (logits, updated.get("batch_stats", {}))
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params
         )
         updates, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
-        statistics, _ = partition(statistics, self._tail_masks["batch_stats"])
+        updates = jax.tree.map(lambda u: u * rate_scale, updates)
+        params = optax.apply_updates(state.params, updates)
+        statistics, _ = partition(statistics, self._masks["batch_stats"])
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=statistics,
             opt_state=opt_state,
+            ema=self._average(state.ema, params, updates),
         )
-        correct = jnp.sum((logits.argmax(-1) == batch["label"]) * weight)
-        return new_state, {"loss": loss * count, "correct": correct, "count": count}
+        metrics = {
+            "loss": loss * weight.sum(),
+            "correct": jnp.sum((logits.argmax(-1) == batch["label"]) * weight),
+            "count": weight.sum(),
+            "gradient_norm": optax.global_norm(gradients),
+            "update_norm": optax.global_norm(updates),
+        }
+        return new_state, metrics
+
+    def _sum_of_losses(self, logits: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
+        targets = jax.nn.one_hot(label, logits.shape[-1])
+        if self._loss.label_smoothing:
+            targets = optax.smooth_labels(targets, self._loss.label_smoothing)
+        losses = optax.softmax_cross_entropy(logits, targets)
+        if self._loss.class_weights:
+            losses *= jnp.array(self._loss.class_weights, jnp.float32)[label]
+        return jnp.sum(losses * weight)
+
+    def _average(self, ema: Any, params: Any, updates: Any) -> Any:
+        """Moves the average, on the steps that moved the weights."""
+        if ema is None:
+            return None
+        moved = optax.global_norm(updates) > 0  # all zero between the updates of `accumulate`
+        keep = jnp.where(moved, self._ema_decay, 1.0)
+        return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, ema, params)

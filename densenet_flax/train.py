@@ -1,6 +1,14 @@
-"""The stages of a run: epochs, validation, checkpoints, and going on where a run stopped."""
+"""The stages of a run: epochs, validation, checkpoints, and going on where a run stopped.
+
+A run is a function of its configuration, its data and the step: the order of an epoch comes from
+the seed and the epoch's number, dropout from the seed and the step, and whether a stage stops
+early or lowers its rate from the history. A checkpoint therefore needs no state of iterators or
+generators, and a run that was stopped ends with the bits of one that was not.
+"""
 
 import dataclasses
+import functools
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,14 +21,21 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from densenet_flax import prefix_cache
-from densenet_flax.checkpoint import Checkpoints
+from densenet_flax.checkpoint import Checkpoints, Restored, by_name, from_names
 from densenet_flax.data.source import Dataset, batches, epoch_order
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError
 from densenet_flax.model import DenseNet
+from densenet_flax.optimizer import plateau_scale
 from densenet_flax.predict import Pipeline, predict_logits
-from densenet_flax.sharding import replicate, replicated
-from densenet_flax.step import Stage, StageProgram, TrainState
+from densenet_flax.sharding import replicate
+from densenet_flax.step import Loss, Stage, StageProgram, TrainState
+
+SUMS = ("loss", "correct", "count")
+
+
+class Stopped(Exception):
+    """The run was asked to stop, has written a checkpoint and can go on from it."""
 
 
 @dataclasses.dataclass
@@ -29,17 +44,26 @@ class Position:
 
     Attributes:
       stage: index of the stage in progress.
-      epoch: epochs of that stage that are complete.
-      step: steps of the whole run.
+      stage_step: steps of that stage that are done.
+      step: steps of the whole run that are done.
+      sums: loss, correct and count over the steps of the epoch in progress.
       history: a summary of each complete epoch of the run.
-      best_step: the checkpoint with the lowest validation loss.
     """
 
     stage: int = 0
-    epoch: int = 0
+    stage_step: int = 0
     step: int = 0
+    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * len(SUMS))
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    best_step: int = 0
+
+    def losses(self, stage: Stage) -> list[float]:
+        """Validation losses of the complete epochs of a stage."""
+        return [e["validation_loss"] for e in self.history if e["stage"] == stage.name]
+
+
+def best_step(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step at the end of the epoch with the lowest validation loss, the first of equals."""
+    return min(history, key=lambda e: e["validation_loss"])["step"] if history else None
 
 
 @dataclasses.dataclass
@@ -51,14 +75,18 @@ class Trainer:
       stages: all of the run, those that are done included.
       dataset: where the images are.
       split: which of them train and which validate.
-      checkpoints: where an epoch's result is kept.
+      checkpoints: where the run is kept.
       mesh: the devices.
       batch_size: images in a step over all devices; the last batch of an epoch may be smaller.
       seed: of the order of the images and of the dropout.
+      loss: options of the loss.
+      ema_decay: of the average of the weights; 0 for none.
       cache: mode of the prefix cache.
       preprocessing: mode of `preprocess_input`.
+      log_every: steps between two lines of metrics.
       network: what the network is, kept with every checkpoint.
-      write_metrics: takes a line for each epoch.
+      write_metrics: takes lines that are a function of configuration, data and step.
+      write_timing: takes lines on how fast it went.
     """
 
     model: DenseNet
@@ -69,168 +97,278 @@ class Trainer:
     mesh: Mesh
     batch_size: int
     seed: int
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    ema_decay: float = 0.0
     cache: str = "auto"
     preprocessing: str = "torch"
+    log_every: int = 10
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     write_metrics: Callable[[dict[str, Any]], None] = lambda line: None
+    write_timing: Callable[[dict[str, Any]], None] = lambda line: None
 
     def __post_init__(self):
+        """Prepares the compiled segments of the network that all stages share."""
         cuts = [stage.frontier.cut for stage in self.stages]
         self.pipeline = Pipeline(self.model, self.mesh, cuts=cuts, preprocessing=self.preprocessing)
+        self.steps_per_epoch = -(-len(self.split.train) // self.batch_size)
+        self._stop_signal = 0
 
-    def run(self, variables: Mapping[str, Any], position: Position) -> Mapping[str, Any]:
+    def run(
+        self, variables: Mapping[str, Any], position: Position, restored: Restored | None = None
+    ) -> Mapping[str, Any]:
         """Trains what is left, with a checkpoint after every epoch.
 
         Args:
           variables: of the whole network, as they are at `position`.
-          position: where the run stands; it is moved on. Inside a stage, the optimizer's state is
-            read from the checkpoint of `position.step`.
+          position: where the run stands; it is moved on.
+          restored: the checkpoint that `position` comes from, if it comes from one.
 
         Returns:
-          The variables after the last epoch.
+          The variables that the last stage hands on.
 
         Raises:
           InputError: the loss is no longer finite, or a checkpoint cannot be written.
+          Stopped: the process got SIGTERM or SIGINT.
         """
-        cached: dict[str, prefix_cache.Cached] = {}
-        shared = prefix_cache.shared_cuts(
-            [stage.frontier for stage in self.stages[position.stage :]]
-        )
-        pass_done = False
-        for index in range(position.stage, len(self.stages)):
-            stage = self.stages[index]
-            if position.epoch >= stage.epochs:
-                position.stage, position.epoch = index + 1, 0
-                continue
-            logging.info(
-                "stage %d/%d %s: %s · %d epochs · learning rate %g",
-                index + 1,
-                len(self.stages),
-                stage.name,
-                stage.frontier.describe(variables["params"]),
-                stage.epochs,
-                stage.learning_rate,
-            )
-            device = replicate(variables, self.mesh)
-            cut = stage.frontier.cut
-            if not pass_done or cut not in shared:
-                cached |= prefix_cache.compute(
-                    self.pipeline,
-                    device,
-                    self.dataset,
-                    np.concatenate([self.split.train, self.split.validation]),
-                    [cut] if pass_done else shared,
-                    batch_size=self.batch_size,
-                    mode=self.cache,
-                )
-                pass_done = True
-            inputs = prefix_cache.StageInputs(
-                self.dataset, self.pipeline, device, cut, cached.get(cut)
-            )
-            variables = self._run_stage(stage, variables, inputs, position)
-            position.stage, position.epoch = index + 1, 0
+        carried: Mapping[str, np.ndarray] = restored.train if restored else {}
+        features = _Features(self, [s.frontier for s in self.stages[position.stage :]])
+        before = {
+            number: signal.signal(number, self._ask_to_stop)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            while position.stage < len(self.stages):
+                stage = self.stages[position.stage]
+                if not self._is_over(stage, position):
+                    logging.info("%s", self._headline(stage, position, variables))
+                    inputs = features.of(stage.frontier.cut, variables)
+                    variables, carried = self._run_stage(
+                        stage, variables, carried, inputs, position
+                    )
+                variables, carried = self._hand_on(stage, variables, carried, position)
+                position.stage, position.stage_step = position.stage + 1, 0
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return variables
+
+    def _ask_to_stop(self, number: int, _: Any) -> None:
+        self._stop_signal = number
+
+    def _headline(self, stage: Stage, position: Position, variables: Mapping[str, Any]) -> str:
+        return (
+            f"stage {position.stage + 1}/{len(self.stages)} {stage.name}: "
+            f"{stage.frontier.describe(variables['params'])} · "
+            f"{stage.steps / self.steps_per_epoch:g} epochs of {self.steps_per_epoch} steps · "
+            f"{stage.optimizer.name} {stage.optimizer.learning_rate:g}"
+        )
+
+    def _is_over(self, stage: Stage, position: Position) -> bool:
+        if position.stage_step >= stage.steps:
+            return True
+        if not stage.patience or position.stage_step % self.steps_per_epoch:
+            return False
+        losses = position.losses(stage)
+        return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= stage.patience
+
+    def _hand_on(
+        self,
+        stage: Stage,
+        variables: Mapping[str, Any],
+        carried: Mapping[str, np.ndarray],
+        position: Position,
+    ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+        """What the next stage starts from: the last epoch, or the best one."""
+        best = best_step([e for e in position.history if e["stage"] == stage.name])
+        if not stage.restore_best or best is None or best == position.step:
+            return variables, carried
+        logging.info("%s: back to its best epoch, step %d", stage.name, best)
+        checkpoint = self.checkpoints.restore(best)
+        return checkpoint.variables, checkpoint.train
 
     def _run_stage(
         self,
         stage: Stage,
         variables: Mapping[str, Any],
+        carried: Mapping[str, np.ndarray],
         inputs: prefix_cache.StageInputs,
         position: Position,
-    ) -> Mapping[str, Any]:
-        """The epochs of a stage that are left."""
+    ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
+        """The steps of a stage that are left, with a validation at the end of each epoch."""
         program = StageProgram(
             self.model,
             stage,
             variables,
             self.mesh,
             seed=self.seed,
+            loss=self.loss,
+            ema_decay=self.ema_decay,
             preprocessing=self.preprocessing,
         )
-        state = program.init(position.step)
-        if position.epoch:
-            opt_state = self.checkpoints.restore_opt_state(
-                position.step, state.opt_state, replicated(self.mesh)
-            )
-            state = dataclasses.replace(state, opt_state=opt_state)
+        state = self._start(program, carried, position)
         n = len(self.split.train)
+        whole, part = divmod(position.stage_step, self.steps_per_epoch)
+        total = round(stage.steps / self.steps_per_epoch * n)
         bar = tqdm(
-            total=stage.epochs * n,
-            initial=position.epoch * n,
+            total=total,
+            initial=min(whole * n + part * self.batch_size, total),
             desc=stage.name,
             unit="img",
             dynamic_ncols=True,
             disable=None,
         )
         with bar:
-            for epoch in range(position.epoch, stage.epochs):
+            while not self._is_over(stage, position):
+                timing: dict[str, Any] = {"compile_seconds": 0.0}
                 started = time.perf_counter()
-                state, trained = self._train_epoch(
-                    program, state, inputs, len(position.history), bar
-                )
-                seconds = time.perf_counter() - started
+                first = position.stage_step
+                state = self._train_epoch(program, state, inputs, position, bar, timing)
+                seconds = time.perf_counter() - started - timing["compile_seconds"]
+                loss, correct, count = position.sums
                 summary = {
                     "stage": stage.name,
-                    "epoch": epoch,
+                    "epoch": (position.stage_step - 1) // self.steps_per_epoch,
                     "global_epoch": len(position.history),
-                    **trained,
+                    "step": position.step,
+                    "train_loss": loss / count,
+                    "train_accuracy": correct / count,
                     **self._validate(program.tail_variables(state), inputs, stage.frontier.cut),
-                    "learning_rate": stage.learning_rate,
-                    "images_per_second": n / seconds,
-                    "seconds": seconds,
+                    "learning_rate": self._rate(program, position.stage_step - 1, position),
                 }
-                self._log(summary, stage)
-                variables = program.variables(state)
-                self._keep(position, state, variables, summary)
-        return variables
+                images = min((position.stage_step - first) * self.batch_size, n)
+                timing |= {"seconds": seconds, "images_per_second": images / seconds}
+                self._log_epoch(stage, summary, timing)
+                position.history.append(summary)
+                position.sums = [0.0] * len(SUMS)
+                variables = self._save(program, state, position)
+                self.write_metrics({"kind": "epoch", **summary})
+                self.write_timing({"stage": stage.name, "step": position.step, **timing})
+                if self._stop_signal:
+                    raise self._stopped(position)
+        return variables, by_name(_besides_model(state))
+
+    def _start(
+        self, program: StageProgram, carried: Mapping[str, np.ndarray], position: Position
+    ) -> TrainState:
+        """The state at the beginning of a stage, or where a checkpoint left it."""
+        state = program.init(position.step)
+        fresh = _besides_model(state)
+        if position.stage_step:
+            found = from_names(carried, fresh)
+        elif program.stage.keep_moments:
+            names = by_name(fresh)
+            kept = {
+                name: value
+                for name, value in carried.items()
+                if _is_moment(name) and name in names and value.shape == names[name].shape
+            }
+            found = from_names({**names, **kept}, fresh)
+        else:
+            return state
+        found = replicate(found, self.mesh)
+        return dataclasses.replace(
+            state, opt_state=found["opt_state"], params=found.get("params", state.params)
+        )
 
     def _train_epoch(
         self,
         program: StageProgram,
         state: TrainState,
         inputs: prefix_cache.StageInputs,
-        number: int,
+        position: Position,
         bar: tqdm,
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One pass over the training images, in the order of the run's epoch `number`."""
-        order = self.split.train[epoch_order(len(self.split.train), self.seed, number)]
-        steps = []
-        shown = 0.0
-        for ids, weight in batches(order, self.batch_size):
-            batch = {"inputs": inputs(ids), "label": self.dataset.labels[ids], "weight": weight}
-            state, sums = program.run_step(state, batch)
-            steps.append(sums)
+        timing: dict[str, Any],
+    ) -> TrainState:
+        """The steps that are left of the epoch in progress."""
+        stage, n = program.stage, len(self.split.train)
+        order = self.split.train[epoch_order(n, self.seed, len(position.history))]
+        done = position.stage_step % self.steps_per_epoch
+        left = min(self.steps_per_epoch - done, stage.steps - position.stage_step)
+        scale = self._plateau(stage, position)
+        waiting: list[tuple[dict[str, Any], np.ndarray]] = []
+        collect = functools.partial(self._collect, program, position, scale, waiting, bar)
+        for ids, weight in list(batches(order, self.batch_size))[done : done + left]:
+            batch = inputs(ids, weight)
+            timing["compile_seconds"] += program.compile(state, batch)
+            state, metrics = program.run_step(state, batch, scale)
+            waiting.append((metrics, ids[weight > 0]))
             bar.update(int(weight.sum()))
-            if time.perf_counter() - shown > 0.5:  # to read a sum is to wait for the step
-                shown = time.perf_counter()
-                loss, accuracy = (float(sums[name] / sums["count"]) for name in ("loss", "correct"))
-                bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.3f}")
-        losses = np.array([float(sums["loss"]) for sums in steps])
-        if not np.isfinite(losses).all():
-            bad = int(np.flatnonzero(~np.isfinite(losses))[0])
-            files = self.dataset.files[order[bad * self.batch_size :][:3]]
-            raise InputError(
-                f"stage {program.stage.name!r}: the loss became {losses[bad]} at step "
-                f"{int(state.step) - len(steps) + bad + 1} (images {', '.join(files)}, …); the "
-                "checkpoint before this epoch is kept; try a learning rate below "
-                f"{program.stage.learning_rate:g}"
-            )
-        count = sum(float(sums["count"]) for sums in steps)
-        correct = sum(float(sums["correct"]) for sums in steps)
-        return state, {"train_loss": float(losses.sum() / count), "train_accuracy": correct / count}
+            if len(waiting) >= self.log_every:
+                collect()
+            if self._should_stop(position.step + len(waiting)):
+                collect()
+                if position.stage_step % self.steps_per_epoch and position.stage_step < stage.steps:
+                    self._save(program, state, position)
+                    raise self._stopped(position)
+        collect()
+        return state
+
+    def _collect(
+        self,
+        program: StageProgram,
+        position: Position,
+        scale: float,
+        waiting: list[tuple[dict[str, Any], np.ndarray]],
+        bar: tqdm,
+    ) -> None:
+        """Reads the metrics of the steps so far, which waits for them, and moves the position."""
+        for metrics, ids in waiting:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite(values["loss"]):
+                files = ", ".join(self.dataset.files[ids].tolist())
+                raise InputError(
+                    f"stage {program.stage.name!r}: the loss became {values['loss']} at step "
+                    f"{position.step + 1}; the checkpoint before is kept; try a learning rate "
+                    f"below {program.stage.optimizer.learning_rate:g}; its images are {files}"
+                )
+            rate = self._rate(program, position.stage_step, position)
+            position.stage_step += 1
+            position.step += 1
+            position.sums = [
+                total + values[name] for total, name in zip(position.sums, SUMS, strict=True)
+            ]
+            if position.step % self.log_every == 0:
+                self.write_metrics(
+                    {
+                        "kind": "step",
+                        "stage": program.stage.name,
+                        "step": position.step,
+                        "loss": values["loss"] / values["count"],
+                        "accuracy": values["correct"] / values["count"],
+                        "learning_rate": rate,
+                        "gradient_norm": values["gradient_norm"],
+                        "update_norm": values["update_norm"],
+                    }
+                )
+        waiting.clear()
+        loss, correct, count = position.sums
+        bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {correct / count:.3f}")
+
+    def _stopped(self, position: Position) -> Stopped:
+        reason = signal.Signals(self._stop_signal or signal.SIGTERM).name
+        return Stopped(
+            f"{reason}: stopped at step {position.step}, which is saved; the same command goes on"
+        )
+
+    def _should_stop(self, step: int) -> bool:
+        return self.checkpoints.reached_preemption(step) or bool(self._stop_signal)
+
+    def _plateau(self, stage: Stage, position: Position) -> float:
+        settings = stage.optimizer
+        if settings.schedule != "plateau":
+            return 1.0
+        losses = position.losses(stage)
+        return plateau_scale(losses, settings.plateau_factor, settings.plateau_patience)
+
+    def _rate(self, program: StageProgram, stage_step: int, position: Position) -> float:
+        return program.learning_rate(stage_step) * self._plateau(program.stage, position)
 
     def _validate(
         self, variables: Mapping[str, Any], inputs: prefix_cache.StageInputs, cut: str
     ) -> dict[str, float]:
         ids = self.split.validation
         logits = predict_logits(
-            self.pipeline,
-            variables,
-            self.dataset,
-            ids,
-            self.batch_size,
-            start=cut,
-            inputs=inputs,
+            self.pipeline, variables, self.dataset, ids, self.batch_size, start=cut, inputs=inputs
         )
         labels = self.dataset.labels[ids]
         losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
@@ -239,39 +377,74 @@ class Trainer:
             "validation_accuracy": float((logits.argmax(-1) == labels).mean()),
         }
 
-    def _keep(
-        self,
-        position: Position,
-        state: TrainState,
-        variables: Mapping[str, Any],
-        summary: dict[str, Any],
-    ) -> None:
-        """Moves the position on by an epoch and writes its checkpoint."""
-        position.epoch += 1
-        position.step = int(state.step)
-        position.history.append(summary)
-        if summary["validation_loss"] <= min(e["validation_loss"] for e in position.history):
-            position.best_step = position.step
-        self.checkpoints.save(
-            position.step,
-            variables,
-            state.opt_state,
-            {**dataclasses.asdict(position), "network": dict(self.network)},
-            validation_loss=summary["validation_loss"],
-        )
-        self.write_metrics({"kind": "epoch", "step": position.step, **summary})
+    def _save(
+        self, program: StageProgram, state: TrainState, position: Position
+    ) -> Mapping[str, Any]:
+        """Writes a checkpoint of this moment; keeps the best of the run and of the stage."""
+        variables = program.variables(state)
+        of_stage = [e for e in position.history if e["stage"] == program.stage.name]
+        bests = (best_step(history) for history in (position.history, of_stage))
+        keep = [step for step in bests if step is not None]
+        meta = {"position": dataclasses.asdict(position), "network": dict(self.network)}
+        self.checkpoints.save(position.step, variables, _besides_model(state), meta, keep=keep)
+        return variables
 
-    def _log(self, summary: Mapping[str, Any], stage: Stage) -> None:
+    def _log_epoch(
+        self, stage: Stage, summary: Mapping[str, Any], timing: Mapping[str, Any]
+    ) -> None:
+        compiled = timing["compile_seconds"]
         with tqdm.external_write_mode():  # or the line would run into the bar
             logging.info(
                 "%s %d/%d: loss %.4f, accuracy %.4f · validation loss %.4f, accuracy %.4f · "
-                "%.0f images/s",
+                "%.0f images/s%s",
                 stage.name,
                 summary["epoch"] + 1,
-                stage.epochs,
+                -(-stage.steps // self.steps_per_epoch),
                 summary["train_loss"],
                 summary["train_accuracy"],
                 summary["validation_loss"],
                 summary["validation_accuracy"],
-                summary["images_per_second"],
+                timing["images_per_second"],
+                f" after {compiled:.0f} s of compilation" if compiled > 1 else "",
             )
+
+
+class _Features:
+    """What enters the stages: one pass of the frozen prefix for all stages that can share it."""
+
+    def __init__(self, trainer: Trainer, frontiers: Sequence[Any]):
+        self._trainer = trainer
+        self._shared = prefix_cache.shared_cuts(frontiers)
+        self._cached: dict[str, prefix_cache.Cached] | None = None
+
+    def of(self, cut: str, variables: Mapping[str, Any]) -> prefix_cache.StageInputs:
+        """The inputs of a stage with this cut, given the network as it is now."""
+        trainer = self._trainer
+        device = replicate(variables, trainer.mesh)
+        compute = functools.partial(
+            prefix_cache.compute,
+            trainer.pipeline,
+            device,
+            trainer.dataset,
+            np.concatenate([trainer.split.train, trainer.split.validation]),
+            batch_size=trainer.batch_size,
+            mode=trainer.cache,
+        )
+        if self._cached is None:
+            self._cached = compute(self._shared)
+        if cut not in self._shared:
+            self._cached |= compute([cut])
+        return prefix_cache.StageInputs(
+            trainer.dataset, trainer.pipeline, device, cut, self._cached.get(cut)
+        )
+
+
+def _besides_model(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint needs besides the network: with an average, also the raw weights."""
+    if state.ema is None:
+        return {"opt_state": state.opt_state}
+    return {"opt_state": state.opt_state, "params": state.params}
+
+
+def _is_moment(name: str) -> bool:
+    return any(part in name for part in (".mu[", ".nu[", ".steps[", ".trace["))

@@ -4,15 +4,19 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import resource
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from densenet_flax.data.atomic import write_text, writing
+import jax
+
 from densenet_flax.errors import InputError
+from densenet_flax.files import write_text, writing
+from densenet_flax.sharding import is_first_process
 
 # Where the data lies and how fast it is read may change between starts; what is trained may not.
-_FREE_KEYS = ("data.path", "cache", "cache_dir")
+_FREE_KEYS = ("data.path", "cache", "cache_dir", "tensorboard", "evaluate")
 
 
 class Workdir:
@@ -50,6 +54,9 @@ class Workdir:
         Raises:
           InputError: another process holds it, or the directory cannot be written.
         """
+        if not is_first_process():
+            yield
+            return
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.path / ".lock", "w")  # noqa: SIM115
@@ -83,24 +90,70 @@ class Workdir:
                     f"{self.path} belongs to another configuration ({shown}{more}); choose another "
                     "--workdir, or start with the configuration it was made with"
                 )
-        write_text(path, json.dumps(ours, indent=2) + "\n")
+        if is_first_process():
+            write_text(path, json.dumps(ours, indent=2) + "\n")
 
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`."""
-        with writing(self.path), open(self.path / "metrics.jsonl", "a") as file:
+    def metrics_writer(self, *, tensorboard: bool) -> Callable[[Mapping[str, Any]], None]:
+        """A function that adds a line to `metrics.jsonl` and, if asked, to TensorBoard's files.
+
+        The lines are a function of configuration, data and step: two runs write the same.
+
+        Raises:
+          InputError: TensorBoard is asked for and not installed.
+        """
+        if not is_first_process():
+            return lambda line: None
+        board: Any = None
+        if tensorboard:
+            try:
+                from tensorboard.summary import Writer
+            except ImportError as error:
+                raise InputError(
+                    "config.tensorboard=True needs TensorBoard: pip install tensorboard"
+                ) from error
+            board = Writer(str(self.path / "tensorboard"))
+
+        def write(line: Mapping[str, Any]) -> None:
+            self._append("metrics.jsonl", line)
+            for name, value in line.items() if board else ():
+                if isinstance(value, float):
+                    board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
+            if board:
+                board.flush()
+
+        return write
+
+    def timing_writer(self) -> Callable[[Mapping[str, Any]], None]:
+        """A function that adds a line to `timing.jsonl`: what this machine needed."""
+        if not is_first_process():
+            return lambda line: None
+        return lambda line: self._append("timing.jsonl", {**line, **device_memory()})
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        with writing(self.path), open(self.path / name, "a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drops the lines of `metrics.jsonl` after a step: the run will write them again."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for text in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # a line that was cut short by a kill
-                if json.loads(text)["step"] <= step:
-                    kept.append(text + "\n")
-        write_text(path, "".join(kept))
+    def rewind(self, step: int) -> None:
+        """Drops the lines after a step: the run will write them again."""
+        for name in ("metrics.jsonl", "timing.jsonl") if is_first_process() else ():
+            path = self.path / name
+            if not path.exists():
+                continue
+            kept = []
+            for text in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # a line that was cut short by a kill
+                    if json.loads(text)["step"] <= step:
+                        kept.append(text + "\n")
+            write_text(path, "".join(kept))
+
+
+def device_memory() -> dict[str, float]:
+    """Peak memory in GB: of the first device where it tells, else of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return {"device_memory_gb": stats["peak_bytes_in_use"] / 1e9}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"host_memory_gb": kilobytes * 1024 / 1e9}
 
 
 def _read_json(path: Path) -> Any:

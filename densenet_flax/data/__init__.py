@@ -1,0 +1,28 @@
+"""Images, labels and patients: from folders and archives to batches, without TensorFlow."""
+
+from densenet_flax.data.drawn import write_breakhis_tree
+from densenet_flax.data.source import (
+    Dataset,
+    batches,
+    check_batch_size,
+    epoch_order,
+    open_dataset,
+)
+from densenet_flax.data.splits import Split, assert_disjoint, load_split, patient_split
+from densenet_flax.data.tissue import Stain, draw_stain, draw_tile
+
+__all__ = [
+    "Dataset",
+    "Split",
+    "Stain",
+    "assert_disjoint",
+    "batches",
+    "check_batch_size",
+    "draw_stain",
+    "draw_tile",
+    "epoch_order",
+    "load_split",
+    "open_dataset",
+    "patient_split",
+    "write_breakhis_tree",
+]

@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all their own set-up in .venv; nothing else is needed than Python and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_WORKDIR ?= runs/quickstart
+
+.PHONY: help demo test lint lock clean-demo
+
+help:
+	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, CPU)"
+	@echo "make test        install, check format, lint and types, run the tests"
+	@echo "make lint        format, lint and types only"
+	@echo "make lock        write requirements.lock anew from the ranges"
+	@echo "make clean-demo  forget the demo's run, so that it trains again"
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; set PYTHON=/path/to/a/newer/one"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/python.stamp requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/run.stamp
+	$(BIN)/python main.py --config=configs/quickstart.py --workdir=$(DEMO_WORKDIR)
+
+clean-demo:
+	rm -rf $(DEMO_WORKDIR)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+lock: $(VENV)/test.stamp
+	$(BIN)/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
