@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
 
@@ -119,7 +120,7 @@ class Pointwise(nn.Module):
 
 
 class Block(nn.Module):
-    """One unit of a dense stage: norm, ReLU, 1×1, norm, ReLU, 3×3, concatenated to its input.
+    """One unit of a dense stage: norm, ReLU, 1×1, norm, ReLU, 3×3; gives `growth_rate` channels.
 
     The batch moments of a channel are the same for every later norm of the stage, so they are
     computed once, when the channel is born, and handed along with the features.
@@ -130,20 +131,16 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, moments, is_live, weight):
-        """Features and their moments (None: not computed yet) in, both grown by `growth_rate`."""
-        live = {layer: is_live(f"{self.name}_{layer}") for layer in ("0_bn", "1_bn")}
-        if live["0_bn"] and moments is None:
-            moments = batch_moments(x, weight)
-        y = nn.relu(self.norm(name="0_bn")(x, moments if live["0_bn"] else None))
+    def __call__(self, pieces, moments, is_live, weight):
+        """All channels before, in pieces, and their moments if known; to the new channels."""
+        x = _concatenate(pieces)
+        live = moments if is_live(f"{self.name}_0_bn") else None
+        y = nn.relu(self.norm(name="0_bn")(x, live))
         y = Pointwise(4 * self.growth_rate, self.dtype, name="1_conv")(y)
-        inner = batch_moments(y, weight) if live["1_bn"] else None
-        y = nn.relu(self.norm(name="1_bn")(y, inner))
-        y = _conv(self.growth_rate, 3, 1, self.dtype, "2_conv")(y)
-        if moments is not None:
-            born = batch_moments(y, weight)
-            moments = tuple(jnp.concatenate(pair) for pair in zip(moments, born, strict=True))
-        return jnp.concatenate([x, y], axis=-1), moments
+        y = checkpoint_name(y, "bottleneck")
+        live = batch_moments(y, weight) if is_live(f"{self.name}_1_bn") else None
+        y = nn.relu(self.norm(name="1_bn")(y, live))
+        return _conv(self.growth_rate, 3, 1, self.dtype, "2_conv")(y)
 
 
 class Stem(nn.Module):
@@ -158,13 +155,13 @@ class Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, moments, is_live, weight):
+    def __call__(self, x, is_live, weight):
         """Images `[N, H, W, 3]` in, `[N, H/4, W/4, features]` out."""
         x = _conv(self.features, 7, 2, self.dtype, "conv")(x)
         live = batch_moments(x, weight) if is_live(f"{self.name}_bn") else None
         x = nn.relu(self.norm(name="bn")(x, live))
         # After a ReLU, max_pool's padding with -inf equals Keras's padding with zeros.
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))), None
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 class Transition(nn.Module):
@@ -174,14 +171,11 @@ class Transition(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, moments, is_live, weight):
-        """`[N, H, W, C]` in, `[N, H/2, W/2, C/2]` out; the moments start anew."""
-        live = is_live(f"{self.name}_bn")
-        if live and moments is None:
-            moments = batch_moments(x, weight)
-        x = nn.relu(self.norm(name="bn")(x, moments if live else None))
+    def __call__(self, x, moments, is_live):
+        """`[N, H, W, C]` and its moments if known in, `[N, H/2, W/2, C/2]` out."""
+        x = nn.relu(self.norm(name="bn")(x, moments if is_live(f"{self.name}_bn") else None))
         x = Pointwise(x.shape[-1] // 2, self.dtype, name="conv")(x)
-        return nn.avg_pool(x, (2, 2), strides=(2, 2)), None
+        return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
 class Head(nn.Module):
@@ -229,6 +223,9 @@ class DenseNet(nn.Module):
       final_relu: whether a ReLU follows the last norm (TIAToolbox's networks have none).
       dtype: what convolutions and activations are computed in. Parameters, statistics and the
         head are float32 in any case.
+      remat: what the backward pass of training computes again instead of keeping it: 'none';
+        'bottleneck', each block's first norm and ReLU, which are its widest; 'block', all of a
+        block. The gradients are the same.
     """
 
     blocks: Sequence[int]
@@ -241,6 +238,7 @@ class DenseNet(nn.Module):
     momentum: float = 0.99
     final_relu: bool = True
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -288,27 +286,59 @@ class DenseNet(nn.Module):
         def norm(name: str) -> BatchNorm:
             return BatchNorm(self.epsilon, self.momentum, self.dtype, name=name)
 
-        moments = None
-        run: nn.Module
-        x = x if units[first] == "head" else jnp.asarray(x, self.dtype)
+        block: Any = Block
+        if self.remat != "none":
+            saved = ["bottleneck"] if self.remat == "bottleneck" else []
+            policy = jax.checkpoint_policies.save_only_these_names(*saved)
+            block = nn.remat(Block, policy=policy, static_argnums=(3,))
+        # The channels of a dense stage, and their moments once a norm of the stage is live. To
+        # compute again what was concatenated, one must keep the pieces that it was made from.
+        pieces: tuple[jax.Array, ...] = (x if units[first] == "head" else x.astype(self.dtype),)
+        moments: Moments | None = None
         for unit in units[first:last]:
-            if unit == "stem":
-                run = Stem(self.stem_features, norm, self.dtype, name="conv1")
-            elif unit.startswith("pool"):
-                run = Transition(norm, self.dtype, name=unit)
-            elif unit == "norm":
-                if is_live("bn") and moments is None:
-                    moments = batch_moments(x, weight)
-                x = norm(name="bn")(x, moments if is_live("bn") else None)
-                x = nn.relu(x) if self.final_relu else x
-                continue
-            elif unit == "head":
+            opens = _first_norm_is_live(unit, is_live)
+            if opens and moments is None:
+                moments = batch_moments(_concatenate(pieces), weight)
+            if unit == "head":
                 head = Head(self.num_classes, self.hidden, self.dropout, name="head")
-                return head(x, dropout=dropout)
+                return head(_concatenate(pieces), dropout=dropout)
+            if "_block" in unit:
+                run = block(self.growth_rate, norm, self.dtype, name=unit)
+                born = run(pieces, moments, is_live, weight)
+                pieces = (*pieces, born)
+                if self.remat == "none":
+                    pieces = (_concatenate(pieces),)
+                if moments is not None:
+                    mean, var = batch_moments(born, weight)
+                    moments = (
+                        jnp.concatenate([moments[0], mean]),
+                        jnp.concatenate([moments[1], var]),
+                    )
+                continue
+            x = _concatenate(pieces)
+            if unit == "stem":
+                stem = Stem(self.stem_features, norm, self.dtype, name="conv1")
+                x = stem(x, is_live, weight)
+            elif unit == "norm":
+                x = norm(name="bn")(x, moments if opens else None)
+                x = nn.relu(x) if self.final_relu else x
             else:
-                run = Block(self.growth_rate, norm, self.dtype, name=unit)
-            x, moments = run(x, moments, is_live, weight)
-        return x
+                x = Transition(norm, self.dtype, name=unit)(x, moments, is_live)
+            pieces, moments = (x,), None
+        return _concatenate(pieces)
+
+
+def _first_norm_is_live(unit: str, is_live: Callable[[str], bool]) -> bool:
+    """Whether the norm that a unit begins with needs the moments of what enters."""
+    if unit in ("stem", "head"):
+        return False
+    if unit == "norm":
+        return is_live("bn")
+    return is_live(f"{unit}_0_bn" if "_block" in unit else f"{unit}_bn")
+
+
+def _concatenate(pieces: Sequence[jax.Array]) -> jax.Array:
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
 
 
 def line_of_units(blocks: Sequence[int]) -> tuple[str, ...]:

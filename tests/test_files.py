@@ -2,17 +2,17 @@ import os
 
 import pytest
 
-from densenet_flax.data import atomic
+from densenet_flax import files
 from densenet_flax.errors import InputError
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):
     target = tmp_path / "deep" / "target"
-    with atomic.atomic_dir(target) as folder:
+    with files.atomic_dir(target) as folder:
         (folder / "a").write_text("a")
         assert not target.exists() and folder.parent == target.parent
     assert (target / "a").read_text() == "a"
-    with pytest.raises(ZeroDivisionError), atomic.atomic_dir(tmp_path / "other") as folder:
+    with pytest.raises(ZeroDivisionError), files.atomic_dir(tmp_path / "other") as folder:
         (folder / "a").write_text("a")
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
@@ -20,9 +20,9 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 
 def test_the_first_folder_wins(tmp_path):
     target = tmp_path / "target"
-    with atomic.atomic_dir(target) as late:
+    with files.atomic_dir(target) as late:
         (late / "late").write_text("")
-        with atomic.atomic_dir(target) as early:
+        with files.atomic_dir(target) as early:
             (early / "early").write_text("")
     assert [path.name for path in target.iterdir()] == ["early"]
     assert list(tmp_path.iterdir()) == [target]
@@ -30,8 +30,8 @@ def test_the_first_folder_wins(tmp_path):
 
 def test_a_file_is_old_or_new(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    atomic.write_text(path, "old")
-    atomic.write_text(path, "new")
+    files.write_text(path, "old")
+    files.write_text(path, "new")
     assert path.read_text() == "new"
 
     def refuse(*_):
@@ -39,15 +39,15 @@ def test_a_file_is_old_or_new(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(InputError, match=r"file: cannot write here \(No space left on device\)"):
-        atomic.write_text(path, "newer")
+        files.write_text(path, "newer")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_others_may_read(tmp_path):
     mask = os.umask(0o022)
     try:
-        atomic.write_text(tmp_path / "file", "")
-        with atomic.atomic_dir(tmp_path / "folder"):
+        files.write_text(tmp_path / "file", "")
+        with files.atomic_dir(tmp_path / "folder"):
             pass
     finally:
         os.umask(mask)
