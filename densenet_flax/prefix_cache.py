@@ -67,21 +67,19 @@ class Cached:
         return self.features[[self._row[int(i)] for i in ids]]
 
 
-def shared_cuts(frontiers: Sequence[Frontier]) -> list[str]:
-    """Cuts whose features one pass with today's weights gives, for a list of coming stages.
+def share_a_pass(frontiers: Sequence[Frontier]) -> list[bool]:
+    """Which of some coming stages find their prefix as it is now, and can share one pass over it.
 
-    A stage can share the pass if no stage before it trains anything in its prefix: as long as each
-    frontier lies at or before the one before it, which is how people unfreeze.
+    A stage does if no stage before it trains anything in its prefix: as long as each frontier lies
+    at or before all those before it, which is how people unfreeze.
     """
-    cuts: list[str] = []
+    share = []
     earliest = None
     for frontier in frontiers:
-        if frontier.cut == "stem" or (earliest is not None and frontier.index > earliest):
-            continue
-        earliest = frontier.index
-        if frontier.cut not in cuts:
-            cuts.append(frontier.cut)
-    return cuts
+        first = 0 if frontier.cut == "stem" else frontier.index
+        share.append(earliest is None or first <= earliest)
+        earliest = first if earliest is None else min(first, earliest)
+    return share
 
 
 def compute(
@@ -110,7 +108,7 @@ def compute(
     """
     if mode not in CACHE_MODES:
         raise InputError(f"config.cache={mode!r}: expected one of {', '.join(CACHE_MODES)}")
-    order = [unit for unit in pipeline.cuts if unit in cuts]
+    order = [unit for unit in pipeline.cuts if unit in cuts and unit != "stem"]
     if mode == "off" or not order or not len(ids):
         return {}
     found: dict[str, np.ndarray] = {}

@@ -131,7 +131,7 @@ class Trainer:
           Stopped: the process got SIGTERM or SIGINT.
         """
         carried: Mapping[str, np.ndarray] = restored.train if restored else {}
-        features = _Features(self, [s.frontier for s in self.stages[position.stage :]])
+        features = _Features(self, position.stage)
         before = {
             number: signal.signal(number, self._ask_to_stop)
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -141,7 +141,7 @@ class Trainer:
                 stage = self.stages[position.stage]
                 if not self._is_over(stage, position):
                     logging.info("%s", self._headline(stage, position, variables))
-                    inputs = features.of(stage.frontier.cut, variables)
+                    inputs = features.of(position.stage, variables)
                     variables, carried = self._run_stage(
                         stage, variables, carried, inputs, position
                     )
@@ -412,14 +412,18 @@ class Trainer:
 class _Features:
     """What enters the stages: one pass of the frozen prefix for all stages that can share it."""
 
-    def __init__(self, trainer: Trainer, frontiers: Sequence[Any]):
+    def __init__(self, trainer: Trainer, first_stage: int):
         self._trainer = trainer
-        self._shared = prefix_cache.shared_cuts(frontiers)
+        self._first = first_stage
+        frontiers = [stage.frontier for stage in trainer.stages[first_stage:]]
+        self._shares = prefix_cache.share_a_pass(frontiers)
+        pairs = zip(frontiers, self._shares, strict=True)
+        self._cuts = list(dict.fromkeys(f.cut for f, shares in pairs if shares))
         self._cached: dict[str, prefix_cache.Cached] | None = None
 
-    def of(self, cut: str, variables: Mapping[str, Any]) -> prefix_cache.StageInputs:
-        """The inputs of a stage with this cut, given the network as it is now."""
-        trainer = self._trainer
+    def of(self, index: int, variables: Mapping[str, Any]) -> prefix_cache.StageInputs:
+        """The inputs of a stage, given the network as it is now."""
+        trainer, cut = self._trainer, self._trainer.stages[index].frontier.cut
         device = replicate(variables, trainer.mesh)
         compute = functools.partial(
             prefix_cache.compute,
@@ -430,12 +434,14 @@ class _Features:
             batch_size=trainer.batch_size,
             mode=trainer.cache,
         )
-        if self._cached is None:
-            self._cached = compute(self._shared)
-        if cut not in self._shared:
-            self._cached |= compute([cut])
+        if self._shares[index - self._first]:
+            if self._cached is None:
+                self._cached = compute(self._cuts)
+            cached = self._cached
+        else:
+            cached = compute([cut])
         return prefix_cache.StageInputs(
-            trainer.dataset, trainer.pipeline, device, cut, self._cached.get(cut)
+            trainer.dataset, trainer.pipeline, device, cut, cached.get(cut)
         )
 
 

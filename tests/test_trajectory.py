@@ -29,7 +29,7 @@ keras = pytest.importorskip("keras")
 WHOLE = bool(os.environ.get("DENSENET_FLAX_WHOLE"))
 BLOCKS = (6, 12, 48, 32) if WHOLE else TINY_BLOCKS
 FRONTIER = 300 if WHOLE else "conv4_block2_2_conv"  # both inside a block
-STEPS, BATCH, PIXELS = 20, 8, 64
+STEPS, BATCH, PIXELS = 20, 8, 96
 
 
 @pytest.fixture(scope="module")
