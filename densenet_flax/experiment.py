@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from sklearn.utils.class_weight import compute_class_weight
 from tqdm import tqdm
 
 from densenet_flax import frontier
@@ -22,8 +21,6 @@ from densenet_flax.checkpoint import Checkpoints
 from densenet_flax.data.source import Dataset, check_batch_size, epoch_order, open_dataset
 from densenet_flax.data.splits import Split, load_split, patient_split
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import verdict, write_report
 from densenet_flax.model import NETWORKS, DenseNet, init_variables, preprocess_input
 from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.predict import Pipeline, predict_logits, probabilities
@@ -64,11 +61,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         started = time.perf_counter()
         model = build_model(config)
         dataset = open_dataset(config.data, cache_directory(config))
-        split = open_split(config, dataset, place)
+        has_begun = place.has_begun
+        if has_begun:
+            place.check(config.to_dict())
+        split = open_split(config, dataset, place, anew=not has_begun)
         check_batch_size(len(split.train), config.batch_size)
         stages = build_stages(config, len(split.train))
         loss = build_loss(config, dataset.labels[split.train])
-        place.claim(config.to_dict())
+        if not has_begun:
+            place.write_config(config.to_dict())
         checkpoints = Checkpoints(place.checkpoints)
         restored = None
         if checkpoints.steps:
@@ -110,18 +111,14 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
       InputError: there is no checkpoint, or as `train_and_evaluate`.
     """
     place = Workdir(workdir)
-    if not (place.path / "config.json").exists() or not place.checkpoints.is_dir():
+    if not place.has_begun:
         raise InputError(
             f"{place.path}: no trained network in it; run --mode=train with this --workdir first"
         )
     with place.lock():
         model = build_model(config)
-        place.claim(config.to_dict())
+        place.check(config.to_dict())
         checkpoints = Checkpoints(place.checkpoints)
-        if not checkpoints.steps:
-            raise InputError(
-                f"{place.checkpoints}: no whole checkpoint in it; run --mode=train first"
-            )
         dataset = open_dataset(config.data, cache_directory(config))
         split = load_split(place.split, dataset)
         stages = build_stages(config, len(split.train))
@@ -212,11 +209,15 @@ def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:
     Raises:
       InputError: an option that makes no sense.
     """
+    if config.seed < 0:
+        raise InputError(f"config.seed={config.seed}: expected 0 or a positive number")
     if not 0 <= config.label_smoothing < 1 or not 0 <= config.ema_decay < 1:
         raise InputError("config.label_smoothing and config.ema_decay: expected 0 to below 1")
     wanted, classes = config.class_weights, np.unique(labels)
     weights: tuple[float, ...] = ()
     if wanted == "balanced":
+        from sklearn.utils.class_weight import compute_class_weight  # slow to import
+
         balanced = compute_class_weight("balanced", classes=classes, y=labels)
         weights = tuple(float(weight) for weight in balanced)
     elif wanted != "none":
@@ -232,9 +233,9 @@ def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:
     return Loss(config.label_smoothing, weights)
 
 
-def open_split(config: ConfigDict, dataset: Dataset, place: Workdir) -> Split:
-    """The split of the work directory, checked against the data; made the first time."""
-    if not place.split.exists():
+def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bool) -> Split:
+    """The split of the work directory, checked against the data; made at the first start."""
+    if anew or not place.split.exists():
         rule = config.split
         split = patient_split(
             dataset,
@@ -298,6 +299,10 @@ def _evaluate(
     checkpoints: Checkpoints,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
+    # Here and not above, because scikit-learn and matplotlib would delay the first step.
+    from densenet_flax.evaluation.predictions import Predictions
+    from densenet_flax.evaluation.report import verdict, write_report
+
     started = time.perf_counter()
     last = checkpoints.restore(checkpoints.steps[-1])
     history = last.meta["position"]["history"]

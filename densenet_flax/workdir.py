@@ -27,7 +27,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Names the directory; `claim` makes it."""
+        """Names the directory; `lock` makes it."""
         self.path = Path(path).expanduser().resolve()
 
     @property
@@ -70,28 +70,42 @@ class Workdir:
                 ) from error
             yield
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Writes the configuration, or checks that the one that is there is the same.
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, so that the configuration is settled."""
+        return any(child.name.isdigit() for child in self.checkpoints.glob("*"))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes `config.json`."""
+        if is_first_process():
+            write_text(self._config, json.dumps(config, indent=2) + "\n")
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Checks that the run in the directory has this configuration.
 
         Raises:
           InputError: the directory belongs to another configuration; the message names the keys.
         """
-        path = self.path / "config.json"
-        ours = json.loads(json.dumps(config))
-        if path.exists():
-            theirs = _read_json(path)
-            old, new = _flat(theirs), _flat(ours)
-            keys = [key for key in {**old, **new} if key not in _FREE_KEYS]
-            changed = [key for key in keys if old.get(key) != new.get(key)]
-            if changed:
-                shown = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in changed[:4])
-                more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-                raise InputError(
-                    f"{self.path} belongs to another configuration ({shown}{more}); choose another "
-                    "--workdir, or start with the configuration it was made with"
-                )
-        if is_first_process():
-            write_text(path, json.dumps(ours, indent=2) + "\n")
+        try:
+            old = _flat(json.loads(self._config.read_text()))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self._config}: cannot be read ({error}); put it back or choose another --workdir"
+            ) from error
+        new = _flat(json.loads(json.dumps(config)))
+        keys = [key for key in {**old, **new} if key not in _FREE_KEYS]
+        changed = [key for key in keys if old.get(key) != new.get(key)]
+        if changed:
+            shown = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise InputError(
+                f"{self.path} belongs to another configuration ({shown}{more}); choose another "
+                "--workdir, or start with the configuration it was made with"
+            )
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.json"
 
     def metrics_writer(self, *, tensorboard: bool) -> Callable[[Mapping[str, Any]], None]:
         """A function that adds a line to `metrics.jsonl` and, if asked, to TensorBoard's files.
@@ -154,13 +168,6 @@ def device_memory() -> dict[str, float]:
         return {"device_memory_gb": stats["peak_bytes_in_use"] / 1e9}
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"host_memory_gb": kilobytes * 1024 / 1e9}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); choose another --workdir") from error
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

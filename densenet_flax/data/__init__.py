@@ -1,6 +1,7 @@
 """Images, labels and patients: from folders and archives to batches, without TensorFlow."""
 
 from densenet_flax.data.drawn import write_breakhis_tree
+from densenet_flax.data.policies import make_split
 from densenet_flax.data.source import (
     Dataset,
     batches,
@@ -22,6 +23,7 @@ __all__ = [
     "draw_tile",
     "epoch_order",
     "load_split",
+    "make_split",
     "open_dataset",
     "patient_split",
     "write_breakhis_tree",

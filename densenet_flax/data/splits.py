@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 
 from densenet_flax.errors import InputError
 from densenet_flax.files import write_text
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from densenet_flax.data.source import Dataset
 
 SIDES = ("train", "validation", "test")
+LEAKY = "image"  # the kind of split that puts the patient of every test image into training
 _FORMAT = 1
 
 
@@ -30,7 +32,8 @@ class Split:
       validation: rows to choose by (early stopping, threshold, temperature).
       test: rows to judge by.
       files: the file name of every row, also of those on no side.
-      policy: the rule: its kind, the group key, the seed, the fractions.
+      policy: the rule: its kind, the group key, the seed, the fractions, and what else the
+        kind needs.
       counts: images and patients of each class on each side.
     """
 
@@ -46,6 +49,11 @@ class Split:
         """SHA-256 of who is where; equal for equal splits, whatever rule they came from."""
         lines = sorted(f"{file}\t{side}\n" for file, side in self._sides().items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def patient_disjoint(self) -> bool:
+        """Whether it is known that no patient is on two sides; the report says so if not."""
+        return self.policy.get("kind") != LEAKY and self.policy.get("patient_disjoint", True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the split as JSON; a reader finds the old file or the new one, never half."""
@@ -69,6 +77,7 @@ def patient_split(
     test_fraction: float = 0.2,
     validation_fraction: float = 0.15,
     seed: int = 0,
+    mixed_patients: str = "error",
 ) -> Split:
     """Splits by patient, each class for itself, so that every side has patients of each class.
 
@@ -77,25 +86,22 @@ def patient_split(
 
     Args:
       dataset: what to split.
-      group: who counts as one patient: 'case70', 'slide81' or 'id82'.
+      group: who counts as one patient; see `Dataset.patients`.
       test_fraction: share of the patients of each class to test on.
       validation_fraction: share of the *other* patients of each class to validate on.
       seed: same seed, same split.
+      mixed_patients: see `patients_of_class`.
 
     Raises:
       InputError: a class has too few patients, there is only one class, a patient is in both, or
         a fraction is not between 0 and 1.
     """
     fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
-    for key, value in fractions.items():
-        if not 0 < value < 1:
-            raise InputError(f"split.{key}={value}: expected a share between 0 and 1")
-    if seed < 0:
-        raise InputError(f"split.seed={seed}: expected 0 or a positive number")
+    check_numbers(seed=seed, **fractions)
     groups = dataset.patients(group)
     rng = np.random.default_rng(seed)
     members: dict[str, list[str]] = {side: [] for side in SIDES}
-    for name, patients in _patients_of_class(dataset, groups).items():
+    for name, patients in patients_of_class(dataset, groups, mixed_patients=mixed_patients).items():
         if len(patients) < len(SIDES):
             raise InputError(
                 f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by {group} and "
@@ -103,14 +109,14 @@ def patient_split(
                 "or choose a finer group"
             )
         order = [patients[i] for i in rng.permutation(len(patients))]
-        tests = _share(test_fraction, len(order), leave=2)
-        validations = _share(validation_fraction, len(order) - tests, leave=1)
+        tests = share(test_fraction, len(order), leave=2)
+        validations = share(validation_fraction, len(order) - tests, leave=1)
         members["test"] += order[:tests]
         members["validation"] += order[tests : tests + validations]
         members["train"] += order[tests + validations :]
     rows = {side: np.flatnonzero(np.isin(groups, members[side])) for side in SIDES}
     policy = {"kind": "patient", "group": group, "seed": seed, **fractions}
-    return _make_split(dataset, rows, policy)
+    return build_split(dataset, rows, policy)
 
 
 def load_split(path: str | os.PathLike[str], dataset: "Dataset") -> Split:
@@ -143,14 +149,37 @@ def load_split(path: str | os.PathLike[str], dataset: "Dataset") -> Split:
                 f"such as {min(unknown)}; make the split anew for this data"
             )
     sides = np.array([assigned[file] for file in dataset.files.tolist()])
-    split = _make_split(dataset, {side: np.flatnonzero(sides == side) for side in SIDES}, policy)
+    if not isinstance(group, str):
+        raise InputError(f"{path}: its group is {group!r}; make the split anew")
+    split = build_split(dataset, {side: np.flatnonzero(sides == side) for side in SIDES}, policy)
     if split.hash != stated:
         raise InputError(
             f"{path}: its files do not match its hash, so it was changed after it was made; "
             "restore it or make the split anew"
         )
-    assert_disjoint(split, dataset.patients(group))
+    assert_sound(split, dataset)
     return split
+
+
+def assert_sound(split: Split, dataset: "Dataset") -> None:
+    """Raises `InputError` unless the split keeps apart whom its policy says it does.
+
+    Only the kind 'image' is let through, with a warning: it is known to leak.
+    """
+    policy = split.policy
+    if policy.get("kind") == LEAKY:
+        groups = dataset.patients(policy["group"])
+        logging.warning(
+            "split.policy='image' leaks: %.0f %% of the test images are of a patient who is also "
+            "in training, so the result says nothing about new patients",
+            100 * relatives(split, groups).mean(),
+        )
+        return
+    assert_disjoint(split, dataset.patients(policy["group"]))
+    if "validation_group" in policy:
+        nobody = np.zeros(0, split.test.dtype)
+        without_test = dataclasses.replace(split, test=nobody)
+        assert_disjoint(without_test, dataset.patients(policy["validation_group"]))
 
 
 def assert_disjoint(split: Split, groups: np.ndarray) -> None:
@@ -166,9 +195,16 @@ def assert_disjoint(split: Split, groups: np.ndarray) -> None:
             owner[patient] = side
 
 
-def _make_split(
-    dataset: "Dataset", rows: dict[str, np.ndarray], policy: Mapping[str, Any]
+def relatives(split: Split, groups: np.ndarray) -> np.ndarray:
+    """For each test row, whether its patient also trains or validates."""
+    known = groups[np.concatenate([split.train, split.validation])]
+    return np.isin(groups[split.test], known)
+
+
+def build_split(
+    dataset: "Dataset", rows: Mapping[str, np.ndarray], policy: Mapping[str, Any]
 ) -> Split:
+    """The split with these rows on its sides, counted."""
     groups = dataset.patients(policy["group"])
     counts = {
         side: {
@@ -180,22 +216,45 @@ def _make_split(
         }
         for side, index in rows.items()
     }
-    return Split(**rows, files=dataset.files, policy=policy, counts=counts)
+    known = {} if dataset.patients_known else {"patient_disjoint": False}
+    return Split(**rows, files=dataset.files, policy={**policy, **known}, counts=counts)
 
 
-def _patients_of_class(dataset: "Dataset", groups: np.ndarray) -> dict[str, list[str]]:
-    """The sorted patients of each class; refuses data that cannot be split at all."""
-    pairs = sorted(set(zip(groups.tolist(), dataset.labels.tolist(), strict=True)))
-    both = [patient for patient, count in Counter(p for p, _ in pairs).items() if count > 1]
-    if both:
+def patients_of_class(
+    dataset: "Dataset",
+    groups: np.ndarray,
+    rows: np.ndarray | None = None,
+    *,
+    mixed_patients: str = "error",
+) -> dict[str, list[str]]:
+    """The sorted patients of each class; refuses data that cannot be split at all.
+
+    Args:
+      dataset: whose labels to use.
+      groups: the patient of each row of the data set.
+      rows: the rows to look at; all by default.
+      mixed_patients: what to do with a patient of several classes: 'error', or 'rarest' to count
+        him for the one of his classes that has the fewest patients. All his images stay together.
+    """
+    if mixed_patients not in ("error", "rarest"):
+        raise InputError(f"split.mixed_patients={mixed_patients!r}: expected 'error' or 'rarest'")
+    rows = np.arange(len(groups)) if rows is None else rows
+    pairs = sorted(set(zip(groups[rows].tolist(), dataset.labels[rows].tolist(), strict=True)))
+    classes: dict[str, list[int]] = {}
+    for patient, label in pairs:
+        classes.setdefault(patient, []).append(label)
+    both = [patient for patient, labels in classes.items() if len(labels) > 1]
+    if both and mixed_patients == "error":
         raise InputError(
             f"patient {both[0]} of {dataset.name} has images of more than one class; correct the "
-            "labels, or choose a finer group"
+            "labels, choose a finer group, or set split.mixed_patients='rarest'"
         )
+    sizes = Counter(label for _, label in pairs)
     patients: dict[str, list[str]] = {name: [] for name in dataset.class_names}
-    for patient, label in pairs:
+    for patient, labels in classes.items():
+        label = min(labels, key=lambda label: (sizes[label], label))
         patients[dataset.class_names[label]].append(patient)
-    present = [name for name, some in patients.items() if some]
+    present = [name for label, name in enumerate(dataset.class_names) if sizes[label]]
     if len(present) < 2:
         raise InputError(
             f"{dataset.name} has images of one class only ({', '.join(present) or 'none'}); "
@@ -204,7 +263,16 @@ def _patients_of_class(dataset: "Dataset", groups: np.ndarray) -> dict[str, list
     return patients
 
 
-def _share(fraction: float, count: int, leave: int) -> int:
+def check_numbers(*, seed: int, **fractions: float) -> None:
+    """Refuses a seed or a share that makes no sense, by the name of its key."""
+    for key, value in fractions.items():
+        if not 0 < value < 1:
+            raise InputError(f"split.{key}={value}: expected a share between 0 and 1")
+    if seed < 0:
+        raise InputError(f"split.seed={seed}: expected 0 or a positive number")
+
+
+def share(fraction: float, count: int, leave: int) -> int:
     """How many of `count` make up `fraction`: at least one, and `leave` others stay."""
     return min(max(1, round(fraction * count)), count - leave)
 

@@ -6,15 +6,16 @@ Okabe and Ito's, and no meaning hangs on colour alone.
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from densenet_flax.evaluation.metrics import image_metrics, patient_metrics, patient_table
 from densenet_flax.evaluation.predictions import Predictions
@@ -30,6 +31,14 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF, its letters as letters; without a date inside."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None})
     return buffer.getvalue()
 
 
@@ -81,68 +90,164 @@ def _mark_stages(stages: list[str], epochs: list[int], panels: Sequence[Axes]) -
 
 
 def confusion_matrix(predictions: Predictions) -> Figure:
-    """Counts and row percentages, shaded by the percentage."""
-    cells = image_metrics(predictions)["confusion"]
-    counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
-    totals = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
+    """Counts and row percentages, shaded by the percentage: images, and patients if they exist."""
+    levels = [("images", image_metrics(predictions)), ("patients", patient_metrics(predictions))]
+    levels = [(unit, found) for unit, found in levels if found["confusion"]]
     names = [_plain(name, 18) for name in predictions.class_names]
-
-    figure = Figure(figsize=(5.0, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(share, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1)
-    for row, column in np.ndindex(2, 2):
-        percent = f"{share[row, column]:.1%}" if totals[row, 0] else "no images"
-        colour = "white" if share[row, column] > 0.5 else INK
-        number = axes.text(column, row, f"{counts[row, column]}", va="bottom", fontsize=22)
-        share_text = axes.text(column, row + 0.08, percent, va="top", fontsize=12)
-        for text in (number, share_text):
-            text.set(color=colour, horizontalalignment="center")
-    axes.set_xticks([0, 1], names, fontsize=11)
-    axes.set_yticks(
-        [0, 1],
-        [f"{name}\n{total} images" for name, total in zip(names, totals[:, 0], strict=True)],
-        fontsize=11,
-    )
-    axes.set_xlabel(f"predicted (at P ≥ {predictions.threshold:.3g})", fontsize=11)
-    axes.set_ylabel("true", fontsize=11)
-    axes.axhline(0.5, color="white", linewidth=4)
-    axes.axvline(0.5, color="white", linewidth=4)
-    axes.tick_params(length=0)
-    axes.spines[:].set_color("#bbbbbb")
+    figure = Figure(figsize=(3.0 * len(levels) + 0.5, 3.5), layout="constrained")
+    panels = figure.subplots(1, len(levels), squeeze=False)[0]
+    for axes, (unit, found) in zip(panels, levels, strict=True):
+        cells = found["confusion"]
+        counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
+        totals = counts.sum(axis=1, keepdims=True)
+        share = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
+        axes.imshow(share, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1)
+        for row, column in np.ndindex(2, 2):
+            percent = f"{share[row, column]:.1%}" if totals[row, 0] else f"no {unit}"
+            colour = "white" if share[row, column] > 0.5 else INK
+            number = axes.text(column, row, f"{counts[row, column]}", va="bottom", fontsize=22)
+            share_text = axes.text(column, row + 0.08, percent, va="top", fontsize=12)
+            for text in (number, share_text):
+                text.set(color=colour, horizontalalignment="center")
+        axes.set_xticks([0, 1], names, fontsize=11)
+        rows = [f"{name}\n{n} {unit}" for name, n in zip(names, totals[:, 0], strict=True)]
+        axes.set_yticks(
+            [0, 1], rows, fontsize=11, rotation=90, va="center", multialignment="center"
+        )
+        how = "" if unit == "images" else "mean "
+        axes.set_xlabel(f"predicted ({how}P ≥ {predictions.threshold:.3g})", fontsize=11)
+        axes.axhline(0.5, color="white", linewidth=4)
+        axes.axvline(0.5, color="white", linewidth=4)
+        axes.tick_params(length=0)
+        axes.spines[:].set_color("#bbbbbb")
+    panels[0].set_ylabel("true", fontsize=11)
     return figure
 
 
-def roc(predictions: Predictions) -> Figure:
-    """ROC of images and of patients (mean probability), with the threshold's own point."""
-    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
-    axes = figure.subplots()
+def roc(predictions: Predictions, intervals: Mapping[str, Any] | None = None) -> Figure:
+    """ROC of images and of patients (mean probability), with the threshold's own point.
+
+    Args:
+        predictions: The table.
+        intervals: As `intervals.intervals` returns them, for the legend.
+    """
+    figure, axes = _unit_square("1 − specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    images = image_metrics(predictions)
-    patients = patient_metrics(predictions)
-    table = patient_table(predictions)
-    for unit, result, label, probability, colour, style, marker in (
-        ("images", images, predictions.label, predictions.probability, BLUE, "-", "o"),
-        ("patients", patients, table.label, table.probability, ORANGE, "--", "s"),
-    ):
-        if result["roc_auc"] is None:
-            reason = _plain(f"{unit}: no ROC, {result['undefined']['roc_auc']}", 60)
-            axes.plot([], [], linestyle="none", label=reason)
+    for unit, found, label, probability, style in _levels(predictions):
+        if not _exists(axes, unit, found, "roc_auc", "ROC"):
             continue
         false, true, _ = roc_curve(label, probability)
-        name = f"{result['n']} {unit}: AUC {result['roc_auc']:.3f}"
-        axes.plot(false, true, color=colour, linestyle=style, linewidth=2, label=name)
-        point = (1 - result["specificity"], result["sensitivity"])
-        axes.plot(*point, marker=marker, color=colour, markersize=8, markeredgecolor="white")
-    if images["roc_auc"] is not None:
-        axes.plot([], [], "o", color="#555555", label=f"at P ≥ {predictions.threshold:.3g}")
+        name = f"{found['n']} {unit}: AUC {found['roc_auc']:.3f}"
+        axes.plot(false, true, label=name + _span(intervals, unit, "roc_auc"), **style)
+        _mark(axes, 1 - found["specificity"], found["sensitivity"], style)
+    return _with_legend(figure, axes, predictions, "lower right")
+
+
+def precision_recall(
+    predictions: Predictions, intervals: Mapping[str, Any] | None = None
+) -> Figure:
+    """Precision over sensitivity, with the threshold's own point; arguments as for `roc`."""
+    figure, axes = _unit_square("sensitivity (recall)", "precision")
+    for unit, found, label, probability, style in _levels(predictions):
+        if not _exists(axes, unit, found, "pr_auc", "precision"):
+            continue
+        axes.axhline(np.mean(label), color=style["color"], linewidth=1, linestyle=":")
+        precision, recall, _ = precision_recall_curve(label, probability)
+        name = f"{found['n']} {unit}: AP {found['pr_auc']:.3f}"
+        name += _span(intervals, unit, "pr_auc")
+        axes.plot(recall, precision, drawstyle="steps-post", label=name, **style)
+        if found["precision"] is not None:
+            _mark(axes, found["sensitivity"], found["precision"], style)
+    return _with_legend(figure, axes, predictions, "lower left")
+
+
+def reliability(calibration: Mapping[str, Any], positive: str) -> Figure:
+    """Share that is positive over the probability said, before and after, and how many images.
+
+    Args:
+        calibration: As 'calibration' in metrics.json.
+        positive: Name of the positive class.
+    """
+    test = calibration["test"]
+    sides = [("before", "as the network says", BLUE, "o-"), ("after", "calibrated", ORANGE, "s--")]
+    sides = [side for side in sides if test[side[0]]]
+    figure = Figure(figsize=(5.4, 6.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    top.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+    for shift, (side, name, colour, style) in zip((-0.004, 0.004), sides, strict=False):
+        found = test[side]
+        rows = [row for row in found["bins"] if row["count"]]
+        x = [row["confidence"] for row in rows]
+        label = f"{name}: ECE {found['ece']:.3f}"
+        top.plot(x, [row["accuracy"] for row in rows], style, color=colour, label=label)
+        for row in rows:
+            if row.get("accuracy_interval"):
+                at = row["confidence"] + shift
+                top.plot([at, at], row["accuracy_interval"], color=colour, alpha=0.45, zorder=1)
+        edges = [row["lower_edge"] for row in found["bins"]] + [1.0]
+        heights = [row["count"] for row in found["bins"]]
+        bottom.stairs(heights, edges, color=colour, linestyle=style[1:], linewidth=1.6)
+    top.set_ylabel(f"share that is {_plain(positive, 24)}")
+    bottom.set_ylabel("images")
+    bottom.set_xlabel(f"P({_plain(positive, 24)}), {calibration['bins']} bins")
+    top.set_xlim(-0.02, 1.02)
+    top.set_ylim(-0.02, 1.02)
+    top.legend(frameon=False, loc="best")
+    for axes in (top, bottom):
+        _tidy(axes)
+    return figure
+
+
+def _levels(predictions: Predictions) -> list[tuple[str, Any, np.ndarray, np.ndarray, Any]]:
+    """What the two curves have in common: (unit, metrics, label, probability, line style)."""
+    table = patient_table(predictions)
+    blue = {"color": BLUE, "linestyle": "-", "linewidth": 2}
+    orange = {"color": ORANGE, "linestyle": "--", "linewidth": 2}
+    images, patients = image_metrics(predictions), patient_metrics(predictions)
+    return [
+        ("images", images, predictions.label, predictions.probability, blue),
+        ("patients", patients, table.label, table.probability, orange),
+    ]
+
+
+def _unit_square(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+    axes = figure.subplots()
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    axes.set_xlabel("1 − specificity")
-    axes.set_ylabel("sensitivity")
-    axes.legend(loc="lower right", frameon=False)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
     _tidy(axes)
+    return figure, axes
+
+
+def _exists(axes: Axes, unit: str, found: Mapping[str, Any], name: str, curve: str) -> bool:
+    if found[name] is None:
+        reason = _plain(f"{unit}: no {curve}, {found['undefined'][name]}", 60)
+        axes.plot([], [], linestyle="none", label=reason)
+    return found[name] is not None
+
+
+def _span(intervals: Mapping[str, Any] | None, unit: str, name: str) -> str:
+    span = intervals and intervals[unit[:-1]][name]
+    return f" ({span['low']:.3f}–{span['high']:.3f})" if span else ""
+
+
+def _mark(axes: Axes, x: float, y: float, style: Mapping[str, Any]) -> None:
+    marker = "o" if style["color"] == BLUE else "s"
+    axes.plot(x, y, marker, color=style["color"], markersize=8, markeredgecolor="white")
+
+
+def _with_legend(
+    figure: Figure,
+    axes: Axes,
+    predictions: Predictions,
+    where: Literal["lower right", "lower left"],
+) -> Figure:
+    if len(np.unique(predictions.label)) == 2:
+        axes.plot([], [], "o", color="#555555", label=f"at P ≥ {predictions.threshold:.3g}")
+    axes.legend(loc=where, frameon=False)
     return figure
 
 

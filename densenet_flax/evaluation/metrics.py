@@ -30,22 +30,22 @@ METRICS = (
 def binary_metrics(
     label: np.ndarray,
     probability: np.ndarray,
-    threshold: float,
+    predicted: np.ndarray,
     class_names: Sequence[str],
     unit: str = "images",
 ) -> dict[str, Any]:
     """Every threshold and ranking metric of one set of units, which images or patients can be.
 
-    Takes arrays and not a table, so that resampled rows (a row may occur twice) fit as well.
+    Takes arrays and not a table, so that resampled rows (a row may occur twice) and rows called
+    at different thresholds fit as well.
 
     Args:
         label: 0 or 1 per unit.
         probability: P(positive) per unit.
-        threshold: Positive where `probability >= threshold`.
+        predicted: 0 or 1 per unit.
         class_names: (negative, positive), for the reasons under 'undefined'.
         unit: What a row is, for the same.
     """
-    predicted = (probability >= threshold).astype(np.int64)
     tn, fp, fn, tp = sk.confusion_matrix(label, predicted, labels=[0, 1]).ravel().tolist()
     negative, positive = class_names
     undefined: dict[str, str] = {}
@@ -89,7 +89,7 @@ def image_metrics(predictions: Predictions) -> dict[str, Any]:
     return binary_metrics(
         predictions.label,
         predictions.probability,
-        predictions.threshold,
+        predictions.prediction,
         predictions.class_names,
     )
 
@@ -136,30 +136,41 @@ def patient_metrics(predictions: Predictions) -> dict[str, Any]:
     patient once, by the mean probability of their images.
     """
     table = patient_table(predictions)
-    mixed = int(np.sum(table.label < 0))
+    called = (table.probability >= predictions.threshold).astype(np.int64)
+    rate = table.correct / table.images
+    return judge_patients(table.label, table.probability, called, rate, predictions.class_names)
+
+
+def judge_patients(
+    label: np.ndarray,
+    probability: np.ndarray,
+    predicted: np.ndarray,
+    rate: np.ndarray,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """`patient_metrics` of arrays with one entry per patient.
+
+    Args:
+        label: 0 or 1; -1 for a patient with images of both classes.
+        probability: Mean over the patient's images.
+        predicted: 0 or 1, by that mean.
+        rate: Share of the patient's images that is right.
+        class_names: (negative, positive).
+    """
+    mixed = int(np.sum(label < 0))
     judged = (
-        binary_metrics(
-            table.label[table.label >= 0],
-            table.probability[table.label >= 0],
-            predictions.threshold,
-            predictions.class_names,
-            unit="patients",
-        )
-        if not mixed
-        else None
+        None if mixed else binary_metrics(label, probability, predicted, class_names, "patients")
     )
     result: dict[str, Any] = {
-        "n": len(table.patient),
-        "n_by_class": {
-            name: int(np.sum(table.label == i)) for i, name in enumerate(predictions.class_names)
-        },
-        "patient_recognition_rate": float(np.mean(table.correct / table.images)),
+        "n": len(label),
+        "n_by_class": {name: int(np.sum(label == i)) for i, name in enumerate(class_names)},
+        "patient_recognition_rate": float(np.mean(rate)),
     }
     names = dict(zip(METRICS, METRICS, strict=True))
     names["accuracy"] = "patient_accuracy_by_mean_probability"
     names["confusion"] = "confusion"
     if judged is None:
-        reason = f"{mixed} of {len(table.patient)} patients have images of both classes"
+        reason = f"{mixed} of {len(label)} patients have images of both classes"
         result["n_by_class"]["both"] = mixed
         result.update(dict.fromkeys(names.values()))
         result["undefined"] = dict.fromkeys(names.values(), reason)

@@ -6,7 +6,7 @@ A function takes plain text and returns markup; only `section` and `document` ta
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5c6570; --paper: #fff; --card: #f5f6f8;
@@ -31,6 +31,7 @@ p { margin: 6px 0; max-width: 80ch; }
 .tile { background: var(--card); border-radius: 8px; padding: 10px 12px; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.3;
   font-variant-numeric: tabular-nums; }
+.tile small { display: block; color: var(--ink); font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: .85rem; color: var(--soft); line-height: 1.3; }
 .pictures { display: grid; gap: 20px; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
@@ -45,17 +46,41 @@ th, td { padding: 5px 20px 5px 0; border-bottom: 1px solid var(--line); text-ali
   vertical-align: top; }
 td { max-width: 30em; overflow-wrap: break-word; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { white-space: normal; }
+.number small { display: block; color: var(--soft); font-size: .82em; line-height: 1.2; }
+.gallery { display: grid; gap: 16px; margin: 8px 0 18px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); }
+.gallery img { padding: 0; border-radius: 4px; }
+h3 + .gallery, h3 + .scroll { margin-top: 6px; }
 details { margin: 8px 0; }
 summary { cursor: pointer; font-weight: 600; }
 footer { margin-top: 48px; padding-top: 14px; border-top: 1px solid var(--line);
   font-weight: 600; }
 @media (max-width: 960px) { .tiles { grid-template-columns: repeat(3, 1fr); } }
 @media (max-width: 560px) { body { padding: 16px 14px 32px; } th, td { padding-right: 12px; }
+  thead + tbody td:last-child:not(.number) { min-width: 9em; }
   .tiles { grid-template-columns: 1fr 1fr; } }
 @media print { .scroll { overflow: visible; } h2 { break-after: avoid; }
   figure, .tile { break-inside: avoid; } }
 """
+
+
+class Measured(NamedTuple):
+    """A number for a table or a tile, with its interval below it where there is one."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def markup(self, digits: int = 3) -> str:
+        """The number, and a second line."""
+        if self.low is None or self.high is None:
+            return number(self.value, digits)
+        return (
+            f"{number(self.value, digits)}<small>{self.low:.{digits}f} to "
+            f"{self.high:.{digits}f}</small>"
+        )
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -92,13 +117,20 @@ def warnings(lines: Sequence[str]) -> str:
     return f'<div class="warnings" role="note">{bullets(lines)}</div>'
 
 
-def tiles(values: Iterable[tuple[str, str]]) -> str:
-    """Key figures: (value, what it is)."""
+def tiles(values: Iterable[tuple[Measured, str]]) -> str:
+    """Key figures: (number, what it is)."""
     inside = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for value, name in values
+        f'<div class="tile"><b>{number(found.value)}</b>{_span(found)}'
+        f"<span>{escape(name)}</span></div>"
+        for found, name in values
     )
     return f'<div class="tiles">{inside}</div>'
+
+
+def _span(found: Measured) -> str:
+    if found.low is None or found.high is None:
+        return ""
+    return f"<small>{found.low:.2f} to {found.high:.2f}</small>"
 
 
 def picture(png: bytes, alt: str, caption: str) -> str:
@@ -115,28 +147,33 @@ def pictures(markup: Iterable[str]) -> str:
     return f'<div class="pictures">{"".join(markup)}</div>'
 
 
+def gallery(markup: Iterable[str]) -> str:
+    """Small pictures, as many beside each other as there is room for."""
+    return f'<div class="gallery">{"".join(markup)}</div>'
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
     """A table; columns that hold only numbers (and dashes for None) are set right."""
     rows = [list(row) for row in rows]
     numeric = [
-        all(row[i] is None or isinstance(row[i], int | float) for row in rows)
+        all(row[i] is None or isinstance(row[i], int | float | Measured) for row in rows)
         for i in range(len(header))
     ]
 
-    def cell(tag: str, text: str, right: bool) -> str:
-        css = ' class="number"' if right else ""
-        return f"<{tag}{css}>{escape(text)}</{tag}>"
+    def cell(value: Any, right: bool) -> str:
+        if isinstance(value, Measured):
+            inside = value.markup()
+        elif right:
+            inside = number(value)
+        else:
+            inside = "–" if value is None else escape(str(value))
+        return f'<td class="number">{inside}</td>' if right else f"<td>{inside}</td>"
 
-    head = "".join(map(cell, ["th"] * len(header), header, numeric))
-    body = "".join(
-        "<tr>"
-        + "".join(
-            cell("td", number(v) if right else "–" if v is None else str(v), right)
-            for v, right in zip(row, numeric, strict=True)
-        )
-        + "</tr>"
-        for row in rows
+    head = "".join(
+        f'<th class="number">{escape(text)}</th>' if right else f"<th>{escape(text)}</th>"
+        for text, right in zip(header, numeric, strict=True)
     )
+    body = "".join(f"<tr>{''.join(map(cell, row, numeric))}</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead>'

@@ -16,7 +16,8 @@ from densenet_flax.evaluation.files import replace_files
 CLASS_NAMES = ("benign", "malignant")
 
 _TEXT = ("file", "patient", "subtype", "slide")
-_COLUMNS = (*_TEXT, "magnification", "label", "probability", "prediction", "threshold")
+_WHOLE = (*_TEXT, "magnification", "label")
+_COLUMNS = (*_WHOLE, "probability", "prediction", "threshold")
 _REQUIRED = ("file", "patient", "magnification", "label", "probability")
 
 
@@ -34,6 +35,8 @@ class Predictions:
         probability: float64, P(`class_names[1]`).
         class_names: (negative, positive).
         threshold: An image is called positive where `probability >= threshold`.
+        calibrated: float64, the same probability after temperature scaling, or None. Decisions
+            never look at it (see docs/evaluation.md).
     """
 
     file: np.ndarray
@@ -45,6 +48,7 @@ class Predictions:
     probability: np.ndarray
     class_names: tuple[str, ...] = CLASS_NAMES
     threshold: float = 0.5
+    calibrated: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Converts the columns (lists are welcome) and refuses a table that contradicts itself."""
@@ -55,6 +59,8 @@ class Predictions:
             ("probability", np.float64),
         ):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+        if self.calibrated is not None:
+            object.__setattr__(self, "calibrated", np.asarray(self.calibrated, np.float64))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "threshold", float(self.threshold))
         self._check()
@@ -63,7 +69,7 @@ class Predictions:
         n = len(self)
         if n == 0:
             raise InputError("predictions: the table is empty; there is nothing to evaluate")
-        for name in (*_TEXT, "magnification", "label", "probability"):
+        for name in self._columns:
             shape = getattr(self, name).shape
             if shape != (n,):
                 raise InputError(
@@ -77,13 +83,14 @@ class Predictions:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"predictions: threshold is {self.threshold}; expected 0 to 1")
         # Written as "not inside" so that NaN is caught as well.
-        bad = ~((self.probability >= 0) & (self.probability <= 1))
-        if bad.any():
-            i = int(np.argmax(bad))
-            raise InputError(
-                f"predictions: probability of '{self.file[i]}' is {self.probability[i]}; "
-                "expected 0 to 1"
-            )
+        for name in self._columns[len(_WHOLE) :]:
+            values = getattr(self, name)
+            bad = ~((values >= 0) & (values <= 1))
+            if bad.any():
+                i = int(np.argmax(bad))
+                raise InputError(
+                    f"predictions: {name} of '{self.file[i]}' is {values[i]}; expected 0 to 1"
+                )
         bad = ~np.isin(self.label, (0, 1))
         if bad.any():
             i = int(np.argmax(bad))
@@ -93,6 +100,11 @@ class Predictions:
         name, times = Counter(self.file.tolist()).most_common(1)[0]
         if times > 1:
             raise InputError(f"predictions: file '{name}' occurs {times} times; expected once")
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """The columns that are there, those that hold probabilities last."""
+        return (*_WHOLE, "probability", *(() if self.calibrated is None else ("calibrated",)))
 
     def __len__(self) -> int:
         return len(self.file)
@@ -104,24 +116,27 @@ class Predictions:
 
     def select(self, keep: np.ndarray) -> "Predictions":
         """The rows of a boolean mask or of an index array."""
-        columns = (*_TEXT, "magnification", "label", "probability")
-        return replace(self, **{name: getattr(self, name)[keep] for name in columns})
+        columns: dict[str, Any] = {name: getattr(self, name)[keep] for name in self._columns}
+        return replace(self, **columns)
 
     def to_csv(self) -> bytes:
         """The table as UTF-8 CSV (RFC 4180); `read_csv` returns exactly these numbers."""
         buffer = io.StringIO()
         writer = csv.writer(buffer)  # ends lines in CR LF, so that both are quoted inside names
-        writer.writerow(_COLUMNS)
+        # A column of its own at the end, and only where there is something to say in it.
+        more = [] if self.calibrated is None else [map(repr, self.calibrated.tolist())]
+        writer.writerow([*_COLUMNS, *(["calibrated"] if more else [])])
         text = zip(*(getattr(self, name).tolist() for name in _TEXT), strict=True)
         numbers = zip(
             self.magnification.tolist(),
             (self.class_names[i] for i in self.label),
             map(repr, self.probability.tolist()),
             (self.class_names[i] for i in self.prediction),
+            [repr(self.threshold)] * len(self),
+            *more,
             strict=True,
         )
-        threshold = repr(self.threshold)
-        writer.writerows((*a, *b, threshold) for a, b in zip(text, numbers, strict=True))
+        writer.writerows((*a, *b) for a, b in zip(text, numbers, strict=True))
         # File names need not be UTF-8: Python keeps odd bytes as surrogates, and so does this.
         return buffer.getvalue().encode("utf-8", "surrogateescape")
 
@@ -140,7 +155,7 @@ def read_csv(
 
     Args:
         path: A CSV file with at least file, patient, magnification, label and probability.
-            Labels are class names.
+            Labels are class names; a column 'calibrated' is read if there is one.
         class_names: (negative, positive).
         threshold: None takes the file's own, or 0.5 if it has no such column. Another value
             judges the same probabilities anew.
@@ -165,14 +180,16 @@ def read_csv(
     if not rows:
         raise InputError(f"{path}: the table is empty; there is nothing to evaluate")
 
-    columns: dict[str, Any] = {name: [] for name in (*_TEXT, *_REQUIRED)}
+    numbers = ["probability", *(["calibrated"] if "calibrated" in header else [])]
+    columns: dict[str, Any] = {name: [] for name in (*_TEXT, *_REQUIRED, *numbers)}
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise InputError(f"{path}: row {number} does not have {len(header)} fields")
         for name in _TEXT:
             columns[name].append(row.get(name, ""))
         columns["magnification"].append(_parse(int, row, "magnification", path, number))
-        columns["probability"].append(_parse(float, row, "probability", path, number))
+        for name in numbers:
+            columns[name].append(_parse(float, row, name, path, number))
         if row["label"] not in class_names:
             raise InputError(
                 f"{path}: row {number} has label '{row['label']}'; "

@@ -1,4 +1,4 @@
-"""One directory that says how good the network is: numbers, table, pictures and a page."""
+"""One directory that says how good the network is: numbers, table, pictures, page and card."""
 
 import json
 import math
@@ -9,14 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.evaluation import figures, sections
+from densenet_flax.evaluation import cautions, figures, sections
+from densenet_flax.evaluation.assessment import assess
+from densenet_flax.evaluation.cautions import verdict
 from densenet_flax.evaluation.files import replace_files
-from densenet_flax.evaluation.metrics import evaluate
+from densenet_flax.evaluation.gallery import read_gallery
+from densenet_flax.evaluation.intervals import RESAMPLES, Settings
+from densenet_flax.evaluation.model_card import model_card
+from densenet_flax.evaluation.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 
-# Below this many patients of a class, one patient moves its recall by more than ten points.
-FEW_PATIENTS = 10
-_PICTURES = ("curves.png", "confusion_matrix.png", "roc.png", "patients.png")
+__all__ = ["verdict", "write_report"]
+
+_PICTURES = (
+    "curves",
+    "confusion_matrix",
+    "roc",
+    "precision_recall",
+    "reliability",
+    "patients",
+)
 
 
 def write_report(
@@ -24,8 +36,14 @@ def write_report(
     predictions: Predictions,
     history: Sequence[Mapping[str, Any]] = (),
     info: Mapping[str, Any] | None = None,
+    *,
+    validation: Predictions | None = None,
+    operating_point: OperatingPoint | None = None,
+    rule: str = "fixed",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Writes metrics.json, predictions.csv, the pictures and report.html.
+    """Writes metrics.json, predictions.csv, the pictures, report.html and MODEL_CARD.md.
 
     Everything is made in memory and written under temporary names first, so that an error or an
     interruption leaves an earlier report as it was.
@@ -35,96 +53,75 @@ def write_report(
         predictions: Of images that the network was not trained on.
         history: One mapping per epoch, see docs/report.md; may be empty.
         info: What the page says about the run, see docs/report.md; every key may be missing.
+        validation: Predictions of the validation images. Without an operating point, threshold
+            and temperature are chosen on them; they are also the report's comparison.
+        operating_point: Threshold and temperature that were chosen before, and win.
+        rule: How to choose the threshold if it is chosen here: 'fixed', 'youden' or
+            'sensitivity>=s'.
+        resamples: For the intervals.
+        seed: For the same.
 
     Returns:
-        What metrics.json holds: `evaluate(predictions)`, and 'warnings' and 'run' (the info).
+        What metrics.json holds: `assess(...)`, and 'warnings' and 'run' (the info).
 
     Raises:
-        InputError: The directory cannot be written to.
+        InputError: The directory cannot be written to, a rule or a gallery picture is none, or
+            an image is in both tables.
     """
-    run = _jsonable(info or {})
+    settings = Settings(resamples, seed)
+    given_info = dict((info or {}).items())
+    gallery = read_gallery(given_info.pop("gallery", None) or ())
+    run = _jsonable(given_info)
+    if gallery:
+        run["gallery"] = [picture.caption for picture in gallery]
     epochs = _jsonable(list(history))
-    metrics = evaluate(predictions)
+    if operating_point is None and validation is not None:
+        operating_point = choose_operating_point(validation, rule)
+    if operating_point is not None:
+        predictions = operating_point.apply(predictions)
+        validation = validation and operating_point.apply(validation)
+
+    metrics = assess(predictions, validation, operating_point, settings)
     given = run.pop("warnings", None) or []
     metrics["run"] = run
-    metrics["warnings"] = [*map(str, given), *_warnings(metrics)]
-
-    drawn = {
-        "confusion_matrix.png": figures.confusion_matrix(predictions),
-        "roc.png": figures.roc(predictions),
-        "patients.png": figures.patient_dots(predictions),
-    }
-    if epochs:
-        drawn["curves.png"] = figures.training_curves(epochs)
-    pngs = {name: figures.png(figure) for name, figure in drawn.items()}
+    metrics["warnings"] = [*map(str, given), *cautions.warnings(metrics)]
+    files, pngs = _draw(predictions, metrics, epochs)
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    html = sections.report_page(verdict(metrics), metrics, predictions, epochs, pngs)
+    said = verdict(metrics)
+    html = sections.report_page(said, metrics, predictions, epochs, pngs, gallery)
     replace_files(
         directory,
         {
             "predictions.csv": predictions.to_csv(),
-            **pngs,
+            **files,
             "metrics.json": text.encode(),
             # An odd byte in a file name is no UTF-8; a page can only show its code.
+            "MODEL_CARD.md": model_card(said, metrics).encode("utf-8", "backslashreplace"),
             "report.html": html.encode("utf-8", "backslashreplace"),
         },
     )
-    for name in set(_PICTURES) - set(pngs):  # left by an earlier report
+    left = {f"{name}.{kind}" for name in _PICTURES for kind in ("png", "pdf")} - set(files)
+    for name in left:  # by an earlier report
         (Path(directory) / name).unlink(missing_ok=True)
     return metrics
 
 
-def verdict(metrics: Mapping[str, Any]) -> str:
-    """The one sentence; "never seen in training" only if `run.split` vouches for it."""
-    image, patient = metrics["image"], metrics["patient"]
-    split = metrics.get("run", {}).get("split") or {}
-    unseen = " never seen in training" if split.get("patient_disjoint") is True else ""
-    return (
-        f"Accuracy {image['accuracy']:.2f} on {_count(image['n'], 'image')} "
-        f"of {_count(patient['n'], 'patient')}{unseen}"
-    )
-
-
-def _warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """What the numbers themselves say against being believed."""
-    lines = []
-    image, patient = metrics["image"], metrics["patient"]
-    names = metrics["class_names"]
-    cells = image["confusion"]
-    totals = (cells["tn"] + cells["fp"], cells["fn"] + cells["tp"])
-    if (metrics["run"].get("split") or {}).get("patient_disjoint") is False:
-        lines.append(
-            "Patients on both sides of the split: the network has seen other images of the same "
-            "tissue, so these figures are too good for a new patient."
-        )
-    for name, total in zip(names, totals, strict=True):
-        if total == 0:
-            lines.append(f"There is not one {name} image here, so most metrics do not exist.")
-    few = {name: patient["n_by_class"][name] for name in names}
-    few = {name: n for name, n in few.items() if 0 < n < FEW_PATIENTS}
-    if few:
-        counted = " and ".join(_count(n, f"{name} patient") for name, n in few.items())
-        lines.append(
-            f"Only {counted}: another choice of patients could change every figure by much."
-        )
-    mixed = patient["n_by_class"].get("both", 0)
-    if mixed:
-        lines.append(
-            f"{_count(mixed, 'patient')} with images of both classes: they have no single true "
-            "class, so of the patient-level metrics only the recognition rate exists."
-        )
-    always = max(totals) / image["n"]
-    if min(totals) and image["accuracy"] <= always:
-        common = names[totals.index(max(totals))]
-        lines.append(
-            f"Accuracy {image['accuracy']:.3f} is no better than calling every image {common} "
-            f"({always:.3f})."
-        )
-    return lines
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def _draw(
+    predictions: Predictions, metrics: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """All picture files, and those for the page."""
+    drawn = {
+        "confusion_matrix": figures.confusion_matrix(predictions),
+        "roc": figures.roc(predictions, metrics["intervals"]),
+        "precision_recall": figures.precision_recall(predictions, metrics["intervals"]),
+        "reliability": figures.reliability(metrics["calibration"], metrics["positive_class"]),
+        "patients": figures.patient_dots(predictions),
+    }
+    if epochs:
+        drawn["curves"] = figures.training_curves(epochs)
+    pngs = {f"{name}.png": figures.png(figure) for name, figure in drawn.items()}
+    pdfs = {f"{name}.pdf": figures.pdf(figure) for name, figure in drawn.items()}
+    return {**pngs, **pdfs}, pngs
 
 
 def _jsonable(value: Any) -> Any:

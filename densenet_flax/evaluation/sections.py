@@ -6,27 +6,13 @@ How good, how far to trust it, how it came about, where it fails, and what exact
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from densenet_flax.evaluation import page
+from densenet_flax.evaluation import page, tables
+from densenet_flax.evaluation.cautions import class_totals
+from densenet_flax.evaluation.gallery import Picture
+from densenet_flax.evaluation.page import Measured
 from densenet_flax.evaluation.predictions import Predictions
 
 FOOTER = "Research use only, not for diagnosis."
-_MISTAKES = 10
-# Longer tables start folded.
-_OPEN_ROWS = 20
-
-_METRICS = (
-    ("accuracy", "Accuracy", "share that is right"),
-    ("balanced_accuracy", "Balanced accuracy", "mean of sensitivity and specificity"),
-    ("sensitivity", "Sensitivity", "share of {positive} that is found"),
-    ("specificity", "Specificity", "share of {negative} that is left alone"),
-    ("precision", "Precision", "share of {positive} calls that are right"),
-    ("f1", "F1", "harmonic mean of precision and sensitivity"),
-    ("mcc", "Matthews correlation", "−1 to 1; 0 is chance"),
-    ("roc_auc", "ROC-AUC", "over all thresholds; 0.5 is chance"),
-    ("pr_auc", "PR-AUC", "average precision; the share of {positive} is chance"),
-)
 
 
 def report_page(
@@ -35,15 +21,17 @@ def report_page(
     predictions: Predictions,
     history: Sequence[Mapping[str, Any]],
     pngs: Mapping[str, bytes],
+    gallery: Sequence[Picture] = (),
 ) -> str:
     """The whole page.
 
     Args:
         verdict: The sentence at the top.
-        metrics: As `evaluate` returns them, with 'warnings' and 'run'.
+        metrics: As `assess` returns them, with 'warnings' and 'run'.
         predictions: For the list of mistakes.
         history: One mapping per epoch; may be empty.
         pngs: Pictures by file name.
+        gallery: Images to look at, such as overlays of what the network looked at.
     """
     run = metrics["run"]
     title = str(run.get("title") or "Evaluation report")
@@ -53,11 +41,13 @@ def report_page(
         page.tiles(_tiles(metrics)),
         page.warnings(metrics["warnings"]),
         page.section("In pictures", _pictures(metrics, history, pngs)),
-        page.section("All metrics", *_all_metrics(metrics)),
-        page.section("By magnification", _by_magnification(metrics["by_magnification"])),
-        page.section("By subtype", _by_subtype(metrics["by_subtype"])),
-        page.section("By patient", _by_patient(metrics)),
-        page.section("Most confident mistakes", _mistakes(predictions)),
+        page.section("All metrics", *tables.all_metrics(metrics)),
+        page.section("Threshold and calibration", *tables.calibration(metrics)),
+        page.section("By magnification", tables.by_magnification(metrics)),
+        page.section("By subtype", tables.by_subtype(metrics)),
+        page.section("By patient", tables.by_patient(metrics)),
+        page.section("Most confident mistakes", tables.mistakes(predictions)),
+        page.section("Gallery", *_gallery(gallery)),
         page.section("Training and test data", *_split(run.get("split") or {})),
         page.section("How it was made", *_run(run)),
     ]
@@ -65,27 +55,32 @@ def report_page(
 
 
 def _second_sentence(metrics: Mapping[str, Any]) -> str:
-    cells, n = metrics["image"]["confusion"], metrics["image"]["n"]
-    totals = (cells["tn"] + cells["fp"], cells["fn"] + cells["tp"])
+    totals, n = class_totals(metrics), metrics["image"]["n"]
     common = metrics["class_names"][totals.index(max(totals))]
+    positive, point = metrics["positive_class"], metrics["operating_point"]
+    ruled = point and point["rule"] != "fixed"
+    fell_back = ruled and any(note.startswith("threshold left") for note in point["notes"])
+    how = ", chosen on validation images" if ruled and not fell_back else ""
     return (
         f"Calling every image {common} would score {max(totals) / n:.2f}. An image is called "
-        f"{metrics['positive_class']} where P({metrics['positive_class']}) is at least "
-        f"{metrics['threshold']:.3g}."
+        f"{positive} where P({positive}) is at least {metrics['threshold']:.3g}{how}."
     )
 
 
-def _tiles(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    image, patient = metrics["image"], metrics["patient"]
-    for value, name in (
-        (image["accuracy"], "accuracy, images"),
-        (image["sensitivity"], "sensitivity, images"),
-        (image["specificity"], "specificity, images"),
-        (image["roc_auc"], "ROC-AUC, images"),
-        (patient["patient_recognition_rate"], "patient recognition rate"),
-        (patient["patient_accuracy_by_mean_probability"], "patient accuracy by mean probability"),
+def _tiles(metrics: Mapping[str, Any]) -> Iterator[tuple[Measured, str]]:
+    for unit, key, name in (
+        ("image", "accuracy", "accuracy, images"),
+        ("image", "sensitivity", "sensitivity, images"),
+        ("image", "specificity", "specificity, images"),
+        ("image", "roc_auc", "ROC-AUC, images"),
+        ("patient", "patient_recognition_rate", "patient recognition rate"),
+        (
+            "patient",
+            "patient_accuracy_by_mean_probability",
+            "patient accuracy by mean probability",
+        ),
     ):
-        yield page.number(value), name
+        yield tables.measured(metrics[unit], metrics["intervals"][unit], key), name
 
 
 def _pictures(
@@ -99,12 +94,21 @@ def _pictures(
             "Loss and accuracy after each epoch; a vertical line is where a stage begins.",
         ),
         "confusion_matrix.png": (
-            "Confusion matrix",
-            "Images: counts, and shares of each true class.",
+            "Confusion matrices",
+            "Counts, and shares of each true class: images, and patients by mean probability.",
         ),
         "roc.png": (
             "ROC curves",
             "Images, and patients by their mean probability; the marks are the threshold in use.",
+        ),
+        "precision_recall.png": (
+            "Precision and recall",
+            "Of what is called positive, how much is; dotted is the share that is positive.",
+        ),
+        "reliability.png": (
+            "Reliability",
+            "Does a probability mean what it says? On the dotted line it does. Bars are "
+            "intervals over patients; below, how many images are in a bin.",
         ),
         "patients.png": (
             "Probability of every image, by patient",
@@ -122,120 +126,13 @@ def _pictures(
     return page.paragraph("No training history was given, so there are no curves.", "soft") + shown
 
 
-def _all_metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
-    image, patient = metrics["image"], metrics["patient"]
-    negative, positive = metrics["class_names"]
-    mean = {**patient, "accuracy": patient["patient_accuracy_by_mean_probability"]}
-    yield page.table(
-        ["", "images", "patients by mean probability", "what it is"],
-        [
-            [name, image[key], mean.get(key), text.format(negative=negative, positive=positive)]
-            for key, name, text in _METRICS
-        ],
-    )
-    yield page.paragraph(
-        f"Patient recognition rate {page.number(patient['patient_recognition_rate'])}: the mean "
-        "over patients of the share of their images that is right, as the BreakHis protocol "
-        "defines it. It is not the patient accuracy by mean probability, which calls each patient "
-        "once."
-    )
-    names = {key: name for key, name, _ in _METRICS}
-    names["patient_accuracy_by_mean_probability"] = names["accuracy"]
-    missing: dict[str, list[str]] = {}  # few reasons, many metrics
-    for unit, result in (("images", image), ("patients", patient)):
-        for key, reason in result["undefined"].items():
-            if key in names:
-                missing.setdefault(f"{unit}: {reason}", []).append(names[key])
-    if missing:
-        yield page.paragraph("What does not exist, and why:", "soft") + page.bullets(
-            f"{reason}, so no {', '.join(which)}" for reason, which in missing.items()
-        )
-
-
-def _by_magnification(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    columns = {
-        "n": "images",
-        "patients": "patients",
-        "accuracy": "accuracy",
-        "patient_recognition_rate": "patient rec. rate",
-        "sensitivity": "sensitivity",
-        "specificity": "specificity",
-        "f1": "F1",
-        "roc_auc": "ROC-AUC",
-    }
-    return page.table(
-        ["magnification", *columns.values()],
-        [
-            [f"{row['magnification']}×" if row["magnification"] else "unknown"]
-            + [row[key] for key in columns]
-            for row in rows
-        ],
-    )
-
-
-def _by_subtype(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not rows:
-        return ""
-    return page.table(
-        ["subtype", "accuracy", "images right", "patients", "mean probability", "class"],
-        [
-            [
-                row["subtype"].replace("_", " "),
-                row["accuracy"],
-                f"{row['correct']}/{row['n']}",
-                row["patients"],
-                row["mean_probability"],
-                row["class"],
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _by_patient(metrics: Mapping[str, Any]) -> str:
-    rows = sorted(metrics["by_patient"], key=lambda row: row["accuracy"])
-    table = page.table(
-        ["patient", "accuracy", "images right", "mean probability", "class", "subtype"],
-        [
-            [
-                row["patient"],
-                row["accuracy"],
-                f"{row['correct']}/{row['n']}",
-                row["mean_probability"],
-                row["class"],
-                ", ".join(row["subtypes"]).replace("_", " ") or None,
-            ]
-            for row in rows
-        ],
-    )
-    return page.folded(f"{len(rows)} patients, worst first", table, len(rows) <= _OPEN_ROWS)
-
-
-def _mistakes(predictions: Predictions) -> str:
-    wrong = np.flatnonzero(predictions.prediction != predictions.label)
-    if not len(wrong):
-        return page.paragraph("None: every image is right.")
-    # How sure of the wrong class: P(positive) of a negative image, 1 - P of a positive one.
-    surety = np.abs(predictions.probability - predictions.label)[wrong]
-    worst = wrong[np.argsort(-surety, kind="stable")][:_MISTAKES]
-    positive = predictions.class_names[1]
-    return page.paragraph(
-        f"{len(worst)} of {len(wrong)} wrong images; all are in predictions.csv.", "soft"
-    ) + page.table(
-        ["file", f"P({positive})", "true class", "patient", "magnification"],
-        [
-            [
-                str(predictions.file[i]),
-                float(predictions.probability[i]),
-                predictions.class_names[predictions.label[i]],
-                str(predictions.patient[i]),
-                f"{predictions.magnification[i]}×" if predictions.magnification[i] else None,
-            ]
-            for i in worst
-        ],
-    )
+def _gallery(pictures: Sequence[Picture]) -> Iterator[str]:
+    groups: dict[str, list[str]] = {}
+    for found in pictures:
+        markup = page.picture(found.png, found.caption, found.caption)
+        groups.setdefault(found.group, []).append(markup)
+    for name, markups in groups.items():
+        yield (page.subheading(name) if name else "") + page.gallery(markups)
 
 
 def _split(split: Mapping[str, Any]) -> Iterator[str]:
@@ -248,10 +145,19 @@ def _split(split: Mapping[str, Any]) -> Iterator[str]:
     if rows:
         yield page.table(["side", "class", "images", "patients"], rows)
     spoken = {True: "yes", False: "no"}
+    overlap = split.get("overlap")
+    tabular = isinstance(overlap, list) and all(isinstance(row, Mapping) for row in overlap)
+    if overlap and tabular:
+        columns = list(overlap[0])
+        yield page.table(
+            [column.replace("_", " ") for column in columns],
+            [[row.get(column) for column in columns] for row in overlap],
+            "Who is on more than one side",
+        )
     rest = {
         key.replace("_", " "): spoken[value] if isinstance(value, bool) else value
         for key, value in split.items()
-        if key != "counts" and value is not None
+        if value is not None and key != "counts" and not (key == "overlap" and tabular)
     }
     if rest:
         yield page.key_values(rest)

@@ -61,3 +61,13 @@ def breakhis_sample() -> Path:
     if not path.is_dir():
         pytest.skip("no real BreakHis images: set BREAKHIS_SAMPLE to a folder with some")
     return path
+
+
+@pytest.fixture(scope="session")
+def breakhis_folds() -> Path:
+    """The official fold files; they come with the images and are not part of the project."""
+    beside = Path(__file__).parents[3] / "shared" / "breakhis_folds"
+    path = Path(os.environ.get("BREAKHIS_FOLDS") or beside)
+    if not path.is_dir():
+        pytest.skip("no official fold files: set BREAKHIS_FOLDS to the folder of dsfold1.txt")
+    return path

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from densenet_flax.data import batches, check_batch_size, epoch_order, open_dataset, prepare
+from densenet_flax.data import (
+    arrays,
+    batches,
+    check_batch_size,
+    epoch_order,
+    open_dataset,
+    prepare,
+)
 from densenet_flax.data.breakhis import breakhis_dataset_builder, files
 from densenet_flax.errors import InputError
 
@@ -60,11 +67,13 @@ def test_a_second_run_prepares_nothing(make_config, drawn_tree, tmp_path, monkey
     config = make_config(name="breakhis", path=str(drawn_tree))
     first = open_dataset(config, tmp_path)
     monkeypatch.setattr(prepare, "_records", None)
+    caplog.clear()
     with caplog.at_level(python_logging.INFO, "absl"):
         again = open_dataset(config, tmp_path)
     np.testing.assert_array_equal(first.images, again.images)
     assert first.fingerprint == again.fingerprint
     lines = [record.getMessage() for record in caplog.records]
+    assert lines.pop(0).startswith("breakhis: not all of BreakHis: 16 of 7909 images; missing: ad")
     assert lines == [f"breakhis: 16 images of 8 patients (8 benign, 8 malignant) from {drawn_tree}"]
 
 
@@ -149,7 +158,7 @@ def test_an_interrupted_preparation_leaves_nothing(make_config, drawn_tree, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "tqdm", fail)
+        patch.setattr(arrays, "tqdm", fail)
         with pytest.raises(KeyboardInterrupt):
             open_dataset(config, tmp_path)
     assert not list(tmp_path.rglob("arrays/*")) and not list(tmp_path.rglob("incomplete*"))

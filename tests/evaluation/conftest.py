@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densenet_flax.evaluation import Predictions
+from densenet_flax.evaluation import Predictions, figures
 
 
 def table(**columns):
@@ -17,6 +17,13 @@ def table(**columns):
         "slide": [""] * n,
     }
     return Predictions(**{**filled, **columns})
+
+
+@pytest.fixture
+def quick_figures(monkeypatch):
+    """Pictures take longer than all the rest, and most tests can do without their content."""
+    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr(figures, "pdf", lambda figure: b"%PDF-")
 
 
 @pytest.fixture

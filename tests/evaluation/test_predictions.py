@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def test_csv_round_trip_is_exact(make, tmp_path):
     other = Predictions(**{n: getattr(table, n) for n in COLUMNS}, class_names=names)
     other.write_csv(path)
     assert same(read_csv(path, class_names=names), other)
+
+
+def test_a_calibrated_column_travels_along(hand, tmp_path):
+    done = replace(hand, calibrated=hand.probability / 3)
+    done.write_csv(tmp_path / "p.csv")
+    again = read_csv(tmp_path / "p.csv")
+    assert same(again, done) and np.array_equal(again.calibrated, done.calibrated)
+    assert np.array_equal(done.prediction, hand.prediction)  # decisions never look at it
+    part = done.select(hand.patient == "c")
+    assert part.calibrated.tolist() == [0.6 / 3, 0.5 / 3]
+    hand.write_csv(tmp_path / "p.csv")
+    assert "calibrated" not in (tmp_path / "p.csv").read_text()
+    assert read_csv(tmp_path / "p.csv").calibrated is None
+    for bad, message in (([0.5] * 7, "'calibrated' has shape"), ([2.0] * 8, "calibrated of")):
+        with pytest.raises(InputError, match=message):
+            replace(hand, calibrated=bad)
 
 
 def test_csv_holds_names_not_indices(hand, tmp_path):

@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,18 +13,29 @@ import pytest
 from matplotlib.figure import Figure
 
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation import evaluate, figures, read_csv, verdict, write_report
+from densenet_flax.evaluation import (
+    OperatingPoint,
+    choose_operating_point,
+    evaluate,
+    figures,
+    read_csv,
+    verdict,
+    write_report,
+)
+from densenet_flax.evaluation.assessment import assess
+from densenet_flax.evaluation.figures import png as draw_png  # the true one, see quick_figures
+from densenet_flax.evaluation.intervals import Settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
+FIGURES = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "patients")
 NAMES = {
     "metrics.json",
     "predictions.csv",
-    "curves.png",
-    "confusion_matrix.png",
-    "roc.png",
-    "patients.png",
     "report.html",
+    "MODEL_CARD.md",
+    *(f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")),
 }
+NO_CURVES = {"curves.png", "curves.pdf"}
 HISTORY = [
     {
         "stage": stage,
@@ -57,6 +69,11 @@ INFO = {
 }
 
 
+@pytest.fixture(autouse=True)
+def quick(quick_figures):
+    """For every test of this file."""
+
+
 class Page(HTMLParser):
     """Collects every tag, attribute and piece of text."""
 
@@ -81,7 +98,8 @@ def snapshot(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_everything_is_written(hand, tmp_path):
+def test_everything_is_written(hand, tmp_path, monkeypatch):
+    monkeypatch.undo()
     result = write_report(tmp_path / "deep" / "report", hand, HISTORY, INFO)
     files = snapshot(tmp_path / "deep" / "report")
     assert set(files) == NAMES
@@ -90,6 +108,10 @@ def test_everything_is_written(hand, tmp_path):
     again = read_csv(tmp_path / "deep" / "report" / "predictions.csv")
     assert np.array_equal(again.probability, hand.probability)
     assert all(data.startswith(PNG) for name, data in files.items() if name.endswith("png"))
+    pdfs = [data for name, data in files.items() if name.endswith("pdf")]
+    # Letters stay letters (TrueType), and nothing changes from one day to the next.
+    assert all(data.startswith(b"%PDF-") and b"/CIDFontType2" in data for data in pdfs)
+    assert all(b"CreationDate" not in data for data in pdfs)
 
 
 def test_the_page_says_it_all(hand, tmp_path):
@@ -123,7 +145,7 @@ def test_the_page_needs_nothing_from_outside(hand, tmp_path):
     assert "http://" not in html and "https://" not in html and "url(" not in html
     page = Page(html)
     assert not {"script", "link", "iframe"} & set(page.tags)
-    assert len(page.sources) == 4
+    assert len(page.sources) == len(FIGURES)
     for source in page.sources:
         head, data = source.split(",", 1)
         assert head == "data:image/png;base64"
@@ -160,7 +182,7 @@ def test_names_from_outside_are_escaped(make, tmp_path):
 
 def test_bare_minimum(make, tmp_path):
     result = write_report(tmp_path, make(label=[1], probability=[0.9]))
-    assert set(snapshot(tmp_path)) == NAMES - {"curves.png"}
+    assert set(snapshot(tmp_path)) == NAMES - NO_CURVES
     text = read(tmp_path).text
     assert "there are no curves" in text and "never seen in training" not in text
     assert "There is not one benign image here" in text
@@ -191,7 +213,7 @@ def test_no_better_than_guessing_is_said(make, tmp_path):
 def test_an_error_while_drawing_keeps_the_old_report(hand, tmp_path, monkeypatch, where):
     write_report(tmp_path, hand, HISTORY, INFO)
     old = snapshot(tmp_path)
-    monkeypatch.setattr(figures, where, lambda _: 1 / 0)
+    monkeypatch.setattr(figures, where, lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(tmp_path, hand, HISTORY[:1], {})
     assert snapshot(tmp_path) == old
@@ -218,7 +240,7 @@ def test_a_new_report_leaves_no_old_curves_and_no_rubbish(hand, tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
     write_report(tmp_path, hand, HISTORY, INFO)
     write_report(tmp_path, hand, [], INFO)
-    assert set(snapshot(tmp_path)) == NAMES - {"curves.png"} | {"mine.txt"}
+    assert set(snapshot(tmp_path)) == NAMES - NO_CURVES | {"mine.txt"}
 
 
 def test_info_of_any_type_is_json(hand, tmp_path):
@@ -250,17 +272,18 @@ def test_curves_bear_gaps():
     values = {line.get_label(): line.get_ydata() for line in loss.lines}
     assert np.isnan(values["train"]).tolist() == [False, True]
     assert np.isnan(values["validation"]).tolist() == [True, False]
-    figures.png(figures.training_curves([{"stage": "head"}]))
+    draw_png(figures.training_curves([{"stage": "head"}]))
 
 
 def test_dollars_are_not_mathematics(make):
     # Broken TeX would raise while drawing.
-    figures.png(figures.training_curves([{**HISTORY[0], "stage": "$\\frac$"}]))
+    draw_png(figures.training_curves([{**HISTORY[0], "stage": "$\\frac$"}]))
     table = make(
         label=[0, 1], probability=[0.1, 0.9], patient=["$\\a$", "b"], class_names=("$\\b$", "c")
     )
-    for draw in (figures.patient_dots, figures.confusion_matrix, figures.roc):
-        figures.png(draw(table))
+    curves = (figures.roc, figures.precision_recall)
+    for draw in (figures.patient_dots, figures.confusion_matrix, *curves):
+        draw_png(draw(table))
 
 
 def test_roc_has_an_area_per_unit(hand, make):
@@ -280,10 +303,111 @@ def test_roc_has_an_area_per_unit(hand, make):
 def test_confusion_matrix_shows_counts_and_row_percentages(hand):
     texts = [text.get_text() for text in figures.confusion_matrix(hand).axes[0].texts]
     assert texts == ["2", "100.0%", "0", "0.0%", "3", "50.0%", "3", "50.0%"]
+    texts = [text.get_text() for text in figures.confusion_matrix(hand).axes[1].texts]
+    assert texts == ["1", "100.0%", "0", "0.0%", "1", "50.0%", "1", "50.0%"]
+
+
+def test_a_patient_of_both_classes_has_no_confusion_matrix(make):
+    table = make(label=[0, 1], probability=[0.1, 0.9])
+    assert len(figures.confusion_matrix(table).axes) == 1
+
+
+def test_precision_and_recall_have_an_area_per_unit(hand):
+    axes = figures.precision_recall(hand).axes[0]
+    for line in axes.lines:
+        if "AP" in str(line.get_label()):
+            recall, precision = line.get_data()
+            area = -np.sum(np.diff(recall) * precision[:-1])
+            assert line.get_drawstyle() == "steps-post"
+            assert line.get_label().endswith(f"AP {area:.3f}")
+
+
+def test_reliability_shows_every_bin(random_table):
+    point = OperatingPoint(temperature=2.0)
+    metrics = assess(point.apply(random_table(0)), operating_point=point, settings=Settings(50))
+    figure = figures.reliability(metrics["calibration"], "malignant")
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    for side, name in (("before", "as the network says"), ("after", "calibrated")):
+        found = metrics["calibration"]["test"][side]
+        line = lines[f"{name}: ECE {found['ece']:.3f}"]
+        full = [row for row in found["bins"] if row["count"]]
+        assert list(line.get_xdata()) == [row["confidence"] for row in full]
+        assert list(line.get_ydata()) == [row["accuracy"] for row in full]
+    alone = assess(random_table(0), settings=Settings(50))["calibration"]
+    labels = [line.get_label() for line in figures.reliability(alone, "x").axes[0].lines]
+    assert not any("calibrated" in label for label in labels)
+
+
+def test_validation_chooses_threshold_and_temperature(random_table, tmp_path):
+    test, validation = random_table(0), random_table(1)
+    names = {name: np.char.add("v", getattr(validation, name)) for name in ("file", "patient")}
+    validation = replace(validation, **names)
+    result = write_report(tmp_path, test, validation=validation, rule="sensitivity>=0.9")
+    point = choose_operating_point(validation, "sensitivity>=0.9")
+    assert result["threshold"] == point.threshold != 0.5
+    again = read_csv(tmp_path / "predictions.csv")
+    assert np.array_equal(again.calibrated, point.calibrate(test.probability))
+    assert OperatingPoint.from_dict(result["operating_point"]) == point
+    text = read(tmp_path).text
+    assert "sensitivity>=0.9" in text and "200 validation images of 12 patients" in text
+    assert "validation, where it was fitted" in text and "chosen on validation images" in text
+    one_class = validation.select(validation.label == 1)
+    write_report(tmp_path, test, validation=one_class, rule="youden")
+    text = read(tmp_path).text
+    assert "Threshold left at 0.5" in text and "chosen on validation images" not in text
+    # A locked operating point wins, and nothing is chosen again.
+    locked = OperatingPoint(0.25, 2.0, "youden", "others")
+    result = write_report(tmp_path, test, validation=validation, operating_point=locked)
+    assert result["threshold"] == 0.25 and result["operating_point"]["chosen_on"] == "others"
+
+
+def test_intervals_are_beside_the_numbers(random_table, tmp_path):
+    result = write_report(tmp_path, random_table(0))
+    html = (tmp_path / "report.html").read_text()
+    for group, rows in (
+        (result["intervals"], 1),
+        *((row, 1) for row in result["intervals"]["by_magnification"]),
+    ):
+        span = group["image"]["roc_auc"]
+        assert html.count(f"<small>{span['low']:.3f} to {span['high']:.3f}</small>") >= rows
+    rate = result["intervals"]["patient"]["patient_recognition_rate"]
+    assert f"<small>{rate['low']:.2f} to {rate['high']:.2f}</small>" in html  # a tile
+    assert "2000 resamples" in html and "0 resamples had one class only" in html
+
+
+def test_missing_intervals_have_a_reason(hand, tmp_path):
+    write_report(tmp_path, hand)
+    text = read(tmp_path).text
+    assert "images: only one benign patient, and one cannot be resampled, so no Accuracy" in text
+
+
+def test_the_gallery_is_shown(hand, tmp_path):
+    data = draw_png(Figure(figsize=(1, 1)))
+    items = [{"caption": "<b>one", "png": data, "group": "Surest"}, {"caption": "two", "png": data}]
+    result = write_report(tmp_path, hand, [], {"gallery": items})
+    assert result["run"] == {"gallery": ["<b>one", "two"]}
+    page = read(tmp_path)
+    assert "Gallery" in page.text and "Surest" in page.text and "<b>one" in page.text
+    assert sum(base64.b64decode(source.split(",")[1]) == data for source in page.sources) == 2
+    write_report(tmp_path, hand, [], {})
+    assert "Gallery" not in read(tmp_path).text
+    old = snapshot(tmp_path)
+    with pytest.raises(InputError, match="gallery picture 1"):
+        write_report(tmp_path, hand, [], {"gallery": [{"png": b"no"}]})
+    assert snapshot(tmp_path) == old
+
+
+def test_an_overlap_table_is_shown(hand, tmp_path):
+    rows = [{"group": "case70", "train_and_test": 4}]
+    write_report(tmp_path, hand, [], {"split": {"overlap": rows, "hash": "abc"}})
+    text = read(tmp_path).text
+    assert "Who is on more than one side" in text and "train and test" in text
+    write_report(tmp_path, hand, [], {"split": {"overlap": "none"}})
+    assert "overlap" in read(tmp_path).text
 
 
 def test_the_same_figure_is_the_same_bytes(hand):
-    assert figures.png(figures.roc(hand)) == figures.png(figures.roc(hand))
+    assert draw_png(figures.roc(hand)) == draw_png(figures.roc(hand))
 
 
 def test_patients_are_marked_where_their_mean_is_wrong(hand):

@@ -32,6 +32,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         *,
         source: str | os.PathLike[str] | None = None,
         file_format: str | None = "array_record",
+        on_bad_image: str = "error",
         **kwargs: Any,
     ):
         """Makes the builder.
@@ -39,10 +40,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         Args:
           source: a folder or archive to read in place of `manual_dir`.
           file_format: ArrayRecord can be written and read at random without TensorFlow.
+          on_bad_image: 'error', or 'skip' to leave out images that are not whole; `skipped` then
+            has a line for each.
           **kwargs: as for every TFDS builder.
         """
         super().__init__(file_format=file_format, **kwargs)
         self._source = source
+        self._on_bad_image = on_bad_image
+        self.skipped: list[str] = []
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -72,7 +77,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(source)}
 
     def _generate_examples(self, source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        for file, data in files.read_images(source):
+        skipped = self.skipped if self._on_bad_image == "skip" else None
+        for file, data in files.read_images(source, skipped):
             name = files.parse_name(file)
             assert name is not None  # read_images lets no other name through
             yield (

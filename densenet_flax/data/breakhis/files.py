@@ -31,6 +31,7 @@ SUBTYPES = {
     "MC": ("mucinous_carcinoma", "malignant"),
     "PC": ("papillary_carcinoma", "malignant"),
 }
+LABELS = ("binary", "subtype")
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
 
@@ -68,6 +69,17 @@ def parse_name(name: str) -> Name | None:
     return Name(
         label, subtype, int(year), number + block, number, int(magnification), int(sequence)
     )
+
+
+def class_names(labels: str) -> tuple[str, ...]:
+    """The classes in the order of their labels: two, or the eight subtypes.
+
+    Raises:
+      InputError: `labels` is neither 'binary' nor 'subtype'.
+    """
+    if labels not in LABELS:
+        raise InputError(f"data.labels={labels!r}: expected one of {', '.join(LABELS)}")
+    return CLASS_NAMES if labels == "binary" else tuple(name for name, _ in SUBTYPES.values())
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:
@@ -118,6 +130,13 @@ def list_images(source: Path) -> list[Path]:
     return sorted(parsed, key=lambda path: (path.name, path))
 
 
+def list_names(source: Path) -> list[str]:
+    """The file names of all images of a folder or archive; no image is decoded."""
+    if source.is_dir():
+        return sorted({path.name for path in list_images(source)})
+    return sorted({os.path.basename(where) for where, _ in _from_archive(source)})
+
+
 def source_key(source: Path) -> str:
     """A digest of what is listed at `source`: names, sizes and times, not content."""
     digest = hashlib.sha256(os.fsencode(source.resolve()))
@@ -131,15 +150,19 @@ def source_key(source: Path) -> str:
     return digest.hexdigest()
 
 
-def read_images(source: Path) -> Iterator[tuple[str, bytes]]:
+def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
     """Yields (file name, PNG bytes), every image decoded once to see that it is whole.
+
+    Args:
+      source: what `find_source` found.
+      skipped: takes a line for each damaged image, which is then left out; None to raise.
 
     Raises:
       InputError: an image or the archive is damaged, or one name stands for two images.
     """
     stream = _from_archive(source) if source.is_file() else _from_folder(source)
     seen: dict[str, tuple[str, bytes]] = {}
-    for where, data in _checked(stream):
+    for where, data in _checked(stream, skipped):
         name = os.path.basename(where)
         digest = hashlib.sha256(data).digest()
         if name not in seen:
@@ -239,20 +262,30 @@ def _from_archive(source: Path) -> Iterator[tuple[str, bytes]]:
         ) from error
 
 
-def _checked(stream: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+def _checked(
+    stream: Iterator[tuple[str, bytes]], skipped: list[str] | None
+) -> Iterator[tuple[str, bytes]]:
     """Checks images on all cores (Pillow decodes outside the GIL), keeping their order."""
     workers = os.cpu_count() or 1
+    waiting: deque[tuple[str, Future[bytes]]] = deque()
+
+    def first() -> Iterator[tuple[str, bytes]]:
+        where, checked = waiting.popleft()
+        try:
+            yield where, checked.result()
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[str, Future[bytes]]] = deque()
         try:
             for where, data in stream:
                 waiting.append((where, pool.submit(check_image, where, data)))
                 if len(waiting) > 4 * workers:
-                    first, checked = waiting.popleft()
-                    yield first, checked.result()
+                    yield from first()
             while waiting:
-                first, checked = waiting.popleft()
-                yield first, checked.result()
+                yield from first()
         finally:
             for _, checked in waiting:
                 checked.cancel()

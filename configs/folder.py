@@ -1,0 +1,26 @@
+"""Your own tiles: a folder with a folder per class, or a CSV that says what each file is.
+
+    python main.py --config=configs/folder.py --config.data.path=tiles --workdir=runs/mine
+
+`--config.data.csv=tiles.csv` names a CSV with the columns file and label, and if you know them
+patient, site and split. Without it, give a pattern that finds the patient in a file's name; without
+either, each file counts as a patient of its own, and the report says that nothing is known about
+patients.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import breakhis
+
+
+def get_config() -> ConfigDict:
+    config = breakhis.get_config()
+    config.data.name = "folder"
+    config.data.csv = ""
+    config.data.patient_pattern = ""  # such as r'/(\w+)_\d+\.png$'
+    config.data.class_names = ()  # in the order of their labels; () sorts them by name
+    config.data.on_bad_image = "error"  # or 'skip'
+    config.data.duplicates = "keep"  # or 'drop', 'error'
+    config.split.policy = "patient"  # or 'kfold', 'given' (the CSV's column split), 'image'
+    config.split.group = "patient"  # or 'site', to test on other sites
+    return config

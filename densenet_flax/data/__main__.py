@@ -1,0 +1,52 @@
+"""Prints what a split of BreakHis holds.
+
+    python -m densenet_flax.data table --path=BreaKHis_v1 --policy=official --fold=1
+    python -m densenet_flax.data table --path=dsfold1.txt --split=runs/x/split.json
+
+`--path` is a folder, the archive, or a text file with a name a line; no image is decoded.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from densenet_flax.data import policies, splits, table
+from densenet_flax.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m densenet_flax.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("table", help="print patients, images and the overlap of a split")
+    show.add_argument("--path", required=True, help="folder, archive, or text file of file names")
+    show.add_argument("--split", help="a saved split.json, in place of a policy")
+    show.add_argument("--policy", default="patient", choices=policies.POLICIES)
+    show.add_argument("--labels", default="binary", choices=("binary", "subtype"))
+    show.add_argument("--group", default="case70")
+    show.add_argument("--fold", type=int, default=1)
+    show.add_argument("--folds", type=int, default=5)
+    show.add_argument("--test_fraction", type=float, default=0.2)
+    show.add_argument("--validation_fraction", type=float, default=0.15)
+    show.add_argument("--seed", type=int, default=0)
+    show.add_argument("--mixed_patients", default="error", choices=("error", "rarest"))
+    options = parser.parse_args(arguments)
+    try:
+        dataset = table.catalogue(table.names_at(options.path), options.labels, options.path)
+        if options.split:
+            split = splits.load_split(options.split, dataset)
+        else:
+            split = policies.make_split(dataset, vars(options))
+        print(table.table(split, dataset))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""All numbers of a report, from the test images and what validation decided."""
+
+from typing import Any
+
+import numpy as np
+
+from densenet_flax.errors import InputError
+from densenet_flax.evaluation.calibration import (
+    BINS,
+    bin_index,
+    calibration_metrics,
+    margin,
+    nll_per_image,
+)
+from densenet_flax.evaluation.intervals import (
+    Settings,
+    fewest_patients,
+    intervals,
+    mean_intervals,
+    too_few,
+)
+from densenet_flax.evaluation.metrics import evaluate
+from densenet_flax.evaluation.operating_point import OperatingPoint
+from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.resampling import draw_patients, per_patient, sample_of
+
+
+def assess(
+    predictions: Predictions,
+    validation: Predictions | None = None,
+    operating_point: OperatingPoint | None = None,
+    settings: Settings | None = None,
+) -> dict[str, Any]:
+    """What metrics.json holds about the predictions themselves.
+
+    Args:
+        predictions: Of the test images, with the operating point applied if there is one.
+        validation: Of the validation images, likewise; only for their own calibration.
+        operating_point: Where threshold and temperature are from.
+        settings: How to resample.
+
+    Raises:
+        InputError: An image is in both tables.
+    """
+    settings = settings or Settings()
+    if validation is not None:
+        both = np.intersect1d(predictions.file, validation.file)
+        if len(both):
+            raise InputError(
+                f"{len(both)} images are in the validation and in the test predictions, such as "
+                f"'{both[0]}'; the threshold must not be chosen on the images it is judged by"
+            )
+    point = None
+    if operating_point is not None:
+        point = {
+            **operating_point.to_dict(),
+            "calibrated_threshold": operating_point.calibrated_threshold,
+        }
+    return {
+        **evaluate(predictions),
+        "intervals": intervals(predictions, settings.resamples, settings.seed, settings.level),
+        "operating_point": point,
+        "calibration": _calibration(predictions, validation, settings),
+        "shared_with_validation": _shared_patients(predictions, validation),
+    }
+
+
+def _shared_patients(predictions: Predictions, validation: Predictions | None) -> int | None:
+    if validation is None:
+        return None
+    return len(np.intersect1d(predictions.patient, validation.patient))
+
+
+def _calibration(
+    predictions: Predictions, validation: Predictions | None, settings: Settings
+) -> dict[str, Any]:
+    test = _before_and_after(predictions)
+    columns = _errors(predictions.label, predictions.probability, "before")
+    if predictions.calibrated is not None:
+        columns |= _errors(predictions.label, predictions.calibrated, "after")
+        for name in ("brier", "nll"):
+            columns[f"{name}_change"] = columns[f"{name}_after"] - columns[f"{name}_before"]
+    test["intervals"] = mean_intervals(predictions, columns, settings)
+    for side, probability in (
+        ("before", predictions.probability),
+        ("after", predictions.calibrated),
+    ):
+        if probability is not None:
+            _add_bin_intervals(test[side]["bins"], predictions, probability, settings)
+    return {
+        "bins": BINS,
+        "test": test,
+        "validation": None if validation is None else _before_and_after(validation),
+        "undefined": {}
+        if predictions.calibrated is not None
+        else {"after": "no temperature: no validation predictions and no operating point"},
+    }
+
+
+def _before_and_after(table: Predictions) -> dict[str, Any]:
+    return {
+        "before": calibration_metrics(table.label, table.probability),
+        "after": None
+        if table.calibrated is None
+        else calibration_metrics(table.label, table.calibrated),
+    }
+
+
+def _errors(label: np.ndarray, probability: np.ndarray, when: str) -> dict[str, np.ndarray]:
+    return {
+        f"brier_{when}": (probability - label) ** 2,
+        f"nll_{when}": nll_per_image(label, margin(probability)),
+    }
+
+
+def _add_bin_intervals(
+    rows: list[dict[str, Any]],
+    predictions: Predictions,
+    probability: np.ndarray,
+    settings: Settings,
+) -> None:
+    """How far the share of positives in each bin moves with other patients."""
+    sample = sample_of([predictions])
+    nothing = bool(too_few(sample, "", predictions.class_names))
+    patients = fewest_patients(sample, "")
+    weights = draw_patients(sample.patient_label, settings.resamples, settings.seed)
+    member = np.eye(len(rows))[bin_index(probability, len(rows))]
+    count = weights @ per_patient(sample, member)
+    positive = weights @ per_patient(sample, member * predictions.label[:, None])
+    with np.errstate(invalid="ignore"):
+        share = positive / count
+    for i, row in enumerate(rows):
+        span = None if nothing or not row["count"] else settings.interval(share[:, i], patients)
+        exists = span is not None and span["low"] is not None
+        row["accuracy_interval"] = [span["low"], span["high"]] if span and exists else None

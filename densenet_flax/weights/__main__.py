@@ -1,0 +1,134 @@
+"""The command line: `python -m densenet_flax.weights convert|export|inspect|download`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from densenet_flax.errors import InputError
+from densenet_flax.weights import Conversion, convert, download, export, inspect
+from densenet_flax.weights.info import PREPROCESSING, WeightsInfo
+from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m densenet_flax.weights",
+        description="DenseNet weights of Keras, PyTorch and TIAToolbox, in and out.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, target, what in (
+        ("convert", convert, "DST.safetensors", "any supported file to this package's own"),
+        ("export", export, "DST.weights.h5", "any supported file to one that Keras loads"),
+    ):
+        command = commands.add_parser(name, help=what, description=f"Converts {what}.")
+        command.add_argument("src", metavar="SRC", help="file, or checkpoint directory")
+        command.add_argument("dst", metavar=target, help="where to write")
+        command.add_argument(
+            "--verify",
+            action="store_true",
+            help="run the source's framework too, and print the largest difference per unit",
+        )
+        _add_meaning(command)
+        command.set_defaults(run=_converter(run))
+    command = commands.add_parser("inspect", help="what a file is, and whether it is whole")
+    command.add_argument("file", metavar="FILE")
+    command.add_argument("--tensors", action="store_true", help="list every tensor")
+    command.add_argument("--json", action="store_true", help="all of it, as JSON")
+    command.set_defaults(run=_inspect)
+    command = commands.add_parser("download", help="an official ImageNet file of Keras")
+    command.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
+    command.add_argument("--directory", help="where to put it (default: Keras's cache)")
+    command.add_argument(
+        "--base-url", help=f"of a mirror (default: ${BASE_URL_VARIABLE}, or Keras)"
+    )
+    command.set_defaults(run=_download)
+    return parser
+
+
+def _add_meaning(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what the file cannot say itself")
+    group.add_argument("--preprocessing", choices=PREPROCESSING)
+    group.add_argument("--epsilon", type=float, help="of every BatchNorm")
+    group.add_argument(
+        "--final-relu",
+        action=argparse.BooleanOptionalAction,
+        help="whether a ReLU follows the last norm",
+    )
+    group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
+    group.add_argument("--licence", help="of the weights")
+
+
+def _converter(run):
+    def command(arguments: argparse.Namespace) -> None:
+        names = ("preprocessing", "epsilon", "final_relu", "class_names", "licence")
+        meaning = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+        if "class_names" in meaning:
+            meaning["class_names"] = tuple(n.strip() for n in meaning["class_names"].split(","))
+        result: Conversion = run(arguments.src, arguments.dst, verify=arguments.verify, **meaning)
+        for line in result.proof:
+            print(line)
+        print(f"{arguments.dst}: {_summary(result.info, result.parameters)}")
+        print(f"{'because':>16}  {'; '.join(result.reasons)}")
+
+    return command
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    found = inspect(arguments.file)
+    if arguments.json:
+        values = {**dataclasses.asdict(found), "info": found.info.to_dict()}
+        print(json.dumps(values, indent=2))
+        return
+    info = found.info
+    rows = {
+        "form": found.form,
+        "official": found.official or "no known official file",
+        "network": info.layout.describe(),
+        "parameters": f"{found.parameters:,} in {len(found.tensors):,} tensors",
+        "classes": ", ".join(info.class_names) or "names unknown",
+        "preprocessing": info.preprocessing,
+        "epsilon": f"{info.epsilon:g}",
+        "final ReLU": "yes" if info.final_relu else "no",
+        "because": "; ".join(found.reasons),
+        "first source": info.source,
+        "its sha256": info.sha256,
+        "licence": info.licence or "unknown",
+        "size": f"{found.size:,} bytes",
+    }
+    if not info.num_classes:
+        del rows["classes"]
+    print(found.path)
+    for name, value in rows.items():
+        print(f"{name:>16}  {value}")
+    if arguments.tensors:
+        for name, shape in found.tensors.items():
+            print(f"{'×'.join(map(str, shape)):>16}  {name}")
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    print(download(arguments.name, arguments.directory, base_url=arguments.base_url))
+
+
+def _summary(info: WeightsInfo, parameters: int) -> str:
+    relu = "" if info.final_relu else ", no final ReLU"
+    return (
+        f"{info.layout.describe()}, {parameters:,} parameters, preprocessing "
+        f"{info.preprocessing!r}, epsilon {info.epsilon:g}{relu}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

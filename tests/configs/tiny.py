@@ -1,0 +1,25 @@
+"""The quickstart's data and stages on the smallest DenseNet, for tests of the whole program."""
+
+import functools
+
+from configs import quickstart
+from densenet_flax.model import NETWORKS, DenseNet
+
+NETWORKS["tiny"] = functools.partial(DenseNet, blocks=(2, 2, 3, 2))
+
+
+def get_config():
+    config = quickstart.get_config()
+    config.model.name = "tiny"
+    config.model.hidden = (8,)
+    config.batch_size = 10
+    config.log_every = 2
+    config.data.image_size = (32, 32)
+    config.data.drawn.benign_patients = 5
+    config.data.drawn.malignant_patients = 5
+    config.data.drawn.tiles_per_patient = 4
+    config.data.drawn.size = (44, 29)
+    config.stages.head.duration = "3 epochs"
+    config.stages.finetune.duration = "3 epochs"
+    config.stages.finetune.unfreeze_from = "conv5_block2_1_conv"
+    return config

@@ -1,0 +1,120 @@
+"""DenseNet201 of Keras and ours on the same weights: the same features and logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densenet_flax import model as models
+from densenet_flax.weights import load_weights, read_weights
+from densenet_flax.weights.layout import flatten
+
+from .helpers import (
+    assert_same,
+    keras_function,
+    keras_values,
+    randomise_keras,
+    save_keras,
+    torch_state,
+)
+
+keras = pytest.importorskip("keras", reason="Keras is the reference here; pip install keras")
+
+FORMS = ("w.legacy.h5", "w.weights.h5", "w.keras", "w.h5", "w.2018.h5")
+SIZES = ((224, 224), (123, 123), (96, 160))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Keras's DenseNet201 with a top, for any image size, with random weights and statistics."""
+    base = keras.applications.DenseNet201(
+        include_top=False, weights=None, input_shape=(None, None, 3)
+    )
+    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(base.output)
+    x = keras.layers.Dense(1000, name="predictions")(x)
+    top = keras.Model(base.input, x, name="densenet201")
+    randomise_keras(top)
+    return top
+
+
+@pytest.fixture(scope="module")
+def files(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keras201")
+    return {name: save_keras(network, folder / name) for name in FORMS}
+
+
+@pytest.fixture(scope="module")
+def outputs(network, files):
+    """Features and logits of both at every size, and of float64 where PyTorch is installed."""
+    inner = network.get_layer("avg_pool").input
+    theirs = keras_function(keras.Model(network.input, [inner, network.output]))
+    model = models.DenseNet201(num_classes=1000)
+    variables = load_weights(files["w.weights.h5"], model)
+
+    @jax.jit
+    def ours(variables, x):
+        features = model.apply(variables, x, stop="head")
+        return features, model.apply(variables, features, start="head")
+
+    result = {}
+    for height, width in SIZES:
+        x = np.random.default_rng(height).standard_normal((2, height, width, 3), np.float32)
+        result[height, width] = {
+            "x": x,
+            "ours": [np.asarray(y) for y in ours(variables, jnp.asarray(x))],
+            "keras": [np.asarray(y) for y in theirs(x)],
+        }
+    return result
+
+
+def distance(a, b):
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_format_gives_keras_own_variables(name, network, files):
+    model = models.DenseNet201(num_classes=1000)
+    variables = load_weights(files[name], model)
+    assert_same(variables, keras_values(network))
+    _, info = read_weights(files[name])
+    assert (info.network, info.num_classes, info.hidden) == ("densenet201", 1000, ())
+    assert (info.preprocessing, info.final_relu) == ("torch", True)
+    assert info.epsilon == pytest.approx(1.001e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+def test_features_and_logits_are_those_of_keras(size, outputs):
+    for ours, theirs in zip(outputs[size]["ours"], outputs[size]["keras"], strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(theirs).max() > 1e-3  # a dead network would agree with anything
+        assert distance(ours, theirs) <= 1e-4
+
+
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+def test_as_near_to_float64_as_keras(size, outputs, network, files):
+    """The float64 network is PyTorch's, run from Keras's own arrays."""
+    torch = pytest.importorskip("torch", reason="the float64 reference runs in PyTorch")
+    from densenet_flax.weights.torch_reference import run_state
+
+    state = {k: torch.tensor(v) for k, v in torch_state(keras_values(network)).items()}
+    _, info = read_weights(files["w.2018.h5"])
+    exact = run_state(state, info, outputs[size]["x"], torch.float64)
+    for unit, ours, theirs in zip(
+        ("norm", "head"), outputs[size]["ours"], outputs[size]["keras"], strict=True
+    ):
+        assert exact[unit].dtype == np.float64
+        mine, keras_own = distance(ours, exact[unit]), distance(theirs, exact[unit])
+        print(
+            f"{size} {unit}: ours {mine:.2e}, Keras {keras_own:.2e}, apart "
+            f"{distance(ours, theirs):.2e}"
+        )
+        assert mine <= 1e-4
+        assert mine <= 2 * keras_own
+
+
+def test_parameter_totals(files):
+    backbone = load_weights(files["w.keras"], models.DenseNet201(), ignore_head=True)
+    assert sum(v.size for v in flatten(backbone["params"]).values()) == 18_092_928
+    assert sum(v.size for v in flatten(backbone).values()) == 18_321_984
+    top = load_weights(files["w.keras"], models.DenseNet201(num_classes=1000))
+    assert sum(v.size for v in flatten(top).values()) == 20_242_984

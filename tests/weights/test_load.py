@@ -1,0 +1,209 @@
+"""`load_weights` and `read_weights`: what fits, what does not, and what is no weights file."""
+
+import hashlib
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from densenet_flax.errors import InputError
+from densenet_flax.model import DenseNet, DenseNet161, DenseNet201
+from densenet_flax.weights import (
+    load,
+    load_weights,
+    load_with_info,
+    official,
+    read_weights,
+    save_weights,
+)
+from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.save import export_weights
+
+from .helpers import RECIPE, TINY, assert_same, info_of, random_variables, torch_state
+
+
+def save(folder, layout=RECIPE, **meaning):
+    variables = random_variables(layout)
+    save_weights(folder / "m.safetensors", variables, info_of(layout, **meaning))
+    return folder / "m.safetensors", variables
+
+
+def test_the_tree_of_the_model(tmp_path):
+    path, variables = save(tmp_path)
+    loaded = load_weights(path, info_of(RECIPE).build_model())
+    assert_same(loaded, variables)
+    assert type(loaded["params"]["conv1"]) is dict
+    assert isinstance(loaded["params"]["conv1"]["conv"]["kernel"], np.ndarray)
+    assert_same(load_weights(str(path), info_of(RECIPE).build_model()), variables)
+
+
+@pytest.mark.parametrize("head", [{}, {"num_classes": 7}, {"num_classes": 2, "hidden": (256,)}])
+@pytest.mark.parametrize("layout", [TINY, RECIPE])
+def test_ignore_head_gives_the_backbone(head, layout, tmp_path):
+    path, variables = save(tmp_path, layout)
+    loaded = load_weights(path, DenseNet(blocks=TINY.blocks, **head), ignore_head=True)
+    variables["params"].pop("head", None)
+    assert "head" not in loaded["params"]
+    assert_same(loaded, variables)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({}, "4 unexpected"),
+        ({"num_classes": 2}, "2 unexpected"),
+        ({"num_classes": 3, "hidden": (256,)}, "2 of another shape"),
+        ({"num_classes": 2, "hidden": (256, 8)}, "2 missing"),
+    ],
+)
+def test_another_head_is_listed_and_explained(head, words, tmp_path):
+    path, _ = save(tmp_path)
+    with pytest.raises(InputError, match=words) as error:
+        load_weights(path, DenseNet(blocks=TINY.blocks, **head))
+    assert "2 classes and hidden layers 256" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_another_network_is_named(tmp_path):
+    path, _ = save(tmp_path)
+    with pytest.raises(InputError, match=r"not densenet201.*missing.*looks like.*1-2-1-1"):
+        load_weights(path, DenseNet201(), ignore_head=True)
+
+
+def test_what_the_network_computes_must_agree(tmp_path):
+    path, _ = save(tmp_path, TINY, final_relu=False, epsilon=1e-5)
+    with pytest.raises(InputError, match="build it with final_relu=False"):
+        load_weights(path, DenseNet(blocks=TINY.blocks))
+    # Keras's epsilon and torch's are taken for each other, another is not.
+    load_weights(path, DenseNet(blocks=TINY.blocks, final_relu=False, epsilon=1.001e-5))
+    with pytest.raises(InputError, match="build it with epsilon=1e-05"):
+        load_weights(path, DenseNet(blocks=TINY.blocks, final_relu=False, epsilon=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("m.h5", b"", "an empty file"),
+        ("m.h5", b"<!DOCTYPE html><html>404", "a web page"),
+        ("m.weights.h5", b"\n <html>", "a web page"),
+        ("m.keras", b"<HTML>", "a web page"),
+        ("m.pth", b"<html>", "a web page"),
+        ("m.h5", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        ("m.h5", b"PK\x03\x04", "no weights file"),
+        ("m.npz", b"\x93NUMPY", "no weights file"),
+        ("m.h5", b"\x89HDF\r\n\x1a\n", "cut short"),
+        ("m.keras", b"PK\x03\x04", "cut short"),
+        ("m.safetensors", b"", "empty"),
+        ("m.safetensors", b"<html>", "a web page"),
+        ("m.safetensors", b"\xff" * 100, "cannot be read"),
+    ],
+)
+def test_no_weights_file_is_one_clear_line(name, content, word, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=word) as error:
+        read_weights(tmp_path / name)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_no_file_and_no_permission(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_weights(tmp_path / "none.h5")
+    path, _ = save(tmp_path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(InputError, match="permission"):
+        read_weights(path)
+
+
+def test_a_checkpoint_directory_is_asked_of_the_checkpoint_module(tmp_path, monkeypatch):
+    variables, info = random_variables(RECIPE), info_of(RECIPE)
+    module = types.ModuleType("densenet_flax.checkpoint")
+    values = {"class_names": ["b", "m"], "preprocessing": "scale", "image_size": [96, 96]}
+    module.read_model = lambda path: (variables, values)
+    monkeypatch.setitem(sys.modules, "densenet_flax.checkpoint", module)
+    monkeypatch.setattr("densenet_flax.checkpoint", module, raising=False)
+    found, meaning = read_weights(tmp_path)
+    assert_same(found, variables)
+    assert (meaning.class_names, meaning.preprocessing) == (("b", "m"), "scale")
+    assert (meaning.layout, meaning.extra) == (RECIPE, {"image_size": [96, 96]})
+    values["class_names"] = ["b"]
+    with pytest.raises(InputError, match=r"says of itself.*class_names"):
+        read_weights(tmp_path)
+    values["class_names"] = ["b", "m"]
+    assert_same(load_weights(tmp_path, info.build_model()), variables)
+    with pytest.raises(InputError, match="unexpected"):
+        load_weights(tmp_path, DenseNet(blocks=TINY.blocks))
+
+
+# 'imagenet'
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A Keras cache with small files in the place of the official ones."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    fakes = {}
+    monkeypatch.setattr(Layout, "network", "tiny")
+    for name, classes in (("tiny", 1000), ("tiny-notop", 0)):
+        layout = Layout(TINY.blocks, num_classes=classes)
+        export_weights(folder / f"{name}.h5", random_variables(layout), info_of(layout))
+        md5 = hashlib.md5((folder / f"{name}.h5").read_bytes()).hexdigest()
+        fakes[name] = official.Official(f"{name}.h5", md5, classes)
+    monkeypatch.setattr(official, "OFFICIAL", fakes)
+    monkeypatch.setattr(load, "OFFICIAL", fakes)
+
+
+def test_imagenet_comes_with_or_without_top(cache):
+    top = load_weights("imagenet", DenseNet(blocks=TINY.blocks, num_classes=1000))
+    assert top["params"]["head"]["predictions"]["kernel"].shape[1] == 1000
+    assert "head" not in load_weights("imagenet", DenseNet(blocks=TINY.blocks))["params"]
+    recipe = DenseNet(blocks=TINY.blocks, num_classes=2, hidden=(256,))
+    assert "head" not in load_weights("imagenet", recipe, ignore_head=True)["params"]
+    with pytest.raises(InputError, match="ignore_head=True"):
+        load_weights("imagenet", recipe)
+
+
+def test_what_the_loaded_weights_mean_comes_along(tmp_path):
+    path, _ = save(tmp_path, preprocessing="scale", class_names=("b", "m"), licence="CC0 1.0")
+    model = info_of(RECIPE).build_model()
+    _, info = load_with_info(path, model)
+    assert (info.preprocessing, info.class_names, info.licence) == ("scale", ("b", "m"), "CC0 1.0")
+    _, info = load_with_info(path, model, ignore_head=True)
+    assert (info.preprocessing, info.class_names, info.num_classes) == ("scale", (), 0)
+
+
+def test_imagenet_of_a_network_that_keras_has_not():
+    with pytest.raises(InputError, match=r"densenet161.*PyTorch"):
+        load_weights("imagenet", DenseNet161())
+
+
+def test_keras_names_in_torch_order_do_not_pass(tmp_path):
+    """A file that mixes two spellings fits neither."""
+    import safetensors.numpy
+
+    state = torch_state(random_variables(TINY))
+    state["conv2_block1_0_bn.gamma"] = state.pop("features.denseblock1.denselayer1.norm1.weight")
+    safetensors.numpy.save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match=r"1 missing .*1 unexpected"):
+        read_weights(tmp_path / "m.safetensors")
+
+
+def test_a_real_checkpoint_of_our_training(tmp_path):
+    from densenet_flax.checkpoint import Checkpoints
+
+    variables = random_variables(RECIPE)
+    meta = {
+        "network": {"network": "densenet201", "class_names": ["b", "m"], "preprocessing": "scale"}
+    }
+    Checkpoints(tmp_path / "checkpoints").save(7, variables, {"step": np.int64(7)}, meta)
+    found, info = read_weights(tmp_path)
+    assert_same(found, variables)
+    assert (info.layout, info.class_names, info.preprocessing) == (RECIPE, ("b", "m"), "scale")
+    with pytest.raises(InputError, match="no checkpoint"):
+        read_weights(tmp_path / "checkpoints" / "7" / "model")

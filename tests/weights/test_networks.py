@@ -1,0 +1,147 @@
+"""The four networks as a whole: out to each format and back, and the outputs of timm's."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from densenet_flax.model import NETWORKS
+from densenet_flax.weights import convert, export, read_weights, save_weights
+from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.source import file_hash
+
+from .helpers import (
+    assert_same,
+    info_of,
+    keras_values,
+    random_value,
+    random_variables,
+    randomise_keras,
+    save_keras,
+)
+
+
+@pytest.mark.parametrize("name", ["densenet121", "densenet169", "densenet201"])
+def test_keras_to_flax_to_keras_is_bitwise_equal(name, tmp_path):
+    keras = pytest.importorskip("keras", reason="Keras is the reference here; pip install keras")
+    make = getattr(keras.applications, name.replace("densenet", "DenseNet"))
+    model = make(weights=None, classes=7, classifier_activation=None)
+    randomise_keras(model)
+    original = keras_values(model)
+    for form in ("m.keras", "m.weights.h5", "m.legacy.h5"):
+        source = save_keras(model, tmp_path / form)
+        ours = tmp_path / "ours.safetensors"
+        info = convert(source, ours).info
+        assert (info.network, info.num_classes, info.source) == (name, 7, form)
+        assert info.sha256 == file_hash(source)
+        assert_same(read_weights(ours)[0], original)
+    for form in ("back.weights.h5", "back.h5"):
+        for variable in model.variables:
+            variable.assign(np.zeros(variable.shape))
+        export(ours, tmp_path / form)
+        model.load_weights(tmp_path / form)
+        assert_same(keras_values(model), original)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_our_own_file_keeps_all(name, tmp_path):
+    layout = Layout.of(NETWORKS[name](num_classes=2, hidden=(256,)))
+    info = info_of(layout, class_names=("b", "m"), licence="CC0 1.0", extra={"mpp": 0.5})
+    variables = random_variables(layout)
+    save_weights(tmp_path / "m.safetensors", variables, info)
+    again, found = read_weights(tmp_path / "m.safetensors")
+    assert_same(again, variables)
+    assert dataclasses.replace(found, source="", sha256="") == info
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    """torchvision, also where it was built for another PyTorch and lacks its operators."""
+    torch = pytest.importorskip("torch", reason="timm and torchvision need PyTorch")
+    keep = torch.library.register_fake
+    torch.library.register_fake = lambda *_, **__: lambda function: function
+    try:
+        return pytest.importorskip("torchvision", reason="pip install torchvision")
+    finally:
+        torch.library.register_fake = keep
+
+
+def randomise_torch(model):
+    import torch
+
+    rng = np.random.default_rng(0)
+    names = {"running_var": "var", "running_mean": "bias", "bias": "bias"}
+    state = {}
+    for name, value in model.state_dict().items():
+        if value.ndim == 4:  # fan-in comes first in what random_value counts
+            made = random_value(("kernel",), tuple(value.permute(2, 3, 1, 0).shape), rng)
+            state[name] = torch.tensor(made).permute(3, 2, 0, 1)
+        elif value.ndim == 2:
+            state[name] = torch.tensor(random_value(("kernel",), tuple(value.T.shape), rng)).T
+        elif value.ndim == 1:
+            kind = names.get(name.rpartition(".")[2], "scale")
+            state[name] = torch.tensor(random_value((kind,), tuple(value.shape), rng))
+        else:
+            state[name] = value
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def save_torch(model, folder):
+    import safetensors.torch
+    import torch
+
+    torch.save(model.state_dict(), folder / "m.pth")
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "m.safetensors")
+    return folder / "m.pth", folder / "m.safetensors"
+
+
+def compare(model, folder, expect, images=None):
+    import torch
+
+    read = [read_weights(path) for path in save_torch(model, folder)]
+    (variables, info), (again, _) = read
+    assert_same(again, variables)
+    expect(info)
+    x = np.random.default_rng(1).standard_normal((2, 96, 125, 3), np.float32)
+    with torch.inference_mode():
+        theirs = model(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
+    ours = np.asarray(jax.jit(info.build_model().apply)(variables, x))
+    assert np.abs(theirs).max() > 1e-3
+    difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"{info.network} {info.preprocessing} relu={info.final_relu}: {difference:.1e}")
+    assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_those_of_timm(name, torchvision, tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is the reference here; pip install timm")
+    model = randomise_torch(timm.create_model(name, pretrained=False, num_classes=11))
+
+    def expect(info):
+        assert (info.network, info.num_classes) == (name, 11)
+        assert (info.preprocessing, info.final_relu, info.epsilon) == ("torch", True, 1e-5)
+
+    compare(model, tmp_path, expect)
+
+
+def test_logits_are_those_of_tiatoolbox(torchvision, tmp_path):
+    """Its `CNNModel`: torchvision's features, pooled without a ReLU, and a linear layer."""
+    import torch
+
+    class CNNModel(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feat_extract = torchvision.models.densenet201(weights=None).features
+            self.classifier = torch.nn.Linear(1920, 9)
+
+        def forward(self, x):
+            return self.classifier(self.feat_extract(x).mean((2, 3)))
+
+    def expect(info):
+        assert (info.network, info.num_classes) == ("densenet201", 9)
+        assert (info.preprocessing, info.final_relu, info.epsilon) == ("scale", False, 1e-5)
+
+    compare(randomise_torch(CNNModel()), tmp_path, expect)

@@ -1,0 +1,269 @@
+"""Downloads, from a server on 127.0.0.1 that behaves badly."""
+
+import hashlib
+import http.server
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from densenet_flax.errors import InputError
+from densenet_flax.weights import official
+
+CONTENT = os.urandom(3_000_000)
+NAME = "fake.h5"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `CONTENT`, after the faults that it was told to make, one for each request."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults = []
+        self.requests = []
+        self.delay = 0.0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/base"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        span = self.headers.get("Range")
+        server.requests.append((self.path, span))
+        time.sleep(server.delay)
+        fault = server.faults.pop(0) if server.faults else "none"
+        start = int(span.removeprefix("bytes=").removesuffix("-")) if span else 0
+        body = CONTENT
+        if fault == "status":
+            self.send_error(503)
+            return
+        if fault == "missing":
+            self.send_error(404)
+            return
+        if fault == "redirect":
+            self.send_response(302)
+            self.send_header("Location", f"{server.url}/elsewhere/{NAME}")
+            self.end_headers()
+            return
+        if fault == "page":
+            body, span, start = b"<html>Please sign in</html>", None, 0
+        if fault == "wrong":
+            body = bytes(len(CONTENT))
+        if fault == "ignores ranges":
+            span, start = None, 0
+        if start >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if fault == "another place" and span:
+            start += 5
+        part = body[start:]
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Length", str(len(part)))
+        if span:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.end_headers()
+        if fault == "cut":
+            part = part[: len(part) // 2]
+        if fault == "cut at once":
+            part = b""
+        self.wfile.write(part)
+        self.wfile.flush()
+        if fault.startswith("cut"):
+            self.connection.close()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5, 0))
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def fetch(server, folder, **kwargs):
+    return official.download("fake", folder, base_url=server.url, backoff=0.01, **kwargs)
+
+
+def left(folder):
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    path = fetch(server, tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert fetch(server, tmp_path) == path
+    assert server.requests == [(f"/base/{NAME}", None)]
+    assert left(tmp_path) == [NAME]
+
+
+def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path):
+    server.faults = ["cut", "cut", "cut at once"]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    starts = [int(span.removeprefix("bytes=")[:-1]) if span else 0 for _, span in server.requests]
+    assert starts[0] == 0 < starts[1] < starts[2] == starts[3]
+
+
+def test_it_does_not_tire_while_it_moves(server, tmp_path):
+    server.faults = ["cut"] * 5
+    assert fetch(server, tmp_path, attempts=2).read_bytes() == CONTENT
+
+
+def test_a_download_goes_on_in_another_process(server, tmp_path):
+    server.faults = ["cut", "cut at once"]
+    with pytest.raises(InputError):
+        fetch(server, tmp_path, attempts=1)
+    with pytest.raises(InputError):
+        fetch(server, tmp_path, attempts=1)
+    assert left(tmp_path) == [f"{NAME}.part"]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1][1] is not None
+
+
+@pytest.mark.parametrize("fault", ["ignores ranges", "another place"])
+def test_a_server_that_cannot_continue(fault, server, tmp_path):
+    server.faults = ["cut", fault]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_too_long_starts_anew(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_whole_is_taken(server, tmp_path):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_redirect_is_followed(server, tmp_path):
+    server.faults = ["redirect"]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1][0] == f"/base/elsewhere/{NAME}"
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.faults = ["status", "status"]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fault", ["wrong", "page"])
+def test_wrong_bytes_are_tried_again_and_then_refused(fault, server, tmp_path):
+    server.faults = [fault]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    (tmp_path / NAME).unlink()
+    server.faults = [fault] * 9
+    with pytest.raises(InputError, match=r"md5 \w+ instead of") as error:
+        fetch(server, tmp_path)
+    assert "\n" not in str(error.value)
+    assert left(tmp_path) == []
+
+
+def test_a_missing_file_says_where_to_put_it(server, tmp_path):
+    server.faults = ["missing"] * 9
+    with pytest.raises(InputError, match="404") as error:
+        fetch(server, tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert len(server.requests) == 1  # no use asking again
+
+
+def test_offline_says_which_file_to_put_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        official.download("densenet201", base_url="http://127.0.0.1:9", attempts=2, backoff=0.01)
+    message = str(error.value)
+    assert "densenet201_weights_tf_dim_ordering_tf_kernels.h5" in message
+    assert "1ceb130c1ea1b78c3bf6114dbdfd8807" in message
+    assert str(tmp_path / "models") in message
+    assert official.BASE_URL_VARIABLE in message
+    assert "\n" not in message
+
+
+def test_kerass_cache_comes_before_the_network(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / NAME).write_bytes(CONTENT)
+    assert official.download("fake", base_url="http://127.0.0.1:9") == tmp_path / "models" / NAME
+    (tmp_path / "models" / NAME).write_bytes(b"damaged")
+    monkeypatch.setenv(official.BASE_URL_VARIABLE, f"{server.url}/")
+    assert official.download("fake").read_bytes() == CONTENT
+
+
+def test_the_default_cache_is_keras_own(monkeypatch):
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    assert official.cache_directory() == Path.home() / ".keras" / "models"
+
+
+@pytest.mark.parametrize("name", ["densenet161", "../../etc/passwd", ""])
+def test_an_unknown_name(name, tmp_path):
+    with pytest.raises(InputError, match="densenet201-notop"):
+        official.download(name, tmp_path)
+
+
+def test_no_place_to_write(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write here"):
+        fetch(server, tmp_path / "file")
+
+
+def test_a_file_that_never_ends(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(official, "_LARGEST", 1 << 20)
+    with pytest.raises(InputError, match="far more"):
+        fetch(server, tmp_path, attempts=2)
+
+
+CHILD = """
+import sys
+from densenet_flax.weights import official
+official.OFFICIAL["fake"] = official.Official(sys.argv[1], sys.argv[2], 0)
+official.download("fake", sys.argv[3], base_url=sys.argv[4], backoff=0.01)
+"""
+
+
+def test_two_processes_at_once(server, tmp_path):
+    server.faults, server.delay = ["cut", "cut", "cut"], 0.7  # long enough for them to meet
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    arguments = [NAME, md5, str(tmp_path), server.url]
+    children = [subprocess.Popen([sys.executable, "-c", CHILD, *arguments]) for _ in range(2)]
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert left(tmp_path) == [NAME]
+    assert len(server.requests) == 4  # one of them fetched, the other waited
+
+
+def test_the_official_names_and_sums():
+    assert len({known.md5 for known in official.OFFICIAL.values()}) == 6
+    keras = pytest.importorskip("keras", reason="Keras's own source is the reference")
+    source = Path(sys.modules["keras.src.applications.densenet"].__file__).read_text()
+    assert keras.__version__
+    for known in official.OFFICIAL.values():
+        assert known.file in source and known.md5 in source
+    assert official.BASE_URL in source
+
+
+def test_a_known_file_is_recognised(monkeypatch, tmp_path):
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5, 0))
+    (tmp_path / "renamed").write_bytes(CONTENT)
+    assert official.known_file(tmp_path / "renamed") == "fake"
+    (tmp_path / "renamed").write_bytes(CONTENT[:-1])
+    assert official.known_file(tmp_path / "renamed") == ""

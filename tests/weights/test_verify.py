@@ -1,0 +1,118 @@
+"""`convert --verify`: it agrees where it should, and sees what it should."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from densenet_flax.errors import InputError
+from densenet_flax.weights import convert, export, read_weights, save_weights
+from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.verify import difference, run_units, verify
+
+from .helpers import (
+    TINY,
+    info_of,
+    keras_recipe,
+    keras_tiny,
+    random_variables,
+    randomise_keras,
+    save_keras,
+    torch_state,
+)
+
+NINE = Layout(TINY.blocks, num_classes=9)
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    pytest.importorskip("torch", reason="the other side runs in PyTorch")
+    state = torch_state(random_variables(NINE), "feat_extract.", old=True)
+    safetensors.numpy.save_file(state, tmp_path / "source.safetensors")
+    return tmp_path / "source.safetensors"
+
+
+def units(proof):
+    return [line.split()[0] for line in proof[1:-2]]
+
+
+def test_torch_agrees_unit_by_unit(torch_file, tmp_path):
+    result = convert(torch_file, tmp_path / "m.safetensors", verify=True)
+    expected = ["stem", "conv2_block1", "pool2", "conv3_block1", "conv3_block2", "pool3"]
+    assert units(result.proof)[:6] == expected
+    assert units(result.proof)[-2:] == ["norm", "head"]
+    assert "PyTorch" in result.proof[0]
+    assert "bitwise the same" in result.proof[-1]
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 1e-2}, {"final_relu": True}])
+def test_torch_disagrees_with_a_wrong_meaning(wrong, torch_file):
+    variables, info = read_weights(torch_file)
+    right = verify(torch_file, "PyTorch", variables, info)
+    assert right.passed and max(right.differences.values()) < 1e-5
+    # The reference obeys `info` too, so give it the right one and ours the wrong one.
+    ours = dataclasses.replace(info, **wrong)
+    images = np.random.default_rng(0).standard_normal((2, 64, 96, 3), np.float32)
+    a = run_units(info.build_model(), variables, images)
+    b = run_units(ours.build_model(), variables, images)
+    assert difference(b["norm"], a["norm"]) > 1e-4
+
+
+def test_a_wrong_conversion_is_caught_and_nothing_written(torch_file, tmp_path, monkeypatch):
+    from densenet_flax.weights import torch_names
+
+    swapped = {**torch_names._NORM, "weight": ("params", "bias"), "bias": ("params", "scale")}
+    monkeypatch.setattr(torch_names, "_NORM", swapped)
+    with pytest.raises(InputError, match=r"PyTorch and this package differ.*unit stem"):
+        convert(torch_file, tmp_path / "m.safetensors", verify=True)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize(("name", "build"), [("m.h5", "flat"), ("m.keras", "sequential")])
+def test_keras_whole_models_agree(name, build, tmp_path):
+    model = keras_recipe(build, keras_tiny(input_shape=(48, 32, 3)))
+    randomise_keras(model)
+    source = save_keras(model, tmp_path / name)
+    result = convert(source, tmp_path / "m.safetensors", verify=True)
+    assert "Keras" in result.proof[0]
+    assert units(result.proof)[-2:] == ["norm", "probabilities"]
+
+
+def test_keras_weights_agree(tmp_path, monkeypatch):
+    from densenet_flax.weights import verify as module
+
+    make = lambda keras, info: keras_tiny(input_shape=(None, None, 3))  # noqa: E731
+    monkeypatch.setattr(module, "_keras_network", make)
+    model = keras_recipe("sequential", keras_tiny())
+    randomise_keras(model)
+    source = save_keras(model, tmp_path / "m.weights.h5")
+    result = convert(source, tmp_path / "m.safetensors", verify=True)
+    assert "Keras" in result.proof[0]
+
+
+def test_without_a_framework_it_says_so(tmp_path):
+    save_weights(tmp_path / "a.safetensors", random_variables(NINE), info_of(NINE))
+    result = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", verify=True)
+    assert "not compared" in result.proof[0]
+    assert "bitwise the same" in result.proof[-1]
+
+
+def test_without_a_framework_it_still_runs_ours(tmp_path):
+    variables = random_variables(NINE)
+    variables["params"]["conv1"]["conv"]["kernel"] *= 1e38
+    save_weights(tmp_path / "a.safetensors", variables, info_of(NINE))
+    with pytest.raises(InputError, match=r"unit \w+ gives numbers that are not finite"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", verify=True)
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_export_is_verified_too(torch_file, tmp_path):
+    result = export(torch_file, tmp_path / "m.weights.h5", verify=True, final_relu=True)
+    assert result.info.final_relu
+    assert "given by the user" in result.reasons[-1]
+
+
+def test_difference_is_relative_to_the_largest_value():
+    assert difference(np.array([1.0, 4.5]), np.array([1.0, 4.0])) == 0.125
+    assert difference(np.zeros(3), np.zeros(4)) == float("inf")
