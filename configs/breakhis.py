@@ -1,7 +1,7 @@
 """What we recommend for BreakHis.
 
     python main.py --config=configs/breakhis.py --config.data.path=BreaKHis_v1 --workdir=runs/x
-    python main.py --config=configs/breakhis.py:magnification=100,seed=1 …
+    python main.py --config=configs/breakhis.py:fold=1,magnification=100 …
 
 The recipe with two changes: fine-tuning at a tenth of the learning rate, and the test of the
 epoch with the lowest validation loss.
@@ -20,8 +20,12 @@ def get_config(arguments: str = "") -> ConfigDict:
         name, _, value = argument.partition("=")
         if name == "magnification":
             config.data.magnification = int(value)
+        elif name == "fold":  # of the official protocol
+            config.split.policy, config.split.fold = "official", int(value)
         elif name == "seed":
             config.seed = config.split.seed = int(value)
         else:
-            raise ValueError(f"configs/breakhis.py:{argument}: expected magnification=… or seed=…")
+            raise ValueError(
+                f"configs/breakhis.py:{argument}: expected fold=…, magnification=… or seed=…"
+            )
     return config

@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # steps between two lines of metrics
     config.tensorboard = False
     config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
+    # Chosen on validation images: 'fixed' (0.5), 'youden' or 'sensitivity>=0.95'.
+    config.threshold = "fixed"
 
     config.model = ConfigDict()
     config.model.name = "densenet201"  # or densenet121, densenet169
@@ -31,9 +33,20 @@ def get_config() -> ConfigDict:
     config.data.path = ""  # the folder that holds BreaKHis_v1, or BreaKHis_v1.tar.gz
     config.data.image_size = (224, 224)  # height, width
     config.data.magnification = 0  # 40, 100, 200, 400, or 0 for all
+    config.data.require_complete = False  # True: all 7,909 images must be there
+    config.data.duplicates = "keep"  # of the images that BreakHis has twice; or 'drop', 'error'
+    config.data.on_bad_image = "error"  # or 'skip', which the report counts
+    config.data.csv = ""  # of data.name = 'folder': file, label, patient, site
+    config.data.patient_pattern = ""  # of 'folder' without a csv: a regular expression
+    config.data.class_names = ()
+    config.data.patient_key = ""  # of data.name = 'tfds:…'
+    config.data.stain = ConfigDict({"method": "none", "reference": ""})
     config.data.drawn = ConfigDict()  # of data.name = 'drawn' only
 
     config.split = ConfigDict()
+    config.split.policy = "patient"  # or 'official', 'kfold', 'given', or the leaky 'image'
+    config.split.fold = 1  # of 'official' and 'kfold'
+    config.split.folds = 5  # of 'kfold'
     config.split.group = "case70"  # who is one patient: case70, slide81 or id82
     config.split.test_fraction = 0.2
     config.split.validation_fraction = 0.15

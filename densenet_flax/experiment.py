@@ -2,10 +2,11 @@
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from densenet_flax import frontier
-from densenet_flax.checkpoint import Checkpoints
+from densenet_flax.checkpoint import Checkpoints, Restored
+from densenet_flax.data.policies import make_split
 from densenet_flax.data.source import Dataset, check_batch_size, epoch_order, open_dataset
-from densenet_flax.data.splits import Split, load_split, patient_split
+from densenet_flax.data.splits import Split, load_split
 from densenet_flax.errors import InputError
+from densenet_flax.evaluation.operating_point import check_rule, choose_operating_point
+from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.files import write_text
 from densenet_flax.model import NETWORKS, DenseNet, init_variables, preprocess_input
 from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.predict import Pipeline, predict_logits, probabilities
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.step import Loss, Stage
 from densenet_flax.train import Position, Trainer, best_step
-from densenet_flax.weights import load_weights
+from densenet_flax.weights import WeightsInfo
+from densenet_flax.weights.load import load_with_info, open_source
 from densenet_flax.workdir import Workdir
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -60,6 +66,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     with place.lock():
         started = time.perf_counter()
         model = build_model(config)
+        check_rule(config.threshold)
         dataset = open_dataset(config.data, cache_directory(config))
         has_begun = place.has_begun
         if has_begun:
@@ -75,14 +82,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         if checkpoints.steps:
             restored = checkpoints.restore(checkpoints.steps[-1])
             position, variables = Position(**restored.meta["position"]), restored.variables
+            info = WeightsInfo.from_dict(restored.meta["network"])
             logging.info("going on from step %d in %s", position.step, place.path)
         else:
             position = Position()
-            variables = initial_variables(config, model, dataset, split)
+            variables, info = initial_variables(config, model, dataset, split)
         place.rewind(position.step)
         prepared = time.perf_counter()
         trainer = Trainer(
-            model=model,
+            model=_as_trained(model, info),
             stages=stages,
             dataset=dataset,
             split=split,
@@ -93,15 +101,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             loss=loss,
             ema_decay=config.ema_decay,
             cache=config.cache,
+            preprocessing=info.preprocessing,
             log_every=config.log_every,
-            network=describe_network(config, dataset),
+            network=info.to_dict(),
             write_metrics=place.metrics_writer(tensorboard=config.tensorboard),
             write_timing=place.timing_writer(),
         )
         trainer.run(variables, position, restored)
         trained = time.perf_counter()
         seconds = {"preparation": prepared - started, "training": trained - prepared}
-        return _evaluate(config, place, model, stages, dataset, split, checkpoints, seconds)
+        return _evaluate(config, place, stages, dataset, split, checkpoints, seconds)
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -116,13 +125,13 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             f"{place.path}: no trained network in it; run --mode=train with this --workdir first"
         )
     with place.lock():
-        model = build_model(config)
         place.check(config.to_dict())
+        check_rule(config.threshold)
         checkpoints = Checkpoints(place.checkpoints)
         dataset = open_dataset(config.data, cache_directory(config))
         split = load_split(place.split, dataset)
         stages = build_stages(config, len(split.train))
-        return _evaluate(config, place, model, stages, dataset, split, checkpoints, {})
+        return _evaluate(config, place, stages, dataset, split, checkpoints, {})
 
 
 def build_model(config: ConfigDict) -> DenseNet:
@@ -236,14 +245,7 @@ def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:
 def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bool) -> Split:
     """The split of the work directory, checked against the data; made at the first start."""
     if anew or not place.split.exists():
-        rule = config.split
-        split = patient_split(
-            dataset,
-            group=rule.group,
-            test_fraction=rule.test_fraction,
-            validation_fraction=rule.validation_fraction,
-            seed=rule.seed,
-        )
+        split = make_split(dataset, config.split)
         if not is_first_process():
             return split  # the first one writes the same
         split.save(place.split)
@@ -252,17 +254,31 @@ def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bo
 
 def initial_variables(
     config: ConfigDict, model: DenseNet, dataset: Dataset, split: Split
-) -> dict[str, Any]:
-    """Pretrained backbone and random head, or all random.
+) -> tuple[dict[str, Any], WeightsInfo]:
+    """Pretrained backbone and random head, or all random; and what the network means.
 
     A random backbone gets BatchNorm statistics from one batch of training images: the initial
     ones, mean 0 and variance 1, describe nothing, and the stages that keep them frozen would see
     features that hardly differ between images.
     """
     variables = init_variables(model, config.seed)
-    if config.model.weights != "random":
-        backbone = load_weights(config.model.weights, model, ignore_head=True)
-        return {name: {**tree, **backbone[name]} for name, tree in variables.items()}
+    about = {
+        "class_names": tuple(dataset.class_names),
+        "extra": {"image_size": list(config.data.image_size), "stain": dict(dataset.stain)},
+    }
+    source = config.model.weights
+    if source != "random":
+        if source != "imagenet":
+            with open_source(source) as file:  # what these weights were trained in
+                meaning = {"epsilon": 1.001e-5, "final_relu": True, **file.meaning}
+            model = model.clone(epsilon=meaning["epsilon"], final_relu=meaning["final_relu"])
+        backbone, found = load_with_info(source, model, ignore_head=True)
+        layout = WeightsInfo.of(model, **about).to_dict()
+        kept = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "licence")
+        origin = {name: getattr(found, name) for name in kept}
+        merged = {name: {**tree, **backbone[name]} for name, tree in variables.items()}
+        return merged, WeightsInfo.from_dict({**layout, **origin})
+
     logging.warning("starting from random weights: config.model.weights is 'random'")
     order = epoch_order(len(split.train), config.seed, 0)
     images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
@@ -274,25 +290,18 @@ def initial_variables(
         x = preprocess_input(images)
         return backbone_alone.apply(variables, x, live_norms=everything, mutable=["batch_stats"])[1]
 
-    return {**variables, **jax.tree.map(np.asarray, statistics(variables, images))}
+    measured = jax.tree.map(np.asarray, statistics(variables, images))
+    return {**variables, **measured}, WeightsInfo.of(model, source="random", **about)
 
 
-def describe_network(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
-    """What someone needs to know to use the trained network; kept with each checkpoint."""
-    return {
-        "network": config.model.name,
-        "num_classes": len(dataset.class_names),
-        "hidden": list(config.model.hidden),
-        "class_names": list(dataset.class_names),
-        "preprocessing": "torch",
-        "image_size": list(config.data.image_size),
-    }
+def _as_trained(model: DenseNet, info: WeightsInfo) -> DenseNet:
+    """The configuration's network with what the weights brought along."""
+    return model.clone(epsilon=info.epsilon, final_relu=info.final_relu)
 
 
 def _evaluate(
     config: ConfigDict,
     place: Workdir,
-    model: DenseNet,
     stages: list[Stage],
     dataset: Dataset,
     split: Split,
@@ -300,7 +309,6 @@ def _evaluate(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     # Here and not above, because scikit-learn and matplotlib would delay the first step.
-    from densenet_flax.evaluation.predictions import Predictions
     from densenet_flax.evaluation.report import verdict, write_report
 
     started = time.perf_counter()
@@ -310,19 +318,46 @@ def _evaluate(
     chosen = last
     if config.evaluate == "best" and best not in (None, last.step):
         chosen = checkpoints.restore(best)
+    info = WeightsInfo.from_dict(chosen.meta["network"])
     mesh = make_mesh()
-    pipeline = Pipeline(model, mesh, cuts=[stage.frontier.cut for stage in stages])
-    with tqdm(total=len(split.test), desc="test", unit="img", disable=None) as bar:
+    pipeline = Pipeline(
+        _as_trained(build_model(config), info),
+        mesh,
+        cuts=[stage.frontier.cut for stage in stages],
+        preprocessing=info.preprocessing,
+    )
+    device = replicate(chosen.variables, mesh)
+    predict = functools.partial(_predict, config, pipeline, device, dataset, split)
+    test, validation = predict(split.test, "test"), predict(split.validation, "validation")
+    point = choose_operating_point(validation, config.threshold)
+    seconds = {**seconds, "evaluation": time.perf_counter() - started}
+    if not is_first_process():
+        return {}
+    write_text(place.path / "operating_point.json", json.dumps(point.to_dict(), indent=2) + "\n")
+    about = _about_the_run(config, place, stages, dataset, split, chosen, last.step, info, seconds)
+    metrics = write_report(
+        place.report, test, history, about, validation=validation, operating_point=point
+    )
+    logging.info("%s", verdict(metrics))
+    logging.info("report: %s", place.report / "report.html")
+    return metrics
+
+
+def _predict(
+    config: ConfigDict,
+    pipeline: Pipeline,
+    variables: Mapping[str, Any],
+    dataset: Dataset,
+    split: Split,
+    rows: np.ndarray,
+    side: str,
+) -> Predictions:
+    """The predictions table of one side of the split."""
+    with tqdm(total=len(rows), desc=side, unit="img", disable=None) as bar:
         logits = predict_logits(
-            pipeline,
-            replicate(chosen.variables, mesh),
-            dataset,
-            split.test,
-            config.batch_size,
-            progress=bar.update,
+            pipeline, variables, dataset, rows, config.batch_size, progress=bar.update
         )
-    rows = split.test
-    predictions = Predictions(
+    return Predictions(
         file=dataset.files[rows],
         patient=dataset.patients(split.policy["group"])[rows],
         subtype=dataset.metadata["subtype"][rows],
@@ -332,27 +367,46 @@ def _evaluate(
         probability=probabilities(logits)[:, 1],
         class_names=dataset.class_names,
     )
-    seconds = {**seconds, "evaluation": time.perf_counter() - started}
+
+
+def _about_the_run(
+    config: ConfigDict,
+    place: Workdir,
+    stages: list[Stage],
+    dataset: Dataset,
+    split: Split,
+    chosen: Restored,
+    last_step: int,
+    info: WeightsInfo,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the report says of the run."""
     warnings = []
     if config.model.weights == "random":
         warnings.append("The network started from random weights, not from ImageNet.")
     if dataset.name == "drawn":
         warnings.append("The images are drawn by a program. They are not tissue.")
-    info = {
+    weights = {
+        "network": config.model.name,
+        "started from": info.source,
+        "SHA-256 of that file": info.sha256,
+        "licence of that file": info.licence,
+        "checkpoint": f"step {chosen.step} of {last_step} ({config.evaluate})",
+    }
+    warnings += dataset.notes
+    return {
         "title": place.path.name,
         "warnings": warnings,
-        # load_split and patient_split assert it, so nothing else gets here
         "split": {
             **split.policy,
             "hash": split.hash,
             "counts": split.counts,
-            "patient_disjoint": True,
+            "patient_disjoint": split.patient_disjoint,
         },
         "config": config.to_dict(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _VERSIONS},
-        "weights": f"{config.model.name}, started from {config.model.weights}; checkpoint of step "
-        f"{chosen.step} ({config.evaluate} of {last.step})",
+        "weights": {name: value for name, value in weights.items() if value},
         "device": ", ".join(sorted({device.device_kind for device in jax.devices()})),
         "seconds": seconds,
         "stages": [
@@ -362,9 +416,3 @@ def _evaluate(
             for stage in stages
         ],
     }
-    if not is_first_process():
-        return {}
-    metrics = write_report(place.report, predictions, history, info)
-    logging.info("%s", verdict(metrics))
-    logging.info("report: %s", place.report / "report.html")
-    return metrics

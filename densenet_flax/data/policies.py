@@ -113,6 +113,7 @@ def official_split(
         "fold": fold,
         "seed": seed,
         "validation_fraction": validation_fraction,
+        "mixed_patients": mixed_patients,
     }
     split = build_split(dataset, _ordered(dataset, rows), policy)
     logging.info(
@@ -188,6 +189,7 @@ def kfold_split(
         "folds": folds,
         "seed": seed,
         "validation_fraction": validation_fraction,
+        "mixed_patients": mixed_patients,
     }
     return build_split(dataset, _ordered(dataset, rows), policy)
 
@@ -230,6 +232,7 @@ def given_split(
         "group": group,
         "seed": seed,
         "validation_fraction": validation_fraction,
+        "mixed_patients": mixed_patients,
     }
     return build_split(dataset, _ordered(dataset, rows), policy)
 

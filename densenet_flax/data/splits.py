@@ -116,6 +116,7 @@ def patient_split(
         members["train"] += order[tests + validations :]
     rows = {side: np.flatnonzero(np.isin(groups, members[side])) for side in SIDES}
     policy = {"kind": "patient", "group": group, "seed": seed, **fractions}
+    policy["mixed_patients"] = mixed_patients
     return build_split(dataset, rows, policy)
 
 

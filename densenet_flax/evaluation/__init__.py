@@ -3,24 +3,29 @@
 Nothing here knows which network made the predictions; `Predictions` is the only way in.
 """
 
-from densenet_flax.evaluation.comparison import compare
-from densenet_flax.evaluation.folds import cross_validation_summary, pool
-from densenet_flax.evaluation.intervals import intervals
-from densenet_flax.evaluation.metrics import evaluate
-from densenet_flax.evaluation.operating_point import OperatingPoint, choose_operating_point
-from densenet_flax.evaluation.predictions import Predictions, read_csv
-from densenet_flax.evaluation.report import verdict, write_report
+import importlib
+from typing import Any
 
-__all__ = [
-    "OperatingPoint",
-    "Predictions",
-    "choose_operating_point",
-    "compare",
-    "cross_validation_summary",
-    "evaluate",
-    "intervals",
-    "pool",
-    "read_csv",
-    "verdict",
-    "write_report",
-]
+_HOME = {
+    "OperatingPoint": "operating_point",
+    "Predictions": "predictions",
+    "choose_operating_point": "operating_point",
+    "compare": "comparison",
+    "cross_validation_summary": "folds",
+    "evaluate": "metrics",
+    "pool": "folds",
+    "read_csv": "predictions",
+    "verdict": "report",
+    "write_report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a name when it is first used: scikit-learn and matplotlib take seconds."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

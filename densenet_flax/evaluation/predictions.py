@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation.files import replace_files
+from densenet_flax.files import replace_files
 
 CLASS_NAMES = ("benign", "malignant")
 

@@ -12,12 +12,12 @@ import numpy as np
 from densenet_flax.evaluation import cautions, figures, sections
 from densenet_flax.evaluation.assessment import assess
 from densenet_flax.evaluation.cautions import verdict
-from densenet_flax.evaluation.files import replace_files
 from densenet_flax.evaluation.gallery import read_gallery
 from densenet_flax.evaluation.intervals import RESAMPLES, Settings
 from densenet_flax.evaluation.model_card import model_card
 from densenet_flax.evaluation.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.files import replace_files
 
 __all__ = ["verdict", "write_report"]
 

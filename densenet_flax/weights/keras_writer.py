@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 
 from densenet_flax.errors import InputError
+from densenet_flax.files import atomic_file
 from densenet_flax.frontier import keras_layers
-from densenet_flax.weights.files import atomic_file
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.keras import ATTRIBUTE, KERAS_EPSILON
 

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from densenet_flax.errors import InputError
-from densenet_flax.weights.files import atomic_file
+from densenet_flax.files import atomic_file
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import Shape, flatten
 from densenet_flax.weights.source import Source, Tensor, reading, stated

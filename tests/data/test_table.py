@@ -2,10 +2,11 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from densenet_flax.data import make_split
+from densenet_flax.data import make_split, open_dataset
 from densenet_flax.data.__main__ import main
-from densenet_flax.data.table import catalogue, names_at, overlap
+from densenet_flax.data.table import catalogue, names_at, overlap, table
 from densenet_flax.errors import InputError
 
 # Per fold: all and benign test images whose case is also in training, in per cent.
@@ -61,3 +62,16 @@ def test_it_is_a_command(drawn_tree):
     command = [sys.executable, "-m", "densenet_flax.data", "table", f"--path={drawn_tree}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "patients by case70" in done.stdout, done.stderr
+
+
+def test_other_data_has_a_table_too(tmp_path, make_config):
+    for number in range(24):
+        folder = tmp_path / "tiles" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / f"p{number // 2 % 12}_{number}.png")
+    config = make_config(name="folder", path=str(tmp_path / "tiles"), patient_pattern=r"p\d+")
+    dataset = open_dataset(config, tmp_path / "cache")
+    config = {"group": "patient", "mixed_patients": "rarest", "policy": "image"}
+    printed = table(make_split(dataset, config), dataset)
+    assert "patients by patient" in printed and "  b  " in printed
+    assert "magnification" not in printed and "0X" not in printed

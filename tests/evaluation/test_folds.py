@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation import cross_validation_summary, evaluate, intervals, pool
+from densenet_flax.evaluation import cross_validation_summary, evaluate, pool
 from densenet_flax.evaluation.folds import summary_table
+from densenet_flax.evaluation.intervals import intervals
 from densenet_flax.evaluation.metrics import METRICS
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation import evaluate, intervals
-from densenet_flax.evaluation.intervals import Settings, mean_intervals
+from densenet_flax.evaluation import evaluate
+from densenet_flax.evaluation.intervals import Settings, intervals, mean_intervals
 from densenet_flax.evaluation.metrics import METRICS
 from densenet_flax.evaluation.resampling import (
     PATIENT_METRICS,

@@ -6,7 +6,7 @@ import pytest
 
 from densenet_flax.errors import InputError
 from densenet_flax.evaluation import Predictions, read_csv
-from densenet_flax.evaluation.files import replace_files
+from densenet_flax.files import replace_files
 
 COLUMNS = ("file", "patient", "subtype", "magnification", "slide", "label", "probability")
 

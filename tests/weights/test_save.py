@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from densenet_flax.errors import InputError
+from densenet_flax.files import atomic_file
 from densenet_flax.weights import read_weights, save_weights
-from densenet_flax.weights.files import atomic_file
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.save import export_weights
 
