@@ -68,6 +68,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         model = build_model(config)
         check_rule(config.threshold)
         dataset = open_dataset(config.data, cache_directory(config))
+        if len(dataset.class_names) != 2:
+            raise InputError(
+                f"{dataset.name} has {len(dataset.class_names)} classes "
+                f"({', '.join(dataset.class_names[:4])}, …): the head and the report are for two"
+            )
         has_begun = place.has_begun
         if has_begun:
             place.check(config.to_dict())
