@@ -13,12 +13,14 @@ def get_config() -> ConfigDict:
     config.data.name = "drawn"
     config.data.image_size = (64, 96)
     config.data.drawn = ConfigDict()
-    config.data.drawn.benign_patients = 16
-    config.data.drawn.malignant_patients = 16
-    config.data.drawn.tiles_per_patient = 12
+    config.data.drawn.benign_patients = 24
+    config.data.drawn.malignant_patients = 24
+    config.data.drawn.tiles_per_patient = 10
     config.data.drawn.size = (175, 115)
     config.data.drawn.seed = 0
-    config.stages.head.duration = "5 epochs"
+    config.split.test_fraction = 0.25
+    config.stages.head.duration = "8 epochs"
     config.stages.finetune.duration = "6 epochs"
     config.stages.finetune.learning_rate = 3e-4
+    config.stages.finetune.schedule = "cosine"  # from random weights a constant rate is restless
     return config

@@ -26,7 +26,7 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.operating_point import check_rule, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.files import write_text
-from densenet_flax.model import NETWORKS, DenseNet, init_variables, preprocess_input
+from densenet_flax.model import NETWORKS, REMAT, DenseNet, init_variables, preprocess_input
 from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.predict import Pipeline, predict_logits, probabilities
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
@@ -150,6 +150,10 @@ def build_model(config: ConfigDict) -> DenseNet:
         raise InputError(f"config.model.name={name!r}: expected one of {', '.join(NETWORKS)}")
     if dtype not in _DTYPES:
         raise InputError(f"config.model.dtype={dtype!r}: expected one of {', '.join(_DTYPES)}")
+    if config.model.remat not in REMAT:
+        raise InputError(
+            f"config.model.remat={config.model.remat!r}: expected one of {', '.join(REMAT)}"
+        )
     hidden = tuple(config.model.hidden)
     if any(size < 1 for size in hidden) or not 0 <= config.model.dropout < 1:
         raise InputError("config.model: hidden sizes must be positive and dropout in [0, 1)")
@@ -159,6 +163,7 @@ def build_model(config: ConfigDict) -> DenseNet:
         dropout=config.model.dropout,
         momentum=config.model.bn_momentum,
         dtype=_DTYPES[dtype],
+        remat=config.model.remat,
     )
 
 

@@ -24,6 +24,8 @@ Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, floa
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+REMAT = ("none", "bottleneck", "block")
+
 
 def preprocess_input(images, mode: str = "torch") -> jax.Array:
     """Pixels to what the network was trained on.

@@ -47,7 +47,23 @@ def steps(prog, batch, count=3):
     return state, metrics
 
 
-@pytest.mark.parametrize("at", ["head", "conv5_block2_1_conv", "conv4_block2", "all"])
+# Every kind of layer that a frontier can stand before, at both ends of the line and between.
+@pytest.mark.parametrize(
+    "at",
+    [
+        "head",
+        "bn",
+        "conv5_block2_2_conv",
+        "conv5_block2_1_bn",
+        "conv5_block2_1_conv",
+        "conv5_block2_0_bn",
+        "pool4_conv",
+        "pool4_bn",
+        "conv4_block2",
+        "conv1_bn",
+        "all",
+    ],
+)
 def test_what_is_frozen_stays_to_the_bit(tiny, tiny_variables, at):
     """With weight decay, clipping, an average of the weights, and statistics on the move."""
     prog = program(tiny, tiny_variables, at, ema_decay=0.5)

@@ -30,13 +30,13 @@ def draw_stain(rng: np.random.Generator) -> Stain:
     """Draws a laboratory's day: dye colours and strengths, and the colour of the empty slide."""
 
     def dye(vector: tuple[float, float, float], strength: tuple[float, float]) -> np.ndarray:
-        colour = np.clip(np.array(vector) + rng.normal(0, 0.05, 3), 0.03, None)
+        colour = np.clip(np.array(vector) + rng.normal(0, 0.035, 3), 0.03, None)
         colour *= rng.uniform(*strength) / np.linalg.norm(colour)
         return colour.astype(np.float32)
 
     return Stain(
-        hematoxylin=dye((0.63, 0.70, 0.34), (0.75, 1.3)),
-        eosin=dye((0.15, 0.93, 0.33), (0.55, 1.0)),
+        hematoxylin=dye((0.63, 0.70, 0.34), (0.85, 1.2)),
+        eosin=dye((0.15, 0.93, 0.33), (0.6, 0.9)),
         light=np.clip(rng.normal((0.95, 0.96, 0.96), 0.02), 0.85, 1.0).astype(np.float32),
     )
 
@@ -46,10 +46,9 @@ class _Painter:
 
     def __init__(self, canvas: Canvas, atypia: float):
         self.canvas, self.rng, self.atypia = canvas, canvas.rng, atypia
-        # One scale from a bland nucleus to a wild one. The classes sit on two sides of its middle
-        # and overlap a little there.
+        # One scale from a bland nucleus to a wild one; the classes sit on two sides of its middle.
         self.cell = Nuclei(
-            radius=0.021 + 0.021 * atypia,
+            radius=0.019 + 0.027 * atypia,
             spread=0.08 + 0.22 * atypia,
             stretch=1.12 + 0.10 * atypia,
             roughness=0.015 + 0.075 * atypia,
@@ -228,7 +227,7 @@ def draw_tile(
     """
     subtype = subtype or str(rng.choice(SUBTYPES_OF[label]))
     canvas = Canvas(rng, *size, ZOOM[magnification])
-    atypia = rng.uniform(0.45, 1.0) if label else 0.5 * rng.beta(1.2, 2.2)
+    atypia = rng.uniform(0.55, 1.0) if label else 0.45 * rng.beta(1.2, 2.2)
     _Painter(canvas, float(atypia)).paint(subtype)
 
     nuclei = canvas.nuclei.filter(ImageFilter.BoxBlur(0.003 * canvas.height))

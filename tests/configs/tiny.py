@@ -19,6 +19,7 @@ def get_config():
     config.data.drawn.malignant_patients = 5
     config.data.drawn.tiles_per_patient = 4
     config.data.drawn.size = (44, 29)
+    config.split.test_fraction = 0.2
     config.stages.head.duration = "3 epochs"
     config.stages.finetune.duration = "3 epochs"
     config.stages.finetune.unfreeze_from = "conv5_block2_1_conv"
