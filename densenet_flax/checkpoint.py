@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from densenet_flax.errors import InputError
 from densenet_flax.files import writing
+from densenet_flax.sharding import several_processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Checkpoints:
 
     def reached_preemption(self, step: int) -> bool:
         """Whether all processes of the run agreed to stop at this step, one being asked to."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+        return several_processes() and self._manager.reached_preemption(step)
 
     def save(
         self,

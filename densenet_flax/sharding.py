@@ -41,6 +41,11 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
+def several_processes() -> bool:
+    """Whether the run is spread over processes."""
+    return jax.process_count() > 1
+
+
 def make_mesh() -> Mesh:
     """One axis, `data`, over all devices of all processes."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
@@ -97,13 +102,13 @@ def put_batch(
 
 def fetch(x: jax.Array) -> np.ndarray:
     """All rows of an array that is split over devices, on every process."""
-    if jax.process_count() == 1:
+    if not several_processes():
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def agree(fact: bool) -> bool:
     """Whether it holds in every process; to be asked by all of them."""
-    if jax.process_count() == 1:
+    if not several_processes():
         return fact
     return bool(multihost_utils.process_allgather(np.array(fact)).all())

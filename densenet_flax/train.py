@@ -28,7 +28,7 @@ from densenet_flax.errors import InputError
 from densenet_flax.model import DenseNet
 from densenet_flax.optimizer import plateau_scale
 from densenet_flax.predict import Pipeline, predict_logits
-from densenet_flax.sharding import replicate
+from densenet_flax.sharding import replicate, several_processes
 from densenet_flax.step import Loss, Stage, StageProgram, TrainState
 
 SUMS = ("loss", "correct", "count")
@@ -132,10 +132,9 @@ class Trainer:
         """
         carried: Mapping[str, np.ndarray] = restored.train if restored else {}
         features = _Features(self, position.stage)
-        before = {
-            number: signal.signal(number, self._ask_to_stop)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        # Several processes must stop at the same step: there JAX's own handler tells them all.
+        numbers = () if several_processes() else (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self._ask_to_stop) for number in numbers}
         try:
             while position.stage < len(self.stages):
                 stage = self.stages[position.stage]
@@ -351,7 +350,7 @@ class Trainer:
         )
 
     def _should_stop(self, step: int) -> bool:
-        return self.checkpoints.reached_preemption(step) or bool(self._stop_signal)
+        return bool(self._stop_signal) or self.checkpoints.reached_preemption(step)
 
     def _plateau(self, stage: Stage, position: Position) -> float:
         settings = stage.optimizer

@@ -91,3 +91,31 @@ def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):
     epochs, _ = finish(start(tmp_path, 1, 0))
     assert epochs[:, 0].tolist() == [9, 12]
     assert_agree(epochs, one[1][0][2:], tmp_path, one[0])
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    """And the two of them, started as a user does, leave one whole work directory."""
+    port = free_port()
+
+    def main(process, *more):
+        words = [sys.executable, "main.py", "--config=tests/configs/tiny.py"]
+        words += [f"--workdir={tmp_path / 'w'}", f"--config.cache_dir={tmp_path / 'cache'}"]
+        words += [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={process}", *more]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    both = [main(process, "--config.stages.finetune.duration=3000 epochs") for process in (0, 1)]
+    try:
+        for line in both[0].stderr:
+            if "finetune 2/" in line:
+                break
+        both[1].terminate()
+        rest = [process.communicate(timeout=120)[1] for process in both]
+        assert [process.returncode for process in both] == [143, 143], rest
+        stopped = {line for text in rest for line in text.splitlines() if "stopped at" in line}
+        assert len(stopped) == 1
+        step = Checkpoints(tmp_path / "w" / "checkpoints").steps[-1]
+        assert f"stopped at step {step}," in stopped.pop()
+    finally:
+        for process in both:
+            process.kill()

@@ -22,7 +22,7 @@ from densenet_flax.errors import InputError
 from densenet_flax.files import atomic_dir, writing
 
 # Part of the record beside the tiles: raise it when the same parameters draw other pixels.
-_VERSION = 2
+VERSION = 2
 _RECORD = "drawn.json"
 
 
@@ -81,7 +81,7 @@ def write_breakhis_tree(
     record = json.dumps(
         counts
         | {
-            "version": _VERSION,
+            "version": VERSION,
             "size": list(size),
             "magnifications": list(magnifications),
             "seed": seed,

@@ -273,5 +273,6 @@ def _draw(parameters: Any, cache: Path) -> Path:
     known = list(inspect.signature(drawn.write_breakhis_tree).parameters)[1:]
     for stranger in wanted.keys() - set(known):
         raise InputError(f"data.drawn.{stranger}: no such parameter; there are {', '.join(known)}")
-    key = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
+    described = repr((drawn.VERSION, sorted(wanted.items())))
+    key = hashlib.sha256(described.encode()).hexdigest()[:16]
     return drawn.write_breakhis_tree(cache / "drawn" / key, **wanted)
