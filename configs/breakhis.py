@@ -18,14 +18,14 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.stages.finetune.learning_rate = 1e-4
     for argument in filter(None, arguments.split(",")):
         name, _, value = argument.partition("=")
-        if name == "magnification":
-            config.data.magnification = int(value)
-        elif name == "fold":  # of the official protocol
-            config.split.policy, config.split.fold = "official", int(value)
-        elif name == "seed":
-            config.seed = config.split.seed = int(value)
-        else:
+        if name not in ("fold", "magnification", "seed") or not value.isdigit():
             raise ValueError(
                 f"configs/breakhis.py:{argument}: expected fold=…, magnification=… or seed=…"
             )
+        if name == "fold":  # of the official protocol
+            config.split.policy, config.split.fold = "official", int(value)
+        elif name == "magnification":
+            config.data.magnification = int(value)
+        else:
+            config.seed = config.split.seed = int(value)
     return config
