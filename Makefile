@@ -42,5 +42,11 @@ lint: $(VENV)/test.stamp
 test: lint
 	$(BIN)/python -m pytest
 
-lock: $(VENV)/test.stamp
-	$(BIN)/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
+# In a venv of its own, so that it holds what the ranges give today and nothing else.
+lock:
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --requirement requirements.txt
+	{ echo "# One exact set that the ranges of requirements.txt allow: Python 3.11, Linux, CPU."; \
+	  echo "# pip install --requirement requirements.lock"; \
+	  $(VENV)-lock/bin/python -m pip freeze; } > requirements.lock
+	rm -rf $(VENV)-lock
