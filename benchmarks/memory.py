@@ -55,6 +55,17 @@ def measure(
         np.arange(batch_size), ones, lambda ids: {"inputs": x[ids], "label": label[ids]}, mesh
     )
     state = program.init(0)
+
+    def backward(params):
+        variables = program._merge(params, state.batch_stats, program._frozen)
+        options = {"start": at.cut, "live_norms": at.live_norms, "mutable": ["batch_stats"]}
+
+        def forward(p):
+            return model.apply({**variables, "params": p}, batch["inputs"], **options)[0]
+
+        return jax.vjp(forward, variables["params"])[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(backward, state.params))
     compile_seconds = program.compile(state, batch)
     analysis = program._compiled.memory_analysis()
     seconds = []
@@ -70,6 +81,7 @@ def measure(
         "dtype": dtype,
         "step_seconds": statistics.median(seconds[1:]),
         "compile_seconds": compile_seconds,
+        "kept_gb": sum(leaf.size * leaf.dtype.itemsize for leaf in kept) / 1e9,
         "temporary_gb": analysis.temp_size_in_bytes / 1e9,
         "peak_gb": stats.get("peak_bytes_in_use", host) / 1e9,
         "loss": float(metrics["loss"] / metrics["count"]),
@@ -111,11 +123,9 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", remat, dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         row = json.loads(done.stdout.splitlines()[-1])
-        print(
-            f"| {remat} | {dtype} | {row['step_seconds']:.2f} | {row['compile_seconds']:.0f} | "
-            f"{row['temporary_gb']:.2f} | {row['peak_gb']:.2f} | {row['loss']:.5f} |",
-            flush=True,
-        )
+        numbers = [f"{row['step_seconds']:.2f}", f"{row['compile_seconds']:.0f}"]
+        numbers += [f"{row[name]:.2f}" for name in ("kept_gb", "temporary_gb", "peak_gb")]
+        print("| " + " | ".join([remat, dtype, *numbers, f"{row['loss']:.5f}"]) + " |", flush=True)
 
 
 if __name__ == "__main__":
