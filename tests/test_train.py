@@ -1,6 +1,7 @@
 import dataclasses
 import logging
 import os
+import shutil
 import signal
 
 import jax
@@ -321,20 +322,30 @@ def test_stages_say_what_they_train(tmp_path, tiny, tiny_variables, dataset, spl
     assert "prefix cache: 40 images at pool4" in caplog.text
 
 
+@pytest.mark.parametrize("when", ["before", "while writing"])
 def test_a_full_disk_keeps_the_old_checkpoint(
-    tmp_path, tiny, tiny_variables, dataset, split, monkeypatch
+    tmp_path, tiny, tiny_variables, dataset, split, monkeypatch, when
 ):
     run = Run(tmp_path, tiny, dataset, split)
-    real = run.checkpoints._manager.save
+    real_save, real_usage = run.checkpoints._manager.save, shutil.disk_usage
 
     def save(step, **kwargs):
         if step > 3:
             raise OSError(28, "No space left on device")
-        return real(step, **kwargs)
+        return real_save(step, **kwargs)
 
-    monkeypatch.setattr(run.checkpoints._manager, "save", save)
-    with pytest.raises(InputError, match=r"checkpoint 6 could not be written.*No space left"):
+    def usage(path):
+        full = len(run.checkpoints.steps) > 0
+        return real_usage(path)._replace(free=1_000_000) if full else real_usage(path)
+
+    if when == "before":
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+    else:
+        monkeypatch.setattr(run.checkpoints._manager, "save", save)
+    reason = "needs 2 MB, 1 are free" if when == "before" else "No space left"
+    with pytest.raises(InputError, match=rf"checkpoint 6 could not be written.*{reason}"):
         run(tiny_variables)
+    monkeypatch.undo()
     assert Checkpoints(tmp_path / "checkpoints").steps == [3]
     again = Run(tmp_path, tiny, dataset, split)
     again(tiny_variables)
