@@ -67,6 +67,50 @@ class Cached:
         return self.features[[self._row[int(i)] for i in ids]]
 
 
+class SharedPass:
+    """What enters a run's stages: one pass of the frozen part for all that can share it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        pipeline: Pipeline,
+        frontiers: Sequence[Frontier],
+        ids: np.ndarray,
+        *,
+        batch_size: int,
+        mode: str = "auto",
+    ):
+        """Takes the frontiers of the coming stages and all images that they will see."""
+        self._dataset, self._pipeline, self._frontiers = dataset, pipeline, frontiers
+        self._ids, self._batch_size, self._mode = ids, batch_size, mode
+        self._shares = share_a_pass(frontiers)
+        self._cached: dict[str, Cached] | None = None
+
+    def of(self, index: int, variables: Mapping[str, Any]) -> StageInputs:
+        """The inputs of the stage with this frontier, given the network as it is now."""
+        cut = self._frontiers[index].cut
+        if not self._shares[index]:
+            cached = self._compute(variables, [cut])
+        else:
+            if self._cached is None:
+                pairs = zip(self._frontiers, self._shares, strict=True)
+                cuts = dict.fromkeys(frontier.cut for frontier, shares in pairs if shares)
+                self._cached = self._compute(variables, list(cuts))
+            cached = self._cached
+        return StageInputs(self._dataset, self._pipeline, variables, cut, cached.get(cut))
+
+    def _compute(self, variables: Mapping[str, Any], cuts: Sequence[str]) -> dict[str, Cached]:
+        return compute(
+            self._pipeline,
+            variables,
+            self._dataset,
+            self._ids,
+            cuts,
+            batch_size=self._batch_size,
+            mode=self._mode,
+        )
+
+
 def share_a_pass(frontiers: Sequence[Frontier]) -> list[bool]:
     """Which of some coming stages find their prefix as it is now, and can share one pass over it.
 

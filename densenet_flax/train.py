@@ -131,7 +131,15 @@ class Trainer:
           Stopped: the process got SIGTERM or SIGINT.
         """
         carried: Mapping[str, np.ndarray] = restored.train if restored else {}
-        features = _Features(self, position.stage)
+        features = prefix_cache.SharedPass(
+            self.dataset,
+            self.pipeline,
+            [stage.frontier for stage in self.stages[position.stage :]],
+            np.concatenate([self.split.train, self.split.validation]),
+            batch_size=self.batch_size,
+            mode=self.cache,
+        )
+        first = position.stage
         # Several processes must stop at the same step: there JAX's own handler tells them all.
         numbers = () if several_processes() else (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self._ask_to_stop) for number in numbers}
@@ -140,7 +148,7 @@ class Trainer:
                 stage = self.stages[position.stage]
                 if not self._is_over(stage, position):
                     logging.info("%s", self._headline(stage, position, variables))
-                    inputs = features.of(position.stage, variables)
+                    inputs = features.of(position.stage - first, replicate(variables, self.mesh))
                     variables, carried = self._run_stage(
                         stage, variables, carried, inputs, position
                     )
@@ -406,42 +414,6 @@ class Trainer:
                 timing["images_per_second"],
                 f" after {compiled:.0f} s of compilation" if compiled > 1 else "",
             )
-
-
-class _Features:
-    """What enters the stages: one pass of the frozen prefix for all stages that can share it."""
-
-    def __init__(self, trainer: Trainer, first_stage: int):
-        self._trainer = trainer
-        self._first = first_stage
-        frontiers = [stage.frontier for stage in trainer.stages[first_stage:]]
-        self._shares = prefix_cache.share_a_pass(frontiers)
-        pairs = zip(frontiers, self._shares, strict=True)
-        self._cuts = list(dict.fromkeys(f.cut for f, shares in pairs if shares))
-        self._cached: dict[str, prefix_cache.Cached] | None = None
-
-    def of(self, index: int, variables: Mapping[str, Any]) -> prefix_cache.StageInputs:
-        """The inputs of a stage, given the network as it is now."""
-        trainer, cut = self._trainer, self._trainer.stages[index].frontier.cut
-        device = replicate(variables, trainer.mesh)
-        compute = functools.partial(
-            prefix_cache.compute,
-            trainer.pipeline,
-            device,
-            trainer.dataset,
-            np.concatenate([trainer.split.train, trainer.split.validation]),
-            batch_size=trainer.batch_size,
-            mode=trainer.cache,
-        )
-        if self._shares[index - self._first]:
-            if self._cached is None:
-                self._cached = compute(self._cuts)
-            cached = self._cached
-        else:
-            cached = compute([cut])
-        return prefix_cache.StageInputs(
-            trainer.dataset, trainer.pipeline, device, cut, cached.get(cut)
-        )
 
 
 def _besides_model(state: TrainState) -> dict[str, Any]:
