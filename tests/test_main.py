@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from densenet_flax.checkpoint import Checkpoints
+from densenet_flax.model import NETWORKS
+from densenet_flax.weights import WeightsInfo, load_with_info, save_weights
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "tests/configs/tiny.py"
@@ -173,6 +175,39 @@ def test_the_second_of_two_runs_says_so_and_stops(tmp_path, cache):
         assert Checkpoints(tmp_path / "checkpoints").steps
     finally:
         first.kill()
+
+
+def test_a_weights_file_brings_its_meaning_along(
+    tmp_path, cache, tiny, tiny_variables, monkeypatch
+):
+    """A network of the TIAToolbox kind: pixels over 255, no ReLU after the last norm."""
+    backbone = {
+        name: {key: value for key, value in tree.items() if key != "head"}
+        for name, tree in tiny_variables.items()
+    }
+    bare = tiny.clone(num_classes=0, hidden=(), final_relu=False, epsilon=1e-5)
+    about = {"preprocessing": "scale", "licence": "CC0", "source": "far.pth"}
+    file = tmp_path / "pretrained.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", tiny.clone)  # as the configuration does
+        save_weights(file, backbone, WeightsInfo.of(bare, **about))
+        done = run(tmp_path / "w", cache, f"--config.model.weights={file}")
+        assert done.returncode == 0, done.stderr
+        checkpoints = Checkpoints(tmp_path / "w" / "checkpoints")
+        trained = checkpoints.restore(checkpoints.steps[-1])
+        network = WeightsInfo.from_dict(trained.meta["network"])
+    assert {name: getattr(network, name) for name in about} == about
+    assert (network.final_relu, network.epsilon, network.hidden) == (False, 1e-5, (8,))
+    assert network.class_names == ("benign", "malignant")
+    stems = (tree["params"]["conv1"]["conv"]["kernel"] for tree in (trained.variables, backbone))
+    assert np.array_equal(*stems)  # what is frozen is the file's, to the bit
+    # And from the work directory it goes on into a file of its own.
+    exported = tmp_path / "trained.safetensors"
+    words = [sys.executable, "-m", "densenet_flax.weights", "convert", tmp_path / "w", exported]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
+    variables, info = load_with_info(exported, tiny.clone(final_relu=False, epsilon=1e-5))
+    assert info.preprocessing == "scale" and info.class_names == network.class_names
+    assert variables["params"]["head"]["dense_1"]["kernel"].shape[1] == 8
 
 
 def state_of(workdir):
