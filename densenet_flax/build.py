@@ -65,6 +65,11 @@ def build_stages(config: ConfigDict, examples: int) -> list[Stage]:
     blocks = build_model(config).blocks
     if not config.stage_order:
         raise InputError("config.stage_order is empty: a run needs at least one stage")
+    if len(set(config.stage_order)) < len(config.stage_order):  # names tell epochs apart
+        raise InputError(
+            f"config.stage_order={config.stage_order}: expected each name once; give a stage that "
+            "runs twice two names"
+        )
     stages = []
     for name in config.stage_order:
         if name not in config.stages:

@@ -15,8 +15,9 @@ from densenet_flax.errors import InputError
 from densenet_flax.files import write_text, writing
 from densenet_flax.sharding import is_first_process
 
-# Where the data lies and how fast it is read may change between starts; what is trained may not.
-_FREE_KEYS = ("data.path", "cache", "cache_dir", "tensorboard", "evaluate")
+# Where the data lies, how fast it is read and how the result is judged may change between starts;
+# what is trained may not.
+_FREE_KEYS = ("data.path", "cache", "cache_dir", "tensorboard", "evaluate", "threshold")
 
 
 class Workdir:

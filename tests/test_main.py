@@ -94,6 +94,11 @@ def test_evaluation_alone_and_at_another_batch_size(trained, cache, tmp_path):
     wanted = (workdir / "report" / "metrics.json").read_text()
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("report"))
+    other = ("--mode=evaluate", "--config.threshold=youden")  # may change, unlike what is trained
+    done = run(copy, cache, *other)
+    assert done.returncode == 0, done.stderr
+    chosen = json.loads((copy / "operating_point.json").read_text())
+    assert chosen["rule"] == "youden"
     assert run(copy, cache, "--mode=evaluate").returncode == 0
     got, wanted = json.loads((copy / "report" / "metrics.json").read_text()), json.loads(wanted)
     assert got["image"] == wanted["image"] and got["patient"] == wanted["patient"]
@@ -111,6 +116,8 @@ def test_evaluation_alone_and_at_another_batch_size(trained, cache, tmp_path):
         (["--config.stages.head.duration=3"], ["stages.head", "'10 epochs'"]),
         (["--config.stages.head.optimizer=lion"], ["stages.head", "adamw"]),
         (["--config.stage_order=('hed',)"], ["stage_order", "hed"]),
+        (["--config.stage_order=('head', 'head')"], ["stage_order", "each name once"]),
+        (["--config.threshold=best"], ["best", "youden"]),
         (["--config.class_weights=1,2,3"], ["class_weights", "balanced"]),
         (["--config.batch_size=1000"], ["batch_size=1000", "training images"]),
         (["--config.data.name=breakhis"], ["data.path"]),
