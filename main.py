@@ -13,6 +13,8 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from densenet_flax.process import restart_with_huge_pages
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
@@ -93,4 +95,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     app.run(main, flags_parser=_parse)

@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
+from densenet_flax.layers import BatchNorm, Conv3x3, Moments, Pointwise, batch_moments
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,75 +52,6 @@ def preprocess_input(images, mode: str = "torch") -> jax.Array:
     raise ValueError(f"preprocessing mode {mode!r}: expected 'torch' or 'scale'")
 
 
-def batch_moments(x: jax.Array, weight: jax.Array | None = None) -> Moments:
-    """Mean and biased variance of each channel over a batch, in float32 and two passes.
-
-    Args:
-      x: `[N, H, W, C]`.
-      weight: `[N]`, how much each example counts; padding has weight 0. None: all count alike.
-    """
-    n, h, w, c = x.shape
-    rows = x.astype(jnp.float32).reshape(-1, c)
-    weight = jnp.ones(n, jnp.float32) if weight is None else weight.astype(jnp.float32)
-    share = jnp.repeat(weight / (weight.sum() * h * w), h * w)
-    # Column sums written as a product with the weights: XLA's reduction over rows is slow on CPU.
-    # HIGHEST: TF32 on a GPU would round the statistics to ten bits.
-    column_sums = lambda y: jnp.dot(share, y, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    mean = column_sums(rows)
-    return mean, column_sums(jnp.square(rows - mean))
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation whose mode is the caller's: running statistics, or the given moments.
-
-    With moments it normalises by them and moves the running statistics, where `batch_stats` is
-    mutable, by Keras's rule: `running = momentum * running + (1 - momentum) * batch`.
-    """
-
-    epsilon: float
-    momentum: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
-        """Normalises `x [..., C]` by `moments`, or by the running statistics if None."""
-        c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (c,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-        if moments is None:
-            mean, var = running_mean.value, running_var.value
-        else:
-            mean, var = moments
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor + (bias - mean * factor)).astype(self.dtype)
-
-
-class Pointwise(nn.Module):
-    """A 1×1 convolution as the matrix product that it is: `[..., C]` to `[..., features]`.
-
-    The kernel keeps Keras's shape `(1, 1, C, features)`. XLA computes the gradient of a product
-    several times faster than that of a 1×1 convolution on CPU.
-    """
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the kernel at every position."""
-        c = x.shape[-1]
-        shape = (1, 1, c, self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
-        y = x.reshape(-1, c).astype(self.dtype) @ kernel.reshape(c, -1).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
-
-
 class Block(nn.Module):
     """One unit of a dense stage: norm, ReLU, 1×1, norm, ReLU, 3×3; gives `growth_rate` channels.
 
@@ -142,7 +73,7 @@ class Block(nn.Module):
         y = checkpoint_name(y, "bottleneck")
         live = batch_moments(y, weight) if is_live(f"{self.name}_1_bn") else None
         y = nn.relu(self.norm(name="1_bn")(y, live))
-        return _conv(self.growth_rate, 3, 1, self.dtype, "2_conv")(y)
+        return Conv3x3(self.growth_rate, self.dtype, name="2_conv")(y)
 
 
 class Stem(nn.Module):
@@ -159,7 +90,16 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x, is_live, weight):
         """Images `[N, H, W, 3]` in, `[N, H/4, W/4, features]` out."""
-        x = _conv(self.features, 7, 2, self.dtype, "conv")(x)
+        x = nn.Conv(
+            self.features,
+            (7, 7),
+            strides=2,
+            padding=3,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.glorot_uniform(),
+            name="conv",
+        )(x)
         live = batch_moments(x, weight) if is_live(f"{self.name}_bn") else None
         x = nn.relu(self.norm(name="bn")(x, live))
         # After a ReLU, max_pool's padding with -inf equals Keras's padding with zeros.
@@ -414,19 +354,6 @@ NETWORKS: dict[str, Callable[..., DenseNet]] = {
 }
 
 _DENSE: dict[str, Any] = {"kernel_init": nn.initializers.glorot_uniform()}
-
-
-def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.glorot_uniform(),
-        name=name,
-    )
 
 
 def _check_images(x: jax.Array) -> None:

@@ -1,0 +1,157 @@
+"""The layers that a block is made of: batch normalisation, the 1×1 and the 3×3 convolution."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
+
+
+def batch_moments(x: jax.Array, weight: jax.Array | None = None) -> Moments:
+    """Mean and biased variance of each channel over a batch, in float32 and two passes.
+
+    Args:
+      x: `[N, H, W, C]`.
+      weight: `[N]`, how much each example counts; padding has weight 0. None: all count alike.
+    """
+    n, h, w, c = x.shape
+    rows = x.astype(jnp.float32).reshape(-1, c)
+    weight = jnp.ones(n, jnp.float32) if weight is None else weight.astype(jnp.float32)
+    share = jnp.repeat(weight / (weight.sum() * h * w), h * w)
+    # Column sums written as a product with the weights: XLA's reduction over rows is slow on CPU.
+    # HIGHEST: TF32 on a GPU would round the statistics to ten bits.
+    column_sums = lambda y: jnp.dot(share, y, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    mean = column_sums(rows)
+    return mean, column_sums(jnp.square(rows - mean))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose mode is the caller's: running statistics, or the given moments.
+
+    With moments it normalises by them and moves the running statistics, where `batch_stats` is
+    mutable, by Keras's rule: `running = momentum * running + (1 - momentum) * batch`.
+    """
+
+    epsilon: float
+    momentum: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
+        """Normalises `x [..., C]` by `moments`, or by the running statistics if None."""
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (c,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+        if moments is None:
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var = moments
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * var
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class Pointwise(nn.Module):
+    """A 1×1 convolution as the matrix product that it is: `[..., C]` to `[..., features]`.
+
+    The kernel keeps Keras's shape `(1, 1, C, features)`. XLA computes the gradient of a product
+    several times faster than that of a 1×1 convolution on CPU.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the kernel at every position."""
+        c = x.shape[-1]
+        shape = (1, 1, c, self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
+        y = x.reshape(-1, c).astype(self.dtype) @ kernel.reshape(c, -1).astype(self.dtype)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class Conv3x3(nn.Module):
+    """A 3×3 convolution of stride 1 and padding 1 without bias: `[N, H, W, C]` to `features`."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the kernel around every position."""
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
+        return conv3x3(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+@jax.custom_vjp
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3×3 convolution of stride 1 with a frame of zeros.
+
+    A block's has four times as many channels coming in as going out. On a CPU it is therefore
+    computed as one matrix product that gives the nine taps of every position, and nine shifted
+    sums of these; XLA's gradient of the convolution itself takes three times as long there. Other
+    devices have convolutions of their own.
+
+    Args:
+      x: `[N, H, W, C]`.
+      kernel: `[3, 3, C, features]`.
+
+    Returns:
+      `[N, H, W, features]`.
+    """
+    return jax.lax.platform_dependent(x, kernel, cpu=_sum_of_taps, default=_convolution)
+
+
+def _conv3x3_forward(x: jax.Array, kernel: jax.Array):
+    return conv3x3(x, kernel), (x, kernel)
+
+
+def _conv3x3_backward(residuals, gradient: jax.Array):
+    return jax.lax.platform_dependent(
+        *residuals, gradient, cpu=_taps_backward, default=_convolution_backward
+    )
+
+
+conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+
+def _convolution_backward(x: jax.Array, kernel: jax.Array, gradient: jax.Array):
+    return jax.vjp(_convolution, x, kernel)[1](gradient)
+
+
+def _sum_of_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    n, h, w, c = x.shape
+    taps = x.reshape(-1, c) @ _as_matrix(kernel)
+    taps = jnp.pad(taps.reshape(n, h, w, -1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = jnp.split(taps, 9, axis=-1)
+    return sum(parts[3 * i + j][:, i : i + h, j : j + w] for i in range(3) for j in range(3))  # type: ignore[return-value]
+
+
+def _taps_backward(x: jax.Array, kernel: jax.Array, gradient: jax.Array):
+    n, h, w, c = x.shape
+    padded = jnp.pad(gradient, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # What reached a position through tap (i, j) came from the position that lies opposite.
+    taps = [padded[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w] for i in range(3) for j in range(3)]
+    rows = jnp.concatenate(taps, axis=-1).reshape(n * h * w, -1)
+    matrix = _as_matrix(kernel)
+    of_kernel = (x.reshape(-1, c).T @ rows).reshape(c, 3, 3, -1).transpose(1, 2, 0, 3)
+    return (rows @ matrix.T).reshape(x.shape), of_kernel
+
+
+def _as_matrix(kernel: jax.Array) -> jax.Array:
+    """`[3, 3, C, features]` as `[C, 9 · features]`."""
+    return kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
