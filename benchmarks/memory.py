@@ -66,7 +66,7 @@ def measure(
         return jax.vjp(forward, variables["params"])[1]
 
     kept = jax.tree.leaves(jax.eval_shape(backward, state.params))
-    compile_seconds = program.compile(state, batch)
+    compile_seconds = program.compile(batch)
     analysis = program._compiled.memory_analysis()
     seconds = []
     for _ in range(steps):

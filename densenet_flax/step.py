@@ -1,6 +1,7 @@
 """One optimizer step of a stage: what it changes, what it leaves, and the compiled program."""
 
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -124,19 +125,13 @@ class StageProgram:
         self._ema_decay = ema_decay
         self._preprocessing = preprocessing
         self._dropout_key = jax.random.key(seed)
-        masks = {
+        self._whole_masks = {
             "params": stage.frontier.mask(variables["params"]),
             "batch_stats": stage.frontier.live_statistics(variables["batch_stats"]),
         }
-        split = {name: partition(variables[name], mask) for name, mask in masks.items()}
         # The prefix has nothing to train, so the step works on the tail's trees alone.
-        tail = units[units.index(stage.frontier.cut) :]
-        self._host_frozen = {name: rest for name, (_, rest) in split.items()}
-        self._frozen = replicate(
-            {name: select(rest, tail) for name, rest in self._host_frozen.items()}, mesh
-        )
-        self._masks = {name: select(mask, tail) for name, mask in masks.items()}
-        self._initial = {name: select(chosen, tail) for name, (chosen, _) in split.items()}
+        self._tail = units[units.index(stage.frontier.cut) :]
+        self._masks = {name: select(mask, self._tail) for name, mask in self._whole_masks.items()}
         updates = stage.steps // stage.optimizer.accumulate
         self._schedule = learning_rate_schedule(stage.optimizer, updates)
         self._optimizer = make_optimizer(
@@ -148,24 +143,49 @@ class StageProgram:
         whole = replicated(mesh)
         self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(whole, whole))
         self._compiled: Any = None
+        self._compiling = threading.Lock()
+        self._variables = variables
+        self._frozen: Any = None
+
+    def bind(self, variables: Variables) -> None:
+        """Takes the values to start from, where they have changed since the program was made."""
+        self._variables = variables
+        self._frozen = None
+
+    def _split(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What trains or moves in the tail, and all the rest of the network."""
+        split = {
+            name: partition(self._variables[name], mask) for name, mask in self._whole_masks.items()
+        }
+        chosen = {name: select(some, self._tail) for name, (some, _) in split.items()}
+        return chosen, {name: rest for name, (_, rest) in split.items()}
+
+    def _place_frozen(self) -> Any:
+        if self._frozen is None:
+            _, self._host_frozen = self._split()
+            tail = {name: select(rest, self._tail) for name, rest in self._host_frozen.items()}
+            self._frozen = replicate(tail, self.mesh)
+        return self._frozen
 
     def init(self, step: int) -> TrainState:
         """The state at the start of the stage, with a fresh optimizer."""
-        params = replicate(self._initial["params"], self.mesh)
+        initial, _ = self._split()
+        self._place_frozen()
+        params = replicate(initial["params"], self.mesh)
         zeros = jax.eval_shape(self._optimizer.init, params)
         opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
         return TrainState(
             step=replicate(np.int32(step), self.mesh),
             params=params,
-            batch_stats=replicate(self._initial["batch_stats"], self.mesh),
+            batch_stats=replicate(initial["batch_stats"], self.mesh),
             opt_state=replicate(opt_state, self.mesh),
-            ema=replicate(self._initial["params"], self.mesh) if self._ema_decay else None,
+            ema=replicate(initial["params"], self.mesh) if self._ema_decay else None,
         )
 
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
         """The network from the stage's cut on as it would be used now: averaged, if it is."""
         params = state.params if state.ema is None else state.ema
-        return self._merge(params, state.batch_stats, self._frozen)
+        return self._merge(params, state.batch_stats, self._place_frozen())
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The whole network as it would be used now, on the host."""
@@ -176,13 +196,36 @@ class StageProgram:
         """The rate of a step of the stage, before any reduction on a plateau."""
         return float(self._schedule(stage_step // self.stage.optimizer.accumulate))
 
-    def compile(self, state: TrainState, batch: Mapping[str, jax.Array]) -> float:
-        """Compiles the step for batches like this one, unless it is; returns the seconds taken."""
+    def compile(self, batch: Mapping[str, Any]) -> float:
+        """Compiles the step for batches like this one, unless it is; returns the seconds taken.
+
+        May run in a thread of its own while something else computes: it needs no values, and
+        whoever needs the compiled step meanwhile waits for it.
+
+        Args:
+          batch: as for `run_step`; arrays, or their shapes with their shardings.
+        """
         started = time.perf_counter()
-        if self._compiled is None:
-            scale = replicate(np.float32(1), self.mesh)
-            self._compiled = self._jitted.lower(state, self._frozen, dict(batch), scale).compile()
+        with self._compiling:
+            if self._compiled is None:
+                scale = replicate(np.float32(1), self.mesh)
+                state, frozen = self._shapes()
+                self._compiled = self._jitted.lower(state, frozen, dict(batch), scale).compile()
         return time.perf_counter() - started
+
+    def _shapes(self) -> tuple[TrainState, Any]:
+        """State and frozen part as shapes that say how they are spread over devices."""
+
+        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(self.mesh))
+
+        chosen, rest = (jax.tree.map(shape, tree) for tree in self._split())
+        frozen = {name: select(tree, self._tail) for name, tree in rest.items()}
+        params = chosen["params"]
+        opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, params))
+        step = shape(np.zeros((), np.int32))
+        ema = params if self._ema_decay else None
+        return TrainState(step, params, chosen["batch_stats"], opt_state, ema), frozen
 
     def run_step(
         self, state: TrainState, batch: Mapping[str, jax.Array], rate_scale: float = 1.0
@@ -191,17 +234,18 @@ class StageProgram:
 
         Args:
           state: donated: its buffers are gone afterwards.
-          batch: on the devices: `inputs` (what enters at the stage's cut; uint8 images if that is
-            the stem), `label` int32 [B] and `weight` float32 [B]; padding has weight 0.
+          batch: on the devices: `inputs` (what enters at the stage's cut; images, 0 to 255, if that
+            is the stem), `label` int32 [B] and `weight` float32 [B], where padding has weight 0; and
+            perhaps `target` float32 [B, K] in place of the one-hot label.
           rate_scale: factor on the learning rate.
 
         Returns:
           The new state, and of the batch `loss` and `correct` (sums), `count`, and the norms
           `gradient_norm` and `update_norm`.
         """
-        self.compile(state, batch)
+        self.compile(batch)
         scale = replicate(np.float32(rate_scale), self.mesh)
-        return self._compiled(state, self._frozen, dict(batch), scale)
+        return self._compiled(state, self._place_frozen(), dict(batch), scale)
 
     def _merge(self, params: Any, batch_stats: Any, frozen: Any) -> dict[str, Any]:
         return {
@@ -226,7 +270,7 @@ class StageProgram:
                 rngs={"dropout": jax.random.fold_in(self._dropout_key, state.step)},
                 mutable=["batch_stats"],
             )
-            loss = self._sum_of_losses(logits, batch["label"], weight) / weight.sum()
+            loss = self._sum_of_losses(logits, batch) / weight.sum()
             return loss, (logits, updated.get("batch_stats", {}))
 
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
@@ -252,14 +296,18 @@ class StageProgram:
         }
         return new_state, metrics
 
-    def _sum_of_losses(self, logits: jax.Array, label: jax.Array, weight: jax.Array) -> jax.Array:
-        targets = jax.nn.one_hot(label, logits.shape[-1])
+    def _sum_of_losses(self, logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+        if "target" in batch:
+            targets = batch["target"]
+        else:
+            targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
+        factor: Any = 1.0
+        if self._loss.class_weights:
+            factor = targets @ jnp.array(self._loss.class_weights, jnp.float32)
         if self._loss.label_smoothing:
             targets = optax.smooth_labels(targets, self._loss.label_smoothing)
         losses = optax.softmax_cross_entropy(logits, targets)
-        if self._loss.class_weights:
-            losses *= jnp.array(self._loss.class_weights, jnp.float32)[label]
-        return jnp.sum(losses * weight)
+        return jnp.sum(losses * factor * batch["weight"])
 
     def _average(self, ema: Any, params: Any, updates: Any) -> Any:
         """Moves the average, on the steps that moved the weights."""
