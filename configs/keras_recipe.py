@@ -12,7 +12,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 32
-    config.cache = "auto"  # the frozen part once: 'auto' if it fits in memory, 'memory' or 'off'
+    # The frozen part once: 'auto', where there is room; 'device', 'memory', 'disk' or 'off'.
+    config.cache = "auto"
     config.cache_dir = ""  # prepared data, compiled programs; '' is ~/.cache/densenet_flax
     config.log_every = 10  # steps between two lines of metrics
     config.tensorboard = False
@@ -56,6 +57,28 @@ def get_config() -> ConfigDict:
     config.split.seed = 0
 
     config.sampling = "shuffle"  # or 'class', 'patient': rare ones more often; docs/data.md
+    # None: the recipe builds a generator and never uses it. The keys are those of AugmentSettings,
+    # docs/augmentation.md; `views` is how many views an image has, 0 for a new one in each epoch.
+    config.augment = ConfigDict()
+    config.augment.views = 0
+    config.augment.symmetries = False  # of the square
+    config.augment.horizontal_flip = False
+    config.augment.vertical_flip = False
+    config.augment.rotation_range = 0.0  # degrees
+    config.augment.width_shift_range = 0.0
+    config.augment.height_shift_range = 0.0
+    config.augment.shear_range = 0.0  # degrees
+    config.augment.zoom_range = (1.0, 1.0)
+    config.augment.fill_mode = "reflect"  # or 'nearest'
+    config.augment.brightness_range = ()  # such as (0.8, 1.2)
+    config.augment.contrast_range = ()
+    config.augment.hed_range = 0.0
+    config.augment.stain_jitter = 0.0
+    config.augment.stain_statistics = ()  # of the training images, if empty
+    config.augment.cutout = 0.0
+    config.augment.mixup = 0.0  # of the whole network only: nothing can then be computed once
+    config.augment.cutmix = 0.0
+
     config.label_smoothing = 0.0
     config.class_weights = "none"  # or 'balanced', or '1.0,0.5': once, in the loss
     config.ema_decay = 0.0  # of an average of the weights, such as 0.99; 0 for none

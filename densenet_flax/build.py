@@ -11,9 +11,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from densenet_flax import frontier
+from densenet_flax.data.augment import AugmentSettings, stain_statistics
 from densenet_flax.data.source import Dataset, epoch_order
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError
+from densenet_flax.inputs import Views
 from densenet_flax.model import NETWORKS, REMAT, DenseNet, init_variables, preprocess_input
 from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.step import Loss, Stage
@@ -110,6 +112,21 @@ def _build_stage(name: str, config: ConfigDict, blocks: Sequence[int], examples:
         patience=stage.patience,
         restore_best=stage.restore_best,
     )
+
+
+def build_views(config: ConfigDict, dataset: Dataset, train: np.ndarray) -> Views:
+    """How training images are augmented.
+
+    Where stains are jittered and `stain_statistics` are not given, they are measured on the
+    training images, as RandStainNA does.
+
+    Raises:
+      InputError: a setting that there is not, or one that makes no sense.
+    """
+    settings = {key: value for key, value in config.augment.items() if key != "views"}
+    if settings.get("stain_jitter") and not settings.get("stain_statistics"):
+        settings["stain_statistics"] = stain_statistics(dataset.images, rows=train)
+    return Views(AugmentSettings.from_config(settings), config.augment.get("views", 0), config.seed)
 
 
 def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:

@@ -21,10 +21,12 @@ from densenet_flax.build import (
     build_loss,
     build_model,
     build_stages,
+    build_views,
     initial_variables,
 )
 from densenet_flax.checkpoint import Checkpoints, Restored
 from densenet_flax.data.policies import make_split
+from densenet_flax.data.sampling import make_sampler
 from densenet_flax.data.source import Dataset, check_batch_size, open_dataset
 from densenet_flax.data.splits import Split, load_split
 from densenet_flax.errors import InputError
@@ -78,7 +80,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             place.check(config.to_dict())
         split = open_split(config, dataset, place, anew=not has_begun)
         check_batch_size(len(split.train), config.batch_size)
-        stages = build_stages(config, len(split.train))
+        views = build_views(config, dataset, split.train)
+        sampler = make_sampler(
+            dataset, split.train, config.sampling, config.seed, group=config.split.group
+        )
+        stages = build_stages(config, sampler.size)
         loss = build_loss(config, dataset.labels[split.train])
         if not has_begun:
             place.write_config(config.to_dict())
@@ -106,6 +112,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             loss=loss,
             ema_decay=config.ema_decay,
             cache=config.cache,
+            cache_directory=place.path / "prefix_cache",
+            views=views,
+            sampler=sampler,
+            workers=config.data.workers,
             preprocessing=info.preprocessing,
             log_every=config.log_every,
             network=info.to_dict(),
@@ -135,7 +145,10 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         checkpoints = Checkpoints(place.checkpoints)
         dataset = open_dataset(config.data, cache_directory(config))
         split = load_split(place.split, dataset)
-        stages = build_stages(config, len(split.train))
+        sampler = make_sampler(
+            dataset, split.train, config.sampling, config.seed, group=config.split.group
+        )
+        stages = build_stages(config, sampler.size)
         return _evaluate(config, place, stages, dataset, split, checkpoints, {})
 
 

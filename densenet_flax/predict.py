@@ -1,7 +1,7 @@
 """A network and images in; features, logits and probabilities out."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,11 @@ import numpy as np
 import scipy.special
 from jax.sharding import Mesh
 
-from densenet_flax.data.source import Dataset, batches
+from densenet_flax.data.batching import batches
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.stream import images_ahead
 from densenet_flax.model import DenseNet, pool, preprocess_input, select
-from densenet_flax.sharding import fetch, put_batch
+from densenet_flax.sharding import fetch, my_part, put_batch
 
 
 @functools.partial(jax.jit, static_argnames=("model", "start", "stop", "preprocessing"))
@@ -58,16 +60,39 @@ class Pipeline:
           start: a cut.
           stop: a later cut; None gives logits `[N, num_classes]`.
         """
-        units = self.model.units
-        ends: Sequence[str | None] = (*self.cuts, None)
-        first, last = ends.index(start), ends.index(stop)
-        for begin, end in zip(ends[first:last], ends[first + 1 : last + 1], strict=True):
-            here = units[units.index(begin) : units.index(end) if end else None]
-            part = {name: select(tree, here) for name, tree in variables.items()}
+        for begin, end in self._segments(start, stop):
+            part = self._part(variables, begin, end)
             x = _forward(
                 self.model, part, x, start=begin, stop=end, preprocessing=self.preprocessing
             )
         return x
+
+    def shape(
+        self, variables: Mapping[str, Any], x: Any, *, start: str = "stem", stop: str | None = None
+    ) -> Any:
+        """Shape and dtype of what `run` returns, from shapes, without computing it."""
+        for begin, end in self._segments(start, stop):
+            part = self._part(variables, begin, end)
+            run = functools.partial(
+                _forward, self.model, start=begin, stop=end, preprocessing=self.preprocessing
+            )
+            x = jax.eval_shape(run, part, x)
+        return x
+
+    def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:
+        ends: Sequence[str | None] = (*self.cuts, None)
+        first, last = ends.index(start), ends.index(stop)
+        for begin, end in zip(ends[first:last], ends[first + 1 : last + 1], strict=True):
+            assert begin is not None
+            yield begin, end
+
+    def _part(self, variables: Mapping[str, Any], begin: str, end: str | None) -> dict[str, Any]:
+        units = self.model.units
+        here = units[units.index(begin) : units.index(end) if end else None]
+        return {name: select(tree, here) for name, tree in variables.items()}
+
+
+Batches = Iterable[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]
 
 
 def predict_logits(
@@ -78,7 +103,7 @@ def predict_logits(
     batch_size: int,
     *,
     start: str = "stem",
-    inputs: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]] | None = None,
+    entering: Batches | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
     """Logits `[len(ids), num_classes]`, one row for each id in the order given.
@@ -89,22 +114,26 @@ def predict_logits(
       dataset: where the images are.
       ids: rows of the data set.
       batch_size: any; the last batch is padded and the padding dropped.
-      start: where `inputs` enter the network.
-      inputs: from ids and weights to a batch whose `inputs` enter at `start`; by default images.
+      start: where the batches of `entering` enter the network.
+      entering: ids, weights and batches with `inputs`; by default the images.
       progress: called with the number of images done after each batch.
     """
     found = []
-    for rows, weight in batches(ids, batch_size):
-        if inputs:
-            batch = inputs(rows, weight)
-        else:
-            batch = put_batch(rows, weight, lambda i: {"inputs": dataset.images[i]}, pipeline.mesh)
+    for _, weight, batch in entering or image_batches(dataset, ids, batch_size, pipeline.mesh):
         logits = pipeline.run(variables, batch["inputs"], start=start)
         count = int(weight.sum())
         found.append(fetch(logits)[:count])
         if progress:
             progress(count)
     return np.concatenate(found)
+
+
+def image_batches(dataset: Dataset, ids: np.ndarray, batch_size: int, mesh: Mesh) -> Batches:
+    """Batches of images as they are, on the devices, read ahead of their use."""
+    parts = list(batches(ids, batch_size))
+    images = images_ahead(dataset, [my_part(rows, mesh) for rows, _ in parts])
+    for rows, weight in parts:
+        yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

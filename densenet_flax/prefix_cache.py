@@ -5,110 +5,217 @@ image. One pass over the images gives, for every stage, what enters at its cut; 
 then start from there. Keras runs that part again in every epoch.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from densenet_flax.data.source import Dataset, batches
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.errors import InputError
+from densenet_flax.feature_store import (
+    Features,
+    Shapes,
+    Writer,
+    check_mode,
+    choose_place,
+    new_files,
+    open_files,
+    size_of,
+)
 from densenet_flax.frontier import Frontier
+from densenet_flax.inputs import Cached, StageInputs, Views
+from densenet_flax.model import select
 from densenet_flax.predict import Pipeline
-from densenet_flax.sharding import agree, fetch, put_batch
-
-CACHE_MODES = ("auto", "memory", "off")
+from densenet_flax.sharding import agree, fetch
 
 
-class StageInputs:
-    """Batches of a stage, with what enters at its cut: images, or features from or by the network.
+@dataclasses.dataclass
+class PrefixCache:
+    """What enters a run's stages: one pass of the frozen part for all stages that can share it.
 
-    Call it with ids and weights `[B]`; it gives `inputs`, `label` and `weight` on the devices.
+    Attributes:
+      dataset: where the images are.
+      pipeline: the compiled network.
+      frontiers: of the coming stages.
+      train: ids of the images that are augmented.
+      validation: ids of those that are not.
+      batch_size: images at a time.
+      mode: see `choose_place`.
+      views: how the training images are augmented.
+      directory: where 'disk' keeps its files, in folders that are named by all they depend on.
+      epochs: how often the stages would run the frozen part without a cache, for the log.
+      workers: processes that decode what is streamed.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        pipeline: Pipeline,
-        variables: Mapping[str, Any],
-        cut: str,
-        cached: "Cached | None" = None,
-    ):
-        """Takes the cut and, where there is one, the cache that holds its features."""
-        self._dataset, self._pipeline, self._variables = dataset, pipeline, variables
-        self._cut, self._cached = cut, cached
+    dataset: Dataset
+    pipeline: Pipeline
+    frontiers: Sequence[Frontier]
+    train: np.ndarray
+    validation: np.ndarray
+    batch_size: int
+    mode: str = "auto"
+    views: Views = dataclasses.field(default_factory=Views)
+    directory: Path | None = None
+    epochs: int = 0
+    workers: int = 0
 
-    def __call__(self, ids: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
-        """A batch whose `inputs` are uint8 images if the cut is the stem, else features."""
-        rows = self._cached.rows if self._cached else lambda some: self._dataset.images[some]
-        batch = put_batch(
-            ids,
-            weight,
-            lambda some: {"inputs": rows(some), "label": self._dataset.labels[some]},
-            self._pipeline.mesh,
-        )
-        if not self._cached and self._cut != "stem":
-            batch["inputs"] = self._pipeline.run(self._variables, batch["inputs"], stop=self._cut)
-        return batch
-
-
-class Cached:
-    """Features of some images at one cut, in host memory."""
-
-    def __init__(self, ids: np.ndarray, features: np.ndarray):
-        """Takes the ids `[N]` and their features `[N, …]`."""
-        self.features = features
-        self._row = {int(i): row for row, i in enumerate(ids)}
-
-    def rows(self, ids: np.ndarray) -> np.ndarray:
-        """Features `[B, …]` of these ids."""
-        return self.features[[self._row[int(i)] for i in ids]]
-
-
-class SharedPass:
-    """What enters a run's stages: one pass of the frozen part for all that can share it."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        pipeline: Pipeline,
-        frontiers: Sequence[Frontier],
-        ids: np.ndarray,
-        *,
-        batch_size: int,
-        mode: str = "auto",
-    ):
-        """Takes the frontiers of the coming stages and all images that they will see."""
-        self._dataset, self._pipeline, self._frontiers = dataset, pipeline, frontiers
-        self._ids, self._batch_size, self._mode = ids, batch_size, mode
-        self._shares = share_a_pass(frontiers)
-        self._cached: dict[str, Cached] | None = None
+    def __post_init__(self):
+        """Checks that mode and views go together."""
+        check_mode(self.mode)
+        why = ""
+        if self.views.mixes:
+            why = "mixup and cutmix mix the images of a batch anew in every epoch"
+        elif not self.views.reach:
+            why = "augmentation makes a new view in every epoch; config.augment.views=8 keeps eight"
+        if why and self.mode not in ("auto", "off"):
+            raise InputError(f"config.cache={self.mode!r}: {why}; set config.cache='auto' or 'off'")
+        self._why_off = why
+        self._shares = share_a_pass(self.frontiers)
+        self._shared: dict[str, Cached] | None = None
 
     def of(self, index: int, variables: Mapping[str, Any]) -> StageInputs:
         """The inputs of the stage with this frontier, given the network as it is now."""
-        cut = self._frontiers[index].cut
+        cut = self.frontiers[index].cut
         if not self._shares[index]:
             cached = self._compute(variables, [cut])
         else:
-            if self._cached is None:
-                pairs = zip(self._frontiers, self._shares, strict=True)
+            if self._shared is None:
+                pairs = zip(self.frontiers, self._shares, strict=True)
                 cuts = dict.fromkeys(frontier.cut for frontier, shares in pairs if shares)
-                self._cached = self._compute(variables, list(cuts))
-            cached = self._cached
-        return StageInputs(self._dataset, self._pipeline, variables, cut, cached.get(cut))
+                self._shared = self._compute(variables, list(cuts))
+            cached = self._shared
+        return dataclasses.replace(self._inputs(variables, cut), cached=cached.get(cut))
+
+    def _inputs(self, variables: Mapping[str, Any], cut: str) -> StageInputs:
+        return StageInputs(
+            self.dataset, self.pipeline, variables, cut, self.views, workers=self.workers
+        )
 
     def _compute(self, variables: Mapping[str, Any], cuts: Sequence[str]) -> dict[str, Cached]:
-        return compute(
-            self._pipeline,
-            variables,
-            self._dataset,
-            self._ids,
-            cuts,
-            batch_size=self._batch_size,
-            mode=self._mode,
+        """Features of all images at each cut, in one pass; empty where there is to be no cache."""
+        order = [unit for unit in self.pipeline.cuts if unit in cuts and unit != "stem"]
+        if not order:
+            return {}
+        if self._why_off:
+            logging.info("prefix cache off: %s", self._why_off)
+            return {}
+        shapes = self._shapes(variables, order)
+        size = size_of(shapes)
+        place, why = choose_place(size, self.mode, self.directory)
+        if place == "off":
+            logging.info("prefix cache off: %s; the frozen part runs in every epoch", why)
+            return {}
+        reused = False
+        if place == "disk":
+            assert self.directory is not None
+            folder = self.directory / self._key(variables, order)
+            arrays = open_files(folder, shapes)
+            reused = agree(arrays is not None)
+            if not reused:
+                with new_files(folder) as temporary:
+                    self._fill(variables, order, Writer(shapes, temporary))
+                arrays = open_files(folder, shapes)
+            if arrays is None:
+                raise InputError(f"{folder}: cannot be read; remove it and start again")
+        else:
+            arrays = self._fill(variables, order, Writer(shapes, None))
+        images = f"{len(self.train) + len(self.validation)} images"
+        if self.views.active:
+            images += f", {self.views.reach} views of those that train,"
+        logging.info(
+            "prefix cache: %s at %s %s, %.2f GB; the frozen part %s",
+            images,
+            ", ".join(order),
+            {"device": "on the device", "memory": "in host memory", "disk": "in files"}[place],
+            size / 1e9,
+            "has been run before" if reused else f"runs {self._times()}",
         )
+        self._warn_of_few_views()
+        features = Features(arrays, place, self.pipeline.mesh)
+        return dict.fromkeys(order, self._place(features))
+
+    def _times(self) -> str:
+        times = self.views.reach
+        once = "once" if times == 1 else f"{times} times"
+        return f"{once} instead of {self.epochs} times" if self.epochs > times else once
+
+    def _warn_of_few_views(self) -> None:
+        if self.views.active and self.views.reach < self.epochs:
+            logging.info(
+                "with %d views over %d epochs each view is seen again; as many views as epochs "
+                "are the same as augmenting anew in each",
+                self.views.reach,
+                self.epochs,
+            )
+
+    def _passes(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Ids and views in the order in which they are stored."""
+        for view in range(self.views.reach):
+            number = np.full(len(self.train), view) if self.views.active else None
+            yield self.train, number
+        yield self.validation, None
+
+    def _place(self, features: Features) -> Cached:
+        n, count = len(self.train), len(self.dataset)
+        places, first = np.full(count, -1), np.full(count, -1)
+        first[self.train] = np.arange(n)
+        if not self.views.active:
+            places[self.train] = np.arange(n)
+        places[self.validation] = n * self.views.reach + np.arange(len(self.validation))
+        return Cached(features, places, first, n)
+
+    def _fill(
+        self, variables: Mapping[str, Any], order: Sequence[str], writer: Writer
+    ) -> dict[str, np.ndarray]:
+        inputs = self._inputs(variables, "stem")
+        total = sum(len(ids) for ids, _ in self._passes())
+        with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
+            for ids, views in self._passes():
+                for _, weight, batch in inputs.batches(ids, self.batch_size, views):
+                    x, here, count = batch["inputs"], "stem", int(weight.sum())
+                    for cut in order:
+                        x, here = self.pipeline.run(variables, x, start=here, stop=cut), cut
+                        writer.add(cut, fetch(x)[:count])
+                    bar.update(count)
+        return writer.close()
+
+    def _shapes(self, variables: Mapping[str, Any], order: Sequence[str]) -> Shapes:
+        rows = len(self.train) * self.views.reach + len(self.validation)
+        one: Any = jax.ShapeDtypeStruct((1, *self.dataset.images.shape[1:]), jnp.uint8)
+        here, shapes = "stem", {}
+        for cut in order:
+            one, here = self.pipeline.shape(variables, one, start=here, stop=cut), cut
+            shapes[cut] = jax.ShapeDtypeStruct((rows, *one.shape[1:]), one.dtype)
+        return shapes
+
+    def _key(self, variables: Mapping[str, Any], order: Sequence[str]) -> str:
+        """A name that changes with whatever the features depend on."""
+        pipeline, model = self.pipeline, self.pipeline.model
+        facts = {
+            "images": self.dataset.fingerprint,
+            "network": repr(model.clone(num_classes=0, hidden=(), dropout=0.0, remat="none")),
+            "preprocessing": pipeline.preprocessing,
+            "cuts": list(order),
+            "views": repr(self.views) if self.views.active else "",
+            "jax": jax.__version__,
+            "process": [jax.process_index(), jax.process_count()],
+        }
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for ids, _ in self._passes():
+            digest.update(np.ascontiguousarray(ids, np.int64).tobytes())
+        units = model.units[: model.units.index(order[-1])]
+        for name in ("params", "batch_stats"):
+            for leaf in jax.tree.leaves(select(variables[name], units)):
+                digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:24]
 
 
 def share_a_pass(frontiers: Sequence[Frontier]) -> list[bool]:
@@ -124,77 +231,3 @@ def share_a_pass(frontiers: Sequence[Frontier]) -> list[bool]:
         share.append(earliest is None or first <= earliest)
         earliest = first if earliest is None else min(first, earliest)
     return share
-
-
-def compute(
-    pipeline: Pipeline,
-    variables: Mapping[str, Any],
-    dataset: Dataset,
-    ids: np.ndarray,
-    cuts: Sequence[str],
-    *,
-    batch_size: int,
-    mode: str = "auto",
-) -> dict[str, Cached]:
-    """Features of the images at each cut, in one pass; empty where the mode or memory says no.
-
-    Args:
-      pipeline: the compiled network.
-      variables: of the whole network.
-      dataset: where the images are.
-      ids: which images.
-      cuts: units; the features are what enters them (pooled for 'head').
-      batch_size: images at a time.
-      mode: 'auto', cache if it fits in half of the free memory; 'memory', always; 'off', never.
-
-    Raises:
-      InputError: the mode is unknown.
-    """
-    if mode not in CACHE_MODES:
-        raise InputError(f"config.cache={mode!r}: expected one of {', '.join(CACHE_MODES)}")
-    order = [unit for unit in pipeline.cuts if unit in cuts and unit != "stem"]
-    if mode == "off" or not order or not len(ids):
-        return {}
-    found: dict[str, np.ndarray] = {}
-    bar = tqdm(total=len(ids), desc="frozen prefix", unit="img", disable=None)
-    done = 0
-    for rows, weight in batches(ids, batch_size):
-        batch = put_batch(rows, weight, lambda some: {"x": dataset.images[some]}, pipeline.mesh)
-        x, here, count = batch["x"], "stem", int(weight.sum())
-        for cut in order:
-            x, here = pipeline.run(variables, x, start=here, stop=cut), cut
-            values = fetch(x)[:count]
-            if cut not in found:
-                found[cut] = np.empty((len(ids), *values.shape[1:]), values.dtype)
-            found[cut][done : done + count] = values
-        if not done and mode == "auto" and not _fits(found):
-            bar.close()
-            return {}
-        done += count
-        bar.update(count)
-    bar.close()
-    size = sum(features.nbytes for features in found.values())
-    logging.info(
-        "prefix cache: %d images at %s in host memory, %.2f GB; the frozen part runs once",
-        len(ids),
-        ", ".join(order),
-        size / 1e9,
-    )
-    return {cut: Cached(ids, features) for cut, features in found.items()}
-
-
-def _fits(found: Mapping[str, np.ndarray]) -> bool:
-    size = sum(features.nbytes for features in found.values())
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except ValueError:  # macOS does not tell
-        return True
-    if agree(size <= free / 2):
-        return True
-    logging.info(
-        "prefix cache off: it would take %.1f GB of %.1f GB free memory; "
-        "the frozen part runs in every epoch",
-        size / 1e9,
-        free / 1e9,
-    )
-    return False

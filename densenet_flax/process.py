@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 _PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# Large blocks from the heap, in pages of 2 MB, and never handed back: see `restart_with_huge_pages`.
+# Large blocks from the heap, in pages of 2 MB, never handed back: see `restart_with_huge_pages`.
 _TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 )

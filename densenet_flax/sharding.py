@@ -71,6 +71,19 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, tree)
 
 
+def my_part(ids: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """The rows of a batch that this process reads and puts on its devices.
+
+    Args:
+      ids: of the whole batch, the same in every process; filled up with the first one until the
+        devices divide it.
+      mesh: the devices.
+    """
+    ids = np.concatenate([ids, np.repeat(ids[:1], -len(ids) % mesh.size)])
+    share = len(ids) // jax.process_count()
+    return ids[jax.process_index() * share : (jax.process_index() + 1) * share]
+
+
 def put_batch(
     ids: np.ndarray, weight: np.ndarray, take: Callable[[np.ndarray], dict[str, Any]], mesh: Mesh
 ) -> dict[str, jax.Array]:
@@ -80,22 +93,23 @@ def put_batch(
       ids: of the whole batch, the same in every process.
       weight: of each; filled up with 0 until the devices divide the batch, which changes no
         result because rows of weight 0 count nowhere.
-      take: from ids to arrays of as many rows.
+      take: from ids, those of `my_part`, to arrays of as many rows.
       mesh: the devices.
 
     Returns:
       What `take` gave, and `weight`.
     """
-    missing = -len(ids) % mesh.size
-    ids = np.concatenate([ids, np.repeat(ids[:1], missing)])
-    weight = np.concatenate([weight, np.zeros(missing, weight.dtype)])
-    share = len(ids) // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    local = {**take(ids[mine]), "weight": weight[mine]}
+    whole = len(ids) + -len(ids) % mesh.size
+    places = my_part(np.arange(len(ids)), mesh)
+    filled = np.arange(whole)[jax.process_index() * len(places) :][: len(places)] >= len(ids)
+    local = {
+        **take(ids[places]),
+        "weight": np.where(filled, 0, weight[places]).astype(weight.dtype),
+    }
 
     def put(x: Any) -> jax.Array:
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(over_batch(mesh), x, (len(ids), *x.shape[1:]))
+        return jax.make_array_from_process_local_data(over_batch(mesh), x, (whole, *x.shape[1:]))
 
     return {name: put(x) for name, x in local.items()}
 

@@ -223,7 +223,7 @@ class StageProgram:
         frozen = {name: select(tree, self._tail) for name, tree in rest.items()}
         params = chosen["params"]
         opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, params))
-        step = shape(np.zeros((), np.int32))
+        step: Any = shape(np.zeros((), np.int32))
         ema = params if self._ema_decay else None
         return TrainState(step, params, chosen["batch_stats"], opt_state, ema), frozen
 
@@ -234,9 +234,9 @@ class StageProgram:
 
         Args:
           state: donated: its buffers are gone afterwards.
-          batch: on the devices: `inputs` (what enters at the stage's cut; images, 0 to 255, if that
-            is the stem), `label` int32 [B] and `weight` float32 [B], where padding has weight 0; and
-            perhaps `target` float32 [B, K] in place of the one-hot label.
+          batch: on the devices: `inputs` (what enters at the stage's cut; images, 0 to 255, if
+            that is the stem), `label` int32 [B] and `weight` float32 [B], where padding has weight
+            0; and perhaps `target` float32 [B, K] in place of the one-hot label.
           rate_scale: factor on the learning rate.
 
         Returns:

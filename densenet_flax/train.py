@@ -11,8 +11,11 @@ import functools
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,13 +25,15 @@ from tqdm import tqdm
 
 from densenet_flax import prefix_cache
 from densenet_flax.checkpoint import Checkpoints, Restored, by_name, from_names
-from densenet_flax.data.source import Dataset, batches, epoch_order
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.sampling import Sampler
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError
+from densenet_flax.inputs import StageInputs, Views
 from densenet_flax.model import DenseNet
 from densenet_flax.optimizer import plateau_scale
 from densenet_flax.predict import Pipeline, predict_logits
-from densenet_flax.sharding import replicate, several_processes
+from densenet_flax.sharding import over_batch, replicate, several_processes
 from densenet_flax.step import Loss, Stage, StageProgram, TrainState
 
 SUMS = ("loss", "correct", "count")
@@ -82,6 +87,10 @@ class Trainer:
       loss: options of the loss.
       ema_decay: of the average of the weights; 0 for none.
       cache: mode of the prefix cache.
+      cache_directory: where its files go, if they do.
+      views: how training images are augmented.
+      sampler: which images an epoch shows; by default each once, shuffled.
+      workers: processes that decode what is streamed.
       preprocessing: mode of `preprocess_input`.
       log_every: steps between two lines of metrics.
       network: what the network is, kept with every checkpoint.
@@ -100,6 +109,10 @@ class Trainer:
     loss: Loss = dataclasses.field(default_factory=Loss)
     ema_decay: float = 0.0
     cache: str = "auto"
+    cache_directory: Path | None = None
+    views: Views = dataclasses.field(default_factory=Views)
+    sampler: Sampler | None = None
+    workers: int = 0
     preprocessing: str = "torch"
     log_every: int = 10
     network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -110,7 +123,9 @@ class Trainer:
         """Prepares the compiled segments of the network that all stages share."""
         cuts = [stage.frontier.cut for stage in self.stages]
         self.pipeline = Pipeline(self.model, self.mesh, cuts=cuts, preprocessing=self.preprocessing)
-        self.steps_per_epoch = -(-len(self.split.train) // self.batch_size)
+        rows = self.split.train
+        self._sampler = self.sampler or Sampler(len(rows), 1, self.seed, rows)
+        self.steps_per_epoch = -(-self._sampler.size // self.batch_size)
         self._stop_signal = 0
 
     def run(
@@ -131,33 +146,83 @@ class Trainer:
           Stopped: the process got SIGTERM or SIGINT.
         """
         carried: Mapping[str, np.ndarray] = restored.train if restored else {}
-        features = prefix_cache.SharedPass(
-            self.dataset,
-            self.pipeline,
-            [stage.frontier for stage in self.stages[position.stage :]],
-            np.concatenate([self.split.train, self.split.validation]),
-            batch_size=self.batch_size,
-            mode=self.cache,
-        )
+        coming = self.stages[position.stage :]
+        programs = [self._program(stage, variables) for stage in coming]
+        features = self._prefix_cache(coming)
         first = position.stage
         # Several processes must stop at the same step: there JAX's own handler tells them all.
         numbers = () if several_processes() else (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self._ask_to_stop) for number in numbers}
+        compiler = ThreadPoolExecutor(1)
         try:
+            if not several_processes():  # who would have to compile in the same order
+                for program in programs:
+                    compiler.submit(program.compile, self._batch_shapes(program, variables))
             while position.stage < len(self.stages):
                 stage = self.stages[position.stage]
                 if not self._is_over(stage, position):
                     logging.info("%s", self._headline(stage, position, variables))
-                    inputs = features.of(position.stage - first, replicate(variables, self.mesh))
+                    index = position.stage - first
+                    inputs = features.of(index, replicate(variables, self.mesh))
+                    programs[index].bind(variables)
                     variables, carried = self._run_stage(
-                        stage, variables, carried, inputs, position
+                        programs[index], variables, carried, inputs, position
                     )
                 variables, carried = self._hand_on(stage, variables, carried, position)
                 position.stage, position.stage_step = position.stage + 1, 0
         finally:
+            compiler.shutdown(wait=False, cancel_futures=True)
             for number, handler in before.items():
                 signal.signal(number, handler)
         return variables
+
+    def _program(self, stage: Stage, variables: Mapping[str, Any]) -> StageProgram:
+        return StageProgram(
+            self.model,
+            stage,
+            variables,
+            self.mesh,
+            seed=self.seed,
+            loss=self.loss,
+            ema_decay=self.ema_decay,
+            preprocessing=self.preprocessing,
+        )
+
+    def _prefix_cache(self, stages: Sequence[Stage]) -> prefix_cache.PrefixCache:
+        return prefix_cache.PrefixCache(
+            self.dataset,
+            self.pipeline,
+            [stage.frontier for stage in stages],
+            self.split.train,
+            self.split.validation,
+            self.batch_size,
+            mode=self.cache,
+            views=self.views,
+            directory=self.cache_directory,
+            epochs=sum(-(-stage.steps // self.steps_per_epoch) for stage in stages),
+            workers=self.workers,
+        )
+
+    def _batch_shapes(self, program: StageProgram, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Shapes of a batch of a stage, which are all that compiling it needs."""
+        rows = self.batch_size + -self.batch_size % self.mesh.size
+        image = jax.ShapeDtypeStruct((rows, *self.dataset.images.shape[1:]), np.dtype(np.uint8))
+        cut, classes = program.stage.frontier.cut, self.model.num_classes
+        entering = image if cut == "stem" else self.pipeline.shape(variables, image, stop=cut)
+        shapes = {
+            "inputs": (entering.shape, entering.dtype),
+            "label": ((rows,), np.int32),
+            "weight": ((rows,), np.float32),
+        }
+        if self.views.mixes:
+            shapes["target"] = ((rows, classes), np.float32)
+            if cut == "stem":
+                shapes["inputs"] = (image.shape, np.float32)
+        sharding = over_batch(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, (shape, dtype) in shapes.items()
+        }
 
     def _ask_to_stop(self, number: int, _: Any) -> None:
         self._stop_signal = number
@@ -195,25 +260,16 @@ class Trainer:
 
     def _run_stage(
         self,
-        stage: Stage,
+        program: StageProgram,
         variables: Mapping[str, Any],
         carried: Mapping[str, np.ndarray],
-        inputs: prefix_cache.StageInputs,
+        inputs: StageInputs,
         position: Position,
     ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
         """The steps of a stage that are left, with a validation at the end of each epoch."""
-        program = StageProgram(
-            self.model,
-            stage,
-            variables,
-            self.mesh,
-            seed=self.seed,
-            loss=self.loss,
-            ema_decay=self.ema_decay,
-            preprocessing=self.preprocessing,
-        )
+        stage = program.stage
         state = self._start(program, carried, position)
-        n = len(self.split.train)
+        n = self._sampler.size
         whole, part = divmod(position.stage_step, self.steps_per_epoch)
         total = round(stage.steps / self.steps_per_epoch * n)
         bar = tqdm(
@@ -281,22 +337,22 @@ class Trainer:
         self,
         program: StageProgram,
         state: TrainState,
-        inputs: prefix_cache.StageInputs,
+        inputs: StageInputs,
         position: Position,
         bar: tqdm,
         timing: dict[str, Any],
     ) -> TrainState:
         """The steps that are left of the epoch in progress."""
-        stage, n = program.stage, len(self.split.train)
-        order = self.split.train[epoch_order(n, self.seed, len(position.history))]
+        stage = program.stage
+        order, views = self._sampler.epoch(len(position.history))
         done = position.stage_step % self.steps_per_epoch
         left = min(self.steps_per_epoch - done, stage.steps - position.stage_step)
         scale = self._plateau(stage, position)
         waiting: list[tuple[dict[str, Any], np.ndarray]] = []
         collect = functools.partial(self._collect, program, position, scale, waiting, bar)
-        for ids, weight in list(batches(order, self.batch_size))[done : done + left]:
-            batch = inputs(ids, weight)
-            timing["compile_seconds"] += program.compile(state, batch)
+        part = slice(done * self.batch_size, (done + left) * self.batch_size)
+        for ids, weight, batch in inputs.batches(order[part], self.batch_size, views[part]):
+            timing["compile_seconds"] += program.compile(batch)
             state, metrics = program.run_step(state, batch, scale)
             waiting.append((metrics, ids[weight > 0]))
             bar.update(int(weight.sum()))
@@ -371,11 +427,17 @@ class Trainer:
         return program.learning_rate(stage_step) * self._plateau(program.stage, position)
 
     def _validate(
-        self, variables: Mapping[str, Any], inputs: prefix_cache.StageInputs, cut: str
+        self, variables: Mapping[str, Any], inputs: StageInputs, cut: str
     ) -> dict[str, float]:
         ids = self.split.validation
         logits = predict_logits(
-            self.pipeline, variables, self.dataset, ids, self.batch_size, start=cut, inputs=inputs
+            self.pipeline,
+            variables,
+            self.dataset,
+            ids,
+            self.batch_size,
+            start=cut,
+            entering=inputs.batches(ids, self.batch_size),
         )
         labels = self.dataset.labels[ids]
         losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)

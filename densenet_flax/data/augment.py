@@ -20,6 +20,7 @@ from densenet_flax.errors import InputError
 
 # One number for each thing that is drawn, so that switching one on leaves the others as they were.
 _GEOMETRY, _BRIGHTNESS, _CONTRAST, _HED, _STAIN, _CUTOUT, _MIX = range(7)
+_SYMMETRY = 2**31 - 1  # no epoch
 
 # The eight symmetries of a square as matrices on (row, column); the first four keep an oblong one.
 _SYMMETRIES = np.array(
@@ -44,7 +45,8 @@ class AugmentSettings:
     """How far a view may be from its image; as it stands, not at all.
 
     Attributes:
-      symmetries: one of the eight symmetries of a square, or of the four of an oblong image.
+      symmetries: one of the eight symmetries of a square, or of the four of an oblong image. Eight
+        (four) epochs show an image in each of them once.
       horizontal_flip: mirror left and right, or not, by chance.
       vertical_flip: mirror top and bottom, or not.
       rotation_range: up to so many degrees either way.
@@ -150,7 +152,7 @@ def augment(
       images: uint8 [B, H, W, 3].
       ids: int32 [B], the row of each image in its data set.
       seed: of the run.
-      epoch: a number that differs between passes over the data.
+      epoch: a number that differs between passes over the data, or one for each image, int32 [B].
       settings: how far views may go; static under jit.
 
     Returns:
@@ -158,7 +160,8 @@ def augment(
       the images themselves.
     """
     view = functools.partial(_view, settings)
-    return jax.vmap(view)(images, _keys(seed, epoch, ids))
+    turns = _turns(settings, images.shape, seed, epoch, ids)
+    return jax.vmap(view)(images, _keys(seed, epoch, ids), turns)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -194,36 +197,54 @@ def mix(
     return mixed, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
 
 
-def stain_statistics(images: np.ndarray, limit: int = 512) -> Statistics:
+def stain_statistics(images: Any, limit: int = 512, rows: np.ndarray | None = None) -> Statistics:
     """How colours vary between images: what `AugmentSettings.stain_statistics` wants.
 
     Args:
-      images: uint8 [N, H, W, 3], the training images.
+      images: uint8 [N, H, W, 3], or what looks like it.
+      rows: of the training images; by default all.
       limit: at most so many of them are looked at, evenly spread.
 
     Returns:
       Of the means of L, a and b in each image their mean and their standard deviation, then the
       same of the standard deviations.
     """
-    rows = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).astype(int))
+    known = np.arange(len(images)) if rows is None else np.sort(rows)
+    some = np.unique(np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int))
     of_one = jax.jit(
         lambda image: pixels.moments(pixels.rgb_to_lab(image.astype(jnp.float32) / 255))
     )
-    found = np.array([of_one(images[row]) for row in rows])  # [N, 2, 3]
+    found = np.array([of_one(images[row]) for row in known[some]])  # [N, 2, 3]
     numbers = (found[:, 0].mean(0), found[:, 0].std(0), found[:, 1].mean(0), found[:, 1].std(0))
     return tuple(tuple(float(x) for x in triple) for triple in numbers)  # type: ignore[misc]
 
 
 def _keys(seed: Any, epoch: Any, ids: jax.Array) -> jax.Array:
-    key = jax.random.fold_in(jax.random.key(seed), epoch)
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(ids)
+    def key(number: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), row)
+
+    return jax.vmap(key)(jnp.broadcast_to(epoch, ids.shape), ids)
 
 
-def _view(settings: AugmentSettings, image: jax.Array, key: jax.Array) -> jax.Array:
+def _turns(
+    settings: AugmentSettings, shape: tuple[int, ...], seed: Any, epoch: Any, ids: jax.Array
+) -> jax.Array:
+    """The symmetry of each image: every one of them once in as many views, beginning anywhere."""
+    if not settings.symmetries:
+        return jnp.zeros(ids.shape, jnp.int32)
+    count = 8 if shape[1] == shape[2] else 4
+    key = jax.random.fold_in(jax.random.key(seed), _SYMMETRY)
+    first = jax.vmap(lambda row: jax.random.randint(jax.random.fold_in(key, row), (), 0, count))
+    return (first(ids) + jnp.broadcast_to(epoch, ids.shape)) % count
+
+
+def _view(
+    settings: AugmentSettings, image: jax.Array, key: jax.Array, symmetry: jax.Array
+) -> jax.Array:
     def draw(number: int, low: float, high: float, shape: tuple[int, ...] = ()) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, number), shape, minval=low, maxval=high)
 
-    x = _warp(settings, image, jax.random.fold_in(key, _GEOMETRY))
+    x = _warp(settings, image, jax.random.fold_in(key, _GEOMETRY), symmetry)
     if settings.hed_range:
         reach = settings.hed_range
         change = draw(_HED, -reach, reach, (2, 3))
@@ -246,15 +267,16 @@ def _view(settings: AugmentSettings, image: jax.Array, key: jax.Array) -> jax.Ar
     return jnp.clip(jnp.round(x), 0, 255).astype(jnp.uint8)
 
 
-def _warp(settings: AugmentSettings, image: jax.Array, key: jax.Array) -> jax.Array:
+def _warp(
+    settings: AugmentSettings, image: jax.Array, key: jax.Array, symmetry: jax.Array
+) -> jax.Array:
     """Draws the geometric chain as one matrix and one shift, and looks the pixels up once."""
     height, width, _ = image.shape
     choice, angle, shear, zoom, move = jax.random.split(key, 5)
     turned = jnp.eye(2)
     flips = settings.horizontal_flip or settings.vertical_flip
     if settings.symmetries:
-        number = jax.random.randint(choice, (), 0, 8 if height == width else 4)
-        turned = jnp.asarray(_SYMMETRIES)[number]
+        turned = jnp.asarray(_SYMMETRIES)[symmetry]
     elif flips:
         coins = jax.random.bernoulli(choice, shape=(2,))
         wanted = jnp.array([settings.vertical_flip, settings.horizontal_flip])
