@@ -44,6 +44,8 @@ reads = []
 class Counting:
     """The images, and a list of which rows this process read."""
 
+    shape = dataset.images.shape
+
     def __getitem__(self, rows):
         reads.append(list(rows))
         return dataset.images[rows]
