@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
     config.split.validation_fraction = 0.15
     config.split.seed = 0
 
+    config.sampling = "shuffle"  # or 'class', 'patient': rare ones more often; docs/data.md
     config.label_smoothing = 0.0
     config.class_weights = "none"  # or 'balanced', or '1.0,0.5': once, in the loss
     config.ema_decay = 0.0  # of an average of the weights, such as 0.99; 0 for none
