@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     config.data.require_complete = False  # True: all 7,909 images must be there
     config.data.duplicates = "keep"  # of the images that BreakHis has twice; or 'drop', 'error'
     config.data.on_bad_image = "error"  # or 'skip', which the report counts
+    config.data.storage = "array"  # or 'stream': decoded anew each time, for what fits no disk
+    config.data.workers = 0  # processes that decode what is streamed; 0: threads
     config.data.csv = ""  # of data.name = 'folder': file, label, patient, site
     config.data.patient_pattern = ""  # of 'folder' without a csv: a regular expression
     config.data.class_names = ()

@@ -1,4 +1,7 @@
-"""Encoded images to one array of resized ones on disk, made once and mapped by each later run."""
+"""What is prepared once: each image checked and hashed, and all of them in one resized array.
+
+The array is mapped by each later run. Data that is streamed does without it and keeps the rest.
+"""
 
 import hashlib
 import json
@@ -12,26 +15,26 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
+from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
 from densenet_flax.data import images as image_files
 from densenet_flax.data import stain as stains
+from densenet_flax.data.stream import Images, Reader, StreamedImages
 from densenet_flax.errors import InputError
 from densenet_flax.files import atomic_dir, writing
 
-# Pillow's bilinear filter widens with the reduction, so nothing aliases; a plain box gives blocks
-# at the odd factors of 700 -> 224, and `reducing_gap` trades exactness for a tenth of the time.
-_FILTER = Image.Resampling.BILINEAR
 # In the name of the array: raise it when the same bytes would give other pixels or columns.
-_PIXELS = f"bilinear-pillow{Image.__version__.split('.')[0]}-v1"
+_PIXELS = f"bilinear-pillow{pillow_version.split('.')[0]}-v1"
 _COLUMNS_VERSION = "c2"
 _CHUNK = 64
 
 DUPLICATES = ("keep", "drop", "error")
 BAD_IMAGES = ("error", "skip")
+STORAGES = ("array", "stream")
 
 Row = dict[str, Any]
+_ADDRESS = ("file", "source", "number")  # by which readers find an image
 
 
 def array_name(
@@ -45,6 +48,51 @@ def array_name(
     return name + ("-skip" if on_bad_image == "skip" else "")
 
 
+def open_or_write(
+    target: Path,
+    rows: Callable[[], Sequence[Row]],
+    read: Reader,
+    size: tuple[int, int],
+    *,
+    stain: Mapping[str, Any],
+    storage: str = "array",
+    on_bad_image: str = "error",
+    skipped: Callable[[], Sequence[str]] = tuple,
+) -> tuple[Images, dict[str, Any]]:
+    """The images and the columns of a data set, prepared if they are not there yet.
+
+    Args:
+      target: the folder of the array. What is streamed needs only the columns, which it takes from
+        there or else keeps in a folder beside it.
+      rows: gives what is known about each image, with `file`; in the order of the array.
+      read: gives the encoded image of a row.
+      size: (height, width) of the images.
+      stain: see `write`.
+      storage: 'array' or 'stream'.
+      on_bad_image: see `write`.
+      skipped: gives what had to be left out before.
+    """
+    place = target
+    if storage == "stream" and not target.is_dir():
+        place = target.with_name(f"{target.name}-stream")
+    if not place.is_dir():
+        found = rows()  # before `skipped`: this is what may leave images out
+        write(
+            place,
+            found,
+            read,
+            size,
+            stain=stain,
+            on_bad_image=on_bad_image,
+            skipped=skipped(),
+            pixels=storage == "array",
+        )
+    columns = load_columns(place)
+    if storage == "array":
+        return load_images(place), columns
+    return StreamedImages(read, _addresses(columns), size, stain), columns
+
+
 def write(
     target: Path,
     rows: Sequence[Row],
@@ -54,6 +102,7 @@ def write(
     stain: Mapping[str, Any],
     on_bad_image: str = "error",
     skipped: Sequence[str] = (),
+    pixels: bool = True,
 ) -> None:
     """Writes `images.npy` and `rows.json` into a new folder, whole or not at all.
 
@@ -65,12 +114,13 @@ def write(
       stain: normalisation between decoding and resizing; see `stain.normaliser`.
       on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
       skipped: what had to be left out before.
+      pixels: False to check and hash each image and write `rows.json` alone.
 
     Raises:
       InputError: an image cannot be used, the folder cannot be written, or nothing is left.
     """
     with atomic_dir(target) as temporary:
-        _write(temporary, rows, read, size, stain, on_bad_image, list(skipped))
+        _write(temporary, rows, read, size, stain, on_bad_image, list(skipped), pixels)
 
 
 def _write(
@@ -81,12 +131,13 @@ def _write(
     stain: Mapping[str, Any],
     on_bad_image: str,
     skipped: list[str],
+    keep_pixels: bool,
 ) -> None:
     normalise = stains.normaliser(stain)
     seasoning = f" {json.dumps(stain, sort_keys=True)}" if stains.active(stain) else ""
     digest = hashlib.sha256(f"{size} {_PIXELS}{seasoning}\n".encode())
 
-    def pixels(item: tuple[Row, bytes]) -> tuple[np.ndarray, str, str] | InputError:
+    def work(item: tuple[Row, bytes]) -> tuple[bytes, str, str] | InputError:
         row, data = item
         try:
             decoded = image_files.decode(data, row["file"])
@@ -96,45 +147,52 @@ def _write(
             return error
         content = hashlib.sha256(f"{decoded.shape}\n".encode())
         content.update(decoded.data)
-        resized = Image.fromarray(normalise(decoded)).resize((size[1], size[0]), _FILTER)
-        return np.asarray(resized), hashlib.sha256(data).hexdigest(), content.hexdigest()
+        image = image_files.resize(normalise(decoded), size).tobytes() if keep_pixels else b""
+        return image, hashlib.sha256(data).hexdigest(), content.hexdigest()
 
     kept: list[Row] = []
     bar = tqdm(total=len(rows), desc="Decoding", unit="image", disable=not sys.stderr.isatty())
     # Written as a stream and not through a mapping: a full disk is then an error and not a crash.
-    with writing(folder), open(folder / "images.npy", "wb") as file:
+    place = folder / "images.npy" if keep_pixels else os.devnull
+    with writing(folder), open(place, "wb") as file:
         _header(file, len(rows), size)
         with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             for start in range(0, len(rows), _CHUNK):
                 some = rows[start : start + _CHUNK]
                 encoded = [(row, read(row)) for row in some]
-                for row, done in zip(some, pool.map(pixels, encoded), strict=True):
+                for row, done in zip(some, pool.map(work, encoded), strict=True):
                     bar.update()
                     if isinstance(done, InputError):
                         skipped.append(str(done))
                         continue
                     image, encoded_digest, content = done
-                    file.write(image.tobytes())
+                    file.write(image)
                     digest.update(f"{row['file']}\t{encoded_digest}\n".encode())
                     kept.append({**row, "content": content})
         if not kept:
             raise InputError(f"none of the {len(rows)} images can be used, such as {skipped[0]}")
-        # NumPy leaves room in the header for the number of rows to change.
-        file.seek(0)
-        _header(file, len(kept), size)
+        if keep_pixels:  # NumPy leaves room in the header for the number of rows to change
+            file.seek(0)
+            _header(file, len(kept), size)
         columns: dict[str, Any] = {key: [row[key] for row in kept] for key in kept[0]}
         columns |= {"fingerprint": digest.hexdigest(), "skipped": skipped}
         (folder / "rows.json").write_text(json.dumps(columns))
 
 
-def load(target: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """The images, mapped read-only, and the columns, with `fingerprint` and `skipped`."""
+def load_images(target: Path) -> np.ndarray:
+    """The images, mapped read-only."""
     try:
-        columns = json.loads((target / "rows.json").read_text())
-        images = np.load(target / "images.npy", mmap_mode="r")
+        return np.load(target / "images.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
         raise InputError(f"{target}: cannot be read ({error}); remove this folder") from error
-    return images, columns
+
+
+def load_columns(target: Path) -> dict[str, Any]:
+    """What is known about each image, with `fingerprint` and `skipped`."""
+    try:
+        return json.loads((target / "rows.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{target}: cannot be read ({error}); remove this folder") from error
 
 
 def check_choice(key: str, value: Any, choices: Sequence[str]) -> str:
@@ -146,20 +204,20 @@ def check_choice(key: str, value: Any, choices: Sequence[str]) -> str:
 
 def without_doubles(
     target: Path,
-    images: np.ndarray,
+    images: Images,
     columns: dict[str, Any],
     labels: Sequence[Any],
     policy: str,
     name: str,
-) -> tuple[np.ndarray, dict[str, Any], list[int], list[str]]:
+) -> tuple[Images, dict[str, Any], list[int], list[str]]:
     """Finds images with the same pixels and does with them what the policy says.
 
     With 'drop' the first of several stays, or none if they have different labels, as nobody
-    can tell which is right. The rest is copied to a folder of its own beside `target`.
+    can tell which is right. The rest of an array is copied to a folder of its own beside `target`.
 
     Args:
       target: the folder that the array came from.
-      images: the array.
+      images: the array, or what is streamed.
       columns: its columns, with `content`.
       labels: the label of each row.
       policy: 'keep', 'drop' or 'error'.
@@ -196,11 +254,14 @@ def without_doubles(
         raise InputError(f"{name}: {what}; nothing is left without them")
     note = f"{what}. {len(dropped)} files were left out"
     key = hashlib.sha256(json.dumps(sorted(dropped)).encode()).hexdigest()[:12]
+    short = _columns_of(columns, kept, key)
+    if isinstance(images, StreamedImages):
+        return images.take(kept), short, kept, [note]
     place = target.with_name(f"{target.name}-without-{key}")
     if not place.is_dir():
         with atomic_dir(place) as temporary, writing(temporary):
-            _copy(temporary, images, columns, kept, key)
-    return *load(place), kept, [note]
+            _copy(temporary, images, short, kept)
+    return load_images(place), load_columns(place), kept, [note]
 
 
 def log_skipped(name: str, skipped: Sequence[str]) -> list[str]:
@@ -212,21 +273,26 @@ def log_skipped(name: str, skipped: Sequence[str]) -> list[str]:
     return [f"{len(skipped)} image(s) could not be used and were left out: {skipped[0]}"]
 
 
-def _copy(
-    folder: Path, images: np.ndarray, columns: dict[str, Any], kept: list[int], key: str
-) -> None:
-    with open(folder / "images.npy", "wb") as file:
-        _header(file, len(kept), images.shape[1:3])
-        for row in kept:
-            file.write(images[row].tobytes())
-    short = {"fingerprint": f"{columns['fingerprint']} without {key}"}
-    short["fingerprint"] = hashlib.sha256(short["fingerprint"].encode()).hexdigest()
-    rest = {
+def _columns_of(columns: dict[str, Any], kept: list[int], key: str) -> dict[str, Any]:
+    fingerprint = hashlib.sha256(f"{columns['fingerprint']} without {key}".encode()).hexdigest()
+    of_rows = {
         name: [column[row] for row in kept]
         for name, column in columns.items()
         if name not in ("fingerprint", "skipped")
     }
-    (folder / "rows.json").write_text(json.dumps({**rest, **short, "skipped": columns["skipped"]}))
+    return {**of_rows, "fingerprint": fingerprint, "skipped": columns["skipped"]}
+
+
+def _copy(folder: Path, images: Images, columns: dict[str, Any], kept: list[int]) -> None:
+    with open(folder / "images.npy", "wb") as file:
+        _header(file, len(kept), images.shape[1:3])
+        for row in kept:
+            file.write(images[row].tobytes())
+    (folder / "rows.json").write_text(json.dumps(columns))
+
+
+def _addresses(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.array(columns[name]) for name in _ADDRESS if name in columns}
 
 
 def _header(file: Any, count: int, size: tuple[int, ...]) -> None:

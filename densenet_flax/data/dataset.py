@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from densenet_flax.data.stream import Images
 from densenet_flax.errors import InputError
 
 # Who is one patient of BreakHis, from coarse to fine.
@@ -17,7 +18,8 @@ class Dataset:
     """Images of one size with what is known about them; row numbers are ids.
 
     Attributes:
-      images: uint8 [N, H, W, 3], read-only, memory-mapped.
+      images: uint8 [N, H, W, 3]: an array, read-only and memory-mapped, or what looks like one and
+        decodes on demand.
       labels: int32 [N].
       class_names: the name of each label.
       files: file names, sorted.
@@ -33,7 +35,7 @@ class Dataset:
       notes: what a reader of results should know, such as images that were left out.
     """
 
-    images: np.ndarray = dataclasses.field(repr=False)
+    images: Images = dataclasses.field(repr=False)
     labels: np.ndarray = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
     files: np.ndarray = dataclasses.field(repr=False)

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from densenet_flax.data import images
 from densenet_flax.errors import InputError
@@ -28,6 +29,21 @@ class Tile:
     patient: str = ""
     site: str = ""
     split: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileReader:
+    """Reads images of a folder, also in another process."""
+
+    root: Path
+
+    def __call__(self, row: dict[str, Any]) -> bytes:
+        """The content of the file that a row names."""
+        path = self.root / row["file"]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 @dataclasses.dataclass(frozen=True)

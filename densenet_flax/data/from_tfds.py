@@ -1,17 +1,53 @@
 """The records of any TFDS image-classification data set by name; images stay encoded."""
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
+import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from densenet_flax.data.arrays import Row
-from densenet_flax.data.prepare import quiet_unless_terminal
 from densenet_flax.errors import InputError
 
 # How data sets call the side that the split calls so.
 _SIDES = {"valid": "validation", "val": "validation"}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordReader:
+    """Reads encoded images of a prepared TFDS data set, also in another process.
+
+    Attributes:
+      folder: the prepared data set.
+      feature: the one that is the image.
+    """
+
+    folder: str
+    feature: str
+
+    def __call__(self, row: Row) -> bytes:
+        """The encoded image of a row, which names its `number` and, of several, its `source`."""
+        source = _source(self.folder, row.get("source", "train"), self.feature)
+        return source[row["number"]][self.feature]
+
+
+@functools.lru_cache(maxsize=16)  # opened once in each process
+def _source(folder: str, split: str, feature: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder).as_data_source(
+            split=split, decoders={feature: tfds.decode.SkipDecoding()}
+        )
+    except Exception as error:  # TFDS raises whatever it likes
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder}: cannot be read ({reason}); prepare it anew") from error
 
 
 class Records:
@@ -20,6 +56,7 @@ class Records:
     Attributes:
       key: tells one prepared data set from another.
       class_names: in the order of their labels.
+      read: gives the encoded image of a row.
     """
 
     def __init__(self, name: str, data_dir: str, patient_key: str = ""):
@@ -55,6 +92,7 @@ class Records:
                     f"{name}: cannot be read at random ({reason}); prepare it anew with "
                     "file_format='array_record'"
                 ) from error
+        self.read = RecordReader(str(builder.data_path), self._image)
         self.key = _listing(Path(builder.data_path))
 
     def rows(self) -> list[Row]:
@@ -75,10 +113,6 @@ class Records:
                     row["patient"] = value.decode() if isinstance(value, bytes) else str(value)
                 rows.append(row)
         return rows
-
-    def read(self, row: Row) -> bytes:
-        """The encoded image of a row."""
-        return self._sources[row["source"]][row["number"]][self._image]
 
 
 def _open(tfds: Any, name: str, data_dir: str) -> Any:
@@ -125,3 +159,17 @@ def _listing(folder: Path) -> str:
         stat = path.stat()
         digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def quiet_unless_terminal(tfds: Any) -> Iterator[None]:
+    """TFDS draws its bars and prints its lines even into a log file; not so here."""
+    if sys.stderr.isatty():
+        yield
+        return
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()

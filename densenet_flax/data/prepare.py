@@ -1,18 +1,15 @@
 """BreakHis as raw files to a prepared TFDS data set to one array, each made once and kept."""
 
-import contextlib
-import io
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from densenet_flax.data import arrays
-from densenet_flax.data.breakhis import files
+from densenet_flax.data import arrays, from_tfds
+from densenet_flax.data.breakhis import VERSION, files
+from densenet_flax.data.stream import Images
 from densenet_flax.errors import InputError
 from densenet_flax.files import write_text, writing
 
@@ -27,8 +24,9 @@ def prepare(
     magnification: int,
     *,
     stain: Mapping[str, Any] | None = None,
+    storage: str = "array",
     on_bad_image: str = "error",
-) -> tuple[np.ndarray, dict[str, Any], Path]:
+) -> tuple[Images, dict[str, Any], Path]:
     """The images of a folder or archive at one size, and a column per thing known about them.
 
     Everything is kept in `cache/tfds/<key of the source's listing>`: a folder that changed is
@@ -40,12 +38,13 @@ def prepare(
       size: (height, width) of the images.
       magnification: which to take, 0 for all.
       stain: normalisation between decoding and resizing, as `stain.resolve` returns it.
+      storage: 'array', or 'stream' to decode images when they are asked for.
       on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
 
     Returns:
-      The images, uint8 [N, height, width, 3], mapped read-only, in the order of their file names;
-      the columns as lists, with `fingerprint`, a digest of content, and `skipped`, a line for each
-      image left out; and the folder they are kept in.
+      The images, uint8 [N, height, width, 3], mapped read-only or streamed, in the order of their
+      file names; the columns as lists, with `fingerprint`, a digest of content, and `skipped`, a
+      line for each image left out; and the folder that an array is kept in.
     """
     stain = stain or {}
     chosen = f"{magnification}X" if magnification else "all"
@@ -54,20 +53,21 @@ def prepare(
     if on_bad_image == "skip" and not target.is_dir():  # if it is there, no image was bad
         home = home.with_name(f"{home.name}-skip")
         target = home / "arrays" / target.name
-    if not target.is_dir():
-        records = _records(source, home, on_bad_image)
-        rows = _rows(records, source, magnification)
-        skipped = home / _SKIPPED
-        arrays.write(
-            target,
-            rows,
-            lambda row: records[row["number"]]["image"],
-            size,
-            stain=stain,
-            on_bad_image=on_bad_image,
-            skipped=json.loads(skipped.read_text()) if skipped.is_file() else [],
-        )
-    return *arrays.load(target), target
+    prepared = home / "breakhis" / VERSION  # where the builder puts it
+    if storage == "stream" and not prepared.is_dir():
+        _records(source, home, on_bad_image)
+    skipped = home / _SKIPPED
+    images, columns = arrays.open_or_write(
+        target,
+        lambda: _rows(_records(source, home, on_bad_image), source, magnification),
+        from_tfds.RecordReader(str(prepared), "image"),
+        size,
+        stain=stain,
+        storage=storage,
+        on_bad_image=on_bad_image,
+        skipped=lambda: json.loads(skipped.read_text()) if skipped.is_file() else [],
+    )
+    return images, columns, target
 
 
 def _rows(records: Any, source: Path, magnification: int) -> list[arrays.Row]:
@@ -110,7 +110,7 @@ def _records(source: Path, home: Path, on_bad_image: str = "error") -> Any:
     if not builder.data_path.exists():
         logging.info("Preparing %s; this is done once", source)
         try:
-            with writing(home), quiet_unless_terminal(tfds):
+            with writing(home), from_tfds.quiet_unless_terminal(tfds):
                 builder.download_and_prepare(download_dir=home / "downloads")
             if builder.skipped:
                 write_text(home / _SKIPPED, json.dumps(builder.skipped))
@@ -126,17 +126,3 @@ def _records(source: Path, home: Path, on_bad_image: str = "error") -> Any:
                 raise
         builder = make()
     return builder.as_data_source(split="train", decoders={"image": tfds.decode.SkipDecoding()})
-
-
-@contextlib.contextmanager
-def quiet_unless_terminal(tfds: Any) -> Iterator[None]:
-    """TFDS draws its bars and prints its lines even into a log file; not so here."""
-    if sys.stderr.isatty():
-        yield
-        return
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()

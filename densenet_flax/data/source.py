@@ -1,16 +1,15 @@
-"""From a configuration to arrays: the data set in memory."""
+"""From a configuration to a data set."""
 
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from densenet_flax.data import arrays, drawn, folder, from_tfds, prepare
+from densenet_flax.data import arrays, drawn, others, prepare
 from densenet_flax.data.batching import batches, check_batch_size, epoch_order
 from densenet_flax.data.breakhis import counts, files
 from densenet_flax.data.dataset import GROUPS, Dataset
@@ -35,8 +34,9 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
         BreakHis archive, or TFDS's folder), `image_size` (height, width), `magnification` (0 for
         all) and `drawn` (parameters of `write_breakhis_tree`). And if there: `labels` ('binary'
         or 'subtype', of BreakHis), `require_complete`, `duplicates` ('keep', 'drop' or 'error'),
-        `on_bad_image` ('error' or 'skip'), `stain` (see `stain.resolve`), `csv`,
-        `patient_pattern` and `class_names` (of a folder), `patient_key` (of TFDS).
+        `on_bad_image` ('error' or 'skip'), `storage` ('array': resized once and mapped; 'stream':
+        decoded on demand), `stain` (see `stain.resolve`), `csv`, `patient_pattern` and
+        `class_names` (of a folder), `patient_key` (of TFDS).
       cache_dir: where prepared data is kept for the next run.
 
     Raises:
@@ -49,6 +49,7 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
         "on_bad_image": arrays.check_choice(
             "data.on_bad_image", get("on_bad_image", "error"), arrays.BAD_IMAGES
         ),
+        "storage": arrays.check_choice("data.storage", get("storage", "array"), arrays.STORAGES),
     }
     duplicates = arrays.check_choice(
         "data.duplicates", get("duplicates", "keep"), arrays.DUPLICATES
@@ -58,9 +59,9 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
     if name in ("breakhis", "drawn"):
         dataset = _open_breakhis(data_config, cache, duplicates, options)
     elif name == "folder":
-        dataset = _open_folder(data_config, cache, duplicates, options)
+        dataset = others.open_folder(data_config, cache, duplicates, options)
     elif name.startswith("tfds:"):
-        dataset = _open_tfds(data_config, cache, duplicates, options)
+        dataset = others.open_tfds(data_config, cache, duplicates, options)
     else:
         raise InputError(
             f"data.name={name!r}: expected 'breakhis', 'drawn', 'folder' or 'tfds:<name>'"
@@ -130,132 +131,6 @@ def _open_breakhis(config: Any, cache: Path, duplicates: str, options: dict[str,
         name=config.name,
         fingerprint=rows["fingerprint"],
         stain=options["stain"],
-        notes=(*notes, *found),
-    )
-
-
-def _open_folder(config: Any, cache: Path, duplicates: str, options: dict[str, Any]) -> Dataset:
-    if not config.path:
-        raise InputError("data.path is empty: give the folder of the images")
-    root, table = Path(config.path).expanduser(), config.get("csv", "")
-    listing = folder.list_folder(
-        root,
-        table=Path(table) if table else None,
-        patient_pattern=config.get("patient_pattern", ""),
-        class_names=tuple(config.get("class_names", ())),
-    )
-    if listing.unlisted:
-        logging.info("%s: %d images in it are not in %s", root, listing.unlisted, table)
-    tiles = {tile.file: tile for tile in listing.tiles}
-
-    def read(row: arrays.Row) -> bytes:
-        path = tiles[row["file"]].path
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-    images, rows, target = _arrays(
-        cache / "folder" / listing.key(root)[:20],
-        lambda: [{"file": f} for f in tiles],
-        read,
-        options,
-    )
-    columns = {
-        name: [getattr(tiles[file], name) for file in rows["file"]] for name in listing.columns
-    }
-    labels = [listing.class_names.index(tiles[file].label) for file in rows["file"]]
-    return _other(
-        config,
-        target,
-        images,
-        rows,
-        labels,
-        listing.class_names,
-        columns,
-        duplicates,
-        options["stain"],
-    )
-
-
-def _open_tfds(config: Any, cache: Path, duplicates: str, options: dict[str, Any]) -> Dataset:
-    patient_key = config.get("patient_key", "")
-    records = from_tfds.Records(config.name.removeprefix("tfds:"), config.path, patient_key)
-    home = cache / "tfds" / f"{records.key[:20]}-{patient_key or 'nobody'}"
-    images, rows, target = _arrays(home, records.rows, records.read, options)
-    columns: dict[str, list[str]] = {
-        name: rows[name] for name in ("patient", "split") if name in rows
-    }
-    if not {"train", "test"} <= set(rows["split"]):
-        del columns["split"]  # one part with everything is no statement about who tests
-    return _other(
-        config,
-        target,
-        images,
-        rows,
-        rows["label"],
-        records.class_names,
-        columns,
-        duplicates,
-        options["stain"],
-    )
-
-
-def _arrays(
-    home: Path,
-    rows: Callable[[], list[arrays.Row]],
-    read: Callable[[arrays.Row], bytes],
-    options: dict[str, Any],
-) -> tuple[np.ndarray, dict[str, Any], Path]:
-    size, stain, on_bad_image = options["size"], options["stain"], options["on_bad_image"]
-    target = home / "arrays" / arrays.array_name(size, "all", stain)
-    if on_bad_image == "skip" and not target.is_dir():  # if it is there, no image was bad
-        target = target.with_name(f"{target.name}-skip")
-    if not target.is_dir():
-        arrays.write(target, rows(), read, size, stain=stain, on_bad_image=on_bad_image)
-    return *arrays.load(target), target
-
-
-def _other(
-    config: Any,
-    target: Path,
-    images: np.ndarray,
-    rows: dict[str, Any],
-    labels: list[int],
-    class_names: tuple[str, ...],
-    columns: dict[str, list[str]],
-    duplicates: str,
-    stain: dict[str, Any],
-) -> Dataset:
-    """A data set that is not BreakHis, in the shape that everybody knows from BreakHis."""
-    notes = arrays.log_skipped(config.name, rows["skipped"])
-    images, rows, kept, found = arrays.without_doubles(
-        target, images, rows, labels, duplicates, config.name
-    )
-    known = {name: np.array(column, dtype=str)[kept] for name, column in columns.items()}
-    names = np.array(rows["file"], dtype=str)
-    patients_known = "patient" in known
-    if not patients_known:
-        notes.append("nothing says whose the images are: each counts as a patient of its own")
-    patient = known.setdefault("patient", names)
-    kept_labels = np.array(labels, np.int32)[kept]
-    return Dataset(
-        images=images,
-        labels=kept_labels,
-        class_names=class_names,
-        files=names,
-        metadata=known
-        | {
-            "subtype": np.array(class_names, dtype=str)[kept_labels],
-            "magnification": np.zeros(len(names), np.int32),
-            "slide_id": patient,
-            "case": patient,
-            "sequence": np.arange(len(names), dtype=np.int32),
-        },
-        name=config.name,
-        fingerprint=rows["fingerprint"],
-        patients_known=patients_known,
-        stain=stain,
         notes=(*notes, *found),
     )
 

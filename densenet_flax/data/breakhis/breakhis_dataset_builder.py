@@ -10,14 +10,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from densenet_flax.data.breakhis import files
+from densenet_flax.data.breakhis import VERSION, files
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Breast tumour histology, 82 patients, four magnifications."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version(VERSION)
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {str(VERSION): "First version."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
     Ask for BreakHis at
     https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/
