@@ -46,6 +46,8 @@ def get_config() -> ConfigDict:
     config.data.stain = ConfigDict({"method": "none", "reference": ""})
     config.data.drawn = ConfigDict()  # of data.name = 'drawn' only
 
+    config.augment = ConfigDict()
+
     config.split = ConfigDict()
     config.split.policy = "patient"  # or 'official', 'kfold', 'given', or the leaky 'image'
     config.split.fold = 1  # of 'official' and 'kfold'

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_flax.data import augment_pixels as pixels
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.errors import InputError
 
 # One number for each thing that is drawn, so that switching one on leaves the others as they were.
@@ -36,6 +37,7 @@ _SYMMETRIES = np.array(
     np.float32,
 )
 
+_LOOKED_AT = 512  # images whose colours are measured
 Statistics = tuple[tuple[float, float, float], ...]
 
 
@@ -140,6 +142,26 @@ class AugmentSettings:
             raise InputError(f"augment: {error}; expected numbers") from error
 
 
+def settings_for(config: Mapping[str, Any], dataset: Dataset, rows: np.ndarray) -> AugmentSettings:
+    """The settings of `config.augment`, with what they need to know of the training images.
+
+    Args:
+      config: keys of `AugmentSettings`; `views`, which is not about how a view looks, is left to
+        the trainer.
+      dataset: where the images are.
+      rows: the training side, from some of which `stain_statistics` are taken if `stain_jitter`
+        is wanted and they are not given.
+
+    Raises:
+      InputError: as `AugmentSettings.from_config`.
+    """
+    wanted = {key: config[key] for key in config if key != "views"}
+    if wanted.get("stain_jitter") and not wanted.get("stain_statistics"):
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int))]
+        wanted["stain_statistics"] = stain_statistics(dataset.images[some])
+    return AugmentSettings.from_config(wanted)
+
+
 @functools.partial(jax.jit, static_argnames="settings")
 def augment(
     images: jax.Array, ids: jax.Array, *, seed: Any, epoch: Any, settings: AugmentSettings
@@ -194,7 +216,7 @@ def mix(
     return mixed, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
 
 
-def stain_statistics(images: np.ndarray, limit: int = 512) -> Statistics:
+def stain_statistics(images: np.ndarray, limit: int = _LOOKED_AT) -> Statistics:
     """How colours vary between images: what `AugmentSettings.stain_statistics` wants.
 
     Args:
