@@ -17,7 +17,7 @@ from densenet_flax.process import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "preview"], "What to do.")
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes: 'auto', or address:port of the first one."
@@ -81,7 +81,11 @@ def main(_: Sequence[str]) -> None:
             )
         except InputError as error:
             _fail(error)
-    modes = {"train": experiment.train_and_evaluate, "evaluate": experiment.evaluate}
+    modes = {
+        "train": experiment.train_and_evaluate,
+        "evaluate": experiment.evaluate,
+        "preview": experiment.preview,
+    }
     try:
         cache = experiment.cache_directory(_CONFIG.value) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))

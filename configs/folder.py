@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.data.patient_pattern = ""  # such as r'/(\w+)_\d+\.png$'
     config.data.class_names = ()  # in the order of their labels; () sorts them by name
     config.data.on_bad_image = "error"  # or 'skip'
+    config.data.storage = "array"  # or 'stream', if it is too much for the disk
     config.data.duplicates = "keep"  # or 'drop', 'error'
     config.split.policy = "patient"  # or 'kfold', 'given' (the CSV's column split), 'image'
     config.split.group = "patient"  # or 'site', to test on other sites

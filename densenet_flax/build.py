@@ -11,7 +11,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from densenet_flax import frontier
-from densenet_flax.data.augment import AugmentSettings, stain_statistics
+from densenet_flax.data.augment import settings_for
 from densenet_flax.data.source import Dataset, epoch_order
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError
@@ -123,10 +123,8 @@ def build_views(config: ConfigDict, dataset: Dataset, train: np.ndarray) -> View
     Raises:
       InputError: a setting that there is not, or one that makes no sense.
     """
-    settings = {key: value for key, value in config.augment.items() if key != "views"}
-    if settings.get("stain_jitter") and not settings.get("stain_statistics"):
-        settings["stain_statistics"] = stain_statistics(dataset.images, rows=train)
-    return Views(AugmentSettings.from_config(settings), config.augment.get("views", 0), config.seed)
+    settings = settings_for(config.augment, dataset, train)
+    return Views(settings, config.augment.views, config.seed)
 
 
 def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:

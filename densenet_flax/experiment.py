@@ -25,10 +25,13 @@ from densenet_flax.build import (
     initial_variables,
 )
 from densenet_flax.checkpoint import Checkpoints, Restored
+from densenet_flax.data.augment import settings_for
 from densenet_flax.data.policies import make_split
+from densenet_flax.data.preview import write_preview
 from densenet_flax.data.sampling import make_sampler
 from densenet_flax.data.source import Dataset, check_batch_size, open_dataset
 from densenet_flax.data.splits import Split, load_split
+from densenet_flax.data.table import overlap_rows
 from densenet_flax.errors import InputError
 from densenet_flax.evaluation.operating_point import check_rule, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
@@ -152,6 +155,28 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         return _evaluate(config, place, stages, dataset, split, checkpoints, {})
 
 
+def preview(config: ConfigDict, workdir: str) -> Path:
+    """Writes `preview.png`, training images beside views of them, and returns where it is.
+
+    The split is that of the work directory if it has one, else the one that training would make;
+    nothing else is written, and a run that is going on there is not disturbed.
+
+    Raises:
+      InputError: the configuration, the data or the disk; as `train_and_evaluate`.
+    """
+    place = Workdir(workdir)
+    dataset = open_dataset(config.data, cache_directory(config))
+    begun = place.has_begun and place.split.exists()
+    split = load_split(place.split, dataset) if begun else make_split(dataset, config.split)
+    settings = settings_for(config.augment, dataset, split.train)
+    path = place.path / "preview.png"
+    group = split.policy["group"]
+    if is_first_process():
+        write_preview(path, dataset, split.train, settings, group=group, seed=config.seed)
+        logging.info("preview: %s", path)
+    return path
+
+
 def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bool) -> Split:
     """The split of the work directory, checked against the data; made at the first start."""
     if anew or not place.split.exists():
@@ -265,6 +290,7 @@ def _about_the_run(
             "hash": split.hash,
             "counts": split.counts,
             "patient_disjoint": split.patient_disjoint,
+            "overlap": overlap_rows(split, dataset),
         },
         "config": config.to_dict(),
         "versions": {"python": platform.python_version()}

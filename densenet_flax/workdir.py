@@ -17,7 +17,16 @@ from densenet_flax.sharding import is_first_process
 
 # Where the data lies, how fast it is read and how the result is judged may change between starts;
 # what is trained may not.
-_FREE_KEYS = ("data.path", "cache", "cache_dir", "tensorboard", "evaluate", "threshold")
+_FREE_KEYS = (
+    "data.path",
+    "data.storage",
+    "data.workers",
+    "cache",
+    "cache_dir",
+    "tensorboard",
+    "evaluate",
+    "threshold",
+)
 
 
 class Workdir:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_flax.data import augment_pixels as pixels
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.errors import InputError
 
 # One number for each thing that is drawn, so that switching one on leaves the others as they were.
@@ -37,6 +38,7 @@ _SYMMETRIES = np.array(
     np.float32,
 )
 
+_LOOKED_AT = 512  # images whose colours are measured
 Statistics = tuple[tuple[float, float, float], ...]
 
 
@@ -142,6 +144,26 @@ class AugmentSettings:
             raise InputError(f"augment: {error}; expected numbers") from error
 
 
+def settings_for(config: Mapping[str, Any], dataset: Dataset, rows: np.ndarray) -> AugmentSettings:
+    """The settings of `config.augment`, with what they need to know of the training images.
+
+    Args:
+      config: keys of `AugmentSettings`; `views`, which is not about how a view looks, is left to
+        the trainer.
+      dataset: where the images are.
+      rows: the training side, from some of which `stain_statistics` are taken if `stain_jitter`
+        is wanted and they are not given.
+
+    Raises:
+      InputError: as `AugmentSettings.from_config`.
+    """
+    wanted = {key: config[key] for key in config if key != "views"}
+    if wanted.get("stain_jitter") and not wanted.get("stain_statistics"):
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, _LOOKED_AT).astype(int))]
+        wanted["stain_statistics"] = stain_statistics(dataset.images[some])
+    return AugmentSettings.from_config(wanted)
+
+
 @functools.partial(jax.jit, static_argnames="settings")
 def augment(
     images: jax.Array, ids: jax.Array, *, seed: Any, epoch: Any, settings: AugmentSettings
@@ -197,24 +219,22 @@ def mix(
     return mixed, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
 
 
-def stain_statistics(images: Any, limit: int = 512, rows: np.ndarray | None = None) -> Statistics:
+def stain_statistics(images: np.ndarray, limit: int = _LOOKED_AT) -> Statistics:
     """How colours vary between images: what `AugmentSettings.stain_statistics` wants.
 
     Args:
-      images: uint8 [N, H, W, 3], or what looks like it.
-      rows: of the training images; by default all.
+      images: uint8 [N, H, W, 3], the training images.
       limit: at most so many of them are looked at, evenly spread.
 
     Returns:
       Of the means of L, a and b in each image their mean and their standard deviation, then the
       same of the standard deviations.
     """
-    known = np.arange(len(images)) if rows is None else np.sort(rows)
-    some = np.unique(np.linspace(0, len(known) - 1, min(limit, len(known))).astype(int))
+    some = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).astype(int))
     of_one = jax.jit(
         lambda image: pixels.moments(pixels.rgb_to_lab(image.astype(jnp.float32) / 255))
     )
-    found = np.array([of_one(images[row]) for row in known[some]])  # [N, 2, 3]
+    found = np.array([of_one(images[row]) for row in some])  # [N, 2, 3]
     numbers = (found[:, 0].mean(0), found[:, 0].std(0), found[:, 1].mean(0), found[:, 1].std(0))
     return tuple(tuple(float(x) for x in triple) for triple in numbers)  # type: ignore[misc]
 

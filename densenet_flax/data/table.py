@@ -83,6 +83,20 @@ def overlap(split: Split, dataset: Dataset) -> dict[str, dict[str, tuple[int, in
     return found
 
 
+def overlap_rows(split: Split, dataset: Dataset) -> list[dict[str, str | int]]:
+    """`overlap` as rows for a report, whose columns are its keys: one for each group and class."""
+    return [
+        {
+            "group": group,
+            "class": name or "all",
+            "test_images": count,
+            "with_a_relative_in_training": related,
+        }
+        for group, classes in overlap(split, dataset).items()
+        for name, (related, count) in classes.items()
+    ]
+
+
 def table(split: Split, dataset: Dataset) -> str:
     """Patients and images of each side, by class, subtype and magnification, and the overlap."""
     policy = {key: value for key, value in split.policy.items() if key != "kind"}

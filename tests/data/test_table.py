@@ -6,7 +6,7 @@ from PIL import Image
 
 from densenet_flax.data import make_split, open_dataset
 from densenet_flax.data.__main__ import main
-from densenet_flax.data.table import catalogue, names_at, overlap, table
+from densenet_flax.data.table import catalogue, names_at, overlap, overlap_rows, table
 from densenet_flax.errors import InputError
 
 # Per fold: all and benign test images whose case is also in training, in per cent.
@@ -23,6 +23,21 @@ def test_the_overlap_of_the_official_folds(breakhis_folds, fold):
     assert tuple(shares) == PUBLISHED[fold]
     assert (found["slide81"][""][0] == 123) == (fold in (1, 3, 5))  # the slide that is two
     assert found["id82"][""][0] == 0
+
+
+def test_the_overlap_goes_to_the_report(breakhis_folds):
+    dataset = catalogue(names_at(breakhis_folds / "dsfold1.txt"))
+    rows = overlap_rows(make_split(dataset, {"policy": "official", "fold": 1}), dataset)
+    assert [(row["group"], row["class"]) for row in rows][:4] == [
+        ("case70", "all"),
+        ("case70", "benign"),
+        ("case70", "malignant"),
+        ("slide81", "all"),
+    ]
+    first, last = rows[0], rows[6]
+    assert first["test_images"] == 2904
+    assert round(100 * first["with_a_relative_in_training"] / 2904) == PUBLISHED[1][0]
+    assert last["group"] == "id82" and last["with_a_relative_in_training"] == 0
 
 
 def test_what_is_printed(breakhis_folds, capsys):

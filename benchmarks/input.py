@@ -1,0 +1,254 @@
+"""Images per second on their way to the network, and a stand-in for all of BreakHis.
+
+    python benchmarks/input.py --where=/tmp/standin [--images=7909] [--distinct=200] [--workers=2]
+
+Draws as many 700×460 tiles as BreakHis has images, under its names and patients, prepares them both
+ways, and reads one shuffled epoch of batches over every path. Each measurement is a process of its
+own. "Private" is the most memory that the process and its children held at one time without what
+the kernel may drop again (mapped files, page cache).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+from PIL import Image
+
+SIZE = (700, 460)  # width, height
+BATCH = 32
+ROOT = "BreaKHis_v1/histology_slides/breast"
+
+
+def draw(where: Path, images: int, distinct: int) -> None:
+    """Writes the stand-in: `distinct` tiles, each shifted anew for every name that shows it."""
+    from densenet_flax.data.breakhis import counts, files, folds
+    from densenet_flax.data.tissue import draw_stain, draw_tile
+
+    names = []
+    tokens = {folder: token for token, (folder, _) in files.SUBTYPES.items()}
+    for subtype, per_power in counts.KNOWN.items():
+        slides = [i.partition("/")[2] for i in folds.IDS if i.startswith(f"{subtype}/")]
+        label = files.CLASS_NAMES.index(files.SUBTYPES[tokens[subtype]][1])
+        for power, count in zip(files.MAGNIFICATIONS, per_power, strict=True):
+            for number in range(count):
+                slide = slides[number % len(slides)]
+                letter = "BM"[label]
+                name = f"SOB_{letter}_{tokens[subtype]}-14-{slide}-{power}-{number + 1:03d}.png"
+                names.append((label, name))
+    names = names[:: max(1, len(names) // images)][:images]
+
+    def tile(seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return draw_tile(rng, seed % 2, draw_stain(rng), SIZE)[0]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tiles = list(pool.map(tile, range(distinct)))
+
+        def write(index: int) -> None:
+            label, name = names[index]
+            pixels = np.roll(tiles[(2 * index + label) % distinct], 7 * index % SIZE[0], axis=1)
+            pixels[0, :32, 0] = (index >> np.arange(32)) & 1  # no two are alike
+            folder = where / ROOT / ("benign", "malignant")[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / name, compress_level=1)
+
+        list(pool.map(write, range(len(names))))
+
+
+class Memory:
+    """The most private memory of this process and its children, looked at every 50 ms."""
+
+    def __enter__(self):
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._done.wait(0.05):
+            self.peak = max(self.peak, sum(map(_private, _family(os.getpid()))))
+
+
+def _family(process: int) -> list[int]:
+    found = [process]
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            found += _family(int(child))
+    return found
+
+
+def _private(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    wanted = ("RssAnon:", "RssShmem:")
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+
+
+def open_standin(where: Path, storage: str, pixels: int, stain: str):
+    """The stand-in, prepared if need be."""
+    from ml_collections import ConfigDict
+
+    from densenet_flax.data import open_dataset
+
+    content = {
+        "name": "breakhis",
+        "path": str(where / "BreaKHis_v1"),
+        "image_size": (pixels, pixels),
+        "magnification": 0,
+        "storage": storage,
+        "stain": {"method": stain},
+    }
+    return open_dataset(ConfigDict(content), where / "cache")
+
+
+def forget_pages(where: Path) -> None:
+    """Takes the prepared files out of the kernel's cache."""
+    for path in (where / "cache").rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> dict:
+    """One measurement, in this process."""
+    from densenet_flax.data import batches, epoch_order
+    from densenet_flax.data.stream import images_ahead
+
+    storage = "stream" if "stream" in what else "array"
+    with Memory() as memory:
+        if what.startswith("prepare"):
+            start = time.perf_counter()
+            dataset = open_standin(where, storage, pixels, stain)
+            seconds = time.perf_counter() - start
+        else:
+            if "cold" in what:
+                forget_pages(where)
+            dataset = open_standin(where, storage, pixels, stain)
+            if "memory" in what:
+                object.__setattr__(dataset, "images", np.array(dataset.images))
+            order = epoch_order(len(dataset), 0, 0)
+            lists = [ids[weight > 0] for ids, weight in batches(order, BATCH)]
+            processes = workers if "processes" in what else 0
+            start, total = time.perf_counter(), 0
+            for images in images_ahead(dataset, lists, workers=processes):
+                total += int(images[:, ::64, ::64].sum())  # touch it
+            seconds = time.perf_counter() - start
+    return {
+        "what": what,
+        "images": len(dataset),
+        "seconds": round(seconds, 1),
+        "images/s": round(len(dataset) / seconds),
+        "private GB": round(memory.peak / 1e9, 2),
+    }
+
+
+def augmentation(pixels: int) -> list[dict]:
+    """Images per second of views, compiled, on whatever JAX runs on."""
+    import jax
+
+    from densenet_flax.data.augment import AugmentSettings, augment, mix
+
+    settings = {
+        "symmetries": AugmentSettings(symmetries=True),
+        "configs/breakhis.py": AugmentSettings(
+            symmetries=True, hed_range=0.05, brightness_range=(0.9, 1.1)
+        ),
+        "rotation, zoom, shear, shift": AugmentSettings(
+            rotation_range=20, zoom_range=0.2, shear_range=10, width_shift_range=0.1
+        ),
+        "all of these, cut-out": AugmentSettings(
+            symmetries=True,
+            rotation_range=20,
+            zoom_range=0.2,
+            shear_range=10,
+            width_shift_range=0.1,
+            hed_range=0.05,
+            brightness_range=(0.9, 1.1),
+            contrast_range=(0.9, 1.1),
+            cutout=0.2,
+        ),
+        "MixUp and CutMix": AugmentSettings(mixup=0.2, cutmix=1.0),
+    }
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, pixels, pixels, 3), np.uint8)
+    images, ids = jax.device_put(images), jax.numpy.arange(BATCH)
+    targets = jax.numpy.eye(2)[ids % 2]
+    found = []
+    for name, chosen in settings.items():
+
+        def view(epoch, chosen=chosen):
+            if chosen.mixup:
+                return mix(images, targets, ids, seed=0, epoch=epoch, settings=chosen)
+            return augment(images, ids, seed=0, epoch=epoch, settings=chosen)
+
+        jax.block_until_ready(view(0))
+        start, times = time.perf_counter(), 0
+        while time.perf_counter() - start < 3:
+            times += 1
+            jax.block_until_ready(view(times))
+        rate = times * BATCH / (time.perf_counter() - start)
+        found.append({"what": f"views: {name}", "images/s": round(rate)})
+    return found
+
+
+def main() -> None:
+    """Draws, then runs each measurement in a process of its own and prints a line for it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--where", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=7909)
+    parser.add_argument("--distinct", type=int, default=200)
+    parser.add_argument("--pixels", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--stain", default="none", help="method of stain normalisation")
+    parser.add_argument("--only", help="one measurement, in this process")
+    options = parser.parse_args()
+    if options.only == "views":
+        for line in augmentation(options.pixels):
+            print(json.dumps(line), flush=True)
+        return
+    if options.only:
+        found = measure(options.only, options.where, options.pixels, options.workers, options.stain)
+        print(json.dumps(found), flush=True)
+        return
+    if not (options.where / ROOT).is_dir():
+        start = time.perf_counter()
+        draw(options.where, options.images, options.distinct)
+        print(json.dumps({"what": "drawing", "seconds": round(time.perf_counter() - start)}))
+    print("encoded GB", sum(p.stat().st_size for p in options.where.rglob("SOB*.png")) / 1e9)
+    for what in (
+        "prepare stream",
+        "prepare array",
+        "array in memory",
+        "array mapped, warm",
+        "array mapped, cold",
+        "stream by threads",
+        "stream by threads, cold",
+        "stream by processes",
+        "views",
+    ):
+        command = [sys.executable, __file__, *sys.argv[1:], f"--only={what}"]
+        subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The configurations of data sets: that they hang together, without training anything."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from configs import breakhis, keras_recipe
+from densenet_flax.data import make_split
+from densenet_flax.data.augment import AugmentSettings, settings_for
+from densenet_flax.data.table import catalogue, names_at
+
+NAMES = ("breakhis", "colorectal_histology", "folder", "keras_recipe", "patch_camelyon")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_are_those_of_the_recipe_and_views_make_sense(name):
+    def keys(block):
+        return {key: keys(block[key]) if hasattr(block[key], "keys") else None for key in block}
+
+    config = importlib.import_module(f"configs.{name}").get_config()
+    recipe = keras_recipe.get_config()
+    for block in (config, recipe):
+        del block["augment"]
+    assert keys(config) == keys(recipe)
+    config = importlib.import_module(f"configs.{name}").get_config()
+    settings = settings_for(config.augment, None, np.zeros(0, int))
+    assert settings.symmetries == (name != "keras_recipe")
+    assert config.sampling == "shuffle" or config.class_weights == "none"  # balanced once
+
+
+def test_the_recipe_has_no_views():
+    config = keras_recipe.get_config()
+    assert settings_for(config.augment, None, np.zeros(0, int)) == AugmentSettings()
+
+
+@pytest.mark.parametrize("arguments", ["", "fold=3", "labels=subtype", "labels=subtype,seed=7"])
+def test_all_of_breakhis_can_be_split_as_recommended(breakhis_folds, arguments):
+    config = breakhis.get_config(arguments)
+    dataset = catalogue(names_at(breakhis_folds / "dsfold1.txt"), config.data.labels)
+    split = make_split(dataset, config.split)
+    assert split.patient_disjoint and split.policy["group"] == (
+        "id82" if "fold" in arguments else config.split.group
+    )
+    for side in (split.train, split.validation, split.test):
+        assert set(dataset.labels[side]) == set(range(len(dataset.class_names)))
+
+
+def test_arguments():
+    config = breakhis.get_config("fold=2,magnification=100,seed=5")
+    assert (config.split.policy, config.split.fold, config.data.magnification) == (
+        "official",
+        2,
+        100,
+    )
+    assert config.seed == config.split.seed == 5 and config.data.duplicates == "keep"
+    assert breakhis.get_config().data.duplicates == "drop"
+    for wrong in ("labels=nine", "fold=x", "speed=3"):
+        with pytest.raises(ValueError, match=f"{wrong}: expected fold="):
+            breakhis.get_config(wrong)
