@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.data.name = "breakhis"
     config.data.path = ""  # the folder that holds BreaKHis_v1, or BreaKHis_v1.tar.gz
     config.data.image_size = (224, 224)  # height, width
+    config.data.labels = "binary"  # or 'subtype', BreakHis's eight
     config.data.magnification = 0  # 40, 100, 200, 400, or 0 for all
     config.data.require_complete = False  # True: all 7,909 images must be there
     config.data.duplicates = "keep"  # of the images that BreakHis has twice; or 'drop', 'error'
