@@ -45,7 +45,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], unit
         count = cells[row, column]
         if not count and row != column:
             continue  # an empty cell is white, and 0 in every one hides the rest
-        colour = "white" if share[row, column] > 0.5 else INK
+        colour = "white" if share[row, column] > 0.65 else INK
         with_share = classes <= _SHARES_UP_TO and totals[row, 0] > 0
         at = "bottom" if with_share else "center"
         axes.text(column, row, f"{count}", va=at, ha="center", fontsize=large, color=colour)

@@ -5,7 +5,9 @@ again, and those numbers are made as there; a mean over classes ('macro') gives 
 weight and exists only if every class is there, since a mean over seven of eight is another number.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -139,9 +141,14 @@ def class_values(
     found: dict[Any, np.ndarray] = _from_confusion(confusion)
     found["top2_accuracy"] = weights @ top / confusion.sum(axis=(1, 2))
     if "macro_roc_auc" in names:
-        for k in range(classes):
-            own = areas((label == k).astype(int), probability[:, k], patient, weights)
-            found |= {(name, k): values for name, values in own.items()}
+
+        def against_the_rest(k: int) -> dict[str, np.ndarray]:
+            return areas((label == k).astype(int), probability[:, k], patient, weights)
+
+        # NumPy lets other threads run while it adds.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for k, own in enumerate(pool.map(against_the_rest, range(classes))):
+                found |= {(name, k): values for name, values in own.items()}
         found["macro_roc_auc"] = np.mean([found["roc_auc", k] for k in range(classes)], axis=0)
     return {key: values for key, values in found.items() if key in names or isinstance(key, tuple)}
 
