@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     config.split.fold = 1  # of 'official' and 'kfold'
     config.split.folds = 5  # of 'kfold'
     config.split.group = "case70"  # who is one patient: case70, slide81 or id82
+    config.split.mixed_patients = "error"  # of several classes; 'rarest' counts them for that one
     config.split.test_fraction = 0.2
     config.split.validation_fraction = 0.15
     config.split.seed = 0

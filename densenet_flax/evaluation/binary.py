@@ -1,6 +1,6 @@
 """Two classes: every metric of a set of units, and of thousands of resamples of it at once.
 
-A unit is an image, or a patient with the mean of his images' probabilities. A metric that does not
+A unit is an image, or a patient with the mean of all images' probabilities. A metric that does not
 exist (only one class present, nothing predicted positive) is None, with the reason under
 'undefined': a 0 there would read as a bad result and NaN is not JSON. A resample is a row of
 weights, how often each patient was drawn; its results are those of a loop that copies rows and

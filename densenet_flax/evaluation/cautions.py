@@ -72,7 +72,7 @@ def _patients(metrics: Mapping[str, Any]) -> Iterator[str]:
         if len(names) == 2:
             said = "Only " + " and ".join(count(n, f"{name} patient") for name, n in few.items())
         else:
-            said = f"Few patients: {listed([f'{n} {name}' for name, n in few.items()])}"
+            said = f"Few patients: {listed([_few(*item) for item in few.items()])}"
         yield (
             f"{said}: another choice of patients could change every figure by much, and even the "
             "intervals are not wide enough with so few."
@@ -84,6 +84,10 @@ def _patients(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{count(mixed, 'patient')} with images of {several} classes: they have no single true "
             "class, so of the patient-level metrics only the recognition rate exists."
         )
+
+
+def _few(name: str, n: int) -> str:
+    return f"{n} {name.replace('_', ' ')}"
 
 
 def _certainty(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -34,7 +34,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], unit
     classes = len(cells)
     totals = cells.sum(axis=1, keepdims=True)
     share = np.divide(cells, totals, out=np.zeros(cells.shape), where=totals > 0)
-    side = min(2.6 + 0.68 * classes, 14)
+    side = min(2.4 + 0.53 * classes, 14)
     figure = Figure(figsize=(side, side - 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)

@@ -201,7 +201,7 @@ def class_basis(
         sizes = np.unique(strata(sample), return_counts=True)[1]
         return _together(sizes, sizes)
     counts = has.sum(axis=0)
-    single = [class_names[i] for i in np.flatnonzero(counts == 1) if k in (None, i)]
+    single = [class_names[int(i)] for i in np.flatnonzero(counts == 1) if k in (None, i)]
     if single:
         return Basis(1, reason=f"only one {single[0]} patient, and one cannot be resampled")
     if k is None:

@@ -141,7 +141,7 @@ _MORE = Wording(
         ),
         "confusion_matrix_patients": (
             "Confusion matrix, patients",
-            "The same of patients, each called once by the mean of his images' probabilities.",
+            "The same of patients, each called once by the mean of all images' probabilities.",
         ),
         "roc": (
             "ROC curves, each class against the rest",
