@@ -185,8 +185,6 @@ def _counts_by_score(
     step = max(1, _CHUNK // len(order))
     for begin in range(0, len(weights), step):
         drawn = weights[begin : begin + step][:, patient]
-        everyone, positive = drawn, drawn * label
-        if len(starts) < len(order):  # some scores are shared
-            everyone = np.add.reduceat(drawn, starts, axis=1)
-            positive = np.add.reduceat(positive, starts, axis=1)
+        everyone = np.add.reduceat(drawn, starts, axis=1)
+        positive = np.add.reduceat(drawn * label, starts, axis=1)
         yield positive, everyone - positive
