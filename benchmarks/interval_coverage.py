@@ -25,7 +25,8 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from densenet_flax.evaluation.intervals import Settings
-from densenet_flax.evaluation.resampling import Sample, draw_patients, image_values
+from densenet_flax.evaluation.resampling import image_values
+from densenet_flax.evaluation.sample import Sample, draw_patients
 
 AUC = 0.95
 LEVEL = 0.95

@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "breakhis"
     config.data.path = ""  # the folder that holds BreaKHis_v1, or BreaKHis_v1.tar.gz
-    config.data.labels = "binary"  # or 'subtype', BreakHis's eight
     config.data.image_size = (224, 224)  # height, width
+    config.data.labels = "binary"  # or 'subtype', BreakHis's eight
     config.data.magnification = 0  # 40, 100, 200, 400, or 0 for all
     config.data.require_complete = False  # True: all 7,909 images must be there
     config.data.duplicates = "keep"  # of the images that BreakHis has twice; or 'drop', 'error'
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.split.fold = 1  # of 'official' and 'kfold'
     config.split.folds = 5  # of 'kfold'
     config.split.group = "case70"  # who is one patient: case70, slide81 or id82
-    config.split.mixed_patients = "error"  # or 'rarest': keep a patient of several classes whole
+    config.split.mixed_patients = "error"  # of several classes; 'rarest' counts them for that one
     config.split.test_fraction = 0.2
     config.split.validation_fraction = 0.15
     config.split.seed = 0

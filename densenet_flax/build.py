@@ -26,8 +26,12 @@ _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _CALIBRATION_IMAGES = 64
 
 
-def build_model(config: ConfigDict) -> DenseNet:
-    """The network of a configuration, with a head for two classes.
+def build_model(config: ConfigDict, num_classes: int = 2) -> DenseNet:
+    """The network of a configuration, with a head.
+
+    Args:
+      config: see `configs/keras_recipe.py`.
+      num_classes: of the data.
 
     Raises:
       InputError: an unknown network or number format, or a head that cannot be.
@@ -45,7 +49,7 @@ def build_model(config: ConfigDict) -> DenseNet:
     if any(size < 1 for size in hidden) or not 0 <= config.model.dropout < 1:
         raise InputError("config.model: hidden sizes must be positive and dropout in [0, 1)")
     return NETWORKS[name](
-        num_classes=2,
+        num_classes=num_classes,
         hidden=hidden,
         dropout=config.model.dropout,
         momentum=config.model.bn_momentum,

@@ -73,11 +73,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         model = build_model(config)
         check_rule(config.threshold)
         dataset = open_dataset(config.data, cache_directory(config))
-        if len(dataset.class_names) != 2:
-            raise InputError(
-                f"{dataset.name} has {len(dataset.class_names)} classes "
-                f"({', '.join(dataset.class_names[:4])}, …): the head and the report are for two"
-            )
+        check_rule(config.threshold, len(dataset.class_names))
+        model = model.clone(num_classes=len(dataset.class_names))
         has_begun = place.has_begun
         if has_begun:
             place.check(config.to_dict())
@@ -147,6 +144,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         check_rule(config.threshold)
         checkpoints = Checkpoints(place.checkpoints)
         dataset = open_dataset(config.data, cache_directory(config))
+        check_rule(config.threshold, len(dataset.class_names))
         split = load_split(place.split, dataset)
         sampler = make_sampler(
             dataset, split.train, config.sampling, config.seed, group=config.split.group
@@ -209,7 +207,7 @@ def _evaluate(
     info = WeightsInfo.from_dict(chosen.meta["network"])
     mesh = make_mesh()
     pipeline = Pipeline(
-        as_trained(build_model(config), info),
+        as_trained(build_model(config, len(dataset.class_names)), info),
         mesh,
         cuts=[stage.frontier.cut for stage in stages],
         preprocessing=info.preprocessing,
@@ -252,7 +250,7 @@ def _predict(
         magnification=dataset.metadata["magnification"][rows],
         slide=dataset.metadata["slide_id"][rows],
         label=dataset.labels[rows],
-        probability=probabilities(logits)[:, 1],
+        probability=probabilities(logits),
         class_names=dataset.class_names,
     )
 

@@ -104,6 +104,30 @@ def test_evaluation_alone_and_at_another_batch_size(trained, cache, tmp_path):
     assert got["image"] == wanted["image"] and got["patient"] == wanted["patient"]
 
 
+def test_eight_classes_from_drawing_to_report(cache, tmp_path):
+    eight = (
+        "--config.data.labels=subtype",
+        "--config.data.drawn.benign_patients=12",
+        "--config.data.drawn.malignant_patients=12",
+    )
+    refused = run(tmp_path / "w", cache, *eight, "--config.threshold=youden")
+    assert_one_clear_line(refused, "youden", "there are 8 classes")
+    done = run(tmp_path / "w", cache, *eight)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"Accuracy 0\.\d\d over 8 classes", done.stderr)
+    found = json.loads((tmp_path / "w" / "report" / "metrics.json").read_text())
+    assert len(found["class_names"]) == len(found["by_class"]) == 8
+    assert found["calibration"]["test"]["after"]["nll"] > 0
+    point = json.loads((tmp_path / "w" / "operating_point.json").read_text())
+    assert point["threshold"] is None and point["temperature"] > 0
+    head = (tmp_path / "w" / "report" / "predictions.csv").read_text().splitlines()[0]
+    assert "probability_papillary_carcinoma" in head and "calibrated_adenosis" in head
+    rows = (tmp_path / "w" / "report" / "predictions.csv").read_bytes()
+    again = run(tmp_path / "w", cache, *eight, "--mode=evaluate")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "w" / "report" / "predictions.csv").read_bytes() == rows
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

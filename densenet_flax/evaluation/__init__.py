@@ -14,7 +14,7 @@ _HOME = {
     "cross_validation_summary": "folds",
     "evaluate": "metrics",
     "pool": "folds",
-    "read_csv": "predictions",
+    "read_csv": "predictions_csv",
     "verdict": "report",
     "write_report": "report",
 }

@@ -10,7 +10,8 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.comparison import compare, comparison_table
 from densenet_flax.evaluation.folds import cross_validation_summary, summary_table
 from densenet_flax.evaluation.intervals import LEVEL, RESAMPLES
-from densenet_flax.evaluation.predictions import CLASS_NAMES, read_csv
+from densenet_flax.evaluation.predictions import CLASS_NAMES
+from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.evaluation.report import verdict, write_report
 
 
@@ -32,9 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--classes",
-        default=",".join(CLASS_NAMES),
         metavar="NEGATIVE,POSITIVE",
-        help="class names in the tables (%(default)s)",
+        help=f"class names in the tables ({','.join(CLASS_NAMES)}; more than two are read from "
+        "the columns probability_<class>)",
     )
     common.add_argument("--resamples", type=int, default=RESAMPLES, help="(%(default)s)")
     common.add_argument("--seed", type=int, default=0, help="(%(default)s)")
@@ -67,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _class_names(given: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(name.strip() for name in given.classes.split(","))
+def _class_names(given: argparse.Namespace) -> tuple[str, ...] | None:
+    return given.classes and tuple(name.strip() for name in given.classes.split(","))
 
 
 def _compare(given: argparse.Namespace) -> None:

@@ -8,21 +8,18 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.calibration import (
     BINS,
     bin_index,
+    brier_per_image,
     calibration_metrics,
+    main_bins,
     margin,
     nll_per_image,
 )
-from densenet_flax.evaluation.intervals import (
-    Settings,
-    fewest_patients,
-    intervals,
-    mean_intervals,
-    too_few,
-)
+from densenet_flax.evaluation.intervals import Settings, intervals, mean_intervals
+from densenet_flax.evaluation.measures import measures_of
 from densenet_flax.evaluation.metrics import evaluate
 from densenet_flax.evaluation.operating_point import OperatingPoint
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.resampling import draw_patients, per_patient, sample_of
+from densenet_flax.evaluation.sample import per_patient, sample_of
 
 
 def assess(
@@ -52,9 +49,10 @@ def assess(
             )
     point = None
     if operating_point is not None:
+        two = len(predictions.class_names) == 2
         point = {
             **operating_point.to_dict(),
-            "calibrated_threshold": operating_point.calibrated_threshold,
+            "calibrated_threshold": operating_point.calibrated_threshold if two else None,
         }
     return {
         **evaluate(predictions),
@@ -86,7 +84,8 @@ def _calibration(
         ("after", predictions.calibrated),
     ):
         if probability is not None:
-            _add_bin_intervals(test[side]["bins"], predictions, probability, settings)
+            name, outcome, said = main_bins(predictions.label, probability)
+            _add_bin_intervals(test[side][name], predictions, outcome, said, settings)
     return {
         "bins": BINS,
         "test": test,
@@ -108,7 +107,7 @@ def _before_and_after(table: Predictions) -> dict[str, Any]:
 
 def _errors(label: np.ndarray, probability: np.ndarray, when: str) -> dict[str, np.ndarray]:
     return {
-        f"brier_{when}": (probability - label) ** 2,
+        f"brier_{when}": brier_per_image(label, probability),
         f"nll_{when}": nll_per_image(label, margin(probability)),
     }
 
@@ -116,20 +115,21 @@ def _errors(label: np.ndarray, probability: np.ndarray, when: str) -> dict[str, 
 def _add_bin_intervals(
     rows: list[dict[str, Any]],
     predictions: Predictions,
-    probability: np.ndarray,
+    outcome: np.ndarray,
+    said: np.ndarray,
     settings: Settings,
 ) -> None:
-    """How far the share of positives in each bin moves with other patients."""
+    """How far the share in each bin that came true moves with other patients."""
     sample = sample_of([predictions])
-    nothing = bool(too_few(sample, "", predictions.class_names))
-    patients = fewest_patients(sample, "")
-    weights = draw_patients(sample.patient_label, settings.resamples, settings.seed)
-    member = np.eye(len(rows))[bin_index(probability, len(rows))]
+    basis = measures_of(sample.probability).basis(sample, "", predictions.class_names)
+    weights = settings.draw(sample)
+    member = np.eye(len(rows))[bin_index(said, len(rows))]
     count = weights @ per_patient(sample, member)
-    positive = weights @ per_patient(sample, member * predictions.label[:, None])
+    positive = weights @ per_patient(sample, member * outcome[:, None])
     with np.errstate(invalid="ignore"):
         share = positive / count
     for i, row in enumerate(rows):
-        span = None if nothing or not row["count"] else settings.interval(share[:, i], patients)
+        empty = basis.reason or not row["count"]
+        span = None if empty else settings.interval(share[:, i], basis)
         exists = span is not None and span["low"] is not None
         row["accuracy_interval"] = [span["low"], span["high"]] if span and exists else None

@@ -1,14 +1,18 @@
 """Whether a probability means what it says: temperature scaling, ECE, Brier score, NLL.
 
 The temperature divides the margin, log(P / (1 − P)), which is the difference of the two logits.
-It keeps the order of images and which side of 0.5 they are on, so it changes no AUC.
+It keeps the order of images and which side of 0.5 they are on, so it changes no AUC. Of more than
+two classes it divides the logits, which are log P but for a constant of the image; the order of
+classes stays, so it changes no call.
+
+Probabilities are P(positive), `[images]`, or `[images, classes]` of more than two classes.
 """
 
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
+from scipy.special import expit, logsumexp, softmax
 
 BINS = 15
 # What float64 resolves near 1: a surer margin cannot be told from a probability, which is then
@@ -18,8 +22,13 @@ _TEMPERATURES = (0.05, 20.0)
 
 
 def margin(probability: np.ndarray) -> np.ndarray:
-    """Log-odds of the positive class, the difference of the two logits; at most ±36.7."""
+    """Log-odds of the positive class, the difference of the two logits; at most ±36.7.
+
+    Of more than two classes log P of each, at least −36.7.
+    """
     probability = np.asarray(probability, np.float64)
+    if probability.ndim > 1:
+        return np.log(np.maximum(probability, 2.0**-53))
     with np.errstate(divide="ignore"):
         odds = np.log(probability) - np.log1p(-probability)
     return np.clip(odds, -_LARGEST_MARGIN, _LARGEST_MARGIN)
@@ -29,20 +38,31 @@ def calibrate(probability: np.ndarray, temperature: float) -> np.ndarray:
     """The probability at a temperature; 1 returns it unchanged."""
     if temperature == 1:
         return np.asarray(probability, np.float64)
-    return expit(margin(probability) / temperature)
+    margins = margin(probability) / temperature
+    return softmax(margins, axis=-1) if margins.ndim > 1 else expit(margins)
 
 
 def nll_per_image(label: np.ndarray, margins: np.ndarray) -> np.ndarray:
     """Negative log-likelihood of each image's true class, in nats."""
+    if margins.ndim > 1:
+        return logsumexp(margins, axis=1) - margins[np.arange(len(label)), label]
     return np.logaddexp(0, np.where(label == 1, -margins, margins))
+
+
+def brier_per_image(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """(P(positive) − truth)²; of more than two classes the sum of that over all classes, 0 to 2."""
+    if probability.ndim > 1:
+        return ((probability - np.eye(probability.shape[1])[label]) ** 2).sum(axis=1)
+    return (probability - label) ** 2
 
 
 def fit_temperature(margins: np.ndarray, label: np.ndarray) -> tuple[float, str]:
     """The temperature of least mean NLL.
 
     Args:
-        margins: Positive logit minus negative logit, per validation image.
-        label: 0 or 1.
+        margins: Positive logit minus negative logit, per validation image; of more than two
+            classes the logits.
+        label: Index of the class.
 
     Returns:
         The temperature, and ''; or 1 and the reason why none is best. That is so where only one
@@ -80,26 +100,43 @@ def calibration_metrics(
 
     `ece` bins P(positive) and compares its mean with the share that is positive.
     `ece_top_label` bins the probability of the likelier class and compares it with the share
-    that is right, as most papers on networks do. They are different numbers.
+    that is right, as most papers on networks do. They are different numbers; of more than two
+    classes there is only the second.
 
     Args:
-        label: 0 or 1 per image.
-        probability: P(positive) per image.
+        label: Index of the class per image.
+        probability: Per image.
         bins: Equal-width bins from 0 to 1, closed on the left; the last holds 1 too.
     """
     label = np.asarray(label)
-    top = np.maximum(probability, 1 - probability)
-    right = (probability >= 0.5) == (label == 1)
-    rows = binned(label, probability, bins)
-    top_rows = binned(right, top, bins)
-    return {
+    found: dict[str, Any] = {
         "n": len(label),
-        "brier": float(np.mean((probability - label) ** 2)),
+        "brier": float(np.mean(brier_per_image(label, probability))),
         "nll": float(nll_per_image(label, margin(probability)).mean()),
-        "ece": _expected_error(rows),
-        "ece_top_label": _expected_error(top_rows),
-        "bins": rows,
-        "bins_top_label": top_rows,
+    }
+    for name, (outcome, said) in _calibrated(label, probability).items():
+        rows = binned(outcome, said, bins)
+        found |= {f"ece{name}": _expected_error(rows), f"bins{name}": rows}
+    return found
+
+
+def main_bins(label: np.ndarray, probability: np.ndarray) -> tuple[str, np.ndarray, np.ndarray]:
+    """The bins that are drawn: under which name, and outcome and probability of each image."""
+    name, (outcome, said) = next(iter(_calibrated(label, probability).items()))
+    return f"bins{name}", outcome, said
+
+
+def _calibrated(
+    label: np.ndarray, probability: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Outcome, and the probability that was said of it, of each error there is."""
+    if probability.ndim > 1:
+        right = probability.argmax(axis=1) == label
+        return {"_top_label": (right, probability.max(axis=1))}
+    right = (probability >= 0.5) == (label == 1)
+    return {
+        "": (label, probability),
+        "_top_label": (right, np.maximum(probability, 1 - probability)),
     }
 
 

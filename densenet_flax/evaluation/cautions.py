@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from densenet_flax.evaluation.wording import class_totals, listed
+
 # Below this many patients of a class, one patient moves its recall by more than ten points.
 FEW_PATIENTS = 10
 
@@ -19,8 +21,10 @@ def verdict(metrics: Mapping[str, Any]) -> str:
         if drawn and span
         else ""
     )
+    classes = len(metrics["class_names"])
+    among = f" over {classes} classes" if classes > 2 else ""
     return (
-        f"Accuracy {image['accuracy']:.2f}{interval} on {count(image['n'], 'image')} "
+        f"Accuracy {image['accuracy']:.2f}{among}{interval} on {count(image['n'], 'image')} "
         f"of {count(patient['n'], 'patient')}{unseen}"
     )
 
@@ -36,12 +40,6 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def class_totals(metrics: Mapping[str, Any]) -> tuple[int, int]:
-    """Number of images of each class."""
-    cells = metrics["image"]["confusion"]
-    return cells["tn"] + cells["fp"], cells["fn"] + cells["tp"]
-
-
 def count(n: int, noun: str) -> str:
     """'1 image', '2 images'."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
@@ -55,32 +53,41 @@ def _leaks(metrics: Mapping[str, Any]) -> Iterator[str]:
         )
     shared = metrics.get("shared_with_validation")
     if shared:
+        chosen = "threshold and the temperature" if metrics["positive_class"] else "temperature"
         yield (
             f"{count(shared, 'test patient')} also gave validation images, which chose the "
-            "threshold and the temperature and often the epoch: these figures are too good for "
-            "a new patient."
+            f"{chosen} and often the epoch: these figures are too good for a new patient."
         )
 
 
 def _patients(metrics: Mapping[str, Any]) -> Iterator[str]:
     patient, names = metrics["patient"], metrics["class_names"]
-    for name, total in zip(names, class_totals(metrics), strict=True):
-        if total == 0:
-            yield f"There is not one {name} image here, so most metrics do not exist."
+    absent = [name for name, n in zip(names, class_totals(metrics), strict=True) if n == 0]
+    gone = "most metrics" if len(names) == 2 else "means over the classes"
+    if absent:
+        yield f"There is not one {' or '.join(absent)} image here, so {gone} do not exist."
     few = {name: patient["n_by_class"][name] for name in names}
     few = {name: n for name, n in few.items() if 0 < n < FEW_PATIENTS}
     if few:
-        counted = " and ".join(count(n, f"{name} patient") for name, n in few.items())
+        if len(names) == 2:
+            said = "Only " + " and ".join(count(n, f"{name} patient") for name, n in few.items())
+        else:
+            said = f"Few patients: {listed([_few(*item) for item in few.items()])}"
         yield (
-            f"Only {counted}: another choice of patients could change every figure by much, and "
-            "even the intervals are not wide enough with so few."
+            f"{said}: another choice of patients could change every figure by much, and even the "
+            "intervals are not wide enough with so few."
         )
-    mixed = patient["n_by_class"].get("both", 0)
+    several = "both" if len(names) == 2 else "several"
+    mixed = patient["n_by_class"].get(several, 0)
     if mixed:
         yield (
-            f"{count(mixed, 'patient')} with images of both classes: they have no single true "
+            f"{count(mixed, 'patient')} with images of {several} classes: they have no single true "
             "class, so of the patient-level metrics only the recognition rate exists."
         )
+
+
+def _few(name: str, n: int) -> str:
+    return f"{n} {name.replace('_', ' ')}"
 
 
 def _certainty(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -97,7 +104,7 @@ def _certainty(metrics: Mapping[str, Any]) -> Iterator[str]:
 def _guessing(metrics: Mapping[str, Any]) -> Iterator[str]:
     image, totals = metrics["image"], class_totals(metrics)
     always = max(totals) / image["n"]
-    if min(totals) and image["accuracy"] <= always:
+    if sum(total > 0 for total in totals) > 1 and image["accuracy"] <= always:
         common = metrics["class_names"][totals.index(max(totals))]
         yield (
             f"Accuracy {image['accuracy']:.3f} is no better than calling every image {common} "

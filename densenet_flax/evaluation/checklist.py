@@ -6,6 +6,8 @@ The rows carry the item numbers of TRIPOD+AI (2024) and CLAIM (2020); None is wh
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from densenet_flax.evaluation.wording import wording_of, wrong_images
+
 UNKNOWN = "not recorded"
 
 
@@ -16,7 +18,6 @@ def checklist(
     run, drawn = metrics["run"], metrics["intervals"]
     split = run.get("split") or {}
     image, patient = metrics["image"], metrics["patient"]
-    positive = metrics["positive_class"]
     classes = ", ".join(f"{patient['n_by_class'][name]} {name}" for name in metrics["class_names"])
     disjoint: dict[Any, str] = {True: "patient-disjoint", False: "not patient-disjoint"}
     yield ["Intended use, population", "3a, 3b", "3, 4", card.get("intended_use")]
@@ -37,7 +38,7 @@ def checklist(
     uncertainty = f"{drawn['method']}, {drawn['resamples']} resamples"
     yield ["Uncertainty", "12e, 23a", "29, 36", uncertainty]
     yield ["Recalibration", "12f, 24", "28", calibration_of(metrics)]
-    yield ["Output and threshold", "15", "28", f"P({positive}); {threshold_of(metrics)}"]
+    yield ["Output and threshold", "15", "28", _output(metrics)]
     yield ["Explainability", "", "31", _explained(run)]
     yield ["Evaluation on external data", "16", "32", card.get("external_validation")]
     yield ["Ethical approval", "17", "", card.get("ethics")]
@@ -50,16 +51,28 @@ def checklist(
     yield ["Characteristics of participants", "20b, 20c", "34", card.get("demographics")]
     yield ["Performance with intervals", "23a", "36", verdict]
     groups = f"{len(metrics['by_magnification'])} magnifications, "
-    groups += f"{len(metrics['by_subtype'])} subtypes, every patient: report.html"
+    subtypes = len(metrics["by_subtype"])
+    kinds = f"{len(metrics['class_names'])} classes" if "by_class" in metrics else ""
+    kinds += ", " if kinds and subtypes else ""
+    kinds += f"{subtypes} subtypes" if subtypes or not kinds else ""
+    groups += f"{kinds}, every patient: report.html"
     yield ["Differences between groups", "12d, 23b", "30", groups]
-    wrong = image["confusion"]["fp"] + image["confusion"]["fn"]
-    yield ["Failure analysis", "", "37", f"{wrong} wrong images, the surest in report.html"]
+    wrong = f"{wrong_images(metrics)} wrong images, the surest in report.html"
+    yield ["Failure analysis", "", "37", wrong]
     yield ["Limitations", "26", "38", "see Bias, risks and limitations"]
+
+
+def _output(metrics: Mapping[str, Any]) -> str:
+    positive = metrics["positive_class"]
+    said = f"P({positive})" if positive else f"P of {len(metrics['class_names'])} classes"
+    return f"{said}; {threshold_of(metrics)}"
 
 
 def threshold_of(metrics: Mapping[str, Any]) -> str:
     """The threshold, and how it was chosen."""
     point = metrics["operating_point"]
+    if metrics["threshold"] is None:
+        return "none, the likeliest class is called"
     how = f"by rule {point['rule']} on {point['chosen_on'] or 'no images'}" if point else "given"
     return f"{metrics['threshold']:.4g}, {how}"
 
@@ -67,12 +80,13 @@ def threshold_of(metrics: Mapping[str, Any]) -> str:
 def calibration_of(metrics: Mapping[str, Any]) -> str:
     """The temperature, and what it changed."""
     test, point = metrics["calibration"]["test"], metrics["operating_point"]
+    ece = wording_of(metrics).ece
     if not test["after"]:
-        return f"none; ECE {test['before']['ece']:.3f}, Brier {test['before']['brier']:.3f}"
+        return f"none; ECE {test['before'][ece]:.3f}, Brier {test['before']['brier']:.3f}"
     temperature = f"temperature {point['temperature']:.3g}" if point else "temperature unknown"
     return f"{temperature}; " + ", ".join(
         f"{name} {test['before'][key]:.3f} before and {test['after'][key]:.3f} after"
-        for key, name in (("ece", "ECE"), ("brier", "Brier"), ("nll", "NLL"))
+        for key, name in ((ece, "ECE"), ("brier", "Brier"), ("nll", "NLL"))
     )
 
 

@@ -7,22 +7,12 @@ import numpy as np
 from scipy import stats
 
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation.intervals import (
-    LEVEL,
-    RESAMPLES,
-    Settings,
-    fewest_patients,
-    too_few,
-)
-from densenet_flax.evaluation.metrics import METRICS, image_metrics, patient_metrics
+from densenet_flax.evaluation.intervals import LEVEL, RESAMPLES, Settings
+from densenet_flax.evaluation.measures import measures_of
+from densenet_flax.evaluation.metrics import image_metrics, patient_metrics
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.resampling import (
-    PATIENT_METRICS,
-    draw_patients,
-    image_values,
-    patient_values,
-    sample_of,
-)
+from densenet_flax.evaluation.resampling import image_values, patient_values
+from densenet_flax.evaluation.sample import Basis, sample_of
 
 
 def compare(
@@ -54,16 +44,18 @@ def compare(
     settings = Settings(resamples, seed, level)
     b = _aligned(predictions_a, predictions_b)
     samples = sample_of([predictions_a]), sample_of([b])
-    weights = draw_patients(samples[0].patient_label, resamples, seed)
+    measures, weights = measures_of(b.probability), settings.draw(samples[0])
     result: dict[str, Any] = {
         **settings.describe(),
         "n": len(b),
         "patients": len(samples[0].patient_label),
-        "thresholds": {"a": predictions_a.threshold, "b": b.threshold},
+        "thresholds": {"a": predictions_a.threshold, "b": b.threshold}
+        if len(b.class_names) == 2
+        else None,
     }
     for unit, names, measure, draw in (
-        ("image", METRICS, image_metrics, image_values),
-        ("patient", PATIENT_METRICS, patient_metrics, patient_values),
+        ("image", measures.names, image_metrics, image_values),
+        ("patient", measures.patient_names, patient_metrics, patient_values),
     ):
         points = measure(predictions_a), measure(b)
         drawn = draw(samples[0], weights), draw(samples[1], weights)
@@ -71,10 +63,10 @@ def compare(
         undefined: dict[str, str] = {}
         for name in names:
             reasons = [point["undefined"].get(name, "") for point in points]
-            reasons.append(too_few(samples[0], name, b.class_names))
+            basis = measures.basis(samples[0], name, b.class_names)
+            reasons.append(basis.reason)
             values = drawn[1][name] - drawn[0][name]
-            patients = fewest_patients(samples[0], name)
-            row = None if any(reasons) else _row(points, name, values, settings, patients)
+            row = None if any(reasons) else _row(points, name, values, settings, basis)
             if row and row["low"] is None:
                 reasons.append("it exists for both in too few resamples")
                 row = None
@@ -85,7 +77,7 @@ def compare(
     return result
 
 
-def p_value(differences: np.ndarray, patients: int) -> float:
+def p_value(differences: np.ndarray, basis: Basis) -> float:
     """Two-sided bootstrap p-value: how far into the resamples 0 lies, counted from either end.
 
     One is added to the counts, because no number of resamples can show that something never
@@ -97,23 +89,32 @@ def p_value(differences: np.ndarray, patients: int) -> float:
     tiny = 1e-12
     tail = min(np.sum(exist <= tiny), np.sum(exist >= -tiny))
     share = min(0.5, (tail + 1) / (len(exist) + 1))
+    patients = basis.patients
     if patients > 1:
         shrinking = np.sqrt((patients - 1) / patients)
-        share = stats.t.cdf(shrinking * stats.norm.ppf(share), patients - 1)
+        freedom = patients - 1 if basis.freedom is None else basis.freedom
+        share = stats.t.cdf(shrinking * stats.norm.ppf(share), freedom)
     return float(2 * share)
 
 
 def comparison_table(result: Mapping[str, Any], name_a: str = "A", name_b: str = "B") -> str:
     """The comparison as text, for a terminal."""
     level = f"{result['level']:.0%}"
+    units = {
+        unit: [name for name in result[unit] if name != "undefined"]
+        for unit in ("image", "patient")
+    }
+    called = {side: "likeliest class" for side in "ab"}
+    if result["thresholds"]:
+        called = {side: f"threshold {result['thresholds'][side]:.3g}" for side in "ab"}
     lines = [
-        f"A  {name_a}  (threshold {result['thresholds']['a']:.3g})",
-        f"B  {name_b}  (threshold {result['thresholds']['b']:.3g})",
+        f"A  {name_a}  ({called['a']})",
+        f"B  {name_b}  ({called['b']})",
         f"{result['n']} images of {result['patients']} patients; {result['resamples']} resamples "
         f"of patients, stratified by class, seed {result['seed']}",
     ]
-    width = max(map(len, PATIENT_METRICS))
-    for unit, names in (("image", METRICS), ("patient", PATIENT_METRICS)):
+    width = max(map(len, units["patient"]))
+    for unit, names in units.items():
         title = f"{unit} level"
         lines += [
             "",
@@ -133,7 +134,7 @@ def comparison_table(result: Mapping[str, Any], name_a: str = "A", name_b: str =
         lines += [f"– no {', '.join(which)}: {reason}" for reason, which in reasons.items()]
     lines += [
         "",
-        f"{len(METRICS) + len(PATIENT_METRICS)} comparisons: p is not corrected for that.",
+        f"{sum(map(len, units.values()))} comparisons: p is not corrected for that.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -143,15 +144,15 @@ def _row(
     name: str,
     values: np.ndarray,
     settings: Settings,
-    patients: int,
+    basis: Basis,
 ) -> dict[str, Any]:
     a, b = points[0][name], points[1][name]
     return {
         "a": a,
         "b": b,
         "difference": b - a,
-        **settings.interval(values, patients),
-        "p": p_value(values, patients),
+        **settings.interval(values, basis),
+        "p": p_value(values, basis),
     }
 
 

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from densenet_flax.evaluation.metrics import image_metrics, patient_metrics, patient_table
+from densenet_flax.evaluation.metrics import image_metrics, patient_metrics
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.sample import patient_table
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
-_WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
+WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
 # Beyond this many rows the names are unreadable, and dots tell more without them.
 _NAMED_PATIENTS = 120
 
@@ -77,7 +78,7 @@ def _mark_stages(stages: list[str], epochs: list[int], panels: Sequence[Axes]) -
             for axes in panels:
                 axes.axvline((epochs[i - 1] + epochs[i]) / 2, color=GREY, linewidth=1)
         panels[0].annotate(
-            _plain(stages[i], 22),
+            plain(stages[i], 22),
             (epochs[i] - 0.5, 1),
             xycoords=("data", "axes fraction"),
             xytext=(3, 3),
@@ -93,7 +94,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
     """Counts and row percentages, shaded by the percentage: images, and patients if they exist."""
     levels = [("images", image_metrics(predictions)), ("patients", patient_metrics(predictions))]
     levels = [(unit, found) for unit, found in levels if found["confusion"]]
-    names = [_plain(name, 18) for name in predictions.class_names]
+    names = [plain(name, 18) for name in predictions.class_names]
     figure = Figure(figsize=(3.0 * len(levels) + 0.5, 3.5), layout="constrained")
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
     for axes, (unit, found) in zip(panels, levels, strict=True):
@@ -101,7 +102,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
         counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
         totals = counts.sum(axis=1, keepdims=True)
         share = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
-        axes.imshow(share, cmap=_WHITE_TO_BLUE, vmin=0, vmax=1)
+        axes.imshow(share, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)
         for row, column in np.ndindex(2, 2):
             percent = f"{share[row, column]:.1%}" if totals[row, 0] else f"no {unit}"
             colour = "white" if share[row, column] > 0.5 else INK
@@ -131,7 +132,7 @@ def roc(predictions: Predictions, intervals: Mapping[str, Any] | None = None) ->
         predictions: The table.
         intervals: As `intervals.intervals` returns them, for the legend.
     """
-    figure, axes = _unit_square("1 − specificity", "sensitivity")
+    figure, axes = unit_square("1 − specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for unit, found, label, probability, style in _levels(predictions):
         if not _exists(axes, unit, found, "roc_auc", "ROC"):
@@ -147,7 +148,7 @@ def precision_recall(
     predictions: Predictions, intervals: Mapping[str, Any] | None = None
 ) -> Figure:
     """Precision over sensitivity, with the threshold's own point; arguments as for `roc`."""
-    figure, axes = _unit_square("sensitivity (recall)", "precision")
+    figure, axes = unit_square("sensitivity (recall)", "precision")
     for unit, found, label, probability, style in _levels(predictions):
         if not _exists(axes, unit, found, "pr_auc", "precision"):
             continue
@@ -161,14 +162,17 @@ def precision_recall(
     return _with_legend(figure, axes, predictions, "lower left")
 
 
-def reliability(calibration: Mapping[str, Any], positive: str) -> Figure:
+def reliability(calibration: Mapping[str, Any], positive: str | None) -> Figure:
     """Share that is positive over the probability said, before and after, and how many images.
 
     Args:
         calibration: As 'calibration' in metrics.json.
-        positive: Name of the positive class.
+        positive: Name of the positive class; None of more than two classes, where it is the
+            share that is right over the probability of the likeliest class.
     """
-    test = calibration["test"]
+    test, of = calibration["test"], "" if positive else "_top_label"
+    event = plain(positive, 24) if positive else "right"
+    said = f"P({event})" if positive else "probability of the likeliest class"
     sides = [("before", "as the network says", BLUE, "o-"), ("after", "calibrated", ORANGE, "s--")]
     sides = [side for side in sides if test[side[0]]]
     figure = Figure(figsize=(5.4, 6.2), layout="constrained")
@@ -176,20 +180,20 @@ def reliability(calibration: Mapping[str, Any], positive: str) -> Figure:
     top.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
     for shift, (side, name, colour, style) in zip((-0.004, 0.004), sides, strict=False):
         found = test[side]
-        rows = [row for row in found["bins"] if row["count"]]
+        rows = [row for row in found[f"bins{of}"] if row["count"]]
         x = [row["confidence"] for row in rows]
-        label = f"{name}: ECE {found['ece']:.3f}"
+        label = f"{name}: ECE {found[f'ece{of}']:.3f}"
         top.plot(x, [row["accuracy"] for row in rows], style, color=colour, label=label)
         for row in rows:
             if row.get("accuracy_interval"):
                 at = row["confidence"] + shift
                 top.plot([at, at], row["accuracy_interval"], color=colour, alpha=0.45, zorder=1)
-        edges = [row["lower_edge"] for row in found["bins"]] + [1.0]
-        heights = [row["count"] for row in found["bins"]]
+        edges = [row["lower_edge"] for row in found[f"bins{of}"]] + [1.0]
+        heights = [row["count"] for row in found[f"bins{of}"]]
         bottom.stairs(heights, edges, color=colour, linestyle=style[1:], linewidth=1.6)
-    top.set_ylabel(f"share that is {_plain(positive, 24)}")
+    top.set_ylabel(f"share that is {event}")
     bottom.set_ylabel("images")
-    bottom.set_xlabel(f"P({_plain(positive, 24)}), {calibration['bins']} bins")
+    bottom.set_xlabel(f"{said}, {calibration['bins']} bins")
     top.set_xlim(-0.02, 1.02)
     top.set_ylim(-0.02, 1.02)
     top.legend(frameon=False, loc="best")
@@ -210,7 +214,8 @@ def _levels(predictions: Predictions) -> list[tuple[str, Any, np.ndarray, np.nda
     ]
 
 
-def _unit_square(x: str, y: str) -> tuple[Figure, Axes]:
+def unit_square(x: str, y: str) -> tuple[Figure, Axes]:
+    """Axes from 0 to 1 both ways."""
     figure = Figure(figsize=(5.2, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.set_xlim(-0.02, 1.02)
@@ -224,7 +229,7 @@ def _unit_square(x: str, y: str) -> tuple[Figure, Axes]:
 
 def _exists(axes: Axes, unit: str, found: Mapping[str, Any], name: str, curve: str) -> bool:
     if found[name] is None:
-        reason = _plain(f"{unit}: no {curve}, {found['undefined'][name]}", 60)
+        reason = plain(f"{unit}: no {curve}, {found['undefined'][name]}", 60)
         axes.plot([], [], linestyle="none", label=reason)
     return found[name] is not None
 
@@ -271,17 +276,17 @@ def patient_dots(predictions: Predictions) -> Figure:
         )
         axes.plot(table.probability[i], row, "D", color=INK, markersize=4.5, zorder=3)
         wrong = (table.probability[i] >= predictions.threshold) != bool(table.label[i])
-        labels.append(("× " if wrong and table.label[i] >= 0 else "") + _plain(table.patient[i]))
+        labels.append(("× " if wrong and table.label[i] >= 0 else "") + plain(table.patient[i]))
     for boundary in np.flatnonzero(np.diff(table.label[order])):
         axes.axhline(boundary + 0.5, color=GREY, linewidth=0.8, linestyle=":")
     size = 9 if len(order) <= 50 else 6
     axes.set_yticks(np.arange(len(order)) if named else [], labels if named else [], fontsize=size)
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel(f"P({_plain(predictions.class_names[1], 24)})")
+    axes.set_xlabel(f"P({plain(predictions.class_names[1], 24)})")
     for label, colour, marker in (
-        (_plain(predictions.class_names[0], 18), BLUE, "o"),
-        (_plain(predictions.class_names[1], 18), ORANGE, "s"),
+        (plain(predictions.class_names[0], 18), BLUE, "o"),
+        (plain(predictions.class_names[1], 18), ORANGE, "s"),
         ("patient's mean", INK, "D"),
     ):
         axes.plot([], [], marker, color=colour, markersize=5, label=label)
@@ -303,7 +308,7 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _plain(text: str, longest: int = 28) -> str:
+def plain(text: str, longest: int = 28) -> str:
     """Makes outside text harmless to matplotlib, which reads $…$ as mathematics."""
     text = str(text).encode("utf-8", "replace").decode()
     text = "".join(c if c.isprintable() else "?" for c in text)

@@ -9,15 +9,10 @@ import numpy as np
 
 from densenet_flax.errors import InputError
 from densenet_flax.evaluation.intervals import LEVEL, RESAMPLES, Settings, sample_intervals
-from densenet_flax.evaluation.metrics import (
-    METRICS,
-    binary_metrics,
-    image_metrics,
-    judge_patients,
-    patient_metrics,
-)
+from densenet_flax.evaluation.measures import measures_of
+from densenet_flax.evaluation.metrics import image_metrics, patient_metrics, points
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.resampling import PATIENT_METRICS, Sample, sample_of
+from densenet_flax.evaluation.sample import sample_of
 
 
 def pool(folds: Sequence[Predictions], threshold: float | None = None) -> Predictions:
@@ -85,7 +80,7 @@ def cross_validation_summary(
     rows: list[dict[str, Any]] = [
         {
             "name": str(name),
-            "threshold": fold.threshold,
+            "threshold": fold.threshold if len(fold.class_names) == 2 else None,
             "image": image_metrics(fold),
             "patient": patient_metrics(fold),
         }
@@ -95,19 +90,18 @@ def cross_validation_summary(
     pooled = None
     if not reason:
         sample = sample_of(folds)
-        points = _points(sample, folds[0].class_names)
         pooled = {
-            **points,
+            **points(sample, folds[0].class_names),
             "intervals": {
                 **settings.describe(),
-                **sample_intervals(sample, points, folds[0].class_names, settings),
+                **sample_intervals(sample, folds[0].class_names, settings),
             },
         }
     return {
         "folds": rows,
         "mean": {
             unit: {name: _mean([row[unit][name] for row in rows]) for name in metrics}
-            for unit, metrics in (("image", METRICS), ("patient", PATIENT_METRICS))
+            for unit, metrics in measures_of(folds[0].probability).units().items()
         },
         "pooled": pooled,
         "pooled_undefined": reason or None,
@@ -117,10 +111,10 @@ def cross_validation_summary(
 def summary_table(summary: dict[str, Any]) -> str:
     """The summary as text, for a terminal."""
     rows, pooled = summary["folds"], summary["pooled"]
-    width = max(map(len, PATIENT_METRICS))
+    width = max(map(len, summary["mean"]["patient"]))
     column = max(8, *(len(row["name"]) + 2 for row in rows))
     lines = []
-    for unit, names in (("image", METRICS), ("patient", PATIENT_METRICS)):
+    for unit, names in summary["mean"].items():
         head = "".join(f"{row['name']:>{column}}" for row in rows)
         lines += [f"{unit + ' level':<{width}}{head}   {'mean ± SD':<15}pooled"]
         counts = "".join(f"{row[unit]['n']:>{column}}" for row in rows)
@@ -174,17 +168,3 @@ def _why_not_pooled(folds: Sequence[Predictions]) -> str:
             kind = "images" if what == "file" else "patients"
             return f"{len(twice)} {kind} are in more than one fold, such as '{twice[0]}'"
     return ""
-
-
-def _points(sample: Sample, class_names: Sequence[str]) -> dict[str, Any]:
-    """The metrics of all folds together, each call at its own fold's threshold."""
-    return {
-        "image": binary_metrics(sample.label, sample.probability, sample.predicted, class_names),
-        "patient": judge_patients(
-            sample.patient_label,
-            sample.patient_probability,
-            sample.patient_predicted,
-            sample.patient_rate,
-            class_names,
-        ),
-    }

@@ -13,17 +13,11 @@ import numpy as np
 from scipy import stats
 
 from densenet_flax.errors import InputError
-from densenet_flax.evaluation.metrics import METRICS, image_metrics, patient_metrics
+from densenet_flax.evaluation.measures import measures_of
+from densenet_flax.evaluation.metrics import points, subtypes_are_classes
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.resampling import (
-    PATIENT_METRICS,
-    Sample,
-    draw_patients,
-    image_values,
-    patient_values,
-    per_patient,
-    sample_of,
-)
+from densenet_flax.evaluation.resampling import image_values, patient_values
+from densenet_flax.evaluation.sample import Basis, Sample, draw_patients, per_patient, sample_of
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -49,12 +43,10 @@ def intervals(
     Raises:
         InputError: Fewer than one resample, or a level outside 0 to 1.
     """
-    everyone = sample_of([predictions])
-    points = {"image": image_metrics(predictions), "patient": patient_metrics(predictions)}
     settings = Settings(resamples, seed, level)
     result: dict[str, Any] = {
         **settings.describe(),
-        **sample_intervals(everyone, points, predictions.class_names, settings),
+        **sample_intervals(sample_of([predictions]), predictions.class_names, settings),
         "by_magnification": [],
         "by_subtype": [],
     }
@@ -62,12 +54,14 @@ def intervals(
         ("magnification", predictions.magnification),
         ("subtype", predictions.subtype),
     ):
+        if key == "subtype" and subtypes_are_classes(predictions):
+            continue
         for value in np.unique(column):
             if value == "":
                 continue
-            part = predictions.select(column == value)
-            points = {"image": image_metrics(part), "patient": patient_metrics(part)}
-            found = sample_intervals(sample_of([part]), points, predictions.class_names, settings)
+            part = sample_of([predictions.select(column == value)])
+            found = sample_intervals(part, predictions.class_names, settings)
+            found.pop("by_class", None)
             result[f"by_{key}"].append({key: value.item(), **found})
     return result
 
@@ -91,101 +85,100 @@ class Settings:
             "seed": self.seed,
         }
 
-    def tail(self, patients: int) -> float:
+    def draw(self, sample: Sample) -> np.ndarray:
+        """How often each patient is in each resample, `[resamples, patients]`."""
+        stratum = measures_of(sample.probability).strata(sample)
+        return draw_patients(stratum, self.resamples, self.seed)
+
+    def tail(self, patients: float, freedom: float | None = None) -> float:
         """Share of the resamples to leave out at either end.
 
         (1 − level) / 2 if there were many patients. The spread of a mean's resamples is too small
         by sqrt((n − 1) / n), and the normal's tails are where Student's should be; these are the
         percentiles that make up for both (Hesterberg, The American Statistician 69(4), 2015).
+
+        Args:
+            patients: As `Basis.patients`.
+            freedom: As `Basis.freedom`.
         """
         plain = (1 - self.level) / 2
-        if patients < 2:
+        if patients <= 1:
             return plain
         widening = np.sqrt(patients / (patients - 1))
-        return float(stats.norm.cdf(widening * stats.t.ppf(plain, patients - 1)))
+        freedom = patients - 1 if freedom is None else freedom
+        return float(stats.norm.cdf(widening * stats.t.ppf(plain, freedom)))
 
-    def interval(self, values: np.ndarray, patients: int) -> dict[str, Any]:
+    def interval(self, values: np.ndarray, basis: Basis) -> dict[str, Any]:
         """The middle of the values that exist, for as many patients as the metric rests on."""
         exist = values[np.isfinite(values)]
         missing = len(values) - len(exist)
         if missing > _MOST_UNDEFINED * len(values):
             return {"low": None, "high": None, "undefined_resamples": missing}
-        tail = self.tail(patients)
+        tail = self.tail(basis.patients, basis.freedom)
         low, high = np.quantile(exist, [tail, 1 - tail])
         return {"low": float(low), "high": float(high), "undefined_resamples": missing}
 
 
 def sample_intervals(
-    sample: Sample,
-    points: Mapping[str, Mapping[str, Any]],
-    class_names: Sequence[str],
-    settings: Settings,
+    sample: Sample, class_names: Sequence[str], settings: Settings
 ) -> dict[str, Any]:
     """Intervals at both levels, of every metric that exists, with the reason where none does.
 
     Args:
         sample: The rows.
-        points: 'image' and 'patient': the metrics themselves, with 'undefined'.
-        class_names: (negative, positive), for the reasons.
+        class_names: Of all classes, for the reasons.
         settings: How to resample.
     """
-    weights = draw_patients(sample.patient_label, settings.resamples, settings.seed)
-    found = {
-        "image": (METRICS, image_values(sample, weights)),
-        "patient": (PATIENT_METRICS, patient_values(sample, weights)),
-    }
-    # Both classes are drawn from in every resample if each has a patient of its own; a count
-    # above 0 means that one class is only in patients who have images of both.
-    cells = weights @ per_patient(sample, np.eye(2)[sample.label])
-    result: dict[str, Any] = {
-        "one_class_resamples": int(np.sum((cells == 0).any(axis=1))),
-    }
-    for unit, (names, values) in found.items():
-        rows: dict[str, Any] = {}
-        undefined: dict[str, str] = {}
-        for name in names:
-            reason = points[unit]["undefined"].get(name) or too_few(sample, name, class_names)
-            patients = fewest_patients(sample, name)
-            interval = None if reason else settings.interval(values[name], patients)
-            if interval and interval["low"] is None:
-                reason = (
-                    f"it does not exist in {interval['undefined_resamples']} of "
-                    f"{settings.resamples} resamples"
-                )
-            elif interval and interval["low"] == interval["high"]:
-                # All patients agree. An interval without width would read as certainty.
-                reason = f"it is {interval['low']:.3g} in every resample, which is no certainty"
-            if reason:
-                undefined[name] = reason
-            rows[name] = None if reason else interval
-        result[unit] = {**rows, "undefined": undefined}
+    measures, found = measures_of(sample.probability), points(sample, class_names)
+    weights = settings.draw(sample)
+    values = {"image": image_values(sample, weights), "patient": patient_values(sample, weights)}
+    result: dict[str, Any] = {measures.gap: _gaps(sample, weights, len(class_names))}
+    for unit, names in measures.units().items():
+        bases = {name: measures.basis(sample, name, class_names) for name in names}
+        result[unit] = _rows(settings, found[unit], {n: values[unit][n] for n in names}, bases)
+    for k, row in enumerate(found.get("by_class", ())):
+        bases = {name: measures.basis(sample, name, class_names, k) for name in measures.per_class}
+        own = {name: values["image"][name, k] for name in bases}
+        rows = result.setdefault("by_class", [])
+        rows.append({"class": row["class"], **_rows(settings, row, own, bases)})
     return result
 
 
-def too_few(sample: Sample, name: str, class_names: Sequence[str]) -> str:
-    """Why resampling can say nothing about a metric, or ''.
+def _gaps(sample: Sample, weights: np.ndarray, classes: int) -> int:
+    """Resamples without a class. Each is drawn from in all if it has patients of its own.
 
-    Drawing one patient of one gives that patient every time: an interval without width where
-    there is the most doubt.
+    A count above 0 means that a class is only in patients who have images of several.
     """
-    spoken = {0: f"{class_names[0]} patient", 1: f"{class_names[1]} patient"}
-    for label, patients in _patients_behind(sample, name).items():
-        if patients == 1:
-            kind = spoken.get(label, "patient with images of both classes")
-            return f"only one {kind}, and one cannot be resampled"
-    return ""
+    cells = weights @ per_patient(sample, np.eye(classes)[sample.label])
+    if classes > 2:  # a class that is nowhere is told of as such
+        cells = cells[:, np.isin(np.arange(classes), sample.label)]
+    return int(np.sum((cells == 0).any(axis=1)))
 
 
-def fewest_patients(sample: Sample, name: str) -> int:
-    """How many patients of the rarer class a metric rests on."""
-    return min(_patients_behind(sample, name).values(), default=0)
-
-
-def _patients_behind(sample: Sample, name: str) -> dict[int, int]:
-    """Number of patients of each class (-1: of both) whose images the metric looks at."""
-    concerned = {"sensitivity": (1, -1), "specificity": (0, -1)}.get(name, (0, 1, -1))
-    counts = {label: int(np.sum(sample.patient_label == label)) for label in concerned}
-    return {label: patients for label, patients in counts.items() if patients}
+def _rows(
+    settings: Settings,
+    found: Mapping[str, Any],
+    values: Mapping[str, np.ndarray],
+    bases: Mapping[str, Basis],
+) -> dict[str, Any]:
+    """An interval of each metric, or None and the reason under 'undefined'."""
+    rows: dict[str, Any] = {}
+    undefined: dict[str, str] = {}
+    for name, basis in bases.items():
+        reason = found["undefined"].get(name) or basis.reason
+        interval = None if reason else settings.interval(values[name], basis)
+        if interval and interval["low"] is None:
+            reason = (
+                f"it does not exist in {interval['undefined_resamples']} of "
+                f"{settings.resamples} resamples"
+            )
+        elif interval and interval["low"] == interval["high"]:
+            # All patients agree. An interval without width would read as certainty.
+            reason = f"it is {interval['low']:.3g} in every resample, which is no certainty"
+        if reason:
+            undefined[name] = reason
+        rows[name] = None if reason else interval
+    return {**rows, "undefined": undefined}
 
 
 def mean_intervals(
@@ -199,13 +192,12 @@ def mean_intervals(
         settings: How to resample.
     """
     sample = sample_of([predictions])
-    reason = too_few(sample, "", predictions.class_names)
-    weights = draw_patients(sample.patient_label, settings.resamples, settings.seed)
+    basis = measures_of(sample.probability).basis(sample, "", predictions.class_names)
+    weights = settings.draw(sample)
     images = weights @ np.bincount(sample.patient)
-    patients = fewest_patients(sample, "")
     return {
         name: None
-        if reason
-        else settings.interval(weights @ per_patient(sample, values) / images, patients)
+        if basis.reason
+        else settings.interval(weights @ per_patient(sample, values) / images, basis)
         for name, values in columns.items()
-    } | {"undefined": dict.fromkeys(columns, reason) if reason else {}}
+    } | {"undefined": dict.fromkeys(columns, basis.reason) if basis.reason else {}}

@@ -17,7 +17,8 @@ from densenet_flax.evaluation.checklist import (
     split_of,
     threshold_of,
 )
-from densenet_flax.evaluation.tables import METRIC_NAMES
+from densenet_flax.evaluation.measures import BY_MEAN
+from densenet_flax.evaluation.wording import CLASS_COLUMNS, wording_of
 
 CARD_KEYS = (
     "authors",
@@ -41,7 +42,6 @@ CARD_KEYS = (
     "reference_standard",
     "sample_size",
 )
-_BY_MEAN = "patient_accuracy_by_mean_probability"
 
 
 def model_card(verdict: str, metrics: Mapping[str, Any]) -> str:
@@ -80,7 +80,7 @@ def _front_matter(metrics: Mapping[str, Any], card: Mapping[str, Any]) -> str:
     """The header that model hubs read; JSON strings are YAML strings."""
     results = [
         f"    - type: {key}\n      name: {name}\n      value: {metrics['image'][key]:.6f}"
-        for key, name, _ in METRIC_NAMES
+        for key, name, _ in wording_of(metrics).metrics
         if metrics["image"][key] is not None
     ]
     title = json.dumps(str(metrics["run"].get("title") or "densenet_flax"))
@@ -173,30 +173,35 @@ def _evaluation(metrics: Mapping[str, Any]) -> Iterator[str]:
     image, patient = metrics["image"], metrics["patient"]
     yield "## Evaluation"
     yield "### Testing data, factors and metrics"
+    two = metrics["positive_class"] is not None
+    called = f"Threshold {threshold_of(metrics)}" if two else "The likeliest class is called"
     yield (
-        f"{image['n']} images of {patient['n']} patients. Threshold {threshold_of(metrics)}. "
+        f"{image['n']} images of {patient['n']} patients. {called}. "
         f"In brackets: {drawn['level']:.0%} intervals, {drawn['method']}, "
         f"{drawn['resamples']} resamples, seed {drawn['seed']}."
     )
     yield "### Results"
     rows = []
-    for key, name, _ in METRIC_NAMES:
-        ours = _BY_MEAN if key == "accuracy" else key
+    for key, name, _ in wording_of(metrics).metrics:
+        ours = BY_MEAN if key == "accuracy" else key
         rows.append([name, _value(metrics, "image", key), _value(metrics, "patient", ours)])
     rate = _value(metrics, "patient", "patient_recognition_rate")
     rows.append(["Patient recognition rate", "", rate])
     yield _table(["metric", "images", "patients by mean probability"], rows)
+    if "by_class" in metrics:
+        yield "By class, each against the rest:"
+        yield _by_class(metrics)
+    columns = wording_of(metrics).card
     if metrics["by_magnification"]:
         yield "By magnification:"
         yield _table(
-            ["magnification", "images", "patients", "accuracy", "ROC-AUC"],
+            ["magnification", "images", "patients", *columns.values()],
             [
                 [
                     f"{row['magnification']}×" if row["magnification"] else "unknown",
                     row["n"],
                     row["patients"],
-                    _with_interval(row["accuracy"], span["image"]["accuracy"]),
-                    _with_interval(row["roc_auc"], span["image"]["roc_auc"]),
+                    *(_with_interval(row[key], span["image"][key]) for key in columns),
                 ]
                 for row, span in zip(
                     metrics["by_magnification"], drawn["by_magnification"], strict=True
@@ -204,6 +209,19 @@ def _evaluation(metrics: Mapping[str, Any]) -> Iterator[str]:
             ],
         )
     yield "Calibration: " + calibration_of(metrics) + "."
+
+
+def _by_class(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["class"],
+            row["n"],
+            row["patients"],
+            *(_with_interval(row[key], span[key]) for key in CLASS_COLUMNS),
+        ]
+        for row, span in zip(metrics["by_class"], metrics["intervals"]["by_class"], strict=True)
+    ]
+    return _table(["class", "images", "patients", *CLASS_COLUMNS.values()], rows)
 
 
 def _value(metrics: Mapping[str, Any], unit: str, name: str) -> str:

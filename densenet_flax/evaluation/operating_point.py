@@ -4,6 +4,9 @@ The threshold applies to the network's own probability, never to the calibrated 
 that makes no difference, since temperature scaling keeps the order; but a decision then needs no
 temperature, refitting the temperature moves no decision, and a patient's mean probability stays
 the one that other tools compute from the same predictions.
+
+Of more than two classes the likeliest is called. There is no threshold, and only the temperature is
+fitted.
 """
 
 import math
@@ -19,6 +22,7 @@ from densenet_flax.evaluation.calibration import calibrate, fit_temperature, mar
 from densenet_flax.evaluation.predictions import Predictions
 
 RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
+LIKELIEST = "likeliest class"  # the rule where there are more than two classes
 _SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9.]+)")
 
 
@@ -27,7 +31,8 @@ class OperatingPoint:
     """What turns a probability into a decision; kept with the network.
 
     Attributes:
-        threshold: Positive where the network's own P(positive) is at least this.
+        threshold: Positive where the network's own P(positive) is at least this; not looked at
+            where there are more than two classes.
         temperature: Divides the log-odds, for the calibrated probability; decides nothing.
         rule: How the threshold was chosen.
         chosen_on: Which images chose both, such as '512 validation images of 9 patients'; ''
@@ -53,15 +58,20 @@ class OperatingPoint:
 
     @property
     def calibrated_threshold(self) -> float:
-        """The calibrated probability of an image that is just called positive."""
+        """The calibrated probability of an image that is just called positive, of two classes."""
         return float(calibrate(np.asarray(self.threshold), self.temperature))
 
     def calibrate(self, probability: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities."""
+        """Calibrated probabilities: of P(positive), or of rows of more than two classes."""
         return calibrate(probability, self.temperature)
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
-        """1 where the network's own probability is at least the threshold, else 0."""
+        """1 where the network's own probability is at least the threshold, else 0.
+
+        Of `[…, classes]`, more than two, the index of the likeliest.
+        """
+        if self.rule == LIKELIEST:
+            return np.asarray(probability).argmax(axis=-1)
         return (np.asarray(probability) >= self.threshold).astype(np.int64)
 
     def apply(self, predictions: Predictions) -> Predictions:
@@ -73,8 +83,9 @@ class OperatingPoint:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON's types."""
-        return {**asdict(self), "notes": list(self.notes)}
+        """In JSON's types; a threshold that is not looked at is None."""
+        threshold = None if self.rule == LIKELIEST else self.threshold
+        return {**asdict(self), "threshold": threshold, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
@@ -85,7 +96,7 @@ class OperatingPoint:
         """
         try:
             return cls(
-                threshold=float(values["threshold"]),
+                threshold=0.5 if values["rule"] == LIKELIEST else float(values["threshold"]),
                 temperature=float(values["temperature"]),
                 rule=str(values["rule"]),
                 chosen_on=str(values["chosen_on"]),
@@ -100,12 +111,17 @@ class OperatingPoint:
             ) from error
 
 
-def check_rule(rule: str) -> float | None:
+def check_rule(rule: str, classes: int = 2) -> float | None:
     """The sensitivity that a rule asks for, None for the other rules.
 
     Raises:
-        InputError: It is no rule. Ask before training, not after.
+        InputError: It is no rule, or none for so many classes. Ask before training, not after.
     """
+    if classes > 2 and rule != "fixed":
+        raise InputError(
+            f"threshold rule is {rule!r}, but there are {classes} classes: the likeliest is called "
+            "and there is no threshold; leave the rule at 'fixed'"
+        )
     if rule in ("fixed", "youden"):
         return None
     match = _SENSITIVITY.fullmatch(rule.strip())
@@ -129,9 +145,10 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
         rule: 'fixed', 'youden' or 'sensitivity>=s'.
 
     Raises:
-        InputError: The rule is none of these.
+        InputError: The rule is none of these, or there are more than two classes and it is not
+            'fixed'.
     """
-    wanted = check_rule(rule)
+    wanted = check_rule(rule, len(validation.class_names))
     label, probability = validation.label, validation.probability
     temperature, why_not = fit_temperature(margin(probability), label)
     notes = [f"temperature left at 1: {why_not}"] if why_not else []
@@ -143,6 +160,8 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
         threshold = _youden(label, probability)
     elif wanted is not None:
         threshold = _at_sensitivity(label, probability, wanted)
+    if len(validation.class_names) > 2:
+        rule = LIKELIEST
     patients = len(np.unique(validation.patient))
     return OperatingPoint(
         threshold=threshold,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.evaluation import cautions, figures, sections
+from densenet_flax.evaluation import cautions, class_figures, figures, sections
 from densenet_flax.evaluation.assessment import assess
 from densenet_flax.evaluation.cautions import verdict
 from densenet_flax.evaluation.gallery import read_gallery
@@ -17,18 +17,10 @@ from densenet_flax.evaluation.intervals import RESAMPLES, Settings
 from densenet_flax.evaluation.model_card import model_card
 from densenet_flax.evaluation.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.wording import PICTURES
 from densenet_flax.files import replace_files
 
 __all__ = ["verdict", "write_report"]
-
-_PICTURES = (
-    "curves",
-    "confusion_matrix",
-    "roc",
-    "precision_recall",
-    "reliability",
-    "patients",
-)
 
 
 def write_report(
@@ -100,7 +92,7 @@ def write_report(
             "report.html": html.encode("utf-8", "backslashreplace"),
         },
     )
-    left = {f"{name}.{kind}" for name in _PICTURES for kind in ("png", "pdf")} - set(files)
+    left = {f"{name}.{kind}" for name in PICTURES for kind in ("png", "pdf")} - set(files)
     for name in left:  # by an earlier report
         (Path(directory) / name).unlink(missing_ok=True)
     return metrics
@@ -110,13 +102,22 @@ def _draw(
     predictions: Predictions, metrics: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """All picture files, and those for the page."""
-    drawn = {
-        "confusion_matrix": figures.confusion_matrix(predictions),
-        "roc": figures.roc(predictions, metrics["intervals"]),
-        "precision_recall": figures.precision_recall(predictions, metrics["intervals"]),
-        "reliability": figures.reliability(metrics["calibration"], metrics["positive_class"]),
-        "patients": figures.patient_dots(predictions),
-    }
+    drawn = {"reliability": figures.reliability(metrics["calibration"], metrics["positive_class"])}
+    if len(predictions.class_names) == 2:
+        drawn |= {
+            "confusion_matrix": figures.confusion_matrix(predictions),
+            "roc": figures.roc(predictions, metrics["intervals"]),
+            "precision_recall": figures.precision_recall(predictions, metrics["intervals"]),
+            "patients": figures.patient_dots(predictions),
+        }
+    else:
+        drawn["roc"] = class_figures.roc(predictions, metrics["by_class"])
+        for unit, end in (("image", ""), ("patient", "_patients")):
+            counts = metrics[unit]["confusion"]
+            if counts:
+                drawn[f"confusion_matrix{end}"] = class_figures.confusion_matrix(
+                    counts, predictions.class_names, f"{unit}s"
+                )
     if epochs:
         drawn["curves"] = figures.training_curves(epochs)
     pngs = {f"{name}.png": figures.png(figure) for name, figure in drawn.items()}

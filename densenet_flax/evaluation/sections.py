@@ -6,11 +6,11 @@ How good, how far to trust it, how it came about, where it fails, and what exact
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from densenet_flax.evaluation import page, tables
-from densenet_flax.evaluation.cautions import class_totals
+from densenet_flax.evaluation import calibration_tables, class_tables, page, tables
 from densenet_flax.evaluation.gallery import Picture
 from densenet_flax.evaluation.page import Measured
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.wording import class_totals, wording_of
 
 FOOTER = "Research use only, not for diagnosis."
 
@@ -42,11 +42,12 @@ def report_page(
         page.warnings(metrics["warnings"]),
         page.section("In pictures", _pictures(metrics, history, pngs)),
         page.section("All metrics", *tables.all_metrics(metrics)),
-        page.section("Threshold and calibration", *tables.calibration(metrics)),
+        page.section("By class", *class_tables.by_class(metrics)),
+        page.section(_calibration_title(metrics), *calibration_tables.calibration(metrics)),
         page.section("By magnification", tables.by_magnification(metrics)),
         page.section("By subtype", tables.by_subtype(metrics)),
         page.section("By patient", tables.by_patient(metrics)),
-        page.section("Most confident mistakes", tables.mistakes(predictions)),
+        page.section("Most confident mistakes", _mistakes(predictions)),
         page.section("Gallery", *_gallery(gallery)),
         page.section("Training and test data", *_split(run.get("split") or {})),
         page.section("How it was made", *_run(run)),
@@ -54,32 +55,33 @@ def report_page(
     return page.document(title, "".join(parts), FOOTER)
 
 
+def _calibration_title(metrics: Mapping[str, Any]) -> str:
+    return "Threshold and calibration" if metrics["positive_class"] else "Calibration"
+
+
+def _mistakes(predictions: Predictions) -> str:
+    two = len(predictions.class_names) == 2
+    return tables.mistakes(predictions) if two else class_tables.mistakes(predictions)
+
+
 def _second_sentence(metrics: Mapping[str, Any]) -> str:
     totals, n = class_totals(metrics), metrics["image"]["n"]
     common = metrics["class_names"][totals.index(max(totals))]
+    always = f"Calling every image {common} would score {max(totals) / n:.2f}."
     positive, point = metrics["positive_class"], metrics["operating_point"]
+    if positive is None:
+        return f"{always} Of {len(totals)} classes the likeliest is called."
     ruled = point and point["rule"] != "fixed"
     fell_back = ruled and any(note.startswith("threshold left") for note in point["notes"])
     how = ", chosen on validation images" if ruled and not fell_back else ""
     return (
-        f"Calling every image {common} would score {max(totals) / n:.2f}. An image is called "
-        f"{positive} where P({positive}) is at least {metrics['threshold']:.3g}{how}."
+        f"{always} An image is called {positive} where P({positive}) is at least "
+        f"{metrics['threshold']:.3g}{how}."
     )
 
 
 def _tiles(metrics: Mapping[str, Any]) -> Iterator[tuple[Measured, str]]:
-    for unit, key, name in (
-        ("image", "accuracy", "accuracy, images"),
-        ("image", "sensitivity", "sensitivity, images"),
-        ("image", "specificity", "specificity, images"),
-        ("image", "roc_auc", "ROC-AUC, images"),
-        ("patient", "patient_recognition_rate", "patient recognition rate"),
-        (
-            "patient",
-            "patient_accuracy_by_mean_probability",
-            "patient accuracy by mean probability",
-        ),
-    ):
+    for unit, key, name in wording_of(metrics).tiles:
         yield tables.measured(metrics[unit], metrics["intervals"][unit], key), name
 
 
@@ -88,38 +90,10 @@ def _pictures(
     history: Sequence[Mapping[str, Any]],
     pngs: Mapping[str, bytes],
 ) -> str:
-    captions = {
-        "curves.png": (
-            "Training curves",
-            "Loss and accuracy after each epoch; a vertical line is where a stage begins.",
-        ),
-        "confusion_matrix.png": (
-            "Confusion matrices",
-            "Counts, and shares of each true class: images, and patients by mean probability.",
-        ),
-        "roc.png": (
-            "ROC curves",
-            "Images, and patients by their mean probability; the marks are the threshold in use.",
-        ),
-        "precision_recall.png": (
-            "Precision and recall",
-            "Of what is called positive, how much is; dotted is the share that is positive.",
-        ),
-        "reliability.png": (
-            "Reliability",
-            "Does a probability mean what it says? On the dotted line it does. Bars are "
-            "intervals over patients; below, how many images are in a bin.",
-        ),
-        "patients.png": (
-            "Probability of every image, by patient",
-            "A line per patient, a dot per image, a diamond for the patient's mean; × before a "
-            "name is a patient whose mean is on the wrong side.",
-        ),
-    }
     shown = page.pictures(
-        page.picture(pngs[name], alt, f"{alt}. {text}")
-        for name, (alt, text) in captions.items()
-        if name in pngs
+        page.picture(pngs[f"{name}.png"], alt, f"{alt}. {text}")
+        for name, (alt, text) in wording_of(metrics).pictures.items()
+        if f"{name}.png" in pngs
     )
     if history:
         return shown

@@ -59,3 +59,30 @@ def random_table():
         )
 
     return build
+
+
+CLASSES = ("adenosis", "fibroadenoma", "ductal_carcinoma", "lobular_carcinoma")
+
+
+@pytest.fixture
+def several():
+    """Random predictions of four classes, probabilities that add up to 1, a class per patient."""
+
+    def build(seed, n=200, patients=14, tag="", spread=1.0):
+        rng = np.random.default_rng(seed)
+        patient = rng.integers(0, patients, n)
+        label = patient % len(CLASSES)
+        logits = rng.normal(size=(n, len(CLASSES))) * spread
+        logits[np.arange(n), label] += spread
+        probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        return table(
+            file=[f"{tag}image{i}.png" for i in range(n)],
+            patient=[f"{tag}p{i}" for i in patient],
+            subtype=np.array(CLASSES)[label],
+            magnification=rng.choice([40, 100], n),
+            label=label,
+            probability=probability,
+            class_names=CLASSES,
+        )
+
+    return build

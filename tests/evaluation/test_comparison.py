@@ -6,9 +6,10 @@ import pytest
 
 from densenet_flax.errors import InputError
 from densenet_flax.evaluation import compare, evaluate
+from densenet_flax.evaluation.binary import METRICS
 from densenet_flax.evaluation.comparison import comparison_table, p_value
-from densenet_flax.evaluation.metrics import METRICS
-from densenet_flax.evaluation.resampling import draw_patients, image_values, sample_of
+from densenet_flax.evaluation.resampling import image_values
+from densenet_flax.evaluation.sample import Basis, draw_patients, sample_of
 
 
 def better(table, by=0.3):
@@ -58,12 +59,12 @@ def test_rows_are_matched_by_file(random_table):
 
 def test_p_value():
     many = 10**6
-    assert p_value(np.array([1.0, 2, 3, -1]), many) == pytest.approx(2 * 2 / 5, abs=1e-3)
-    assert p_value(np.ones(1999), many) == pytest.approx(2 / 2000, rel=0.01)
-    assert p_value(np.array([0.0, 1e-17, -1e-17]), many) == 1
-    assert p_value(np.append(np.ones(9), np.nan), many) == pytest.approx(2 / 10, rel=0.01)
+    assert p_value(np.array([1.0, 2, 3, -1]), Basis(many)) == pytest.approx(2 * 2 / 5, abs=1e-3)
+    assert p_value(np.ones(1999), Basis(many)) == pytest.approx(2 / 2000, rel=0.01)
+    assert p_value(np.array([0.0, 1e-17, -1e-17]), Basis(many)) == 1
+    assert p_value(np.append(np.ones(9), np.nan), Basis(many)) == pytest.approx(2 / 10, rel=0.01)
     # Few patients: larger, as their intervals are wider.
-    assert p_value(np.ones(1999), 5) > 5 * p_value(np.ones(1999), many)
+    assert p_value(np.ones(1999), Basis(5)) > 5 * p_value(np.ones(1999), Basis(many))
 
 
 def two_networks(make, seed, patients=40, gain=0.0):
@@ -100,7 +101,7 @@ def test_under_no_difference_p_is_rarely_small(make):
         samples = [sample_of([table]) for table in two_networks(make, seed)]
         weights = draw_patients(samples[0].patient_label, 199, 0)
         a, b = (image_values(sample, weights, ["roc_auc"])["roc_auc"] for sample in samples)
-        small += p_value(b - a, 16) < 0.05
+        small += p_value(b - a, Basis(16)) < 0.05
     assert 1 <= small <= 11
 
 

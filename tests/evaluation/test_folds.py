@@ -6,9 +6,9 @@ import pytest
 
 from densenet_flax.errors import InputError
 from densenet_flax.evaluation import cross_validation_summary, evaluate, pool
+from densenet_flax.evaluation.binary import METRICS
 from densenet_flax.evaluation.folds import summary_table
 from densenet_flax.evaluation.intervals import intervals
-from densenet_flax.evaluation.metrics import METRICS
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import pytest
 
 from densenet_flax.errors import InputError
 from densenet_flax.evaluation import evaluate
+from densenet_flax.evaluation.binary import METRICS
 from densenet_flax.evaluation.intervals import Settings, intervals, mean_intervals
-from densenet_flax.evaluation.metrics import METRICS
-from densenet_flax.evaluation.resampling import (
-    PATIENT_METRICS,
-    draw_patients,
-    image_values,
-    sample_of,
-)
+from densenet_flax.evaluation.measures import measures_of
+from densenet_flax.evaluation.resampling import image_values
+from densenet_flax.evaluation.sample import draw_patients, sample_of
+
+PATIENT_METRICS = measures_of(np.zeros(1)).patient_names
 
 
 def test_an_interval_is_percentiles_of_the_resamples(random_table):

@@ -5,7 +5,8 @@ import pytest
 from sklearn import metrics as sk
 
 from densenet_flax.evaluation import evaluate
-from densenet_flax.evaluation.metrics import METRICS, image_metrics, patient_metrics
+from densenet_flax.evaluation.binary import METRICS
+from densenet_flax.evaluation.metrics import image_metrics, patient_metrics
 
 ONLY_ONE_CLASS = {"balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc"}
 

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from densenet_flax.evaluation.metrics import METRICS, image_metrics, patient_metrics
-from densenet_flax.evaluation.resampling import (
-    PATIENT_METRICS,
-    draw_patients,
-    image_values,
-    patient_values,
-    sample_of,
-)
+from densenet_flax.evaluation.binary import METRICS
+from densenet_flax.evaluation.measures import measures_of
+from densenet_flax.evaluation.metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.resampling import image_values, patient_values
+from densenet_flax.evaluation.sample import draw_patients, sample_of
+
+PATIENT_METRICS = measures_of(np.zeros(1)).patient_names
 
 
 def loop(table, weights):
@@ -79,7 +78,7 @@ def test_patient_recognition_rate_of_a_loop(random_table):
 
 @pytest.mark.parametrize("chunk", [1, 450, 10**6])
 def test_the_sample_itself_is_a_resample(random_table, monkeypatch, chunk):
-    monkeypatch.setattr("densenet_flax.evaluation.resampling._CHUNK", chunk)
+    monkeypatch.setattr("densenet_flax.evaluation.binary._CHUNK", chunk)
     table = random_table(1)
     sample = sample_of([table])
     once = np.ones((3, len(sample.patient_label)))
