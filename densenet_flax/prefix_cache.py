@@ -31,10 +31,10 @@ from densenet_flax.feature_store import (
     size_of,
 )
 from densenet_flax.frontier import Frontier
-from densenet_flax.inputs import Cached, StageInputs, Views
 from densenet_flax.model import select
 from densenet_flax.predict import Pipeline
 from densenet_flax.sharding import agree, fetch
+from densenet_flax.stage_inputs import Cached, StageInputs, Views
 
 
 @dataclasses.dataclass

@@ -29,11 +29,11 @@ from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.sampling import Sampler
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError
-from densenet_flax.inputs import StageInputs, Views
 from densenet_flax.model import DenseNet
 from densenet_flax.optimizer import plateau_scale
 from densenet_flax.predict import Pipeline, predict_logits
 from densenet_flax.sharding import over_batch, replicate, several_processes
+from densenet_flax.stage_inputs import StageInputs, Views
 from densenet_flax.step import Loss, Stage, StageProgram, TrainState
 
 SUMS = ("loss", "correct", "count")
