@@ -23,7 +23,7 @@ from densenet_flax.build import (
     build_stages,
     initial_variables,
 )
-from densenet_flax.checkpoint import Checkpoints, Restored
+from densenet_flax.checkpoint import JUDGEMENT, Checkpoints, Restored
 from densenet_flax.data.policies import make_split
 from densenet_flax.data.source import Dataset, check_batch_size, open_dataset
 from densenet_flax.data.splits import Split, load_split
@@ -31,10 +31,11 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.operating_point import check_rule, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.files import write_text
-from densenet_flax.predict import Pipeline, predict_logits, probabilities
+from densenet_flax.predict import Pipeline
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.step import Stage
 from densenet_flax.train import Position, Trainer, best_step
+from densenet_flax.tta import predict_probabilities
 from densenet_flax.weights import WeightsInfo
 from densenet_flax.workdir import Workdir
 
@@ -183,7 +184,8 @@ def _evaluate(
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
     if not is_first_process():
         return {}
-    write_text(place.path / "operating_point.json", json.dumps(point.to_dict(), indent=2) + "\n")
+    judged = {**point.to_dict(), "step": chosen.step, "tta": config.tta}  # for who uses it
+    write_text(place.path / JUDGEMENT, json.dumps(judged, indent=2) + "\n")
     about = _about_the_run(config, place, stages, dataset, split, chosen, last.step, info, seconds)
     metrics = write_report(
         place.report, test, history, about, validation=validation, operating_point=point
@@ -204,8 +206,14 @@ def _predict(
 ) -> Predictions:
     """The predictions table of one side of the split."""
     with tqdm(total=len(rows), desc=side, unit="img", disable=None) as bar:
-        logits = predict_logits(
-            pipeline, variables, dataset, rows, config.batch_size, progress=bar.update
+        probability = predict_probabilities(
+            pipeline,
+            variables,
+            dataset,
+            rows,
+            config.batch_size,
+            tta=config.tta,
+            progress=bar.update,
         )
     return Predictions(
         file=dataset.files[rows],
@@ -214,7 +222,7 @@ def _predict(
         magnification=dataset.metadata["magnification"][rows],
         slide=dataset.metadata["slide_id"][rows],
         label=dataset.labels[rows],
-        probability=probabilities(logits)[:, 1],
+        probability=probability[:, 1],
         class_names=dataset.class_names,
     )
 

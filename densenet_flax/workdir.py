@@ -17,7 +17,10 @@ from densenet_flax.sharding import is_first_process
 
 # Where the data lies, how fast it is read and how the result is judged may change between starts;
 # what is trained may not.
-_FREE_KEYS = ("data.path", "cache", "cache_dir", "tensorboard", "evaluate", "threshold")
+_FREE_KEYS = (
+    *("data.path", "cache", "cache_dir", "tensorboard"),
+    *("evaluate", "threshold", "tta", "explain"),
+)
 
 
 class Workdir:

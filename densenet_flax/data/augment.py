@@ -22,7 +22,7 @@ from densenet_flax.errors import InputError
 _GEOMETRY, _BRIGHTNESS, _CONTRAST, _HED, _STAIN, _CUTOUT, _MIX = range(7)
 
 # The eight symmetries of a square as matrices on (row, column); the first four keep an oblong one.
-_SYMMETRIES = np.array(
+SYMMETRIES = np.array(
     [
         [[1, 0], [0, 1]],
         [[-1, 0], [0, 1]],
@@ -254,7 +254,7 @@ def _warp(settings: AugmentSettings, image: jax.Array, key: jax.Array) -> jax.Ar
     flips = settings.horizontal_flip or settings.vertical_flip
     if settings.symmetries:
         number = jax.random.randint(choice, (), 0, 8 if height == width else 4)
-        turned = jnp.asarray(_SYMMETRIES)[number]
+        turned = jnp.asarray(SYMMETRIES)[number]
     elif flips:
         coins = jax.random.bernoulli(choice, shape=(2,))
         wanted = jnp.array([settings.vertical_flip, settings.horizontal_flip])
