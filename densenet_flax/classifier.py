@@ -5,7 +5,6 @@ classifier.predict(['tile.png']).decision
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from densenet_flax.results import (
 )
 from densenet_flax.sharding import fetch, make_mesh, put_batch, replicate
 from densenet_flax.weights import WeightsInfo, read_weights
+from densenet_flax.workdir import Workdir
 
 IMAGE_SIZE = (224, 224)  # of weights that do not say: what DenseNets are published with
 BATCH_SIZE = 32
@@ -278,7 +278,7 @@ def load_classifier(
             f"{place}: no such file or directory; expected a work directory or a weights file"
         )
     variables, info = read_weights(place)
-    config = _config(place)
+    config = Workdir(place).read_config()
     return Classifier(
         variables,
         info,
@@ -286,15 +286,6 @@ def load_classifier(
         batch_size=batch_size or config.get("batch_size", BATCH_SIZE),
         cuts=_cuts(config, info),
     )
-
-
-def _config(place: Path) -> dict[str, Any]:
-    """The configuration of a work directory; {} if there is none."""
-    try:
-        found = json.loads((place / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _cuts(config: Mapping[str, Any], info: WeightsInfo) -> list[str]:

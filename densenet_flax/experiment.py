@@ -16,6 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from densenet_flax import explain, showcase
 from densenet_flax.build import (
     as_trained,
     build_loss,
@@ -31,6 +32,7 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.operating_point import check_rule, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.files import write_text
+from densenet_flax.model import DenseNet
 from densenet_flax.predict import Pipeline
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.step import Stage
@@ -46,6 +48,11 @@ def cache_directory(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs are kept between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "densenet_flax"
     return Path(config.cache_dir or default).expanduser().resolve()
+
+
+def config_of_run(workdir: str) -> ConfigDict:
+    """The configuration that a work directory was made with, as far as it can be read."""
+    return ConfigDict({"cache_dir": "", **(Workdir(workdir).read_config() if workdir else {})})
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     with place.lock():
         started = time.perf_counter()
         model = build_model(config)
-        check_rule(config.threshold)
+        _check_judging(config, model)
         dataset = open_dataset(config.data, cache_directory(config))
         if len(dataset.class_names) != 2:
             raise InputError(
@@ -132,12 +139,22 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
     with place.lock():
         place.check(config.to_dict())
-        check_rule(config.threshold)
+        _check_judging(config, build_model(config))
         checkpoints = Checkpoints(place.checkpoints)
         dataset = open_dataset(config.data, cache_directory(config))
         split = load_split(place.split, dataset)
         stages = build_stages(config, len(split.train))
         return _evaluate(config, place, stages, dataset, split, checkpoints, {})
+
+
+def _check_judging(config: ConfigDict, model: DenseNet) -> None:
+    """Refuses, before anything takes time, what the evaluation could not do."""
+    check_rule(config.threshold)
+    if config.explain:
+        try:
+            explain.following(model, config.explain)
+        except InputError as error:
+            raise InputError(f"config.explain: {error}") from error
 
 
 def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bool) -> Split:
@@ -181,12 +198,14 @@ def _evaluate(
     predict = functools.partial(_predict, config, pipeline, device, dataset, split)
     test, validation = predict(split.test, "test"), predict(split.validation, "validation")
     point = choose_operating_point(validation, config.threshold)
+    gallery, note = _gallery(config, pipeline, device, dataset, split.test, point.apply(test))
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
     if not is_first_process():
         return {}
     judged = {**point.to_dict(), "step": chosen.step, "tta": config.tta}  # for who uses it
     write_text(place.path / JUDGEMENT, json.dumps(judged, indent=2) + "\n")
     about = _about_the_run(config, place, stages, dataset, split, chosen, last.step, info, seconds)
+    about |= {"gallery": gallery, "gallery_note": note}
     metrics = write_report(
         place.report, test, history, about, validation=validation, operating_point=point
     )
@@ -224,6 +243,34 @@ def _predict(
         label=dataset.labels[rows],
         probability=probability[:, 1],
         class_names=dataset.class_names,
+    )
+
+
+def _gallery(
+    config: ConfigDict,
+    pipeline: Pipeline,
+    variables: Mapping[str, Any],
+    dataset: Dataset,
+    rows: np.ndarray,
+    table: Predictions,
+) -> tuple[list[dict[str, Any]], str]:
+    """What the report shows of the network at work; nothing if `config.explain` is empty."""
+    if not config.explain:
+        return [], ""
+    probability = table.probability
+    if probability.ndim == 1:  # of the second of two classes
+        probability = np.stack([1 - probability, probability], axis=1)
+    return showcase.show(
+        pipeline,
+        variables,
+        dataset,
+        rows,
+        probability,
+        table.prediction,
+        table.patient,
+        threshold=table.threshold,
+        unit=config.explain,
+        batch_size=config.batch_size,
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 # From nothing to yellow over violet tissue; told apart with any colour vision, and in print.
 _COLOURS = "viridis"
 _STRONGEST = 0.62  # how much of the tissue the strongest place hides
-_SMALLEST, _LARGEST = 240, 1024  # pixels of the longer side that a picture of a tile has
+_SMALLEST, _LARGEST = 200, 1024  # pixels of the longer side that a picture of a tile has
 _GAP, _BAR, _LABELS = 8, 14, 62
 
 
@@ -38,39 +38,40 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
       uint8 [H, W, 3].
     """
     shares = np.clip(upsample(strength(values), image.shape[:2]), 0, 1)
-    colour = _colours()[np.rint(255 * shares).astype(np.int64)]
-    cover = _STRONGEST * shares[..., None]
-    mixed = np.rint(image * (1 - cover) + colour * cover).astype(np.uint8)
+    mixed = _lay(image, shares)
     inside = Image.fromarray((255 * (shares >= 0.5)).astype(np.uint8))
     edge = np.asarray(inside) != np.asarray(inside.filter(ImageFilter.MinFilter(3)))
     mixed[edge] = 255
     return mixed
 
 
-def picture(image: np.ndarray, values: np.ndarray) -> Image.Image:
-    """The image, the same with its map laid over, and the scale, side by side.
+def picture(image: np.ndarray, values: np.ndarray, *, stacked: bool = False) -> Image.Image:
+    """The image, the same with its map laid over, and the scale.
 
     Args:
       image: uint8 [H, W, 3]; small ones are shown larger, large ones smaller.
       values: float [h, w].
+      stacked: one below the other instead of side by side.
     """
     shown = _fit(image)
     height, width = shown.shape[:2]
-    left = 2 * width + 2 * _GAP
-    canvas = Image.new("RGB", (left + _BAR + _LABELS, height), "white")
+    x, y = (0, height + _GAP) if stacked else (width + _GAP, 0)
+    left = x + width + _GAP
+    canvas = Image.new("RGB", (left + _BAR + _LABELS, y + height), "white")
     canvas.paste(Image.fromarray(shown), (0, 0))
-    canvas.paste(Image.fromarray(overlay(shown, values)), (width + _GAP, 0))
-    ramp = np.repeat(_colours()[::-1, None], _BAR, axis=1)
-    bar = Image.fromarray(ramp).resize((_BAR, height), Image.Resampling.BILINEAR)
-    canvas.paste(bar, (left, 0))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
-    draw.line([(left, height // 2), (left + _BAR, height // 2)], "white", 2)
-    for text, y, anchor in (
-        ("strongest", 1, "la"),
-        ("half", height // 2, "lm"),
-        ("none", height - 1, "ld"),
+    canvas.paste(Image.fromarray(overlay(shown, values)), (x, y))
+    shares = np.linspace(1, 0, 256)[:, None, None]
+    tissue = shown.reshape(-1, 3).mean(0)  # so that the scale looks as the colours do on it
+    ramp = Image.fromarray(_lay(np.broadcast_to(tissue, (256, _BAR, 3)), shares[..., 0]))
+    canvas.paste(ramp.resize((_BAR, height), Image.Resampling.BILINEAR), (left, y))
+    draw, font, middle = ImageDraw.Draw(canvas), ImageFont.load_default(12), y + height // 2
+    draw.line([(left, middle), (left + _BAR, middle)], "white", 2)
+    for text, at, anchor in (
+        ("strongest", y + 1, "la"),
+        ("half", middle, "lm"),
+        ("none", y + height - 1, "ld"),
     ):
-        draw.text((left + _BAR + 4, y), text, "black", font, anchor=anchor)
+        draw.text((left + _BAR + 4, at), text, "black", font, anchor=anchor)
     return canvas
 
 
@@ -85,6 +86,13 @@ def shrink(image: np.ndarray) -> np.ndarray:
     """The image, no larger than a picture shows it."""
     longer = max(image.shape[:2])
     return _resized(image, _LARGEST / longer) if longer > _LARGEST else image
+
+
+def _lay(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The colour of each share over the image, the stronger the less of the image is seen."""
+    colour = _colours()[np.rint(255 * shares).astype(np.int64)]
+    cover = _STRONGEST * shares[..., None]
+    return np.rint(image * (1 - cover) + colour * cover).astype(np.uint8)
 
 
 def _fit(image: np.ndarray) -> np.ndarray:

@@ -84,6 +84,14 @@ class Workdir:
         if is_first_process():
             write_text(self._config, json.dumps(config, indent=2) + "\n")
 
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote; {} if there is nothing that could be read."""
+        try:
+            found = json.loads(self._config.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def check(self, config: Mapping[str, Any]) -> None:
         """Checks that the run in the directory has this configuration.
 

@@ -17,37 +17,22 @@ from densenet_flax.model import init_variables
 from densenet_flax.tta import views
 from densenet_flax.weights import WeightsInfo, convert, load_weights, save_weights
 from densenet_flax.workdir import Workdir
-from tests.configs import tiny as tiny_config
 from tests.conftest import randomise
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    config = tiny_config.get_config()
-    config.cache_dir = str(tmp_path_factory.mktemp("cache"))
-    config.evaluate = "best"
-    config.threshold = "youden"
-    config.stages.head.duration = config.stages.finetune.duration = "2 epochs"
-    config.stages.finetune.learning_rate = 0.05  # so that the last epoch is not the best one
-    config.data.stain.method = "channel"
-    config.data.stain.mean, config.data.stain.std = (180, 130, 190), (40.0, 45.0, 35.0)
-    return config
+@pytest.fixture
+def run(tiny_run):
+    return tiny_run[0]
 
 
-@pytest.fixture(scope="module")
-def run(config, tmp_path_factory):
-    """A small trained and evaluated run."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    experiment.train_and_evaluate(config, str(workdir))
-    return workdir
+@pytest.fixture
+def config(tiny_run):
+    return tiny_run[1]
 
 
-@pytest.fixture(scope="module")
-def drawn(config, run):
-    """The files of its test side, and its table of them."""
-    table = read_csv(run / "report" / "predictions.csv")
-    paths = {path.name: path for path in (experiment.cache_directory(config)).rglob("*.png")}
-    return [paths[name] for name in table.file], table
+@pytest.fixture
+def drawn(tiny_run):
+    return tiny_run[2:]
 
 
 def test_it_says_what_the_evaluation_said(run, drawn):
