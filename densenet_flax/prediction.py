@@ -270,12 +270,13 @@ def _finish(
             yield {**table, "decision": result.decision.tolist()}
 
     if wanted.embeddings:
-        raw = _partial(wanted.embeddings)
         width = classifier.info.layout.features
         names = (str(found.path) for found, _ in rows())
+        raw = _partial(wanted.embeddings)
         tables.write_features(wanted.embeddings, raw, width, names, CHUNK)
-        raw.unlink(missing_ok=True)
     tables.write_table(wanted.output, columns())
+    if wanted.embeddings:
+        _partial(wanted.embeddings).unlink(missing_ok=True)
     return Summary({name: counts[name] for name in classifier.class_names}, tuple(left_out))
 
 

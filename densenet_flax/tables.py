@@ -70,19 +70,19 @@ def write_features(path: Path, raw: Path, width: int, names: Iterable[str], chun
     """
     rows = raw.stat().st_size // (4 * width)
     with open(raw, "rb") as source, atomic_file(path) as temporary:
-        parts = iter(lambda: np.frombuffer(source.read(4 * width * chunk), np.float32), None)
-        some = itertools.takewhile(len, parts)
+        parts = iter(lambda: source.read(4 * width * chunk), b"")
         if path.suffix == ".npy":
             with open(temporary, "wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
                 np.lib.format.write_array_header_1_0(file, header)
-                for values in some:
-                    file.write(values.tobytes())
+                for data in parts:
+                    file.write(data)
             return
         pyarrow, parquet = _pyarrow()
         with _Parquet(pyarrow, parquet, temporary) as out:
-            for values, files in zip(some, chunks(names, chunk), strict=True):
-                features = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values), width)
+            for data, files in zip(parts, chunks(names, chunk), strict=True):
+                values = pyarrow.array(np.frombuffer(data, np.float32))
+                features = pyarrow.FixedSizeListArray.from_arrays(values, width)
                 out.write({"file": _arrow(pyarrow, files), "features": features})
 
 

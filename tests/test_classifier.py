@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,3 +234,35 @@ def test_what_cannot_classify_gets_one_line(nine, run, tmp_path):
 def test_importing_the_package_does_not_wait_for_it():
     with pytest.raises(AttributeError, match="nothing"):
         _ = densenet_flax.nothing
+
+
+def test_the_snippet_of_the_readme(run, drawn, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    part = text.partition("## Use what you trained")[2]
+    snippet = part.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(run)
+    shutil.copy(drawn[0][0], tmp_path / "tile.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet, names)
+    assert capsys.readouterr().out.startswith(("['benign'] [[", "['malignant'] [["))
+    assert names["features"].shape[0] == 1
+    assert Image.open(tmp_path / "map.png").size[0] > 400
+
+
+def test_maps_are_of_the_decision_unless_told_otherwise(run, drawn):
+    files = drawn[0][:3]
+    classifier = densenet_flax.load_classifier(run)
+    decided = classifier.explain(files, unit="pool2")
+    assert (decided.label == classifier.predict(files).label).all()
+    assert decided.maps.shape == (3, 4, 4) and decided.method == "Grad-CAM"
+    one = classifier.explain(files, "malignant", unit="pool2")
+    each = classifier.explain(files, [1, "benign", 1], unit="pool2")
+    assert np.allclose(one.maps[[0, 2]], each.maps[[0, 2]])
+    # Of two classes, what speaks for one speaks against the other.
+    assert np.allclose(one.maps[1], -each.maps[1], atol=1e-5)
+    assert len(classifier.explain([], "benign")) == 0
+    for target, words in (("lung", "lung"), (2, "from 0 to 1"), ([0, 1], "2 classes for 3")):
+        with pytest.raises(InputError, match=words):
+            classifier.explain(files, target)

@@ -87,7 +87,7 @@ def test_folds_that_share_patients_are_not_pooled(tiny_run, tmp_path):
     table = tiny_run[3]
     half = np.arange(len(table)) % 2 == 0
     metrics = write_folds_report(
-        tmp_path, [table.where(half), table.where(~half)], ["a", "b <i>"], resamples=50
+        tmp_path, [table.select(half), table.select(~half)], ["a", "b <i>"], resamples=50
     )
     page = (tmp_path / "report.html").read_text()
     assert metrics["pooled"] is None and "not pooled" in page
