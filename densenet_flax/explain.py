@@ -100,8 +100,8 @@ def _maps(model: DenseNet, variables, x, target, *, start: str, after: str) -> j
     x = x.astype(jnp.float32)
     if after == "head" and not model.hidden:
         kernel = variables["params"]["head"]["predictions"]["kernel"]  # [C, K]
-        weight = kernel.T @ _contrast(target, model.num_classes).T  # [C, N]
-        return jnp.einsum("nhwc,cn->nhw", x, weight, precision="highest")
+        contrast = _contrast(target, model.num_classes)
+        return jnp.einsum("nhwc,ck,nk->nhw", x, kernel, contrast, precision="highest")
 
     def score(features: jax.Array) -> jax.Array:
         logits: Any = model.apply(variables, features, start=after)

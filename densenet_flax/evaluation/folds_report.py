@@ -67,6 +67,7 @@ def write_folds_report(
         "warnings": warnings,
         "run": info,
     }
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     drawn = _figure(summary)
     png = figures.png(drawn)
     replace_files(
@@ -74,11 +75,11 @@ def write_folds_report(
         {
             "folds.png": png,
             "folds.pdf": figures.pdf(drawn),
-            "metrics.json": (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode(),
+            "metrics.json": text.encode(),
             "report.html": _page(metrics, png, links).encode("utf-8", "backslashreplace"),
         },
     )
-    return metrics
+    return json.loads(text)  # as a reader of the file gets it: lists for tuples
 
 
 def folds_verdict(summary: Mapping[str, Any]) -> str:
