@@ -16,10 +16,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from densenet_flax import InputError, load_classifier, prediction, tables
+from densenet_flax import InputError, load_classifier
 from densenet_flax.evaluation.predictions import read_csv
-from densenet_flax.found import Found, find_images, patient_of
-from densenet_flax.prediction import Wanted, predict, predict_files
+from densenet_flax.prediction import Wanted, many, predict, predict_files, tables
+from densenet_flax.prediction.ahead import load_ahead
+from densenet_flax.prediction.found import Found, find_images, patient_of
+from densenet_flax.prediction.journal import Journal
 from densenet_flax.train import Stopped
 from densenet_flax.weights import convert
 
@@ -141,7 +143,7 @@ def test_another_job_does_not_go_on_with_it(folder, classifier, tmp_path, monkey
 
 
 def test_of_two_at_once_the_second_says_so(folder, classifier, tmp_path):
-    held = prediction.Journal(tmp_path / "out.csv.partial", "x")
+    held = Journal(tmp_path / "out.csv.partial", "x")
     with pytest.raises(InputError, match=r"out\.csv\.partial: another process"):
         predict_files(classifier, find_images(str(folder)), Wanted(tmp_path / "out.csv"))
     held.close()
@@ -176,7 +178,7 @@ def test_several_chunks_make_one_table(folder, classifier, tmp_path, monkeypatch
         predict_files(
             classifier, found, Wanted(tmp_path / name, embeddings=tmp_path / f"f{name[3:]}.npy")
         )
-    monkeypatch.setattr(prediction, "CHUNK", 3)
+    monkeypatch.setattr(many, "CHUNK", 3)
     for name in ("many.csv", "many.parquet"):
         embeddings = tmp_path / f"m{name[4:]}.parquet"
         predict_files(classifier, found, Wanted(tmp_path / name, embeddings=embeddings))
@@ -206,7 +208,7 @@ def test_images_are_not_loaded_far_ahead():
     loaded = []
     images = (Found(Path(f"{i}"), f"{i}") for i in range(1000))
     for number, (found, value) in enumerate(
-        prediction._ahead(lambda f: loaded.append(f) or f.name, images, 10)
+        load_ahead(lambda f: loaded.append(f) or f.name, images, 10)
     ):
         assert value == found.name == str(number)
         assert len(loaded) <= number + 11

@@ -12,10 +12,8 @@ import json
 import os
 import signal
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,35 +21,19 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from densenet_flax import explain, overlay, tables
+from densenet_flax import explain, overlay
 from densenet_flax.classifier import Classifier, load_classifier
 from densenet_flax.errors import InputError
 from densenet_flax.files import atomic_file, writing
-from densenet_flax.found import Found, find_images, patient_of
 from densenet_flax.inputs import read_pixels
-from densenet_flax.journal import Journal
+from densenet_flax.prediction import tables
+from densenet_flax.prediction.ahead import load_ahead
+from densenet_flax.prediction.found import Found, find_images, patient_of
+from densenet_flax.prediction.journal import Journal
+from densenet_flax.prediction.wanted import Wanted, partial
 from densenet_flax.train import Stopped
 
 CHUNK = 4096  # rows of the table that are in memory at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """What a prediction leaves behind.
-
-    Attributes:
-      output: the table, `.csv` or `.parquet`.
-      overlays: folder for a picture of each image with its map; None for none.
-      embeddings: file for the features of each row, `.npy` or `.parquet`; None for none.
-      unit: of the maps.
-      overwrite: whether what is there already may be replaced.
-    """
-
-    output: Path
-    overlays: Path | None = None
-    embeddings: Path | None = None
-    unit: str = "norm"
-    overwrite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +68,7 @@ def predict(network: str, images: str, wanted: Wanted, *, batch_size: int | None
       InputError: as `load_classifier`, `find_images` and `predict_files`.
       Stopped: as `predict_files`.
     """
-    _check(wanted)
+    wanted.check()
     found = find_images(images)
     classifier = load_classifier(network, batch_size=batch_size)
     summary = predict_files(classifier, found, wanted)
@@ -117,14 +99,13 @@ def predict_files(classifier: Classifier, images: Sequence[Found], wanted: Wante
       InputError: an output cannot be written or is there already, or no file can be used.
       Stopped: SIGINT or SIGTERM; what is done is kept, and the same call goes on.
     """
-    _check(wanted)
+    wanted.check()
     if wanted.overlays:
         explain.following(classifier.model, wanted.unit)
-    journal = Journal(_partial(wanted.output), _key(classifier, images, wanted))
+    journal = Journal(partial(wanted.output), _key(classifier, images, wanted))
     try:
         if not journal.done:
-            _check_free("--embeddings", wanted.embeddings, wanted)
-            _check_free("--overlays", wanted.overlays, wanted)
+            wanted.check_rest()
         else:
             logging.info("going on after %d of %d images", journal.done, len(images))
         with _stoppable():
@@ -149,7 +130,7 @@ def _run(classifier: Classifier, images: Sequence[Found], wanted: Wanted, journa
         waiting: list[tuple[Found, _Loaded | InputError]] = []
         good = 0
         load = _loader(classifier, wanted)
-        for found, loaded in _ahead(load, images[journal.done :], 2 * size):
+        for found, loaded in load_ahead(load, images[journal.done :], 2 * size):
             waiting.append((found, loaded))
             good += isinstance(loaded, _Loaded)
             if isinstance(loaded, InputError):
@@ -187,8 +168,7 @@ def _do(
             label = classifier.decide(output.probability).label
             maps = classifier.maps(prepared, label, output, unit=wanted.unit)
             for (found, loaded), values in zip(good, maps, strict=True):
-                target = overlay_path(wanted.overlays, found)
-                with atomic_file(target) as temporary:
+                with atomic_file(wanted.overlay_of(found)) as temporary:
                     overlay.picture(loaded.shown, values).save(temporary, "PNG")
     journal.add(
         [
@@ -198,12 +178,6 @@ def _do(
             for found, loaded in batch
         ]
     )
-
-
-def overlay_path(folder: Path, found: Found) -> Path:
-    """Where the picture of an image goes: its own name in the folder, as a PNG."""
-    path = folder / found.name
-    return path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
 
 
 def _loader(classifier: Classifier, wanted: Wanted) -> Callable[[Found], _Loaded | InputError]:
@@ -216,25 +190,6 @@ def _loader(classifier: Classifier, wanted: Wanted) -> Callable[[Found], _Loaded
             return error
 
     return load
-
-
-def _ahead(
-    load: Callable[[Found], _Loaded | InputError], images: Iterable[Found], depth: int
-) -> Iterator[tuple[Found, _Loaded | InputError]]:
-    """Loads images with all cores, in order, and never more than `depth` ahead."""
-    waiting: deque[tuple[Found, Future[_Loaded | InputError]]] = deque()
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        for found in images:
-            waiting.append((found, pool.submit(load, found)))
-            if len(waiting) >= depth:
-                first, loaded = waiting.popleft()
-                yield first, loaded.result()
-        while waiting:
-            first, loaded = waiting.popleft()
-            yield first, loaded.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _finish(
@@ -272,11 +227,11 @@ def _finish(
     if wanted.embeddings:
         width = classifier.info.layout.features
         names = (str(found.path) for found, _ in rows())
-        raw = _partial(wanted.embeddings)
+        raw = partial(wanted.embeddings)
         tables.write_features(wanted.embeddings, raw, width, names, CHUNK)
     tables.write_table(wanted.output, columns())
     if wanted.embeddings:
-        _partial(wanted.embeddings).unlink(missing_ok=True)
+        partial(wanted.embeddings).unlink(missing_ok=True)
     return Summary({name: counts[name] for name in classifier.class_names}, tuple(left_out))
 
 
@@ -285,7 +240,7 @@ def _open_features(classifier: Classifier, wanted: Wanted, journal: Journal) -> 
     if not wanted.embeddings:
         return None
     rows = sum(not isinstance(value, str) for _, value in journal.read())
-    path = _partial(wanted.embeddings)
+    path = partial(wanted.embeddings)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115
@@ -318,28 +273,6 @@ def _key(classifier: Classifier, images: Sequence[Found], wanted: Wanted) -> str
             digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
         digest.update(os.fsencode(found.path) + b"\0")
     return digest.hexdigest()
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.partial")
-
-
-def _check(wanted: Wanted) -> None:
-    """Refuses outputs that cannot be, before anything takes time."""
-    tables.check_suffix("--output", wanted.output, (".csv", ".parquet"))
-    if wanted.embeddings:
-        tables.check_suffix("--embeddings", wanted.embeddings, (".npy", ".parquet"))
-    _check_free("--output", wanted.output, wanted)
-
-
-def _check_free(flag: str, path: Path | None, wanted: Wanted) -> None:
-    if path is None or wanted.overwrite or not path.exists():
-        return
-    if path.is_dir() and flag == "--overlays" and not any(path.iterdir()):
-        return
-    raise InputError(
-        f"{flag}={path}: there already; choose another name, or add --overwrite to replace it"
-    )
 
 
 @contextlib.contextmanager
