@@ -183,8 +183,8 @@ def test_several_chunks_make_one_table(folder, classifier, tmp_path, monkeypatch
         embeddings = tmp_path / f"m{name[4:]}.parquet"
         predict_files(classifier, found, Wanted(tmp_path / name, embeddings=embeddings))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "many.csv").read_bytes()
-    one, many = (pyarrow.parquet.read_table(tmp_path / f"{n}.parquet") for n in ("one", "many"))
-    assert one.equals(many)
+    one, other = (pyarrow.parquet.read_table(tmp_path / f"{n}.parquet") for n in ("one", "many"))
+    assert one.equals(other)
 
 
 def test_more_than_two_classes(tiny, folder, tmp_path):
