@@ -14,6 +14,7 @@ from densenet_flax.sharding import put_batch
 OF_EACH = 3
 # Above this, maps of a network without anything learned look like those of ours.
 _ALIKE = 0.5
+_FEW = 16  # places
 
 
 def show(
@@ -140,11 +141,12 @@ def _note(
     height, width = maps.shape[1:]
     exact = is_exact(pipeline.model, unit)
     method = "class-activation map" if exact else "Grad-CAM"
-    steps = [f"{value:.2f} {name}" for name, value in found.items() if value is not None]
+    steps = [f"{name} {value:.2f}" for name, value in found.items() if value is not None]
     last = list(found.values())[-1]
     said = (
         f"In colour: where the network found what speaks for the class that it called ({method} at "
         f"unit {unit!r}, {height} × {width} places); the line is half the strongest. "
+        f"{'With so few places a map is a rough hint. ' if height * width < _FEW else ''}"
         f"Check by random weights (Adebayo et al. 2018): with all weights from the head down to a "
         f"stage put in random order, the maps of {images} test images correlate with these "
         f"(Spearman's rank correlation, mean) by {', '.join(steps)}."

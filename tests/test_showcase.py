@@ -65,7 +65,7 @@ def test_the_gallery_of_a_run(tiny_run, tmp_path):
         assert abs(float(shown) - p) < 1e-3
     assert "Grad-CAM at unit 'pool2', 4 × 4 places" in run["gallery_note"]
     numbers = [
-        float(x) for x in re.findall(r"(-?\d\.\d\d) (?:head|conv\d|stem)", run["gallery_note"])
+        float(x) for x in re.findall(r"(?:head|conv\d|stem) (-?\d\.\d\d)", run["gallery_note"])
     ]
     assert len(numbers) == 6 and all(-1 <= x <= 1 for x in numbers)
     with other.unlocked():
