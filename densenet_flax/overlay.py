@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 _COLOURS = "viridis"
 _STRONGEST = 0.62  # how much of the tissue the strongest place hides
 _SMALLEST, _LARGEST = 200, 1024  # pixels of the longer side that a picture of a tile has
-_GAP, _BAR, _LABELS = 8, 14, 62
+_GAP, _BAR, _LABELS, _FOOT = 8, 14, 62, 22
 
 
 def upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -45,19 +45,23 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def picture(image: np.ndarray, values: np.ndarray, *, stacked: bool = False) -> Image.Image:
+def picture(
+    image: np.ndarray, values: np.ndarray, *, stacked: bool = False, caption: str = ""
+) -> Image.Image:
     """The image, the same with its map laid over, and the scale.
 
     Args:
       image: uint8 [H, W, 3]; small ones are shown larger, large ones smaller.
       values: float [h, w].
       stacked: one below the other instead of side by side.
+      caption: a line below.
     """
     shown = _fit(image)
     height, width = shown.shape[:2]
     x, y = (0, height + _GAP) if stacked else (width + _GAP, 0)
     left = x + width + _GAP
-    canvas = Image.new("RGB", (left + _BAR + _LABELS, y + height), "white")
+    foot = _FOOT if caption else 0
+    canvas = Image.new("RGB", (left + _BAR + _LABELS, y + height + foot), "white")
     canvas.paste(Image.fromarray(shown), (0, 0))
     canvas.paste(Image.fromarray(overlay(shown, values)), (x, y))
     shares = np.linspace(1, 0, 256)[:, None, None]
@@ -72,6 +76,8 @@ def picture(image: np.ndarray, values: np.ndarray, *, stacked: bool = False) -> 
         ("none", y + height - 1, "ld"),
     ):
         draw.text((left + _BAR + 4, at), text, "black", font, anchor=anchor)
+    if caption:
+        draw.text((0, y + height + foot // 2), caption, "black", font, anchor="lm")
     return canvas
 
 

@@ -43,6 +43,9 @@ def test_a_picture_shows_both_and_the_scale():
     assert below.size[0] < 400 and below.size[1] > 2 * 160
     assert np.array_equal(np.asarray(below)[:160, :240].reshape(-1, 3).max(0), (200, 120, 180))
     assert Image.open(io.BytesIO(png(below))).size == below.size
+    told = np.asarray(picture(IMAGE, np.ones((1, 1)), caption="called benign"))
+    assert np.array_equal(told[:160], np.asarray(beside))
+    assert told.shape[0] == 182 and told[160:, :100].min() < 100 and told[160:, 300:].min() == 255
 
 
 def test_large_images_are_shown_smaller():

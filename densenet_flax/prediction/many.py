@@ -165,11 +165,15 @@ def _do(
                 features.flush()
                 os.fsync(features.fileno())
         if wanted.overlays:
-            label = classifier.decide(output.probability).label
-            maps = classifier.maps(prepared, label, output, unit=wanted.unit)
-            for (found, loaded), values in zip(good, maps, strict=True):
+            result = classifier.decide(output.probability)
+            maps = classifier.maps(prepared, result.label, output, unit=wanted.unit)
+            for i, (found, loaded) in enumerate(good):
+                name, p = result.decision[i], result.probability[i, result.label[i]]
+                picture = overlay.picture(
+                    loaded.shown, maps[i], caption=f"called {name}: P({name}) = {p:.3f}"
+                )
                 with atomic_file(wanted.overlay_of(found)) as temporary:
-                    overlay.picture(loaded.shown, values).save(temporary, "PNG")
+                    picture.save(temporary, "PNG")
     journal.add(
         [
             [found.name, str(loaded)]
