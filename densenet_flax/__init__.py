@@ -3,20 +3,19 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from densenet_flax.errors import InputError
-from densenet_flax.frontier import trainable_mask
-from densenet_flax.model import (
-    DenseNet,
-    DenseNet121,
-    DenseNet161,
-    DenseNet169,
-    DenseNet201,
-    preprocess_input,
-)
-from densenet_flax.weights import load_weights
-
 if TYPE_CHECKING:
     from densenet_flax.classifier import load_classifier
+    from densenet_flax.errors import InputError
+    from densenet_flax.frontier import trainable_mask
+    from densenet_flax.model import (
+        DenseNet,
+        DenseNet121,
+        DenseNet161,
+        DenseNet169,
+        DenseNet201,
+        preprocess_input,
+    )
+    from densenet_flax.weights import load_weights
 
 __all__ = [
     "DenseNet",
@@ -31,9 +30,20 @@ __all__ = [
     "trainable_mask",
 ]
 
+_HOME = {
+    "InputError": "errors",
+    "load_classifier": "classifier",
+    "load_weights": "weights",
+    "trainable_mask": "frontier",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Imports what uses a trained network when it is asked for: training need not wait for it."""
-    if name == "load_classifier":
-        return importlib.import_module("densenet_flax.classifier").load_classifier
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports a name when it is first used: JAX takes seconds, and not every program needs it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'model')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

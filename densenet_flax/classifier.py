@@ -16,7 +16,8 @@ import numpy as np
 
 from densenet_flax import explain as explanations
 from densenet_flax import frontier, tta
-from densenet_flax.data import arrays, stain
+from densenet_flax.data import images as image_files
+from densenet_flax.data import stain
 from densenet_flax.errors import InputError
 from densenet_flax.inputs import ImageLike, list_images, read_pixels
 from densenet_flax.model import DenseNet
@@ -178,7 +179,7 @@ class Classifier:
         Raises:
           InputError: it is no image.
         """
-        return arrays.resize(self._normalise(read_pixels(image, where)), self.image_size)
+        return image_files.resize(self._normalise(read_pixels(image, where)), self.image_size)
 
     def forward(self, batch: np.ndarray) -> Output:
         """Runs the network on prepared images, at most `batch_size` of them; see `prepare`.

@@ -96,8 +96,8 @@ def _write(
             return error
         content = hashlib.sha256(f"{decoded.shape}\n".encode())
         content.update(decoded.data)
-        resized = resize(normalise(decoded), size)
-        return resized, hashlib.sha256(data).hexdigest(), content.hexdigest()
+        resized = Image.fromarray(normalise(decoded)).resize((size[1], size[0]), _FILTER)
+        return np.asarray(resized), hashlib.sha256(data).hexdigest(), content.hexdigest()
 
     kept: list[Row] = []
     bar = tqdm(total=len(rows), desc="Decoding", unit="image", disable=not sys.stderr.isatty())
@@ -125,11 +125,6 @@ def _write(
         columns: dict[str, Any] = {key: [row[key] for row in kept] for key in kept[0]}
         columns |= {"fingerprint": digest.hexdigest(), "skipped": skipped}
         (folder / "rows.json").write_text(json.dumps(columns))
-
-
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Brings uint8 [h, w, 3] to (height, width), as every image that a network ever sees."""
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), _FILTER))
 
 
 def load(target: Path) -> tuple[np.ndarray, dict[str, Any]]:
