@@ -10,6 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from densenet_flax.errors import InputError
+from densenet_flax.evaluation import cautions
 from densenet_flax.experiment import train_and_evaluate
 from densenet_flax.sharding import is_first_process
 from densenet_flax.workdir import Workdir
@@ -137,6 +138,11 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def _common_warnings(reports: list[dict[str, Any]]) -> list[str]:
-    """What every fold warns of; the rest is about that fold and stands in its report."""
+    """What every fold warns of; the rest is about one fold and stands in its report."""
     first, *others = (report.get("warnings", []) for report in reports)
-    return [line for line in first if all(line in other for other in others)]
+    common = [line for line in first if all(line in other for other in others)]
+    of_numbers = cautions.warnings(reports[0])  # of one fold's, which all folds together are not
+    return [
+        f"In each fold: {line[0].lower()}{line[1:]}" if line in of_numbers else line
+        for line in common
+    ]

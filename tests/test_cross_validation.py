@@ -54,6 +54,7 @@ def test_folds_one_by_one_and_together(config, tmp_path, monkeypatch):
         assert (tmp_path / "cv" / "report" / link).is_file()
     assert len(re.findall("href=", page)) == 3
     assert folds_verdict(metrics) in page and "drawn by a program" in page
+    assert all(line.startswith("In each fold: ") for line in metrics["warnings"] if "nly" in line)
     assert "http" not in page.replace("http-equiv", "")
     # Another way of judging is judged again, without training.
     config.threshold = "youden"
