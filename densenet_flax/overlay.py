@@ -58,24 +58,27 @@ def picture(
     """
     shown = _fit(image)
     height, width = shown.shape[:2]
-    x, y = (0, height + _GAP) if stacked else (width + _GAP, 0)
-    left = x + width + _GAP
-    foot = _FOOT if caption else 0
-    canvas = Image.new("RGB", (left + _BAR + _LABELS, y + height + foot), "white")
+    scale = max(1, round(height / 240))  # letters of a large picture are read in a smaller one
+    gap, bar, labels = scale * _GAP, scale * _BAR, scale * _LABELS
+    foot = scale * _FOOT if caption else 0
+    x, y = (0, height + gap) if stacked else (width + gap, 0)
+    left = x + width + gap
+    canvas = Image.new("RGB", (left + bar + labels, y + height + foot), "white")
     canvas.paste(Image.fromarray(shown), (0, 0))
     canvas.paste(Image.fromarray(overlay(shown, values)), (x, y))
     shares = np.linspace(1, 0, 256)[:, None, None]
     tissue = shown.reshape(-1, 3).mean(0)  # so that the scale looks as the colours do on it
-    ramp = Image.fromarray(_lay(np.broadcast_to(tissue, (256, _BAR, 3)), shares[..., 0]))
-    canvas.paste(ramp.resize((_BAR, height), Image.Resampling.BILINEAR), (left, y))
-    draw, font, middle = ImageDraw.Draw(canvas), ImageFont.load_default(12), y + height // 2
-    draw.line([(left, middle), (left + _BAR, middle)], "white", 2)
+    ramp = Image.fromarray(_lay(np.broadcast_to(tissue, (256, bar, 3)), shares[..., 0]))
+    canvas.paste(ramp.resize((bar, height), Image.Resampling.BILINEAR), (left, y))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12 * scale)
+    middle = y + height // 2
+    draw.line([(left, middle), (left + bar, middle)], "white", 2 * scale)
     for text, at, anchor in (
         ("strongest", y + 1, "la"),
         ("half", middle, "lm"),
         ("none", y + height - 1, "ld"),
     ):
-        draw.text((left + _BAR + 4, at), text, "black", font, anchor=anchor)
+        draw.text((left + bar + 4, at), text, "black", font, anchor=anchor)
     if caption:
         draw.text((0, y + height + foot // 2), caption, "black", font, anchor="lm")
     return canvas
