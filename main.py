@@ -1,4 +1,9 @@
-"""Train and evaluate: `python main.py --config=configs/quickstart.py --workdir=runs/quickstart`.
+"""Train, evaluate, cross-validate and predict.
+
+    python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python main.py --config=configs/quickstart.py --workdir=runs/quickstart --mode=evaluate
+    python main.py --config=configs/quickstart.py --workdir=runs/folds --mode=cross_validate
+    python main.py --mode=predict --workdir=runs/quickstart --images='tiles/**/*.png'
 
 It parses, sets up logging and devices, and hands over to `densenet_flax`; nothing else.
 """
@@ -8,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -17,7 +23,23 @@ from densenet_flax.process import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "preview"], "What to do.")
+_NEEDED = {  # mode -> flags that it cannot do without
+    "train": ("config", "workdir"),
+    "evaluate": ("config", "workdir"),
+    "predict": ("images",),
+    "cross_validate": ("config", "workdir"),
+    "preview": ("config", "workdir"),
+}
+_MODE = flags.DEFINE_enum("mode", "train", list(_NEEDED), "What to do.")
+
+_IMAGES = flags.DEFINE_string("images", None, "To predict: a folder, a file or a pattern.")
+_MODEL = flags.DEFINE_string("model", None, "A weights file to predict with, instead of a workdir.")
+_OUTPUT = flags.DEFINE_string("output", "predictions.csv", "The table: .csv or .parquet.")
+_OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a picture of each image's map.")
+_UNIT = flags.DEFINE_string("unit", "norm", "Of these maps: 'norm', or earlier and finer ones.")
+_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "File for features: .npy or .parquet.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace outputs that are there already.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "To predict; by default as in training.")
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes: 'auto', or address:port of the first one."
@@ -33,22 +55,25 @@ def _fail(message: object) -> NoReturn:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags and configuration, or one line on what is wrong with them."""
-    for flag in ("config", "workdir"):
-        given = [a.partition("=") for a in argv if a.lstrip("-").split("=")[0] == flag]
-        if not given and not any("help" in a for a in argv):
-            _fail(f"--{flag}=… is missing; see the top of main.py")
-        path = given[-1][2].split(":")[0] if given else ""
-        if flag == "config" and path and not os.path.isfile(path):
-            _fail(f"--config={path}: no such file; the configurations are in configs/")
+    given = [a.partition("=")[2] for a in argv if a.lstrip("-").split("=")[0] == "config"]
+    path = given[-1].split(":")[0] if given else ""
+    if path and not os.path.isfile(path):
+        _fail(f"--config={path}: no such file; the configurations are in configs/")
     try:
         rest = flags.FLAGS(argv)
-        _ = _CONFIG.value.to_dict()  # a configuration that failed to load says so when read
+        if given:
+            _ = _CONFIG.value.to_dict()  # a configuration that failed to load says so when read
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
         cause: object = error
         while isinstance(cause, Exception) and cause.args:  # ml_collections wraps them
             cause = cause.args[0]
         text = str(cause)
         _fail(text.strip().splitlines()[-1] if "Traceback" in text else text)
+    for flag in _NEEDED[_MODE.value]:
+        if not flags.FLAGS[flag].value:
+            _fail(f"--{flag}=… is missing; see the top of main.py")
+    if _MODE.value == "predict" and bool(_WORKDIR.value) == bool(_MODEL.value):
+        _fail("--mode=predict needs --workdir=RUN or --model=FILE, one of the two")
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: options are written --name=value")
     return rest
@@ -64,12 +89,30 @@ def _set_up_logging() -> None:
     logging.set_verbosity(logging.INFO)
 
 
+def _predict() -> None:
+    """Predicts the images with the network of the work directory or file."""
+    from densenet_flax import prediction
+
+    prediction.predict(
+        str(_WORKDIR.value or _MODEL.value),
+        str(_IMAGES.value),
+        prediction.Wanted(
+            output=Path(str(_OUTPUT.value)).expanduser(),
+            overlays=Path(_OVERLAYS.value).expanduser() if _OVERLAYS.value else None,
+            embeddings=Path(_EMBEDDINGS.value).expanduser() if _EMBEDDINGS.value else None,
+            unit=str(_UNIT.value),
+            overwrite=bool(_OVERWRITE.value),
+        ),
+        batch_size=_BATCH_SIZE.value,
+    )
+
+
 def main(_: Sequence[str]) -> None:
     """Runs the mode and turns what the user can mend into one line and exit status 1."""
     _set_up_logging()
     import jax  # after the flags are known to be right: importing it takes seconds
 
-    from densenet_flax import experiment
+    from densenet_flax import cross_validation, experiment
     from densenet_flax.errors import InputError
     from densenet_flax.sharding import start_processes
     from densenet_flax.train import Stopped
@@ -85,12 +128,18 @@ def main(_: Sequence[str]) -> None:
         "train": experiment.train_and_evaluate,
         "evaluate": experiment.evaluate,
         "preview": experiment.preview,
+        "cross_validate": cross_validation.cross_validate,
     }
     try:
-        cache = experiment.cache_directory(_CONFIG.value) / "xla"
+        place = str(_WORKDIR.value or "")
+        config = _CONFIG.value or experiment.config_of_run(place)
+        cache = experiment.cache_directory(config) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        modes[_MODE.value](_CONFIG.value, str(_WORKDIR.value))
+        if _MODE.value == "predict":
+            _predict()
+        else:
+            modes[_MODE.value](config, place)
     except InputError as error:
         _fail(error)
     except Stopped as reason:

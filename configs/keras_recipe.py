@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
     # Chosen on validation images: 'fixed' (0.5), 'youden' or 'sensitivity>=0.95'.
     config.threshold = "fixed"
+    config.tta = False  # judge and predict by the mean over the symmetries of each image
+    config.explain = "norm"  # the unit whose maps the report shows; '' for none
 
     config.model = ConfigDict()
     config.model.name = "densenet201"  # or densenet121, densenet169

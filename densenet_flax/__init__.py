@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densenet_flax.classifier import load_classifier
     from densenet_flax.errors import InputError
     from densenet_flax.frontier import trainable_mask
     from densenet_flax.model import (
@@ -23,12 +24,18 @@ __all__ = [
     "DenseNet169",
     "DenseNet201",
     "InputError",
+    "load_classifier",
     "load_weights",
     "preprocess_input",
     "trainable_mask",
 ]
 
-_HOME = {"InputError": "errors", "trainable_mask": "frontier", "load_weights": "weights"}
+_HOME = {
+    "InputError": "errors",
+    "load_classifier": "classifier",
+    "load_weights": "weights",
+    "trainable_mask": "frontier",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -173,7 +173,14 @@ def initial_variables(
     variables = init_variables(model, config.seed)
     about = {
         "class_names": tuple(dataset.class_names),
-        "extra": {"image_size": list(config.data.image_size), "stain": dict(dataset.stain)},
+        # What a user of the network needs besides the network; see `classifier`.
+        "extra": {
+            "image_size": list(config.data.image_size),
+            "stain": dict(dataset.stain),
+            "dtype": config.model.dtype,
+            "patient_group": split.policy["group"],
+            "patient_pattern": config.data.get("patient_pattern", ""),
+        },
     }
     source = config.model.weights
     if source != "random":

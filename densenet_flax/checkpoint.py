@@ -20,6 +20,9 @@ from densenet_flax.errors import InputError
 from densenet_flax.files import writing
 from densenet_flax.sharding import several_processes
 
+# In a work directory, what the evaluation decided: threshold, temperature, and by which checkpoint.
+JUDGEMENT = "operating_point.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
@@ -165,10 +168,11 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[dict[str
 
     Args:
       directory: a work directory, its `checkpoints` folder, or one checkpoint in it.
-      step: which; by default the last one.
+      step: which; by default the one that the run was judged by, or the last one if it was not.
 
     Returns:
-      The variables as NumPy arrays, and what the network is (the fields of `WeightsInfo`).
+      The variables as NumPy arrays, and what the network is (the fields of `WeightsInfo`). If it
+      was judged, `extra` holds its operating point, whose `tta` says how.
 
     Raises:
       InputError: there is no checkpoint.
@@ -180,9 +184,33 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[dict[str
         directory = directory / "checkpoints"
     if not any(child.name.isdigit() for child in directory.glob("*")):
         raise InputError(f"{directory}: no checkpoint in it; expected a work directory of main.py")
+    judged = _judgement(directory.parent / JUDGEMENT)
     checkpoints = Checkpoints(directory)
-    restored = checkpoints.restore(checkpoints.steps[-1] if step is None else step)
-    return restored.variables, restored.meta["network"]
+    if step is None:
+        step = judged.get("step", checkpoints.steps[-1])
+    if step not in checkpoints.steps:
+        raise InputError(
+            f"{directory}: no checkpoint of step {step}, which the run was judged by, only of "
+            f"{', '.join(map(str, checkpoints.steps))}; run --mode=evaluate again"
+        )
+    restored = checkpoints.restore(step)
+    network = restored.meta["network"]
+    if judged.get("step") == step:
+        network = {**network, "extra": {**network.get("extra", {}), "operating_point": judged}}
+    return restored.variables, network
+
+
+def _judgement(path: Path) -> dict[str, Any]:
+    """What the evaluation of a run decided; {} if it was not evaluated."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); run --mode=evaluate again to write it anew"
+        ) from error
+    return found if isinstance(found, dict) else {}
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from densenet_flax import explain, showcase
 from densenet_flax.build import (
     as_trained,
     build_loss,
@@ -24,7 +25,7 @@ from densenet_flax.build import (
     build_views,
     initial_variables,
 )
-from densenet_flax.checkpoint import Checkpoints, Restored
+from densenet_flax.checkpoint import JUDGEMENT, Checkpoints, Restored
 from densenet_flax.data.augment import settings_for
 from densenet_flax.data.policies import make_split
 from densenet_flax.data.preview import write_preview
@@ -36,10 +37,12 @@ from densenet_flax.errors import InputError
 from densenet_flax.evaluation.operating_point import check_rule, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.files import write_text
-from densenet_flax.predict import Pipeline, predict_logits, probabilities
+from densenet_flax.model import DenseNet
+from densenet_flax.predict import Pipeline
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.step import Stage
 from densenet_flax.train import Position, Trainer, best_step
+from densenet_flax.tta import predict_probabilities
 from densenet_flax.weights import WeightsInfo
 from densenet_flax.workdir import Workdir
 
@@ -50,6 +53,11 @@ def cache_directory(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs are kept between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "densenet_flax"
     return Path(config.cache_dir or default).expanduser().resolve()
+
+
+def config_of_run(workdir: str) -> ConfigDict:
+    """The configuration that a work directory was made with, as far as it can be read."""
+    return ConfigDict({"cache_dir": "", **(Workdir(workdir).read_config() if workdir else {})})
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     with place.lock():
         started = time.perf_counter()
         model = build_model(config)
-        check_rule(config.threshold)
+        _check_judging(config, model)
         dataset = open_dataset(config.data, cache_directory(config))
         check_rule(config.threshold, len(dataset.class_names))
         model = model.clone(num_classes=len(dataset.class_names))
@@ -141,7 +149,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
     with place.lock():
         place.check(config.to_dict())
-        check_rule(config.threshold)
+        _check_judging(config, build_model(config))
         checkpoints = Checkpoints(place.checkpoints)
         dataset = open_dataset(config.data, cache_directory(config))
         check_rule(config.threshold, len(dataset.class_names))
@@ -173,6 +181,15 @@ def preview(config: ConfigDict, workdir: str) -> Path:
         write_preview(path, dataset, split.train, settings, group=group, seed=config.seed)
         logging.info("preview: %s", path)
     return path
+
+
+def _check_judging(config: ConfigDict, model: DenseNet) -> None:
+    """Refuses, before anything takes time, what the evaluation could not do."""
+    if config.explain:
+        try:
+            explain.following(model, config.explain)
+        except InputError as error:
+            raise InputError(f"config.explain: {error}") from error
 
 
 def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bool) -> Split:
@@ -216,11 +233,14 @@ def _evaluate(
     predict = functools.partial(_predict, config, pipeline, device, dataset, split)
     test, validation = predict(split.test, "test"), predict(split.validation, "validation")
     point = choose_operating_point(validation, config.threshold)
+    gallery, note = _gallery(config, pipeline, device, dataset, split.test, point.apply(test))
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
     if not is_first_process():
         return {}
-    write_text(place.path / "operating_point.json", json.dumps(point.to_dict(), indent=2) + "\n")
+    judged = {**point.to_dict(), "step": chosen.step, "tta": config.tta}  # for who uses it
+    write_text(place.path / JUDGEMENT, json.dumps(judged, indent=2) + "\n")
     about = _about_the_run(config, place, stages, dataset, split, chosen, last.step, info, seconds)
+    about |= {"gallery": gallery, "gallery_note": note}
     metrics = write_report(
         place.report, test, history, about, validation=validation, operating_point=point
     )
@@ -240,8 +260,14 @@ def _predict(
 ) -> Predictions:
     """The predictions table of one side of the split."""
     with tqdm(total=len(rows), desc=side, unit="img", disable=None) as bar:
-        logits = predict_logits(
-            pipeline, variables, dataset, rows, config.batch_size, progress=bar.update
+        probability = predict_probabilities(
+            pipeline,
+            variables,
+            dataset,
+            rows,
+            config.batch_size,
+            tta=config.tta,
+            progress=bar.update,
         )
     return Predictions(
         file=dataset.files[rows],
@@ -250,8 +276,36 @@ def _predict(
         magnification=dataset.metadata["magnification"][rows],
         slide=dataset.metadata["slide_id"][rows],
         label=dataset.labels[rows],
-        probability=probabilities(logits),
+        probability=probability,
         class_names=dataset.class_names,
+    )
+
+
+def _gallery(
+    config: ConfigDict,
+    pipeline: Pipeline,
+    variables: Mapping[str, Any],
+    dataset: Dataset,
+    rows: np.ndarray,
+    table: Predictions,
+) -> tuple[list[dict[str, Any]], str]:
+    """What the report shows of the network at work; nothing if `config.explain` is empty."""
+    if not config.explain:
+        return [], ""
+    probability = table.probability
+    if probability.ndim == 1:  # of the second of two classes
+        probability = np.stack([1 - probability, probability], axis=1)
+    return showcase.show(
+        pipeline,
+        variables,
+        dataset,
+        rows,
+        probability,
+        table.prediction,
+        table.patient,
+        threshold=table.threshold,
+        unit=config.explain,
+        batch_size=config.batch_size,
     )
 
 

@@ -34,7 +34,9 @@ class Pipeline:
     def __init__(
         self, model: DenseNet, mesh: Mesh, *, cuts: Iterable[str] = (), preprocessing: str = "torch"
     ):
-        """Takes the units at which stages cut the network; pooled features are always a cut.
+        """Takes the units at which stages cut the network.
+
+        The last norm, where explanations begin, and pooled features are always a cut.
 
         Args:
           model: with a head.
@@ -45,7 +47,7 @@ class Pipeline:
         self.model = model
         self.mesh = mesh
         self.preprocessing = preprocessing
-        wanted = {*cuts, "stem", "head"}
+        wanted = {*cuts, "stem", "norm", "head"}
         self.cuts: tuple[str, ...] = tuple(unit for unit in model.units if unit in wanted)
 
     def run(

@@ -18,14 +18,8 @@ from densenet_flax.sharding import is_first_process
 # Where the data lies, how fast it is read and how the result is judged may change between starts;
 # what is trained may not.
 _FREE_KEYS = (
-    "data.path",
-    "data.storage",
-    "data.workers",
-    "cache",
-    "cache_dir",
-    "tensorboard",
-    "evaluate",
-    "threshold",
+    *("data.path", "data.storage", "data.workers", "cache", "cache_dir", "tensorboard"),
+    *("evaluate", "threshold", "tta", "explain"),
 )
 
 
@@ -89,6 +83,14 @@ class Workdir:
         """Writes `config.json`."""
         if is_first_process():
             write_text(self._config, json.dumps(config, indent=2) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_config` wrote; {} if there is nothing that could be read."""
+        try:
+            found = json.loads(self._config.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def check(self, config: Mapping[str, Any]) -> None:
         """Checks that the run in the directory has this configuration.

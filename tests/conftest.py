@@ -86,3 +86,28 @@ def make_dataset(patients, images, size=32):
 @pytest.fixture(scope="session")
 def split(dataset):
     return patient_split(dataset, test_fraction=0.2, validation_fraction=0.25)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A small trained and evaluated run that normalises stains and was judged by its best epoch.
+
+    (work directory, configuration, files of the test side, the evaluation's table of them)
+    """
+    from densenet_flax import experiment
+    from densenet_flax.evaluation.predictions import read_csv
+    from tests.configs import tiny as tiny_config
+
+    config = tiny_config.get_config()
+    config.cache_dir = str(tmp_path_factory.mktemp("cache"))
+    config.evaluate = "best"
+    config.threshold = "youden"
+    config.stages.head.duration = config.stages.finetune.duration = "2 epochs"
+    config.stages.finetune.learning_rate = 0.05  # so that the last epoch is not the best one
+    config.data.stain.method = "channel"
+    config.data.stain.mean, config.data.stain.std = (180, 130, 190), (40.0, 45.0, 35.0)
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    experiment.train_and_evaluate(config, str(workdir))
+    table = read_csv(workdir / "report" / "predictions.csv")
+    paths = {path.name: path for path in experiment.cache_directory(config).rglob("*.png")}
+    return workdir, config, [paths[name] for name in table.file], table

@@ -24,7 +24,7 @@ _GEOMETRY, _BRIGHTNESS, _CONTRAST, _HED, _STAIN, _CUTOUT, _MIX = range(7)
 _SYMMETRY = 2**31 - 1  # no epoch
 
 # The eight symmetries of a square as matrices on (row, column); the first four keep an oblong one.
-_SYMMETRIES = np.array(
+SYMMETRIES = np.array(
     [
         [[1, 0], [0, 1]],
         [[-1, 0], [0, 1]],
@@ -296,7 +296,7 @@ def _warp(
     turned = jnp.eye(2)
     flips = settings.horizontal_flip or settings.vertical_flip
     if settings.symmetries:
-        turned = jnp.asarray(_SYMMETRIES)[symmetry]
+        turned = jnp.asarray(SYMMETRIES)[symmetry]
     elif flips:
         coins = jax.random.bernoulli(choice, shape=(2,))
         wanted = jnp.array([settings.vertical_flip, settings.horizontal_flip])

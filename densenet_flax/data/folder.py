@@ -98,7 +98,7 @@ def list_folder(
     root = root.expanduser()
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of the images as data.path")
-    found = _walk(root)
+    found = walk(root)
     if not found:
         raise InputError(
             f"{root}: no images in it; expected files that end in {', '.join(images.SUFFIXES)}"
@@ -131,7 +131,7 @@ def list_folder(
     )
 
 
-def _walk(root: Path) -> dict[str, Path]:
+def walk(root: Path) -> dict[str, Path]:
     """All images under `root` by relative name, through links but never in circles."""
     found, been = {}, set()
     for folder, folders, names in os.walk(root, followlinks=True):

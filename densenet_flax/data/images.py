@@ -55,13 +55,22 @@ def decode(data: bytes, where: object) -> np.ndarray:
                     "out"
                 )
             else:
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+                return to_array(image)
     except UnidentifiedImageError:
         problem = "is not an image" if data else "is empty"
         problem += "; copy the file again or take it out"
     except FAILURES as error:
         problem = f"is damaged or cut short ({error}); copy the file again or take it out"
     raise InputError(f"{where}: {problem}")
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """The pixels of an opened image as uint8 [H, W, 3], by the rules of `decode`.
+
+    Raises:
+      ValueError: 32-bit or floating point values, or, as an `OSError`, damage.
+    """
+    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

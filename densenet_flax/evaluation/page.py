@@ -50,7 +50,7 @@ th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 th.number { white-space: normal; }
 .number small { display: block; color: var(--soft); font-size: .82em; line-height: 1.2; }
 .gallery { display: grid; gap: 16px; margin: 8px 0 18px; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
 .gallery img { padding: 0; border-radius: 4px; }
 h3 + .gallery, h3 + .scroll { margin-top: 6px; }
 details { margin: 8px 0; }

@@ -48,7 +48,7 @@ def report_page(
         page.section("By subtype", tables.by_subtype(metrics)),
         page.section("By patient", tables.by_patient(metrics)),
         page.section("Most confident mistakes", _mistakes(predictions)),
-        page.section("Gallery", *_gallery(gallery)),
+        page.section("Gallery", *_gallery(gallery, run.get("gallery_note"))),
         page.section("Training and test data", *_split(run.get("split") or {})),
         page.section("How it was made", *_run(run)),
     ]
@@ -100,7 +100,9 @@ def _pictures(
     return page.paragraph("No training history was given, so there are no curves.", "soft") + shown
 
 
-def _gallery(pictures: Sequence[Picture]) -> Iterator[str]:
+def _gallery(pictures: Sequence[Picture], note: str | None = None) -> Iterator[str]:
+    if note:
+        yield page.paragraph(note, "soft")
     groups: dict[str, list[str]] = {}
     for found in pictures:
         markup = page.picture(found.png, found.caption, found.caption)
