@@ -16,7 +16,11 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_peer(
-    module: str, options: Mapping[str, Any], *, python: str = "", env: Mapping[str, str] | None = None
+    module: str,
+    options: Mapping[str, Any],
+    *,
+    python: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Runs `benchmarks/peers/<module>.py` in a process of its own.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.common import (  # noqa: E402
+from benchmarks.common import (
     describe_versions,
     interpreters,
     markdown,

@@ -41,9 +41,7 @@ def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return state
 
 
-def with_statistics(
-    model: Any, variables: Mapping[str, Any], images: np.ndarray
-) -> dict[str, Any]:
+def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
     """BatchNorm statistics of some images in place of mean 0 and variance 1."""
     backbone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's
     live = frontier.resolve("all", model.blocks).live_norms
