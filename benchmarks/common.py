@@ -21,6 +21,7 @@ def run_peer(
     *,
     python: str = "",
     env: Mapping[str, str] | None = None,
+    progress: str = "",
 ) -> dict[str, Any]:
     """Runs `benchmarks/peers/<module>.py` in a process of its own.
 
@@ -29,6 +30,7 @@ def run_peer(
       options: handed over as JSON; the peer also finds `spawned`, the Unix time of its start.
       python: the interpreter; by default the one that runs.
       env: changes to the environment.
+      progress: of the line that tells on standard error that it is done.
 
     Returns:
       What the peer prints as its last line, and `process_seconds`, from start to exit.
@@ -46,7 +48,8 @@ def run_peer(
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         sys.exit(f"{module} {text} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return {**json.loads(lines[-1]), "process_seconds": ended - started}
+    print(f"{module} {progress}: {ended - started:.0f} s", file=sys.stderr, flush=True)
+    return {"process_seconds": ended - started, **json.loads(lines[-1])}
 
 
 def options_of_peer() -> dict[str, Any]:

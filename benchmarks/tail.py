@@ -68,8 +68,9 @@ def main() -> None:
                         "weights": weights,
                     }
                     python = pythons.get(peer, pythons.get("", ""))
-                    run = run_peer(f"{peer}_tail", options, python=python)
+                    run = run_peer(f"{peer}_tail", options, python=python, progress=precision)
                     runs.setdefault((precision, peer), []).append(run)
+                    print(f"  step {run['step_seconds']:.4g} s", file=sys.stderr, flush=True)
     rows = []
     for (precision, peer), found in runs.items():
         losses = found[0]["losses"]
