@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import answer, options_of_peer
+from benchmarks.common import options_of_peer
 
 given = options_of_peer()
 os.environ["KERAS_BACKEND"] = given["backend"]  # before Keras is imported
@@ -13,6 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+
+from benchmarks.peers import keras_common  # noqa: E402
 
 UNFREEZE_FROM = 300
 
@@ -55,23 +57,13 @@ def load(folder: Path, side: str) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Builds, trains the head, recompiles, trains from layer 300."""
     keras.utils.set_random_seed(0)
-    if given["precision"] == "bfloat16":
-        keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    keras_common.set_precision(given["precision"])
     folder = Path(given["folder"])
     train = load(folder, "train")
     validation = load(folder, "validation")
     pixels = train[0].shape[1]
-    base = keras.applications.DenseNet201(
-        include_top=False, weights=None, input_shape=(pixels, pixels, 3)
-    )
-    x = keras.layers.GlobalAveragePooling2D()(base.output)
-    x = keras.layers.Dropout(0.5)(x)
-    x = keras.layers.Dense(256, activation="relu")(x)
-    x = keras.layers.Dropout(0.5)(x)
-    output = keras.layers.Dense(2, activation="softmax", dtype="float32")(x)
-    model = keras.Model(base.input, output)
+    base, model = keras_common.recipe_network(pixels)
     model.load_weights(folder / "keras.weights.h5")
-    jit = {"auto": "auto", "true": True, "false": False}[given["jit"]]
     clock = Clock()
     trained: dict[str, int] = {}
     for stage, epochs in zip(("head", "finetune"), given["epochs"], strict=True):
@@ -84,7 +76,7 @@ def main() -> None:
             keras.optimizers.Adam(1e-3),
             "categorical_crossentropy",
             metrics=["accuracy"],
-            jit_compile=jit,
+            jit_compile=keras_common.JIT[given["jit"]],
         )
         trained[stage] = int(sum(np.prod(w.shape) for w in model.trainable_weights))
         clock.stage = stage
@@ -96,36 +88,16 @@ def main() -> None:
             callbacks=[clock],
             verbose=0,
         )
-    libraries = ["keras", "jax" if given["backend"] == "jax" else "tensorflow"]
-    try:
-        answer(_result(clock, trained), libraries)
-    except LookupError:  # tensorflow-cpu is TensorFlow under another name
-        answer(_result(clock, trained), ["keras", "tensorflow-cpu"])
-
-
-def _result(clock: Clock, trained: dict[str, int]) -> dict[str, Any]:
-    return {
-        "started": given["spawned"],
-        "first_step": clock.first_step,
-        "epochs": clock.epochs,
-        "ended": time.time(),
-        "trained_parameters": trained,
-        **_device_memory(),
-    }
-
-
-def _device_memory() -> dict[str, float]:
-    """Peak of the accelerator's memory, where there is one."""
-    if given["backend"] == "jax":
-        import jax
-
-        stats = jax.local_devices()[0].memory_stats() or {}
-        return {"device_peak_gb": stats["peak_bytes_in_use"] / 1e9} if stats else {}
-    import tensorflow
-
-    if not tensorflow.config.list_physical_devices("GPU"):
-        return {}
-    return {"device_peak_gb": tensorflow.config.experimental.get_memory_info("GPU:0")["peak"] / 1e9}
+    keras_common.answer_with_versions(
+        {
+            "started": given["spawned"],
+            "first_step": clock.first_step,
+            "epochs": clock.epochs,
+            "ended": time.time(),
+            "trained_parameters": trained,
+            **keras_common.device_memory(given["backend"]),
+        }
+    )
 
 
 if __name__ == "__main__":
