@@ -2,9 +2,9 @@
 
     python benchmarks/scaling.py [--pixels=64] [--images=64,256,1024] [--devices=1,2,4,8]
 
-Small by default, so that it takes minutes. Each run is a whole `main.py` in a process of its own. On
-a CPU the devices are made by XLA out of the same cores, which shows what spreading costs and that
-the losses agree, not a gain; on a GPU they are the first ones of the machine.
+Small by default, so that it takes minutes. Each run is a whole `main.py` in a process of its own.
+On a CPU the devices are made by XLA out of the same cores, which shows what spreading costs and
+that the losses agree, not a gain; on a GPU they are the first ones of the machine.
 """
 
 import argparse
