@@ -15,6 +15,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
+class PeerError(Exception):
+    """A peer ended without a result."""
+
+
 def run_peer(
     module: str,
     options: Mapping[str, Any],
@@ -34,6 +38,9 @@ def run_peer(
 
     Returns:
       What the peer prints as its last line, and `process_seconds`, from start to exit.
+
+    Raises:
+      PeerError: it failed; with the end of what it printed.
     """
     started = time.time()
     text = json.dumps({**options, "spawned": started})
@@ -47,7 +54,7 @@ def run_peer(
     ended = time.time()
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        sys.exit(f"{module} {text} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise PeerError(f"{module} {text} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     print(f"{module} {progress}: {ended - started:.0f} s", file=sys.stderr, flush=True)
     return {"process_seconds": ended - started, **json.loads(lines[-1])}
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.common import (
     ROOT,
+    PeerError,
     describe_versions,
     interpreters,
     markdown,
@@ -94,7 +95,7 @@ def times_table(runs: list[dict[str, Any]], wanted: tuple[int, int]) -> str:
         summaries = [summarise(run, wanted) for run in found]
         values = {key: median(s[key] for s in summaries) for key in columns.values()}
         base = base or values["recipe"]
-        mark = "" if tuple(found[0]["ran"]) == wanted else " †"
+        mark = "" if all(tuple(run["ran"]) == wanted for run in found) else " †"
         cells = ["–" if v != v else f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in values.values()]
         span = (
             f"{min(s['recipe'] for s in summaries):.0f}–{max(s['recipe'] for s in summaries):.0f}"
@@ -158,6 +159,7 @@ def main() -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="of our configuration")
     add("--folder", type=Path, help="of images and weights (runs/benchmark/…)")
     add("--output", type=Path, help="also write all runs here, as JSON")
+    add("--read", type=Path, action="append", default=[], help="such a file: its runs count too")
     given = parser.parse_args()
 
     first, second = (int(part) for part in given.epochs.split(","))
@@ -173,6 +175,9 @@ def main() -> None:
     prepare(folder, given, python_of("ours"))
 
     runs: list[dict[str, Any]] = []
+    for path in given.read:
+        runs += json.loads(path.read_text())
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         for _ in range(given.repeat):
             for peer in peers:
@@ -197,7 +202,14 @@ def main() -> None:
                     shutil.rmtree(f"{temporary}/cache", ignore_errors=True)
                     named += [peer.replace(name, SECOND)] if given.again else []
                 for label in named:
-                    run = run_peer(MODULES[name], options, python=python_of(name), progress=label)
+                    try:
+                        run = run_peer(
+                            MODULES[name], options, python=python_of(name), progress=label
+                        )
+                    except PeerError as error:  # hours of the others are not to be lost for it
+                        print(error, file=sys.stderr)
+                        failed.append(label)
+                        continue
                     runs.append({"peer": label, "ran": ran, **run})
                     if given.output:
                         given.output.write_text(json.dumps(runs, indent=1) + "\n")
@@ -205,7 +217,13 @@ def main() -> None:
         f"{sizes.replace('-', ' + ', 1).replace('-', ' images of ')} pixels, batch {given.batch}\n"
     )
     print(times_table(runs, wanted), losses_table(runs), sep="\n\n")
+    for label in dict.fromkeys(run["peer"] for run in runs if run.get("own_seconds")):
+        found = [run["own_seconds"] for run in runs if run["peer"] == label]
+        parts = [f"{part} {median(s[part] for s in found):.1f} s" for part in found[0]]
+        print(f"\n{label}, by its own clock: {', '.join(parts)}")
     print(f"\n{describe_versions(runs)}")
+    if failed:
+        sys.exit(f"failed, and not in the tables: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

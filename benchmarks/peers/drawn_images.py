@@ -16,7 +16,7 @@ from benchmarks.common import answer, options_of_peer
 from densenet_flax.data.tissue import draw_stain, draw_tile
 from densenet_flax.files import atomic_dir
 
-TILES_PER_PATIENT = 8
+TILES_PER_PATIENT = 4
 TEST_IMAGES = 32
 
 

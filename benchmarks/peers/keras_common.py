@@ -1,6 +1,7 @@
 """What the two Keras peers share; to be imported after the backend is chosen."""
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import keras
@@ -49,5 +50,5 @@ def answer_with_versions(result: Mapping[str, Any]) -> None:
         return answer(result, ["keras", "jax"])
     try:
         return answer(result, ["keras", "tensorflow"])
-    except LookupError:  # the same library, installed under another name
+    except PackageNotFoundError:  # the same library, installed under another name
         return answer(result, ["keras", "tensorflow-cpu"])

@@ -63,7 +63,7 @@ def main() -> None:
     lines = read("timing.jsonl")
     epochs = [line for line in read("metrics.jsonl") if line["kind"] == "epoch"]
     at = dict(zip([line["step"] for line in lines if "seconds" in line], seen, strict=True))
-    seconds = json.loads((workdir / "report" / "metrics.json").read_text()).get("seconds", {})
+    report = json.loads((workdir / "report" / "metrics.json").read_text())
     compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
     device = [line["device_memory_gb"] for line in lines if "device_memory_gb" in line]
     answer(
@@ -84,7 +84,7 @@ def main() -> None:
             "process_seconds": ended - started,
             "compile_seconds": compiled,
             "host_peak_gb": peak * 1024 / 1e9,
-            "own_seconds": seconds,
+            "own_seconds": report.get("run", report).get("seconds", {}),
             **({"device_peak_gb": max(device)} if device else {}),
         },
         ("jax", "flax", "optax"),
