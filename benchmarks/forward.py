@@ -1,0 +1,91 @@
+"""Images per second of the forward pass alone: ours, Keras, PyTorch.
+
+    python benchmarks/forward.py --python VENV/bin/python --python ours=.venv/bin/python
+
+uint8 images on the host to pooled features `[N, 1920]` on the host, from the same weights; the mean
+of the features stands beside, so that all are seen to compute the same. Each peer is a process of
+its own. See README.md here for the peers' environment.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.common import describe_versions, interpreters, markdown, median, run_peer
+
+MODULES = {
+    "ours": "ours_forward",
+    "keras_tf": "keras_forward",
+    "keras_jax": "keras_forward",
+    "torch": "torch_forward",
+}
+
+
+def main() -> None:
+    """All choices as a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add(
+        "--python", action="append", default=[], metavar="[PEER=]PATH", help="interpreter of a peer"
+    )
+    add(
+        "--peers",
+        default="ours,ours:bfloat16,keras_tf,keras_jax,torch,torch:bfloat16",
+        help="in their order; peer or peer:precision (%(default)s)",
+    )
+    add("--batches", default="1,32", help="images in a call (%(default)s)")
+    add("--pixels", type=int, default=224, help="(%(default)s)")
+    add("--seconds", type=float, default=5, help="to measure each batch size for (%(default)s)")
+    add("--repeat", type=int, default=1, help="(%(default)s)")
+    add("--keras-jit", choices=("auto", "true", "false"), default="auto", help="(%(default)s)")
+    add("--torch-compile", action="store_true", help="torch.compile")
+    add("--output", type=Path, help="also write all runs here, as JSON")
+    given = parser.parse_args()
+    pythons = interpreters(given.python)
+    batches = [int(part) for part in given.batches.split(",")]
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run_peer("initial", {"folder": folder}, python=pythons.get("ours", pythons.get("", "")))
+        weights = {name: f"{folder}/{name}.safetensors" for name in ("ours", "torch")}
+        for _ in range(given.repeat):
+            for peer in given.peers.split(","):
+                name, _, precision = peer.partition(":")
+                if name not in MODULES:
+                    parser.error(f"--peers: {peer!r}; expected some of {', '.join(MODULES)}")
+                options = {
+                    "precision": precision or "float32",
+                    "batches": batches,
+                    "pixels": given.pixels,
+                    "seconds": given.seconds,
+                    "backend": "jax" if name == "keras_jax" else "tensorflow",
+                    "jit": given.keras_jit,
+                    "compile": given.torch_compile,
+                    "weights": {**weights, "keras": f"{folder}/keras.weights.h5"},
+                }
+                python = pythons.get(name, pythons.get("", ""))
+                run = run_peer(MODULES[name], options, python=python, progress=peer)
+                runs.setdefault(peer, []).append(run)
+    rows = []
+    for peer, found in runs.items():
+        of = lambda n, key, found=found: [run["batches"][str(n)][key] for run in found]  # noqa: E731
+        speeds = [f"{n / median(of(n, 'call_seconds')):.4g}" for n in batches]
+        first = max(median(of(n, "first_call_seconds")) for n in batches)
+        peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in found)
+        mean = of(batches[-1], "mean_feature")[0]
+        rows.append([peer, *speeds, f"{first:.1f}", f"{peak:.2f}", f"{mean:.6f}"])
+    columns = ["peer", *(f"images/s, batch {n}" for n in batches)]
+    print(markdown([*columns, "first call, s", "peak, GB", "mean feature"], rows))
+    every = [run for found in runs.values() for run in found]
+    print(f"\n{every[0]['device']}, {given.pixels} pixels; {describe_versions(every)}")
+    if given.output:
+        named = [{"peer": peer, **run} for peer, found in runs.items() for run in found]
+        given.output.write_text(json.dumps(named, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The images of the recipe's benchmark: drawn tissue, as files for us and as arrays for peers.
+
+`tiles/*.png` and `tiles.csv` hold what a user of ours would have; `train_images.npy` and so on hold
+the same pixels, uint8 `[N, H, W, 3]`. The test images are for our report alone, which no peer has.
+"""
+
+import csv
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import answer, options_of_peer
+from densenet_flax.data.tissue import draw_stain, draw_tile
+from densenet_flax.files import atomic_dir
+
+TILES_PER_PATIENT = 4
+TEST_IMAGES = 32
+
+
+def main() -> None:
+    """Draws them into `folder`, which appears when it is whole."""
+    given = options_of_peer()
+    counts = {"train": given["train"], "validation": given["validation"], "test": TEST_IMAGES}
+    sides = [side for side, count in counts.items() for _ in range(count)]
+    # Patients alternate between the classes and lie on one side only.
+    patients, seen = [], dict.fromkeys(counts, 0)
+    for side in sides:
+        patients.append(f"{side}{seen[side] // TILES_PER_PATIENT:03d}")
+        seen[side] += 1
+    labels = np.array([int(patient[-3:]) % 2 for patient in patients], np.int32)
+
+    def draw(index: int) -> np.ndarray:
+        seed = list(patients[index].encode())
+        stain = draw_stain(np.random.default_rng(seed))
+        rng = np.random.default_rng([*seed, index])
+        return draw_tile(rng, int(labels[index]), stain, (given["pixels"], given["pixels"]))[0]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = np.stack(list(pool.map(draw, range(len(sides)))))
+    with atomic_dir(Path(given["folder"])) as folder:
+        (folder / "tiles").mkdir()
+        with open(folder / "tiles.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "label", "patient", "split"])
+            for index, side in enumerate(sides):
+                name = f"{index:05d}.png"
+                Image.fromarray(images[index]).save(folder / "tiles" / name)
+                writer.writerow(
+                    [name, ["benign", "malignant"][labels[index]], patients[index], side]
+                )
+        for side in ("train", "validation"):
+            rows = np.array(sides) == side
+            np.save(folder / f"{side}_images.npy", images[rows])
+            np.save(folder / f"{side}_labels.npy", labels[rows])
+    answer({}, ("numpy", "pillow"))
+
+
+if __name__ == "__main__":
+    main()

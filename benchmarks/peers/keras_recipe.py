@@ -1,0 +1,104 @@
+"""The recipe in Keras, on TensorFlow or on JAX, as its users write it: two `fit`s."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import options_of_peer
+
+given = options_of_peer()
+os.environ["KERAS_BACKEND"] = given["backend"]  # before Keras is imported
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.peers import keras_common  # noqa: E402
+
+UNFREEZE_FROM = 300
+
+
+class Clock(keras.callbacks.Callback):
+    """Notes when epochs end, validation included, and when the first step is done."""
+
+    def __init__(self) -> None:
+        """Starts with nothing."""
+        super().__init__()
+        self.stage = ""
+        self.first_step: float | None = None
+        self.epochs: list[dict[str, Any]] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """The first one is noted."""
+        self.first_step = self.first_step or time.time()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Keras calls this after validation."""
+        self.epochs.append(
+            {
+                "stage": self.stage,
+                "end": time.time(),
+                "loss": float(logs["loss"]),
+                "validation_loss": float(logs["val_loss"]),
+                "validation_accuracy": float(logs["val_accuracy"]),
+            }
+        )
+
+
+def load(folder: Path, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Preprocessed images and one-hot labels: once, so that no epoch pays for it."""
+    images = np.load(folder / f"{side}_images.npy").astype(np.float32)
+    labels = np.load(folder / f"{side}_labels.npy")
+    images = keras.applications.densenet.preprocess_input(images)
+    return images, keras.utils.to_categorical(labels, 2)
+
+
+def main() -> None:
+    """Builds, trains the head, recompiles, trains from layer 300."""
+    keras.utils.set_random_seed(0)
+    keras_common.set_precision(given["precision"])
+    folder = Path(given["folder"])
+    train = load(folder, "train")
+    validation = load(folder, "validation")
+    pixels = train[0].shape[1]
+    base, model = keras_common.recipe_network(pixels)
+    model.load_weights(folder / "keras.weights.h5")
+    clock = Clock()
+    trained: dict[str, int] = {}
+    for stage, epochs in zip(("head", "finetune"), given["epochs"], strict=True):
+        frozen = base.layers if stage == "head" else base.layers[:UNFREEZE_FROM]
+        for layer in base.layers:
+            layer.trainable = True
+        for layer in frozen:
+            layer.trainable = False
+        model.compile(
+            keras.optimizers.Adam(1e-3),
+            "categorical_crossentropy",
+            metrics=["accuracy"],
+            jit_compile=keras_common.JIT[given["jit"]],
+        )
+        trained[stage] = int(sum(np.prod(w.shape) for w in model.trainable_weights))
+        clock.stage = stage
+        model.fit(
+            *train,
+            batch_size=given["batch"],
+            epochs=epochs,
+            validation_data=validation,
+            callbacks=[clock],
+            verbose=0,
+        )
+    keras_common.answer_with_versions(
+        {
+            "started": given["spawned"],
+            "first_step": clock.first_step,
+            "epochs": clock.epochs,
+            "ended": time.time(),
+            "trained_parameters": trained,
+            **keras_common.device_memory(given["backend"]),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Our recipe: `main.py` as a user starts it, watched from outside.
+
+The times of the epochs are the moments at which their lines appear in `timing.jsonl`, that is with
+validation and checkpoint written.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, answer, options_of_peer
+
+POLL_SECONDS = 0.02
+
+
+def command(given: dict[str, Any], workdir: Path) -> list[str]:
+    """The command line of a run."""
+    folder = given["folder"]
+    head, finetune = given["epochs"]
+    config = {
+        "data.path": f"{folder}/tiles",
+        "data.csv": f"{folder}/tiles.csv",
+        "data.image_size": f"({given['pixels']}, {given['pixels']})",
+        "model.weights": f"{folder}/ours.safetensors",
+        "model.dtype": given["precision"],
+        "batch_size": given["batch"],
+        "cache_dir": given["cache_dir"],
+        "stages.head.duration": f"{head} epochs",
+        "stages.finetune.duration": f"{finetune} epochs",
+        **dict(pair.split("=", 1) for pair in given["set"]),
+    }
+    options = [f"--config.{key}={value}" for key, value in config.items()]
+    base = [f"--config={ROOT}/benchmarks/recipe_config.py", f"--workdir={workdir}"]
+    return [sys.executable, str(ROOT / "main.py"), *base, *options]
+
+
+def main() -> None:
+    """Runs it and answers with the times and losses."""
+    given = options_of_peer()
+    workdir = Path(given["workdir"])
+    timing = workdir / "timing.jsonl"
+    shutil.rmtree(workdir, ignore_errors=True)
+    seen: list[float] = []
+    peak = 0
+    started = time.time()
+    with open(f"{workdir}.log", "w") as log:
+        process = subprocess.Popen(command(given, workdir), cwd=ROOT, stdout=log, stderr=log)
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            if timing.exists():
+                seen += [time.time()] * (timing.read_bytes().count(b"\n") - len(seen))
+            peak = max(peak, _peak_kilobytes(process.pid))
+    ended = time.time()
+    text = Path(f"{workdir}.log").read_text()
+    if process.returncode:
+        sys.exit(text[-3000:])
+    read = lambda name: [json.loads(s) for s in (workdir / name).read_text().splitlines()]  # noqa: E731
+    lines = read("timing.jsonl")
+    epochs = [line for line in read("metrics.jsonl") if line["kind"] == "epoch"]
+    at = dict(zip([line["step"] for line in lines if "seconds" in line], seen, strict=True))
+    report = json.loads((workdir / "report" / "metrics.json").read_text())
+    compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
+    device = [line["device_memory_gb"] for line in lines if "device_memory_gb" in line]
+    answer(
+        {
+            "started": started,
+            "first_step": next((n["first_step_at"] for n in lines if "first_step_at" in n), None),
+            "epochs": [
+                {
+                    "stage": epoch["stage"],
+                    "end": at[epoch["step"]],
+                    "loss": epoch["train_loss"],
+                    "validation_loss": epoch["validation_loss"],
+                    "validation_accuracy": epoch["validation_accuracy"],
+                }
+                for epoch in epochs
+            ],
+            "ended": ended,
+            "process_seconds": ended - started,
+            "compile_seconds": compiled,
+            "host_peak_gb": peak * 1024 / 1e9,
+            "own_seconds": report.get("run", report).get("seconds", {}),
+            **({"device_peak_gb": max(device)} if device else {}),
+        },
+        ("jax", "flax", "optax"),
+    )
+
+
+def _peak_kilobytes(pid: int) -> int:
+    """High-water mark of a process that may be ending; 0 where the system does not tell."""
+    try:
+        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+if __name__ == "__main__":
+    main()

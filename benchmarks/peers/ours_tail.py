@@ -1,0 +1,56 @@
+"""Our training step from Keras's layer 300 on, alone."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.common import answer, median, options_of_peer
+from benchmarks.tail import inputs
+from densenet_flax import frontier
+from densenet_flax.model import DenseNet201
+from densenet_flax.sharding import make_mesh, put_batch
+from densenet_flax.step import Stage, StageProgram
+from densenet_flax.weights import load_weights
+
+
+def main() -> None:
+    """Runs the steps."""
+    given = options_of_peer()
+    dtype = jnp.dtype(given["precision"])
+    model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.0, dtype=dtype)
+    variables = load_weights(given["weights"]["ours"], model)
+    at = frontier.resolve("300", model.blocks)
+    mesh = make_mesh()
+    program = StageProgram(model, Stage("tail", at, 1000), variables, mesh, seed=0)
+    x, label = inputs(given["batch"], given["pixels"])
+    x = x.astype(dtype)  # as the prefix cache hands it over
+    ids, ones = np.arange(len(x)), np.ones(len(x), np.float32)
+    batch = put_batch(ids, ones, lambda some: {"inputs": x[some], "label": label[some]}, mesh)
+    state = program.init(0)
+    compiled = program.compile(state, batch)
+    seconds, losses = [], []
+    for _ in range(given["steps"]):
+        started = time.perf_counter()
+        state, metrics = program.run_step(state, batch)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - started)
+        losses.append(float(metrics["loss"] / metrics["count"]))
+    stats = jax.local_devices()[0].memory_stats() or {}
+    device = {"device_peak_gb": stats["peak_bytes_in_use"] / 1e9} if stats else {}
+    answer(
+        {
+            "device": jax.devices()[0].device_kind,
+            "step_seconds": median(seconds[2:]),
+            "all_seconds": seconds,
+            "compile_seconds": compiled,
+            "losses": losses,
+            **device,
+        },
+        ("jax", "flax"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""How long a call takes, once it is warm."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import median
+
+
+def time_calls(call: Callable[[], np.ndarray], seconds: float) -> dict[str, Any]:
+    """Calls until the time is over, three times at least, after two calls to warm up.
+
+    Args:
+      call: gives features `[N, C]` on the host, so that nothing is still on its way.
+      seconds: how long to go on.
+
+    Returns:
+      `call_seconds` (the median), `calls`, `first_call_seconds`, and the mean of the features.
+    """
+    started = time.perf_counter()
+    features = call()
+    first = time.perf_counter() - started
+    call()
+    found: list[float] = []
+    while len(found) < 3 or sum(found) < seconds:
+        started = time.perf_counter()
+        features = call()
+        found.append(time.perf_counter() - started)
+    return {
+        "call_seconds": median(found),
+        "calls": len(found),
+        "first_call_seconds": first,
+        "mean_feature": float(np.mean(features, dtype=np.float64)),
+    }
+
+
+def images(batch: int, pixels: int) -> np.ndarray:
+    """Random uint8 images `[N, H, W, 3]`, always the same."""
+    return np.random.default_rng(0).integers(0, 256, (batch, pixels, pixels, 3), dtype=np.uint8)

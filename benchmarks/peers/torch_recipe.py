@@ -1,0 +1,116 @@
+"""The recipe in PyTorch, carefully: timm's network in channels_last, the frozen part in no_grad."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from benchmarks.common import answer, options_of_peer
+from benchmarks.peers import torch_network
+
+given = options_of_peer()
+DEVICE = torch_network.pick_device()
+MEAN = torch.tensor([0.485, 0.456, 0.406], device=DEVICE).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE).view(1, 3, 1, 1)
+
+
+class Recipe:
+    """The network and its two ways to be trained."""
+
+    def __init__(self, folder: Path) -> None:
+        """Reads weights and images."""
+        torch.manual_seed(0)
+        torch.backends.cudnn.benchmark = True
+        self.network = torch_network.make(folder / "torch.safetensors", 0.5, DEVICE)
+        self.images = {side: np.load(folder / f"{side}_images.npy") for side in SIDES}
+        self.labels = {side: np.load(folder / f"{side}_labels.npy") for side in SIDES}
+        compile_ = torch.compile if given["compile"] else lambda function: function
+        self.prefix = compile_(self.network.prefix)
+        self.tail = compile_(self.network.tail)
+        self.first_step: float | None = None
+
+    def batches(self, side: str, order: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalised images and labels on the device."""
+        for start in range(0, len(order), given["batch"]):
+            rows = order[start : start + given["batch"]]
+            x = torch.from_numpy(self.images[side][rows]).to(DEVICE)  # NHWC is channels_last
+            x = (x.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+            yield x, torch.from_numpy(self.labels[side][rows]).long().to(DEVICE)
+
+    def pooled(self, x: torch.Tensor, frozen: str) -> torch.Tensor:
+        """Features `[N, 1920]`; what is frozen leaves nothing for a backward pass."""
+        with torch_network.precision(given["precision"], DEVICE):
+            with torch.no_grad():
+                x = self.prefix(x)
+                if frozen == "all":
+                    return self.tail(x)
+            return self.tail(x)
+
+    def train(self, stage: str, optimizer: torch.optim.Optimizer, order: np.ndarray) -> float:
+        """One epoch; the mean loss."""
+        self.network.freeze("tail" if stage == "finetune" else "head")
+        losses = []
+        for x, label in self.batches("train", order):
+            pooled = self.pooled(x, "prefix" if stage == "finetune" else "all")
+            loss = functional.cross_entropy(self.network.head(pooled), label)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach() * len(label))
+            if self.first_step is None:
+                torch_network.synchronise(DEVICE)
+                self.first_step = time.time()
+        return float(sum(losses)) / len(order)
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy of the validation images."""
+        self.network.eval()
+        loss = correct = torch.zeros((), device=DEVICE)
+        n = len(self.labels["validation"])
+        for x, label in self.batches("validation", np.arange(n)):
+            logits = self.network.head(self.pooled(x, "all"))
+            loss = loss + functional.cross_entropy(logits, label, reduction="sum")
+            correct = correct + (logits.argmax(1) == label).sum()
+        return {
+            "validation_loss": float(loss) / n,
+            "validation_accuracy": float(correct) / n,
+        }
+
+
+SIDES = ("train", "validation")
+
+
+def main() -> None:
+    """Trains the head, then from layer 300."""
+    recipe = Recipe(Path(given["folder"]))
+    rng = np.random.default_rng(0)
+    epochs: list[dict[str, Any]] = []
+    trained: dict[str, int] = {}
+    for stage, count in zip(("head", "finetune"), given["epochs"], strict=True):
+        parameters = recipe.network.freeze("tail" if stage == "finetune" else "head")
+        trained[stage] = sum(parameter.numel() for parameter in parameters)
+        optimizer = torch_network.adam(parameters)
+        for _ in range(count):
+            loss = recipe.train(stage, optimizer, rng.permutation(len(recipe.labels["train"])))
+            scores = recipe.validate()
+            epochs.append({"stage": stage, "loss": loss, **scores, "end": time.time()})
+    answer(
+        {
+            "started": given["spawned"],
+            "first_step": recipe.first_step,
+            "epochs": epochs,
+            "ended": time.time(),
+            "trained_parameters": trained,
+            **torch_network.memory(DEVICE),
+        },
+        ("torch", "timm"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Our recipe over the number of images and the number of devices.
+
+    python benchmarks/scaling.py [--pixels=64] [--images=64,256,1024] [--devices=1,2,4,8]
+
+Small by default, so that it takes minutes. Each run is a whole `main.py` in a process of its own.
+On a CPU the devices are made by XLA out of the same cores, which shows what spreading costs and
+that the losses agree, not a gain; on a GPU they are the first ones of the machine.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.common import describe_versions, markdown, run_peer
+from benchmarks.recipe import prepare, summarise
+
+
+def environment(platform: str, devices: int) -> dict[str, str]:
+    """What makes JAX see so many devices."""
+    if platform == "cpu":
+        return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) for number in range(devices))}
+
+
+def row(first: Any, images: int, run: dict[str, Any], epochs: tuple[int, int]) -> list[str]:
+    """The cells of a run."""
+    found = summarise(run, epochs)
+    frozen = found["head_first_epoch"] - found["head_epoch"]
+    last = run["epochs"][-1]
+    return [
+        str(first),
+        f"{frozen:.1f}",
+        f"{found['head_epoch']:.3f}",
+        f"{found['finetune_epoch']:.2f}",
+        f"{images / found['finetune_epoch']:.1f}",
+        f"{run['compile_seconds']:.0f}",
+        f"{found['peak_gb']:.2f}",
+        f"{last['loss']:.5f}",
+    ]
+
+
+def main() -> None:
+    """Two tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--images", default="64,256,1024", help="training images; a quarter more validate")
+    add("--devices", default="1,2,4,8", help="(%(default)s)")
+    add("--images-of-devices", type=int, default=256, help="of the second table (%(default)s)")
+    add("--pixels", type=int, default=64, help="(%(default)s)")
+    add("--batch", type=int, default=32, help="(%(default)s)")
+    add("--epochs", default="2,2", help="of the two stages (%(default)s)")
+    add("--precision", default="float32", help="(%(default)s)")
+    add("--output", type=Path, help="also write all runs here, as JSON")
+    given = parser.parse_args()
+    first, second = (int(part) for part in given.epochs.split(","))
+    epochs = (first, second)
+    machine = run_peer("devices", {}, progress="looked for")
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def measure(images: int, devices: int) -> dict[str, Any]:
+            folder = Path(temporary) / str(images)
+            sizes = {"train": images, "validation": images // 4, "pixels": given.pixels}
+            prepare(folder, SimpleNamespace(**sizes), "")
+            options = {
+                "folder": str(folder),
+                "precision": given.precision,
+                "batch": given.batch,
+                "pixels": given.pixels,
+                "epochs": epochs,
+                "set": [],
+                "cache_dir": f"{temporary}/cache",
+                "workdir": f"{temporary}/run",
+            }
+            env = environment(machine["platform"], devices)
+            label = f"{images} images, {devices} devices"
+            run = {"images": images, "devices": devices}
+            run |= run_peer("ours_recipe", options, env=env, progress=label)
+            runs.append(run)
+            return run
+
+        columns = [
+            "the frozen part and start, s",
+            "epoch of the head, s",
+            "epoch from layer 300, s",
+            "images/s",
+            "compilation, s",
+            "peak, GB",
+            "last loss",
+        ]
+        rows = []
+        for images in (int(part) for part in given.images.split(",")):
+            rows.append(row(images, images, measure(images, 1), epochs))
+        print(markdown(["training images", *columns], rows), "\n", flush=True)
+        rows = []
+        for devices in (int(part) for part in given.devices.split(",") if part):
+            if machine["platform"] != "cpu" and devices > machine["count"]:
+                continue
+            run = measure(given.images_of_devices, devices)
+            rows.append(row(devices, given.images_of_devices, run, epochs))
+        print(markdown(["devices", *columns], rows))
+    print(f"\n{machine['device']}, {given.pixels} pixels; {describe_versions(runs)}")
+    if given.output:
+        given.output.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

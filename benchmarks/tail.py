@@ -1,0 +1,104 @@
+"""The training step from Keras's layer 300 on, ours against PyTorch's.
+
+    python benchmarks/tail.py --python torch=VENV/bin/python [--precision float32,bfloat16]
+
+Both start from the same weights and see the same batch of what enters conv4_block23, without
+dropout, so that the losses must agree. A step is forward, backward, the statistics of the live
+BatchNorms and Adam. Each measurement is a process of its own, and the two take turns.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.common import (
+    describe_versions,
+    interpreters,
+    markdown,
+    median,
+    run_peer,
+)
+
+
+def inputs(batch: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """What enters conv4_block23 `[N, h, w, 960]` float32, and labels `[N]` int32; always the same.
+
+    Normal numbers, whose mean and variance differ from channel to channel, above 0 as features are.
+    """
+    rng = np.random.default_rng(0)
+    side = pixels // 16
+    x = rng.normal(size=(batch, side, side, 960)) * rng.uniform(0.2, 1.0, 960)
+    return np.abs(x).astype(np.float32), np.arange(batch, dtype=np.int32) % 2
+
+
+def main() -> None:
+    """All choices as a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
+    parser.add_argument("--peers", default="ours,torch", help="(%(default)s)")
+    parser.add_argument("--precision", default="float32,bfloat16", help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="(%(default)s)")
+    parser.add_argument("--pixels", type=int, default=224, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="the first two are left out")
+    parser.add_argument("--repeat", type=int, default=1, help="(%(default)s)")
+    parser.add_argument("--torch-compile", action="store_true", help="torch.compile the tail")
+    parser.add_argument("--output", type=Path, help="also write all runs here, as JSON")
+    given = parser.parse_args()
+    pythons = interpreters(given.python)
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run_peer("initial", {"folder": folder}, python=pythons.get("ours", pythons.get("", "")))
+        weights = {name: f"{folder}/{name}.safetensors" for name in ("ours", "torch")}
+        for _ in range(given.repeat):
+            for precision in given.precision.split(","):
+                for peer in given.peers.split(","):
+                    options = {
+                        "precision": precision,
+                        "batch": given.batch,
+                        "pixels": given.pixels,
+                        "steps": given.steps,
+                        "compile": given.torch_compile,
+                        "weights": weights,
+                    }
+                    python = pythons.get(peer, pythons.get("", ""))
+                    run = run_peer(f"{peer}_tail", options, python=python, progress=precision)
+                    runs.setdefault((precision, peer), []).append(run)
+                    print(f"  step {run['step_seconds']:.4g} s", file=sys.stderr, flush=True)
+    rows = []
+    for (precision, peer), found in runs.items():
+        losses = found[0]["losses"]
+        peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in found)
+        rows.append(
+            [
+                precision,
+                peer,
+                f"{median(run['step_seconds'] for run in found):.4g}",
+                f"{median(run['compile_seconds'] for run in found):.0f}",
+                f"{peak:.2f}",
+                f"{losses[0]:.5f}",
+                f"{losses[-1]:.5f}",
+            ]
+        )
+    columns = ["precision", "peer", "step, s", "compilation, s", "peak, GB"]
+    columns += ["first loss", f"loss of step {given.steps}"]
+    print(markdown(columns, rows))
+    every = [run for found in runs.values() for run in found]
+    print(f"\n{every[0]['device']}; {describe_versions(every)}")
+    if given.output:
+        named = [
+            {"precision": precision, "peer": peer, **run}
+            for (precision, peer), found in runs.items()
+            for run in found
+        ]
+        given.output.write_text(json.dumps(named, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
