@@ -95,7 +95,7 @@ def tiny_run(tmp_path_factory):
     (work directory, configuration, files of the test side, the evaluation's table of them)
     """
     from densenet_flax import experiment
-    from densenet_flax.evaluation.predictions import read_csv
+    from densenet_flax.evaluation.predictions_csv import read_csv
     from tests.configs import tiny as tiny_config
 
     config = tiny_config.get_config()

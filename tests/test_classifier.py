@@ -13,7 +13,7 @@ from PIL import Image
 import densenet_flax
 from densenet_flax import InputError, experiment
 from densenet_flax.data.source import open_dataset
-from densenet_flax.evaluation.predictions import read_csv
+from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.model import init_variables
 from densenet_flax.tta import views
 from densenet_flax.weights import WeightsInfo, convert, load_weights, save_weights

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from densenet_flax import InputError, load_classifier
-from densenet_flax.evaluation.predictions import read_csv
+from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.prediction import Wanted, many, predict, predict_files, tables
 from densenet_flax.prediction.ahead import load_ahead
 from densenet_flax.prediction.found import Found, find_images, patient_of

@@ -10,10 +10,12 @@ import pytest
 
 from densenet_flax import frontier as fr
 from densenet_flax.checkpoint import Checkpoints
+from densenet_flax.data.augment import AugmentSettings
 from densenet_flax.errors import InputError
 from densenet_flax.optimizer import OptimizerSettings
 from densenet_flax.prefix_cache import share_a_pass
 from densenet_flax.sharding import make_mesh
+from densenet_flax.stage_inputs import Views
 from densenet_flax.step import Loss, Stage
 from densenet_flax.train import Position, Stopped, Trainer, best_step
 
@@ -222,6 +224,48 @@ def test_the_prefix_cache_changes_nothing(straight, tmp_path, tiny, tiny_variabl
         np.testing.assert_allclose(
             got, wanted, rtol=2e-3, atol=2e-4, err_msg=jax.tree_util.keystr(path)
         )
+
+
+@pytest.mark.parametrize("mode", ["device", "disk"])
+def test_it_does_not_matter_where_features_are_kept(
+    straight, tmp_path, tiny, tiny_variables, dataset, split, mode, caplog
+):
+    run = Run(tmp_path, tiny, dataset, split, cache=mode, cache_directory=tmp_path / "cache")
+    run(tiny_variables)
+    assert run.lines == straight.lines
+    if mode == "disk":
+        shutil.rmtree(tmp_path / "checkpoints")
+        again = Run(tmp_path, tiny, dataset, split, cache=mode, cache_directory=tmp_path / "cache")
+        with caplog.at_level(logging.INFO):
+            again(tiny_variables)
+        assert "has been run before" in caplog.text
+        assert again.lines == straight.lines
+
+
+def test_as_many_cached_views_as_epochs_are_augmenting_anew(
+    straight, tmp_path, tiny, tiny_variables, dataset, split
+):
+    settings = AugmentSettings(symmetries=True, brightness_range=(0.8, 1.2))
+    cached = Run(tmp_path / "cached", tiny, dataset, split, views=Views(settings, count=4))
+    online = Run(tmp_path / "online", tiny, dataset, split, views=Views(settings), cache="off")
+    fewer = Run(tmp_path / "fewer", tiny, dataset, split, views=Views(settings, count=1))
+    for run in (cached, online, fewer):
+        run(tiny_variables)
+    losses = [[e["train_loss"] for e in run.position.history] for run in (cached, online, fewer)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-2)
+    assert losses[0][0] == losses[2][0] and losses[0][1] != losses[2][1]
+    assert losses[0] != [e["train_loss"] for e in straight.position.history]
+
+
+def test_mixed_images_are_trained_on_and_never_cached(
+    tmp_path, tiny, tiny_variables, dataset, split
+):
+    views = Views(AugmentSettings(mixup=0.4))
+    with pytest.raises(InputError, match="mixup"):
+        Run(tmp_path / "a", tiny, dataset, split, views=views, cache="memory")(tiny_variables)
+    run = Run(tmp_path / "b", tiny, dataset, split, views=views)
+    run(tiny_variables)
+    assert len(run.position.history) == 4
 
 
 def test_stages_share_a_pass_while_their_prefix_is_as_it_was():

@@ -29,7 +29,7 @@ def main() -> None:
     ids, ones = np.arange(len(x)), np.ones(len(x), np.float32)
     batch = put_batch(ids, ones, lambda some: {"inputs": x[some], "label": label[some]}, mesh)
     state = program.init(0)
-    compiled = program.compile(state, batch)
+    compiled = program.compile(batch)
     seconds, losses = [], []
     for _ in range(given["steps"]):
         started = time.perf_counter()
