@@ -147,7 +147,7 @@ def test_eight_classes_from_drawing_to_report(cache, tmp_path):
         (["--config.data.name=breakhis"], ["data.path"]),
         (["--config.data.name=breakhis", "--config.data.path=/none"], ["/none"]),
         (["--config.split.group=person"], ["person", "case70"]),
-        (["--config.cache=disk"], ["config.cache", "auto"]),
+        (["--config.cache=tape"], ["config.cache", "auto"]),
         (["--config.seed=-1"], ["seed=-1"]),
         (["--mode=guess"], ["--mode", "train|evaluate"]),
         (["--mode=predict"], ["--images", "is missing"]),
