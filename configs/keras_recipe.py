@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     config.augment.width_shift_range = 0.0
     config.augment.height_shift_range = 0.0
     config.augment.shear_range = 0.0  # degrees
-    config.augment.zoom_range = (1.0, 1.0)
+    config.augment.zoom_range = 0.0  # 0.2: from 0.8 to 1.2
     config.augment.fill_mode = "reflect"  # or 'nearest'
     config.augment.brightness_range = ()  # such as (0.8, 1.2)
     config.augment.contrast_range = ()
