@@ -25,13 +25,13 @@ from PIL import Image
 
 SIZE = (700, 460)  # width, height
 BATCH = 32
-ROOT = "BreaKHis_v1/histology_slides/breast"
 
 
 def draw(where: Path, images: int, distinct: int) -> None:
     """Writes the stand-in: `distinct` tiles, each shifted anew for every name that shows it."""
     from densenet_flax.data.breakhis import counts, files, folds
     from densenet_flax.data.tissue import draw_stain, draw_tile
+    from densenet_flax.files import atomic_dir
 
     names = []
     tokens = {folder: token for token, (folder, _) in files.SUBTYPES.items()}
@@ -57,11 +57,12 @@ def draw(where: Path, images: int, distinct: int) -> None:
             label, name = names[index]
             pixels = np.roll(tiles[(2 * index + label) % distinct], 7 * index % SIZE[0], axis=1)
             pixels[0, :32, 0] = (index >> np.arange(32)) & 1  # no two are alike
-            folder = where / ROOT / ("benign", "malignant")[label]
+            folder = tree / "histology_slides/breast" / ("benign", "malignant")[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / name, compress_level=1)
 
-        list(pool.map(write, range(len(names))))
+        with atomic_dir(where / "BreaKHis_v1") as tree:
+            list(pool.map(write, range(len(names))))
 
 
 class Memory:
@@ -230,11 +231,12 @@ def main() -> None:
         found = measure(options.only, options.where, options.pixels, options.workers, options.stain)
         print(json.dumps(found), flush=True)
         return
-    if not (options.where / ROOT).is_dir():
+    if not (options.where / "BreaKHis_v1").is_dir():
         start = time.perf_counter()
         draw(options.where, options.images, options.distinct)
         print(json.dumps({"what": "drawing", "seconds": round(time.perf_counter() - start)}))
-    print("encoded GB", sum(p.stat().st_size for p in options.where.rglob("SOB*.png")) / 1e9)
+    size = sum(path.stat().st_size for path in options.where.rglob("SOB*.png"))
+    print(json.dumps({"what": "encoded", "GB": round(size / 1e9, 2)}), flush=True)
     for what in (
         "prepare stream",
         "prepare array",

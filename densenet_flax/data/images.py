@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from densenet_flax.errors import InputError
 
@@ -71,6 +71,14 @@ def to_array(image: Image.Image) -> np.ndarray:
       ValueError: 32-bit or floating point values, or, as an `OSError`, damage.
     """
     return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether an opened tile is RGB as it stands, not transparent or turned, and of a good size."""
+    width, height = image.size
+    fits = min(width, height) >= MIN_SIDE and width * height <= MAX_PIXELS
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return image.mode == "RGB" and fits and not image.has_transparency_data and not turned
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

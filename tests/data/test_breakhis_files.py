@@ -5,6 +5,7 @@ import struct
 import tarfile
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -81,7 +82,7 @@ def test_clutter_is_ignored(tree):
 def test_clutter_in_an_archive_is_ignored(drawn_tree, tmp_path):
     path = tmp_path / "BreaKHis_v1.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
-        archive.add(drawn_tree / "BreaKHis_v1", "../../BreaKHis_v1")
+        archive.add(drawn_tree / "BreaKHis_v1", "./BreaKHis_v1")
         for name in ("BreaKHis_v1/._a.png", "__MACOSX/b.png", "BreaKHis_v1/readme.txt"):
             archive.addfile(tarfile.TarInfo(name))
         link = tarfile.TarInfo("BreaKHis_v1/link.png")
@@ -132,6 +133,65 @@ def test_grey_and_transparent_images_become_rgb(tree):
     path = first_image(tree)
     Image.open(path).convert("LA").save(path)
     assert Image.open(io.BytesIO(read(tree)[path.name])).mode == "RGB"
+
+
+def test_other_kinds_of_png_become_plain(tree):
+    """What the records hold is RGB, upright and of eight bits, like what the authors gave."""
+    path = first_image(tree)
+    rgb = np.asarray(Image.open(path).convert("RGB"))
+
+    def found():
+        return np.asarray(Image.open(io.BytesIO(read(tree)[path.name])))
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(rgb).save(path, exif=exif)
+    np.testing.assert_array_equal(found(), np.rot90(rgb, -1))
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(path)
+    np.testing.assert_array_equal(found(), np.repeat(rgb[..., :1], 3, -1))
+    clear = Image.fromarray(rgb).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(path)
+    assert (found() == 255).all()
+    palette = Image.fromarray(rgb).convert("P")
+    palette.save(path)
+    np.testing.assert_array_equal(found(), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9000, 9000), (40000, 40000)])
+def test_sizes_that_are_no_tile_are_named(tree, size):
+    path = first_image(tree)
+    if size == (1, 1):
+        Image.new("RGB", size).save(path)
+    else:  # a true header: nothing as large is ever decoded
+        header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+        parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(data))
+                + kind
+                + data
+                + struct.pack(">I", zlib.crc32(kind + data))
+                for kind, data in parts
+            )
+        )
+    with pytest.raises(InputError, match=re.escape(path.name)) as caught:
+        read(tree)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("where", ["../../{}", "/tmp/{}", "BreaKHis_v1/../../{}"])
+def test_an_archive_that_climbs_out_of_its_folder(tmp_path, drawn_tree, where):
+    image = first_image(drawn_tree)
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(where.format(image.name))
+        member.size = image.stat().st_size
+        archive.addfile(member, io.BytesIO(image.read_bytes()))
+    with pytest.raises(InputError, match=r"BreaKHis_v1\.tar\.gz: .*climbs out"):
+        read(path)
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_strange_png_is_named(tree):

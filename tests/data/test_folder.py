@@ -184,6 +184,44 @@ def test_bad_images_are_named_or_skipped(opened, root):
         opened(on_bad_image="skip")
 
 
+def test_a_folder_of_all_kinds_of_images(opened, root):
+    """Each becomes RGB or is left out by name; nothing else is disturbed by it."""
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 32, 3), np.uint8)
+    image, folder = Image.fromarray(pixels), root / "tumour"
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(folder / "t9_turned.png", exif=exif)
+    image.convert("CMYK").save(folder / "t9_cmyk.tif")
+    image.convert("L").save(folder / "t9_grey.png")
+    image.convert("P").save(folder / "t9_palette.png")
+    image.convert("RGBA").save(folder / "t9_alpha.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "t9_sixteen.png")
+    image.save(folder / "t9_cut.png")
+    (folder / "t9_cut.png").write_bytes((folder / "t9_cut.png").read_bytes()[:-200])
+    (folder / "t9_empty.jpg").write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(folder / "t9_one.bmp")
+    Image.new("1", (20_000, 20_000)).save(folder / "t9_slide.png")
+    dataset = opened(on_bad_image="skip")
+    found = {name[len("tumour/t9_") :]: i for i, name in enumerate(dataset.files) if "t9_" in name}
+    assert sorted(found) == [
+        "alpha.png", "cmyk.tif", "grey.png", "palette.png", "sixteen.png", "turned.png",
+    ]  # fmt: skip
+    assert "4 image(s) could not be used and were left out" in dataset.notes[0]
+    get = lambda name: dataset.images[found[name]]  # noqa: E731
+    np.testing.assert_array_equal(get("turned.png"), pixels[::-1, ::-1])
+    np.testing.assert_array_equal(get("alpha.png"), pixels)
+    np.testing.assert_array_equal(get("sixteen.png"), np.repeat(pixels[..., :1], 3, -1))
+    np.testing.assert_array_equal(get("grey.png")[..., 0], np.asarray(image.convert("L")))
+    assert len(dataset) == 26
+    for name in ("cut.png", "empty.jpg", "one.bmp", "slide.png"):
+        others = {path for path in folder.glob("t9_*") if not path.name.endswith(name)}
+        hidden = [path.rename(path.with_name("." + path.name)) for path in others]
+        with pytest.raises(InputError, match=re.escape(f"tumour/t9_{name}: ")):
+            opened()
+        for path in hidden:
+            path.rename(path.with_name(path.name[1:]))
+
+
 def test_doubles_are_found_by_their_pixels(opened, root):
     first = Image.open(root / "normal" / "n0_0.png")
     first.save(root / "normal" / "n9_0.png", compress_level=1)  # other bytes, same pixels

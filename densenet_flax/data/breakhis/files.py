@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from densenet_flax.data import images as image_files
 from densenet_flax.errors import InputError
 
 CLASS_NAMES = ("benign", "malignant")
@@ -183,12 +184,10 @@ def check_image(where: str, data: bytes) -> bytes:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, to the last byte
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.load()  # the pixels
-            if image.mode == "RGB":
+            if image_files.is_plain(image):
+                image.load()  # the pixels
                 return data
-            buffer = io.BytesIO()  # saved by some tool as grey, palette or with alpha
-            image.convert("RGB").save(buffer, "PNG")
-            return buffer.getvalue()
+        problem = ""
     except UnidentifiedImageError:
         problem = "is not a PNG image" if data else "is empty"
     except (
@@ -201,7 +200,12 @@ def check_image(where: str, data: bytes) -> bytes:
         Image.DecompressionBombError,
     ) as error:
         problem = f"is damaged or cut short ({error})"
-    raise InputError(f"{where}: {problem}; copy the file again or take it out")
+    if problem:
+        raise InputError(f"{where}: {problem}; copy the file again or take it out")
+    # Saved by some tool as grey, palette, with alpha, 16 bits or turned; or of no tile's size.
+    buffer = io.BytesIO()
+    Image.fromarray(image_files.decode(data, where)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _walk(root: Path) -> list[Path]:
@@ -248,6 +252,11 @@ def _from_archive(source: Path) -> Iterator[tuple[str, bytes]]:
                         continue
                     if not parse_name(name):
                         raise _bad_name(f"{source}: {member.name}")
+                    if member.name.startswith("/") or ".." in member.name.split("/"):
+                        raise InputError(
+                            f"{source}: {member.name} climbs out of the archive's folder; this is "
+                            "not the authors' archive: download it again"
+                        )
                     file = archive.extractfile(member)
                     data = file.read() if file else b""
                     if len(data) < member.size:
