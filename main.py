@@ -113,9 +113,8 @@ def main(_: Sequence[str]) -> None:
     import jax  # after the flags are known to be right: importing it takes seconds
 
     from densenet_flax import cross_validation, experiment
-    from densenet_flax.errors import InputError
+    from densenet_flax.errors import InputError, Stopped
     from densenet_flax.sharding import start_processes
-    from densenet_flax.train import Stopped
 
     if _COORDINATOR.value:
         try:

@@ -1,5 +1,6 @@
 """What the benchmarks and their peers share. Peers may lack JAX, so this needs NumPy alone."""
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -17,6 +18,18 @@ ROOT = Path(__file__).parent.parent
 
 class PeerError(Exception):
     """A peer ended without a result."""
+
+
+def parser_of_peers(doc: str | None, peers: str) -> argparse.ArgumentParser:
+    """A parser that takes which peers to run, by default these, and with which interpreters."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="[PEER=]PATH", help="interpreter of a peer"
+    )
+    parser.add_argument(
+        "--peers", default=peers, help="in their order; peer or peer:precision (%(default)s)"
+    )
+    return parser
 
 
 def run_peer(

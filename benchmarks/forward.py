@@ -7,7 +7,6 @@ of the features stands beside, so that all are seen to compute the same. Each pe
 its own. See README.md here for the peers' environment.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -16,7 +15,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.common import describe_versions, interpreters, markdown, median, run_peer
+from benchmarks.common import (
+    describe_versions,
+    interpreters,
+    markdown,
+    median,
+    parser_of_peers,
+    run_peer,
+)
 
 MODULES = {
     "ours": "ours_forward",
@@ -28,16 +34,8 @@ MODULES = {
 
 def main() -> None:
     """All choices as a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of_peers(__doc__, "ours,ours:bfloat16,keras_tf,keras_jax,torch,torch:bfloat16")
     add = parser.add_argument
-    add(
-        "--python", action="append", default=[], metavar="[PEER=]PATH", help="interpreter of a peer"
-    )
-    add(
-        "--peers",
-        default="ours,ours:bfloat16,keras_tf,keras_jax,torch,torch:bfloat16",
-        help="in their order; peer or peer:precision (%(default)s)",
-    )
     add("--batches", default="1,32", help="images in a call (%(default)s)")
     add("--pixels", type=int, default=224, help="(%(default)s)")
     add("--seconds", type=float, default=5, help="to measure each batch size for (%(default)s)")

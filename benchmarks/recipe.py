@@ -27,6 +27,7 @@ from benchmarks.common import (
     interpreters,
     markdown,
     median,
+    parser_of_peers,
     run_peer,
 )
 
@@ -135,16 +136,8 @@ def losses_table(runs: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Prepares, runs all in turn, and prints the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of_peers(__doc__, "ours,keras_tf,keras_jax,torch,torch:bfloat16")
     add = parser.add_argument
-    add(
-        "--python", action="append", default=[], metavar="[PEER=]PATH", help="interpreter of a peer"
-    )
-    add(
-        "--peers",
-        default="ours,keras_tf,keras_jax,torch,torch:bfloat16",
-        help="in their order; peer or peer:precision (%(default)s)",
-    )
     add("--repeat", type=int, default=1, help="(%(default)s)")
     add("--train", type=int, default=256, help="images (%(default)s)")
     add("--validation", type=int, default=64, help="images (%(default)s)")

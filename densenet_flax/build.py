@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from densenet_flax import frontier
 from densenet_flax.data.augment import settings_for
+from densenet_flax.data.sampling import Sampler, make_sampler
 from densenet_flax.data.source import Dataset, epoch_order
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError
@@ -116,6 +117,15 @@ def _build_stage(name: str, config: ConfigDict, blocks: Sequence[int], examples:
         patience=stage.patience,
         restore_best=stage.restore_best,
     )
+
+
+def build_sampler(config: ConfigDict, dataset: Dataset, train: np.ndarray) -> Sampler:
+    """Which training images an epoch shows.
+
+    Raises:
+      InputError: a rule that there is not, or that the data cannot follow.
+    """
+    return make_sampler(dataset, train, config.sampling, config.seed, group=config.split.group)
 
 
 def build_views(config: ConfigDict, dataset: Dataset, train: np.ndarray) -> Views:

@@ -188,7 +188,7 @@ class Classifier:
           batch: uint8 [N, height, width, 3]; filled up, so that one shape is compiled.
         """
         count = tta.count_views(self.image_size) if self.tta else 1
-        x = self._put(batch, max(1, self.batch_size // count))
+        x = self._put(batch, self.images_at_a_time)
         entering = self.pipeline.run(self.variables, tta.views(x) if self.tta else x, stop="norm")
         features = self.pipeline.run(self.variables, entering, start="norm", stop="head")
         logits = fetch(self.pipeline.run(self.variables, features, start="head"))

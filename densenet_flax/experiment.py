@@ -21,6 +21,7 @@ from densenet_flax.build import (
     as_trained,
     build_loss,
     build_model,
+    build_sampler,
     build_stages,
     build_views,
     initial_variables,
@@ -29,7 +30,6 @@ from densenet_flax.checkpoint import JUDGEMENT, Checkpoints, Restored
 from densenet_flax.data.augment import settings_for
 from densenet_flax.data.policies import make_split
 from densenet_flax.data.preview import write_preview
-from densenet_flax.data.sampling import make_sampler
 from densenet_flax.data.source import Dataset, check_batch_size, open_dataset
 from densenet_flax.data.splits import Split, load_split
 from densenet_flax.data.table import overlap_rows
@@ -38,10 +38,11 @@ from densenet_flax.evaluation.operating_point import check_rule, choose_operatin
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.files import write_text
 from densenet_flax.model import DenseNet
+from densenet_flax.position import Position, best_step
 from densenet_flax.predict import Pipeline
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.step import Stage
-from densenet_flax.train import Position, Trainer, best_step
+from densenet_flax.train import Trainer
 from densenet_flax.tta import predict_probabilities
 from densenet_flax.weights import WeightsInfo
 from densenet_flax.workdir import Workdir
@@ -89,9 +90,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         split = open_split(config, dataset, place, anew=not has_begun)
         check_batch_size(len(split.train), config.batch_size)
         views = build_views(config, dataset, split.train)
-        sampler = make_sampler(
-            dataset, split.train, config.sampling, config.seed, group=config.split.group
-        )
+        sampler = build_sampler(config, dataset, split.train)
         stages = build_stages(config, sampler.size)
         loss = build_loss(config, dataset.labels[split.train])
         if not has_begun:
@@ -154,9 +153,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         dataset = open_dataset(config.data, cache_directory(config))
         check_rule(config.threshold, len(dataset.class_names))
         split = load_split(place.split, dataset)
-        sampler = make_sampler(
-            dataset, split.train, config.sampling, config.seed, group=config.split.group
-        )
+        sampler = build_sampler(config, dataset, split.train)
         stages = build_stages(config, sampler.size)
         return _evaluate(config, place, stages, dataset, split, checkpoints, {})
 

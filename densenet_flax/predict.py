@@ -121,7 +121,9 @@ def predict_logits(
       progress: called with the number of images done after each batch.
     """
     found = []
-    for _, weight, batch in entering or image_batches(dataset, ids, batch_size, pipeline.mesh):
+    if entering is None:
+        entering = image_batches(dataset, ids, batch_size, pipeline.mesh)
+    for _, weight, batch in entering:
         logits = pipeline.run(variables, batch["inputs"], start=start)
         count = int(weight.sum())
         found.append(fetch(logits)[:count])

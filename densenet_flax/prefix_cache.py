@@ -113,20 +113,11 @@ class PrefixCache:
         if place == "off":
             logging.info("prefix cache off: %s; the frozen part runs in every epoch", why)
             return {}
-        reused = False
-        if place == "disk":
-            assert self.directory is not None
+        folder = None
+        if place == "disk" and self.directory is not None:
             folder = self.directory / self._key(variables, order)
-            arrays = open_files(folder, shapes)
-            reused = agree(arrays is not None)
-            if not reused:
-                with new_files(folder) as temporary:
-                    self._fill(variables, order, Writer(shapes, temporary))
-                arrays = open_files(folder, shapes)
-            if arrays is None:
-                raise InputError(f"{folder}: cannot be read; remove it and start again")
-        else:
-            arrays = self._fill(variables, order, Writer(shapes, None))
+        found = open_files(folder, shapes) if folder else None
+        reused = agree(found is not None)
         images = f"{len(self.train) + len(self.validation)} images"
         if self.views.active:
             images += f", {self.views.reach} views of those that train,"
@@ -139,8 +130,11 @@ class PrefixCache:
             "has been run before" if reused else f"runs {self._times()}",
         )
         self._warn_of_few_views()
-        features = Features(arrays, place, self.pipeline.mesh)
-        return dict.fromkeys(order, self._place(features))
+        if not reused:
+            found = self._fill(variables, order, shapes, folder)
+        if found is None:
+            raise InputError(f"{folder}: cannot be read; remove it and start again")
+        return dict.fromkeys(order, self._place(Features(found, place, self.pipeline.mesh)))
 
     def _times(self) -> str:
         times = self.views.reach
@@ -173,6 +167,20 @@ class PrefixCache:
         return Cached(features, places, first, n)
 
     def _fill(
+        self,
+        variables: Mapping[str, Any],
+        order: Sequence[str],
+        shapes: Shapes,
+        folder: Path | None,
+    ) -> dict[str, np.ndarray] | None:
+        """The pass itself, into memory or into the files of a folder."""
+        if folder is None:
+            return self._run(variables, order, Writer(shapes, None))
+        with new_files(folder) as temporary:
+            self._run(variables, order, Writer(shapes, temporary))
+        return open_files(folder, shapes)
+
+    def _run(
         self, variables: Mapping[str, Any], order: Sequence[str], writer: Writer
     ) -> dict[str, np.ndarray]:
         inputs = self._inputs(variables, "stem")

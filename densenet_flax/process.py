@@ -18,8 +18,8 @@ def restart_with_huge_pages() -> None:
     XLA takes gigabytes of temporaries from glibc at each step and gives them back after it. By
     default each is then mapped anew, page by page of 4 kB, which takes a third of a training step
     on two CPU cores. glibc reads its tunables when a process starts and at no other time, so the
-    process replaces itself; that takes some 20 ms. Whoever has set `GLIBC_TUNABLES`, to anything,
-    keeps what they have, and other C libraries and operating systems are left alone.
+    process replaces itself, which costs a fifth of a second. Whoever has set `GLIBC_TUNABLES`, to
+    anything, keeps what they have, and other C libraries and operating systems are left alone.
     """
     if "GLIBC_TUNABLES" in os.environ or not _has_tunables():
         return

@@ -15,7 +15,7 @@ from densenet_flax.data.stream import images_ahead
 from densenet_flax.errors import InputError
 from densenet_flax.feature_store import Features
 from densenet_flax.predict import Pipeline
-from densenet_flax.sharding import my_part, put_batch
+from densenet_flax.sharding import my_part, over_batch, put_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,7 @@ class Views:
     @property
     def active(self) -> bool:
         """Whether there is any augmentation."""
-        still = AugmentSettings(
-            fill_mode=self.settings.fill_mode,
-            zoom_range=self.settings.zoom_range if self.settings.zoom == (1, 1) else 0.0,
-            stain_statistics=self.settings.stain_statistics,
-        )
-        return self.settings != still
+        return self.settings.active
 
     @property
     def mixes(self) -> bool:
@@ -188,3 +183,43 @@ class StageInputs:
         if not self.cached and self.cut != "stem":
             batch["inputs"] = self.pipeline.run(self.variables, batch["inputs"], stop=self.cut)
         return batch
+
+
+def batch_shapes(
+    pipeline: Pipeline,
+    variables: Mapping[str, Any],
+    cut: str,
+    images: tuple[int, ...],
+    batch_size: int,
+    *,
+    mixes: bool = False,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the batches of training images that `StageInputs` gives: all that compiling needs.
+
+    Args:
+      pipeline: the network.
+      variables: its.
+      cut: the unit where the stage begins.
+      images: shape of all images, [N, H, W, 3].
+      batch_size: images in a batch.
+      mixes: whether images are mixed, and so have soft targets.
+    """
+    rows = batch_size + -batch_size % pipeline.mesh.size
+    # Mixed images are no longer whole numbers.
+    entering: Any = jax.ShapeDtypeStruct(
+        (rows, *images[1:]), np.dtype(np.float32 if mixes else np.uint8)
+    )
+    if cut != "stem":
+        entering = pipeline.shape(variables, entering, stop=cut)
+    shapes = {
+        "inputs": (entering.shape, entering.dtype),
+        "label": ((rows,), np.int32),
+        "weight": ((rows,), np.float32),
+    }
+    if mixes:
+        shapes["target"] = ((rows, pipeline.model.num_classes), np.float32)
+    sharding = over_batch(pipeline.mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }

@@ -144,33 +144,26 @@ class StageProgram:
         self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(whole, whole))
         self._compiled: Any = None
         self._compiling = threading.Lock()
-        self._variables = variables
-        self._frozen: Any = None
+        self.bind(variables)
 
     def bind(self, variables: Variables) -> None:
         """Takes the values to start from, where they have changed since the program was made."""
-        self._variables = variables
-        self._frozen = None
+        split = {name: partition(variables[name], mask) for name, mask in self._whole_masks.items()}
+        self._initial = {name: select(chosen, self._tail) for name, (chosen, _) in split.items()}
+        self._host_frozen = {name: rest for name, (_, rest) in split.items()}
+        self._placed: Any = None
 
-    def _split(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What trains or moves in the tail, and all the rest of the network."""
-        split = {
-            name: partition(self._variables[name], mask) for name, mask in self._whole_masks.items()
-        }
-        chosen = {name: select(some, self._tail) for name, (some, _) in split.items()}
-        return chosen, {name: rest for name, (_, rest) in split.items()}
-
-    def _place_frozen(self) -> Any:
-        if self._frozen is None:
-            _, self._host_frozen = self._split()
-            tail = {name: select(rest, self._tail) for name, rest in self._host_frozen.items()}
-            self._frozen = replicate(tail, self.mesh)
-        return self._frozen
+    @property
+    def _frozen(self) -> Any:
+        """What the tail does not train, on the devices from its first use on."""
+        if self._placed is None:
+            rest = {name: select(tree, self._tail) for name, tree in self._host_frozen.items()}
+            self._placed = replicate(rest, self.mesh)
+        return self._placed
 
     def init(self, step: int) -> TrainState:
         """The state at the start of the stage, with a fresh optimizer."""
-        initial, _ = self._split()
-        self._place_frozen()
+        initial = self._initial
         params = replicate(initial["params"], self.mesh)
         zeros = jax.eval_shape(self._optimizer.init, params)
         opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
@@ -185,7 +178,7 @@ class StageProgram:
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
         """The network from the stage's cut on as it would be used now: averaged, if it is."""
         params = state.params if state.ema is None else state.ema
-        return self._merge(params, state.batch_stats, self._place_frozen())
+        return self._merge(params, state.batch_stats, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The whole network as it would be used now, on the host."""
@@ -219,7 +212,7 @@ class StageProgram:
         def shape(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(self.mesh))
 
-        chosen, rest = (jax.tree.map(shape, tree) for tree in self._split())
+        chosen, rest = (jax.tree.map(shape, t) for t in (self._initial, self._host_frozen))
         frozen = {name: select(tree, self._tail) for name, tree in rest.items()}
         params = chosen["params"]
         opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, params))
@@ -245,7 +238,7 @@ class StageProgram:
         """
         self.compile(batch)
         scale = replicate(np.float32(rate_scale), self.mesh)
-        return self._compiled(state, self._place_frozen(), dict(batch), scale)
+        return self._compiled(state, self._frozen, dict(batch), scale)
 
     def _merge(self, params: Any, batch_stats: Any, frozen: Any) -> dict[str, Any]:
         return {

@@ -28,47 +28,13 @@ from densenet_flax.checkpoint import Checkpoints, Restored, by_name, from_names
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.sampling import Sampler
 from densenet_flax.data.splits import Split
-from densenet_flax.errors import InputError
+from densenet_flax.errors import InputError, Stopped
 from densenet_flax.model import DenseNet
-from densenet_flax.optimizer import plateau_scale
+from densenet_flax.position import SUMS, Position, best_step
 from densenet_flax.predict import Pipeline, predict_logits
-from densenet_flax.sharding import over_batch, replicate, several_processes
-from densenet_flax.stage_inputs import StageInputs, Views
+from densenet_flax.sharding import replicate, several_processes
+from densenet_flax.stage_inputs import StageInputs, Views, batch_shapes
 from densenet_flax.step import Loss, Stage, StageProgram, TrainState
-
-SUMS = ("loss", "correct", "count")
-
-
-class Stopped(Exception):
-    """The run was asked to stop, has written a checkpoint and can go on from it."""
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run stands; kept with every checkpoint.
-
-    Attributes:
-      stage: index of the stage in progress.
-      stage_step: steps of that stage that are done.
-      step: steps of the whole run that are done.
-      sums: loss, correct and count over the steps of the epoch in progress.
-      history: a summary of each complete epoch of the run.
-    """
-
-    stage: int = 0
-    stage_step: int = 0
-    step: int = 0
-    sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * len(SUMS))
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def losses(self, stage: Stage) -> list[float]:
-        """Validation losses of the complete epochs of a stage."""
-        return [e["validation_loss"] for e in self.history if e["stage"] == stage.name]
-
-
-def best_step(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The step at the end of the epoch with the lowest validation loss, the first of equals."""
-    return min(history, key=lambda e: e["validation_loss"])["step"] if history else None
 
 
 @dataclasses.dataclass
@@ -127,6 +93,7 @@ class Trainer:
         self._sampler = self.sampler or Sampler(len(rows), 1, self.seed, rows)
         self.steps_per_epoch = -(-self._sampler.size // self.batch_size)
         self._stop_signal = 0
+        self._first_step_at = 0.0
 
     def run(
         self, variables: Mapping[str, Any], position: Position, restored: Restored | None = None
@@ -155,12 +122,20 @@ class Trainer:
         before = {number: signal.signal(number, self._ask_to_stop) for number in numbers}
         compiler = ThreadPoolExecutor(1)
         try:
-            if not several_processes():  # who would have to compile in the same order
+            if not several_processes():  # there, compiling is kept in step with the others
                 for program in programs:
-                    compiler.submit(program.compile, self._batch_shapes(program, variables))
+                    shapes = batch_shapes(
+                        self.pipeline,
+                        variables,
+                        program.stage.frontier.cut,
+                        self.dataset.images.shape,
+                        self.batch_size,
+                        mixes=self.views.mixes,
+                    )
+                    compiler.submit(program.compile, shapes)
             while position.stage < len(self.stages):
                 stage = self.stages[position.stage]
-                if not self._is_over(stage, position):
+                if not position.is_over(stage, self.steps_per_epoch):
                     logging.info("%s", self._headline(stage, position, variables))
                     index = position.stage - first
                     inputs = features.of(index, replicate(variables, self.mesh))
@@ -203,27 +178,6 @@ class Trainer:
             workers=self.workers,
         )
 
-    def _batch_shapes(self, program: StageProgram, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Shapes of a batch of a stage, which are all that compiling it needs."""
-        rows = self.batch_size + -self.batch_size % self.mesh.size
-        image = jax.ShapeDtypeStruct((rows, *self.dataset.images.shape[1:]), np.dtype(np.uint8))
-        cut, classes = program.stage.frontier.cut, self.model.num_classes
-        entering = image if cut == "stem" else self.pipeline.shape(variables, image, stop=cut)
-        shapes = {
-            "inputs": (entering.shape, entering.dtype),
-            "label": ((rows,), np.int32),
-            "weight": ((rows,), np.float32),
-        }
-        if self.views.mixes:
-            shapes["target"] = ((rows, classes), np.float32)
-            if cut == "stem":
-                shapes["inputs"] = (image.shape, np.float32)
-        sharding = over_batch(self.mesh)
-        return {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-            for name, (shape, dtype) in shapes.items()
-        }
-
     def _ask_to_stop(self, number: int, _: Any) -> None:
         self._stop_signal = number
 
@@ -235,14 +189,6 @@ class Trainer:
             f"{stage.optimizer.name} {stage.optimizer.learning_rate:g}"
         )
 
-    def _is_over(self, stage: Stage, position: Position) -> bool:
-        if position.stage_step >= stage.steps:
-            return True
-        if not stage.patience or position.stage_step % self.steps_per_epoch:
-            return False
-        losses = position.losses(stage)
-        return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= stage.patience
-
     def _hand_on(
         self,
         stage: Stage,
@@ -251,7 +197,7 @@ class Trainer:
         position: Position,
     ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
         """What the next stage starts from: the last epoch, or the best one."""
-        best = best_step([e for e in position.history if e["stage"] == stage.name])
+        best = best_step(position.of_stage(stage))
         if not stage.restore_best or best is None or best == position.step:
             return variables, carried
         logging.info("%s: back to its best epoch, step %d", stage.name, best)
@@ -281,7 +227,7 @@ class Trainer:
             disable=None,
         )
         with bar:
-            while not self._is_over(stage, position):
+            while not position.is_over(stage, self.steps_per_epoch):
                 timing: dict[str, Any] = {"compile_seconds": 0.0}
                 started = time.perf_counter()
                 first = position.stage_step
@@ -347,13 +293,16 @@ class Trainer:
         order, views = self._sampler.epoch(len(position.history))
         done = position.stage_step % self.steps_per_epoch
         left = min(self.steps_per_epoch - done, stage.steps - position.stage_step)
-        scale = self._plateau(stage, position)
+        scale = position.rate_scale(stage)
         waiting: list[tuple[dict[str, Any], np.ndarray]] = []
         collect = functools.partial(self._collect, program, position, scale, waiting, bar)
         part = slice(done * self.batch_size, (done + left) * self.batch_size)
         for ids, weight, batch in inputs.batches(order[part], self.batch_size, views[part]):
             timing["compile_seconds"] += program.compile(batch)
             state, metrics = program.run_step(state, batch, scale)
+            if not self._first_step_at:
+                jax.block_until_ready(metrics)
+                timing["first_step_at"] = self._first_step_at = time.time()
             waiting.append((metrics, ids[weight > 0]))
             bar.update(int(weight.sum()))
             if len(waiting) >= self.log_every:
@@ -416,15 +365,8 @@ class Trainer:
     def _should_stop(self, step: int) -> bool:
         return bool(self._stop_signal) or self.checkpoints.reached_preemption(step)
 
-    def _plateau(self, stage: Stage, position: Position) -> float:
-        settings = stage.optimizer
-        if settings.schedule != "plateau":
-            return 1.0
-        losses = position.losses(stage)
-        return plateau_scale(losses, settings.plateau_factor, settings.plateau_patience)
-
     def _rate(self, program: StageProgram, stage_step: int, position: Position) -> float:
-        return program.learning_rate(stage_step) * self._plateau(program.stage, position)
+        return program.learning_rate(stage_step) * position.rate_scale(program.stage)
 
     def _validate(
         self, variables: Mapping[str, Any], inputs: StageInputs, cut: str
@@ -451,8 +393,8 @@ class Trainer:
     ) -> Mapping[str, Any]:
         """Writes a checkpoint of this moment; keeps the best of the run and of the stage."""
         variables = program.variables(state)
-        of_stage = [e for e in position.history if e["stage"] == program.stage.name]
-        bests = (best_step(history) for history in (position.history, of_stage))
+        histories = (position.history, position.of_stage(program.stage))
+        bests = (best_step(history) for history in histories)
         keep = [step for step in bests if step is not None]
         meta = {"position": dataclasses.asdict(position), "network": dict(self.network)}
         self.checkpoints.save(position.step, variables, _besides_model(state), meta, keep=keep)

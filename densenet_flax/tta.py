@@ -4,7 +4,6 @@ Tissue on a slide has no up and no left, so its eight symmetries (four, if the i
 as good images of it as the one that was taken.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 
 from densenet_flax.data.augment import SYMMETRIES
 from densenet_flax.data.augment_pixels import sample
-from densenet_flax.data.source import Dataset, batches
-from densenet_flax.predict import Pipeline, predict_logits, probabilities
-from densenet_flax.sharding import fetch, put_batch
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.predict import Pipeline, image_batches, predict_logits, probabilities
+from densenet_flax.sharding import fetch
 
 
 def count_views(size: tuple[int, ...]) -> int:
@@ -75,16 +74,11 @@ def predict_probabilities(
     count = count_views(dataset.images.shape[1:3])
     found = []
     # As many images as give a batch of views: the shape that the network is compiled for already.
-    for rows, weight in batches(ids, max(1, batch_size // count)):
-        take = functools.partial(_take, dataset)
-        batch = put_batch(rows, weight, take, pipeline.mesh)
-        logits = fetch(pipeline.run(variables, views(batch["images"])))
+    at_a_time = max(1, batch_size // count)
+    for _, weight, batch in image_batches(dataset, ids, at_a_time, pipeline.mesh):
+        logits = fetch(pipeline.run(variables, views(batch["inputs"])))
         done = int(weight.sum())
         found.append(average(probabilities(logits), count)[:done])
         if progress:
             progress(done)
     return np.concatenate(found)
-
-
-def _take(dataset: Dataset, rows: np.ndarray) -> dict[str, np.ndarray]:
-    return {"images": dataset.images[rows]}

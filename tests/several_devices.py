@@ -26,10 +26,12 @@ assert jax.local_device_count() == DEVICES
 from densenet_flax import frontier as fr
 from densenet_flax.checkpoint import Checkpoints
 from densenet_flax.data.splits import patient_split
+from densenet_flax.errors import Stopped
 from densenet_flax.model import DenseNet, init_variables
 from densenet_flax.optimizer import OptimizerSettings
+from densenet_flax.position import Position
 from densenet_flax.step import Loss, Stage
-from densenet_flax.train import Position, Stopped, Trainer
+from densenet_flax.train import Trainer
 from tests.conftest import TINY_BLOCKS, make_dataset, randomise
 
 dataset = make_dataset(patients=10, images=5)

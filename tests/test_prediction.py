@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 
 from densenet_flax import InputError, load_classifier
+from densenet_flax.errors import Stopped
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.prediction import Wanted, many, predict, predict_files, tables
 from densenet_flax.prediction.ahead import load_ahead
 from densenet_flax.prediction.found import Found, find_images, patient_of
 from densenet_flax.prediction.journal import Journal
-from densenet_flax.train import Stopped
 from densenet_flax.weights import convert
 
 ROOT = Path(__file__).parent.parent

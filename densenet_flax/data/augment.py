@@ -127,6 +127,17 @@ class AugmentSettings:
             return self.zoom_range if len(self.zoom_range) == 2 else (math.nan, math.nan)
         return 1 - self.zoom_range, 1 + self.zoom_range
 
+    @property
+    def active(self) -> bool:
+        """Whether a view may differ from its image."""
+        colours = (self.brightness_range, self.contrast_range)
+        strengths = (
+            *(self.symmetries, self.horizontal_flip, self.vertical_flip, self.rotation_range),
+            *(self.width_shift_range, self.height_shift_range, self.shear_range, self.hed_range),
+            *(self.stain_jitter, self.cutout, self.mixup, self.cutmix),
+        )
+        return any(strengths) or self.zoom != (1, 1) or any(c not in ((), (1, 1)) for c in colours)
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "AugmentSettings":
         """The settings of a configuration.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from densenet_flax import explain, overlay
 from densenet_flax.classifier import Classifier, load_classifier
-from densenet_flax.errors import InputError
+from densenet_flax.errors import InputError, Stopped
 from densenet_flax.files import atomic_file, writing
 from densenet_flax.inputs import read_pixels
 from densenet_flax.prediction import tables
@@ -31,7 +31,6 @@ from densenet_flax.prediction.ahead import load_ahead
 from densenet_flax.prediction.found import Found, find_images, patient_of
 from densenet_flax.prediction.journal import Journal
 from densenet_flax.prediction.wanted import Wanted, partial
-from densenet_flax.train import Stopped
 
 CHUNK = 4096  # rows of the table that are in memory at a time
 
