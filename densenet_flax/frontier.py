@@ -16,6 +16,7 @@ frozen and can be cached, ends at the start of the unit that holds the first tra
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ class KerasLayer:
         return bool(self.path) and self.path[-1].endswith("bn")
 
 
-def keras_layers(blocks: Sequence[int]) -> tuple[KerasLayer, ...]:
+@functools.cache
+def keras_layers(blocks: tuple[int, ...]) -> tuple[KerasLayer, ...]:
     """The layers of `keras.applications.DenseNetX(include_top=False)`, in Keras's order."""
     layers = [KerasLayer("input_layer", "")]
 
@@ -157,7 +159,7 @@ def resolve(unfreeze_from: str | int, blocks: Sequence[int], *, bn_mode: str = "
     """
     if bn_mode not in BN_MODES:
         raise ValueError(f"bn_mode {bn_mode!r}: expected one of {', '.join(BN_MODES)}")
-    layers = keras_layers(blocks)
+    layers = keras_layers(tuple(blocks))
     return Frontier(tuple(blocks), _index(unfreeze_from, layers), bn_mode)
 
 

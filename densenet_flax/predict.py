@@ -75,10 +75,10 @@ class Pipeline:
         """Shape and dtype of what `run` returns, from shapes, without computing it."""
         for begin, end in self._segments(start, stop):
             part = self._part(variables, begin, end)
-            run = functools.partial(
-                _forward, self.model, start=begin, stop=end, preprocessing=self.preprocessing
+            # The jitted function's own, so that nothing is traced twice.
+            x = _forward.eval_shape(
+                self.model, part, x, start=begin, stop=end, preprocessing=self.preprocessing
             )
-            x = jax.eval_shape(run, part, x)
         return x
 
     def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:

@@ -33,7 +33,7 @@ from densenet_flax.feature_store import (
 from densenet_flax.frontier import Frontier
 from densenet_flax.model import select
 from densenet_flax.predict import Pipeline
-from densenet_flax.sharding import agree, fetch
+from densenet_flax.sharding import agree, fetch, replicate
 from densenet_flax.stage_inputs import Cached, StageInputs, Views
 
 
@@ -82,7 +82,12 @@ class PrefixCache:
         self._shared: dict[str, Cached] | None = None
 
     def of(self, index: int, variables: Mapping[str, Any]) -> StageInputs:
-        """The inputs of the stage with this frontier, given the network as it is now."""
+        """The inputs of the stage with this frontier, given the network as it is now.
+
+        Args:
+          index: of the frontier.
+          variables: of the whole network.
+        """
         cut = self.frontiers[index].cut
         if not self._shares[index]:
             cached = self._compute(variables, [cut])
@@ -92,7 +97,16 @@ class PrefixCache:
                 cuts = dict.fromkeys(frontier.cut for frontier, shares in pairs if shares)
                 self._shared = self._compute(variables, list(cuts))
             cached = self._shared
-        return dataclasses.replace(self._inputs(variables, cut), cached=cached.get(cut))
+        if cut in cached:
+            return dataclasses.replace(self._inputs({}, cut), cached=cached[cut])
+        return self._inputs(self._prefix(variables, cut), cut)
+
+    def _prefix(self, variables: Mapping[str, Any], cut: str) -> dict[str, Any]:
+        """The network before a cut, on the devices."""
+        units = self.pipeline.model.units
+        before = units[: units.index(cut)]
+        some = {name: select(tree, before) for name, tree in variables.items()}
+        return replicate(some, self.pipeline.mesh)
 
     def _inputs(self, variables: Mapping[str, Any], cut: str) -> StageInputs:
         return StageInputs(
@@ -131,7 +145,7 @@ class PrefixCache:
         )
         self._warn_of_few_views()
         if not reused:
-            found = self._fill(variables, order, shapes, folder)
+            found = self._fill(self._prefix(variables, order[-1]), order, shapes, folder)
         if found is None:
             raise InputError(f"{folder}: cannot be read; remove it and start again")
         return dict.fromkeys(order, self._place(Features(found, place, self.pipeline.mesh)))

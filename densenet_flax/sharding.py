@@ -65,10 +65,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a tree of arrays whole on every device; always copies, so that it may be donated."""
     sharding = replicated(mesh)
 
-    def put(x: Any) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, np.array(x), np.shape(x))
+    copies = jax.tree.map(np.array, tree)
+    if not several_processes():
+        return jax.device_put(copies, sharding)  # all leaves at once
 
-    return jax.tree.map(put, tree)
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, x.shape)
+
+    return jax.tree.map(put, copies)
 
 
 def my_part(ids: np.ndarray, mesh: Mesh) -> np.ndarray:

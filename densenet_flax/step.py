@@ -1,6 +1,7 @@
 """One optimizer step of a stage: what it changes, what it leaves, and the compiled program."""
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Mapping
@@ -187,7 +188,14 @@ class StageProgram:
 
     def learning_rate(self, stage_step: int) -> float:
         """The rate of a step of the stage, before any reduction on a plateau."""
-        return float(self._schedule(stage_step // self.stage.optimizer.accumulate))
+        update = stage_step // self.stage.optimizer.accumulate
+        return float(self._rates[update])
+
+    @functools.cached_property
+    def _rates(self) -> np.ndarray:
+        """The rate of every update, computed at once: a schedule is made of many small programs."""
+        updates = np.arange(self.stage.steps // self.stage.optimizer.accumulate + 1)
+        return np.broadcast_to(np.asarray(jax.jit(self._schedule)(updates)), updates.shape)
 
     def compile(self, batch: Mapping[str, Any]) -> float:
         """Compiles the step for batches like this one, unless it is; returns the seconds taken.

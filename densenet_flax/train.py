@@ -138,7 +138,7 @@ class Trainer:
                 if not position.is_over(stage, self.steps_per_epoch):
                     logging.info("%s", self._headline(stage, position, variables))
                     index = position.stage - first
-                    inputs = features.of(index, replicate(variables, self.mesh))
+                    inputs = features.of(index, variables)
                     programs[index].bind(variables)
                     variables, carried = self._run_stage(
                         programs[index], variables, carried, inputs, position
