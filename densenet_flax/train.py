@@ -92,6 +92,9 @@ class Trainer:
         rows = self.split.train
         self._sampler = self.sampler or Sampler(len(rows), 1, self.seed, rows)
         self.steps_per_epoch = -(-self._sampler.size // self.batch_size)
+        seen = self._epochs(self.stages) * self._sampler.repeats
+        if self.views.count > seen:  # views that no epoch shows are not worth computing
+            self.views = dataclasses.replace(self.views, count=seen)
         self._stop_signal = 0
         self._first_step_at = 0.0
 
@@ -163,6 +166,9 @@ class Trainer:
             preprocessing=self.preprocessing,
         )
 
+    def _epochs(self, stages: Sequence[Stage]) -> int:
+        return sum(-(-stage.steps // self.steps_per_epoch) for stage in stages)
+
     def _prefix_cache(self, stages: Sequence[Stage]) -> prefix_cache.PrefixCache:
         return prefix_cache.PrefixCache(
             self.dataset,
@@ -174,7 +180,7 @@ class Trainer:
             mode=self.cache,
             views=self.views,
             directory=self.cache_directory,
-            epochs=sum(-(-stage.steps // self.steps_per_epoch) for stage in stages),
+            epochs=self._epochs(stages),
             workers=self.workers,
         )
 

@@ -244,14 +244,19 @@ def test_it_does_not_matter_where_features_are_kept(
 
 
 def test_as_many_cached_views_as_epochs_are_augmenting_anew(
-    straight, tmp_path, tiny, tiny_variables, dataset, split
+    straight, tmp_path, tiny, tiny_variables, dataset, split, caplog
 ):
     settings = AugmentSettings(symmetries=True, brightness_range=(0.8, 1.2))
     cached = Run(tmp_path / "cached", tiny, dataset, split, views=Views(settings, count=4))
     online = Run(tmp_path / "online", tiny, dataset, split, views=Views(settings), cache="off")
     fewer = Run(tmp_path / "fewer", tiny, dataset, split, views=Views(settings, count=1))
+    more = Run(tmp_path / "more", tiny, dataset, split, views=Views(settings, count=9))
     for run in (cached, online, fewer):
         run(tiny_variables)
+    with caplog.at_level(logging.INFO):
+        more(tiny_variables)
+    assert "4 views of those that train" in caplog.text
+    assert more.lines == cached.lines
     losses = [[e["train_loss"] for e in run.position.history] for run in (cached, online, fewer)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
     assert losses[0][0] == losses[2][0] and losses[0][1] != losses[2][1]
