@@ -5,10 +5,11 @@ import functools
 from configs import quickstart
 from densenet_flax.model import NETWORKS, DenseNet
 
-NETWORKS["tiny"] = functools.partial(DenseNet, blocks=(2, 2, 3, 2))
-
 
 def get_config():
+    # Here and not at import: what is parametrised over the networks must not depend on who was
+    # imported first.
+    NETWORKS["tiny"] = functools.partial(DenseNet, blocks=(2, 2, 3, 2))
     config = quickstart.get_config()
     config.model.name = "tiny"
     config.model.hidden = (8,)
