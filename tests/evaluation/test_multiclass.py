@@ -1,7 +1,6 @@
 """More than two classes, against scikit-learn."""
 
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -218,14 +217,6 @@ def test_intervals_cover_the_truth_with_few_patients_of_each_class():
         low, high = np.quantile(values["accuracy"], [0.025, 0.975])
         plain += low <= 0.699 <= high
     assert hits / sets >= 0.9 and hits > plain
-
-
-def test_thousands_of_images_and_resamples_take_seconds(several):
-    table = several(0, n=4000, patients=40)
-    table = replace(table, magnification=np.zeros(4000, int))
-    started = time.process_time()
-    intervals(table)
-    assert time.process_time() - started < 15
 
 
 @pytest.mark.parametrize(
