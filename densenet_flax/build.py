@@ -15,8 +15,9 @@ from densenet_flax.data.augment import settings_for
 from densenet_flax.data.sampling import Sampler, make_sampler
 from densenet_flax.data.source import Dataset, epoch_order
 from densenet_flax.data.splits import Split
+from densenet_flax.dense_stage import REMAT
 from densenet_flax.errors import InputError
-from densenet_flax.model import NETWORKS, REMAT, DenseNet, init_variables, preprocess_input
+from densenet_flax.model import NETWORKS, DenseNet, init_variables, preprocess_input
 from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.stage_inputs import Views
 from densenet_flax.step import Loss, Stage

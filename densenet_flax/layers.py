@@ -1,6 +1,6 @@
 """The layers that a block is made of: batch normalisation, the 1×1 and the 3×3 convolution."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,68 +28,77 @@ def batch_moments(x: jax.Array, weight: jax.Array | None = None) -> Moments:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation whose mode is the caller's: running statistics, or the given moments.
+    """Batch normalisation whose mode is the caller's: running statistics, or the given moments."""
 
-    With moments it normalises by them and moves the running statistics, where `batch_stats` is
-    mutable, by Keras's rule: `running = momentum * running + (1 - momentum) * batch`.
-    """
-
+    features: int
     epsilon: float
     momentum: float
-    dtype: Any
 
-    @nn.compact
+    def setup(self):
+        """Declares the variables, with Keras's initial values."""
+        shape = (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        self.bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+
+    @property
+    def running(self) -> Moments:
+        """The running statistics."""
+        return self.mean.value, self.var.value
+
     def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
         """Normalises `x [..., C]` by `moments`, or by the running statistics if None."""
-        c = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (c,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), (c,), jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
-        if moments is None:
-            mean, var = running_mean.value, running_var.value
-        else:
-            mean, var = moments
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * var
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+        used = self.running if moments is None else moments
+        y = normalise(x, self.scale, self.bias, used, self.epsilon)
+        self.observe(moments)
+        return y
+
+    def observe(self, moments: Moments | None) -> None:
+        """Moves the running statistics, where `batch_stats` is mutable, towards the batch's.
+
+        By Keras's rule: `running = momentum * running + (1 - momentum) * batch`.
+        """
+        if moments is None or not self.is_mutable_collection("batch_stats"):
+            return
+        if not self.is_initializing():
+            keep = self.momentum
+            self.mean.value = keep * self.mean.value + (1 - keep) * moments[0]
+            self.var.value = keep * self.var.value + (1 - keep) * moments[1]
 
 
-class Pointwise(nn.Module):
+def normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, moments: Moments, epsilon: float
+) -> jax.Array:
+    """Batch normalisation of `x [..., C]` by these moments, computed in float32."""
+    mean, var = moments
+    factor = scale * jax.lax.rsqrt(var + epsilon)
+    return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+class Kernel(nn.Module):
+    """The kernel of a convolution without bias, in Keras's shape and with its initial values."""
+
+    shape: Sequence[int]
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """`[height, width, channels in, channels out]`, float32."""
+        return self.param("kernel", nn.initializers.glorot_uniform(), self.shape, jnp.float32)
+
+
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 1×1 convolution as the matrix product that it is: `[..., C]` to `[..., features]`.
 
-    The kernel keeps Keras's shape `(1, 1, C, features)`. XLA computes the gradient of a product
-    several times faster than that of a 1×1 convolution on CPU.
+    XLA computes the gradient of a product several times faster than that of a 1×1 convolution on
+    CPU.
+
+    Args:
+      x: `[..., C]`.
+      kernel: `[1, 1, C, features]`.
     """
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the kernel at every position."""
-        c = x.shape[-1]
-        shape = (1, 1, c, self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
-        y = x.reshape(-1, c).astype(self.dtype) @ kernel.reshape(c, -1).astype(self.dtype)
-        return y.reshape(*x.shape[:-1], self.features)
-
-
-class Conv3x3(nn.Module):
-    """A 3×3 convolution of stride 1 and padding 1 without bias: `[N, H, W, C]` to `features`."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the kernel around every position."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape, jnp.float32)
-        return conv3x3(x.astype(self.dtype), kernel.astype(self.dtype))
+    matrix = kernel.reshape(kernel.shape[-2:]).astype(x.dtype)
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

@@ -9,6 +9,8 @@ Networks", CVPR 2017. Numbers (padding, epsilon, momentum, initialisers): `keras
 (The head is the exception: `params['head']['predictions']` is Keras's `predictions`.)
 """
 
+import functools
+import itertools
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -17,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
-from densenet_flax.layers import BatchNorm, Conv3x3, Moments, Pointwise, batch_moments
+from densenet_flax.dense_stage import HalfBlock, Manner, dense_stage
+from densenet_flax.layers import BatchNorm, Kernel, Moments, batch_moments, pointwise
+
+ROWS = 392  # the fewest positions of a piece: two maps of 14×14
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-REMAT = ("none", "bottleneck", "block")
 
 
 def preprocess_input(images, mode: str = "torch") -> jax.Array:
@@ -55,25 +57,32 @@ def preprocess_input(images, mode: str = "torch") -> jax.Array:
 class Block(nn.Module):
     """One unit of a dense stage: norm, ReLU, 1×1, norm, ReLU, 3×3; gives `growth_rate` channels.
 
-    The batch moments of a channel are the same for every later norm of the stage, so they are
-    computed once, when the channel is born, and handed along with the features.
+    It holds the variables; `dense_stage` computes with them.
     """
 
+    features: int
     growth_rate: int
     norm: Callable[..., BatchNorm]
-    dtype: Any
 
-    @nn.compact
-    def __call__(self, pieces, moments, is_live, weight):
-        """All channels before, in pieces, and their moments if known; to the new channels."""
-        x = _concatenate(pieces)
-        live = moments if is_live(f"{self.name}_0_bn") else None
-        y = nn.relu(self.norm(name="0_bn")(x, live))
-        y = Pointwise(4 * self.growth_rate, self.dtype, name="1_conv")(y)
-        y = checkpoint_name(y, "bottleneck")
-        live = batch_moments(y, weight) if is_live(f"{self.name}_1_bn") else None
-        y = nn.relu(self.norm(name="1_bn")(y, live))
-        return Conv3x3(self.growth_rate, self.dtype, name="2_conv")(y)
+    def setup(self):
+        """Declares the layers under Keras's names."""
+        narrow = 4 * self.growth_rate
+        self.norm_0 = self.norm(self.features, name="0_bn")
+        self.narrow = Kernel((1, 1, self.features, narrow), name="1_conv")
+        self.norm_1 = self.norm(narrow, name="1_bn")
+        self.grow = Kernel((3, 3, narrow, self.growth_rate), name="2_conv")
+
+    def halves(self) -> tuple[HalfBlock, HalfBlock]:
+        """Its variables, as `dense_stage` takes them."""
+        return (
+            HalfBlock(self.norm_0.scale, self.norm_0.bias, self.norm_0.running, self.narrow()),
+            HalfBlock(self.norm_1.scale, self.norm_1.bias, self.norm_1.running, self.grow()),
+        )
+
+    def observe(self, moments_0: Moments | None, moments_1: Moments | None) -> None:
+        """Moves the running statistics of its norms towards these moments, where they are given."""
+        self.norm_0.observe(moments_0)
+        self.norm_1.observe(moments_1)
 
 
 class Stem(nn.Module):
@@ -88,7 +97,7 @@ class Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x, is_live, weight):
+    def __call__(self, x: jax.Array, weight: jax.Array | None, live: bool) -> jax.Array:
         """Images `[N, H, W, 3]` in, `[N, H/4, W/4, features]` out."""
         x = nn.Conv(
             self.features,
@@ -100,8 +109,8 @@ class Stem(nn.Module):
             kernel_init=nn.initializers.glorot_uniform(),
             name="conv",
         )(x)
-        live = batch_moments(x, weight) if is_live(f"{self.name}_bn") else None
-        x = nn.relu(self.norm(name="bn")(x, live))
+        moments = batch_moments(x, weight) if live else None
+        x = nn.relu(self.norm(self.features, name="bn")(x, moments))
         # After a ReLU, max_pool's padding with -inf equals Keras's padding with zeros.
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
@@ -110,13 +119,13 @@ class Transition(nn.Module):
     """Between two dense stages: norm, ReLU, 1×1 to half the channels, 2×2 average pooling."""
 
     norm: Callable[..., BatchNorm]
-    dtype: Any
 
     @nn.compact
-    def __call__(self, x, moments, is_live):
-        """`[N, H, W, C]` and its moments if known in, `[N, H/2, W/2, C/2]` out."""
-        x = nn.relu(self.norm(name="bn")(x, moments if is_live(f"{self.name}_bn") else None))
-        x = Pointwise(x.shape[-1] // 2, self.dtype, name="conv")(x)
+    def __call__(self, x: jax.Array, moments: Moments | None) -> jax.Array:
+        """`[N, H, W, C]`, and its moments if the norm is live, to `[N, H/2, W/2, C/2]`."""
+        c = x.shape[-1]
+        x = nn.relu(self.norm(c, name="bn")(x, moments))
+        x = pointwise(x, Kernel((1, 1, c, c // 2), name="conv")())
         return nn.avg_pool(x, (2, 2), strides=(2, 2))
 
 
@@ -166,8 +175,8 @@ class DenseNet(nn.Module):
       dtype: what convolutions and activations are computed in. Parameters, statistics and the
         head are float32 in any case.
       remat: what the backward pass of training computes again instead of keeping it: 'none';
-        'bottleneck', each block's first norm and ReLU, which are its widest; 'block', all of a
-        block. The gradients are the same.
+        'bottleneck', the norms and ReLUs, so that all channels and each block's bottleneck are
+        kept once; 'block', the 1×1 convolutions also. The gradients are the same.
     """
 
     blocks: Sequence[int]
@@ -180,7 +189,7 @@ class DenseNet(nn.Module):
     momentum: float = 0.99
     final_relu: bool = True
     dtype: Any = jnp.float32
-    remat: str = "none"
+    remat: str = "bottleneck"
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -222,65 +231,69 @@ class DenseNet(nn.Module):
         if first == 0:
             _check_images(x)
 
-        def is_live(layer: str) -> bool:
-            return layer in live_norms
-
-        def norm(name: str) -> BatchNorm:
-            return BatchNorm(self.epsilon, self.momentum, self.dtype, name=name)
-
-        block: Any = Block
-        if self.remat != "none":
-            saved = ["bottleneck"] if self.remat == "bottleneck" else []
-            policy = jax.checkpoint_policies.save_only_these_names(*saved)
-            block = nn.remat(Block, policy=policy, static_argnums=(3,))
-        # The channels of a dense stage, and their moments once a norm of the stage is live. To
-        # compute again what was concatenated, one must keep the pieces that it was made from.
-        pieces: tuple[jax.Array, ...] = (x if units[first] == "head" else x.astype(self.dtype),)
-        moments: Moments | None = None
-        for unit in units[first:last]:
-            opens = _first_norm_is_live(unit, is_live)
-            if opens and moments is None:
-                moments = batch_moments(_concatenate(pieces), weight)
-            if unit == "head":
+        norm = functools.partial(BatchNorm, epsilon=self.epsilon, momentum=self.momentum)
+        x = x if units[first] == "head" else x.astype(self.dtype)
+        moments: Moments | None = None  # of what x holds, once a norm has asked for them
+        for part, members in itertools.groupby(units[first:last], _part):
+            if part == "head":
                 head = Head(self.num_classes, self.hidden, self.dropout, name="head")
-                return head(_concatenate(pieces), dropout=dropout)
-            if "_block" in unit:
-                run = block(self.growth_rate, norm, self.dtype, name=unit)
-                born = run(pieces, moments, is_live, weight)
-                pieces = (*pieces, born)
-                if self.remat == "none":
-                    pieces = (_concatenate(pieces),)
-                if moments is not None:
-                    mean, var = batch_moments(born, weight)
-                    moments = (
-                        jnp.concatenate([moments[0], mean]),
-                        jnp.concatenate([moments[1], var]),
-                    )
-                continue
-            x = _concatenate(pieces)
-            if unit == "stem":
+                return head(x, dropout=dropout)
+            if part == "stem":
                 stem = Stem(self.stem_features, norm, self.dtype, name="conv1")
-                x = stem(x, is_live, weight)
-            elif unit == "norm":
-                x = norm(name="bn")(x, moments if opens else None)
-                x = nn.relu(x) if self.final_relu else x
+                x = stem(x, weight, "conv1_bn" in live_norms)
+            elif part.startswith("conv"):
+                x, moments = self._dense_stage(x, tuple(members), norm, live_norms, weight)
+                continue
             else:
-                x = Transition(norm, self.dtype, name=unit)(x, moments, is_live)
-            pieces, moments = (x,), None
-        return _concatenate(pieces)
+                live = ("bn" if part == "norm" else f"{part}_bn") in live_norms
+                given = (moments or batch_moments(x, weight)) if live else None
+                if part == "norm":
+                    x = norm(x.shape[-1], name="bn")(x, given)
+                    x = nn.relu(x) if self.final_relu else x
+                else:
+                    x = Transition(norm, name=part)(x, given)
+            moments = None
+        return x
+
+    def _dense_stage(self, x, units, norm, live_norms, weight):
+        """Runs blocks that follow each other: to the channels, and their moments if known."""
+        live = tuple((f"{u}_0_bn" in live_norms, f"{u}_1_bn" in live_norms) for u in units)
+        channels = [x.shape[-1] + i * self.growth_rate for i in range(len(units))]
+        blocks = [
+            Block(c, self.growth_rate, norm, name=unit)
+            for c, unit in zip(channels, units, strict=True)
+        ]
+        moments = batch_moments(x, weight) if any(first for first, _ in live) else None
+        x, moments, of_bottlenecks = dense_stage(
+            Manner(live, self.epsilon, self.remat, 1 if self.remat == "none" else _pieces(x)),
+            x,
+            moments,
+            weight,
+            [block.halves() for block in blocks],
+        )
+        for block, c, (first, _), second in zip(
+            blocks, channels, live, of_bottlenecks, strict=True
+        ):
+            block.observe((moments[0][:c], moments[1][:c]) if moments and first else None, second)
+        return x, moments
 
 
-def _first_norm_is_live(unit: str, is_live: Callable[[str], bool]) -> bool:
-    """Whether the norm that a unit begins with needs the moments of what enters."""
-    if unit in ("stem", "head"):
-        return False
-    if unit == "norm":
-        return is_live("bn")
-    return is_live(f"{unit}_0_bn" if "_block" in unit else f"{unit}_bn")
+def _pieces(x: jax.Array) -> int:
+    """Into how many pieces a dense stage divides a batch, `[N, H, W, C]`.
+
+    On a single CPU device, so many that a piece of whole images has a few hundred positions: it
+    stays in the cache then, and its matrix products are still large. Elsewhere 1: other devices
+    want all the work at once, and many devices have divided the batch already.
+    """
+    n, h, w, _ = x.shape
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or not isinstance(n, int):
+        return 1
+    return max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or n // k * h * w >= ROWS))
 
 
-def _concatenate(pieces: Sequence[jax.Array]) -> jax.Array:
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=-1)
+def _part(unit: str) -> str:
+    """The blocks of a dense stage are one part of the network, every other unit is its own."""
+    return unit.partition("_block")[0]
 
 
 def line_of_units(blocks: Sequence[int]) -> tuple[str, ...]:

@@ -124,17 +124,23 @@ def scale_by_keras_adam(
             jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params), zeros, zeros
         )
 
+    @jax.jit  # traced and lowered once for each shape, of which there are fewer than leaves
+    def moved(gradient, mu, nu, rate):
+        mu = b1 * mu + (1 - b1) * gradient
+        nu = b2 * nu + (1 - b2) * jnp.square(gradient)
+        return rate * mu / (jnp.sqrt(nu) + eps), mu, nu
+
     def update(updates, state, params=None):
         del params
-        steps = jax.tree.map(optax.safe_increment, state.steps)
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
-
-        def scaled(t, m, v):
-            t = t.astype(jnp.float32)
-            return jnp.sqrt(1 - b2**t) / (1 - b1**t) * m / (jnp.sqrt(v) + eps)
-
-        return jax.tree.map(scaled, steps, mu, nu), KerasAdamState(steps, mu, nu)
+        leaves, tree = jax.tree.flatten(updates)
+        # The scalars of all leaves in one vector: by themselves each is a program to compile.
+        steps = optax.safe_increment(jnp.stack(jax.tree.leaves(state.steps)))
+        t = steps.astype(jnp.float32)
+        rates = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        mu, nu = jax.tree.leaves(state.mu), jax.tree.leaves(state.nu)
+        results = zip(*map(moved, leaves, mu, nu, list(rates)), strict=True)
+        scaled, mu, nu = (jax.tree.unflatten(tree, each) for each in results)
+        return scaled, KerasAdamState(jax.tree.unflatten(tree, list(steps)), mu, nu)
 
     return optax.GradientTransformation(init, update)
 

@@ -93,6 +93,12 @@ def merge(chosen: Any, rest: Any, mask: Any) -> Any:
     return jax.tree.map(lambda m, a, b: a if m else b, mask, chosen, rest)
 
 
+def _norm(tree: Any) -> jax.Array:
+    """`optax.global_norm` as one sum: one of each leaf takes as long to compile as Adam does."""
+    vector = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+    return jnp.sqrt(jnp.vdot(vector, vector))
+
+
 class StageProgram:
     """The compiled step of one stage, and the split of the variables that it works on."""
 
@@ -292,8 +298,8 @@ class StageProgram:
             "loss": loss * weight.sum(),
             "correct": jnp.sum((logits.argmax(-1) == batch["label"]) * weight),
             "count": weight.sum(),
-            "gradient_norm": optax.global_norm(gradients),
-            "update_norm": optax.global_norm(updates),
+            "gradient_norm": _norm(gradients),
+            "update_norm": _norm(updates),
         }
         return new_state, metrics
 

@@ -9,6 +9,7 @@ generators, and a run that was stopped ends with the bits of one that was not.
 import dataclasses
 import functools
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,8 +125,12 @@ class Trainer:
         numbers = () if several_processes() else (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self._ask_to_stop) for number in numbers}
         compiler = ThreadPoolExecutor(1)
+        interval = sys.getswitchinterval()
         try:
             if not several_processes():  # there, compiling is kept in step with the others
+                # Tracing holds Python's lock; each of the many arrays that go to the device
+                # meanwhile would wait this long to get it back, 5 ms by default.
+                sys.setswitchinterval(1e-4)
                 for program in programs:
                     shapes = batch_shapes(
                         self.pipeline,
@@ -150,6 +155,7 @@ class Trainer:
                 position.stage, position.stage_step = position.stage + 1, 0
         finally:
             compiler.shutdown(wait=False, cancel_futures=True)
+            sys.setswitchinterval(interval)
             for number, handler in before.items():
                 signal.signal(number, handler)
         return variables
