@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     config.model.hidden = (256,)
     config.model.dropout = 0.5
     config.model.dtype = "float32"  # or 'bfloat16'
-    config.model.remat = "bottleneck"  # "none": faster with memory to spare; "block": less memory
+    config.model.remat = "bottleneck"  # or "none", "block": what is not kept but computed again
     config.model.bn_momentum = 0.99
 
     config.data = ConfigDict()

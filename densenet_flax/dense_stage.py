@@ -106,6 +106,7 @@ def dense_stage(
       given; and for each block those of what its second norm saw, if that is live.
     """
     stacks = [_stacked(blocks, group) for group in manner.groups()]
+    manner = dataclasses.replace(manner, remat="block")  # no backward pass follows: keep nothing
     if manner.pieces == 1 or any(any(live) for live in manner.live):
         return _run(manner, x, moments, weight, stacks)[0]
     # Without live norms no example needs another: a piece goes through all blocks at once.

@@ -23,8 +23,6 @@ from flax import linen as nn
 from densenet_flax.dense_stage import HalfBlock, Manner, dense_stage
 from densenet_flax.layers import BatchNorm, Kernel, Moments, batch_moments, pointwise
 
-ROWS = 392  # the fewest positions of a piece: two maps of 14×14
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -278,6 +276,9 @@ class DenseNet(nn.Module):
         return x, moments
 
 
+_POSITIONS = 392  # of a piece, at least: two maps of 14×14
+
+
 def _pieces(x: jax.Array) -> int:
     """Into how many pieces a dense stage divides a batch, `[N, H, W, C]`.
 
@@ -288,7 +289,9 @@ def _pieces(x: jax.Array) -> int:
     n, h, w, _ = x.shape
     if jax.default_backend() != "cpu" or jax.device_count() > 1 or not isinstance(n, int):
         return 1
-    return max(k for k in range(1, n + 1) if n % k == 0 and (k == 1 or n // k * h * w >= ROWS))
+    return max(
+        k for k in range(1, n + 1) if n % k == 0 and (k == 1 or n // k * h * w >= _POSITIONS)
+    )
 
 
 def _part(unit: str) -> str:

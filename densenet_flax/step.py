@@ -320,6 +320,6 @@ class StageProgram:
         """Moves the average, on the steps that moved the weights."""
         if ema is None:
             return None
-        moved = optax.global_norm(updates) > 0  # all zero between the updates of `accumulate`
+        moved = _norm(updates) > 0  # all zero between the updates of `accumulate`
         keep = jnp.where(moved, self._ema_decay, 1.0)
         return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, ema, params)

@@ -141,6 +141,7 @@ class Trainer:
                         mixes=self.views.mixes,
                     )
                     compiler.submit(program.compile, shapes)
+                compiler.submit(sys.setswitchinterval, interval)
             while position.stage < len(self.stages):
                 stage = self.stages[position.stage]
                 if not position.is_over(stage, self.steps_per_epoch):

@@ -99,6 +99,30 @@ def test_what_is_kept_shrinks_with_remat(arguments):
     assert kept("none") > kept("bottleneck") > kept("block")
 
 
+def test_in_pieces_the_wide_half_is_never_whole():
+    """XLA would merge what is computed again with the forward pass's, and keep all of it."""
+    live, images, c = ((True, True),) * 8, 16, 192
+    norm = lambda n: (jnp.ones(n), jnp.zeros(n), (jnp.zeros(n), jnp.ones(n)))  # noqa: E731
+    blocks = [
+        (
+            HalfBlock(*norm(c + 8 * i), jnp.ones((1, 1, c + 8 * i, 8))),
+            HalfBlock(*norm(8), jnp.ones((3, 3, 8, 8))),
+        )
+        for i in range(8)
+    ]
+    x = jnp.ones((images, 8, 8, c))
+
+    def temporaries(pieces):
+        def loss(blocks, x):
+            manner = Manner(live, EPSILON, "bottleneck", pieces)
+            return dense_stage(manner, x, (jnp.zeros(c), jnp.ones(c)), None, blocks)[0].sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(blocks, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(images) < 0.6 * temporaries(1)
+
+
 def test_half_precision_comes_out_as_it_went_in(arguments):
     x, blocks = arguments
     run = lambda x: in_one_buffer("bottleneck", ALL_LIVE, x, None, blocks)[0]  # noqa: E731
