@@ -54,10 +54,10 @@ def measure(
     batch = put_batch(
         np.arange(batch_size), ones, lambda ids: {"inputs": x[ids], "label": label[ids]}, mesh
     )
-    state = program.init(0)
+    state, frozen = program.init(0), program._frozen  # placed here, not while tracing
 
     def backward(params):
-        variables = program._merge(params, state.batch_stats, program._frozen)
+        variables = program._merge(params, state.batch_stats, frozen)
         options = {"start": at.cut, "live_norms": at.live_norms, "mutable": ["batch_stats"]}
 
         def forward(p):
