@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from densenet_flax.data.arrays import Row
+from densenet_flax.data.tfds_files import local_files
 from densenet_flax.errors import InputError
 
 # How data sets call the side that the split calls so.
@@ -122,7 +123,7 @@ def _open(tfds: Any, name: str, data_dir: str) -> Any:
         if not builder.data_path.exists():
             builder = tfds.builder(name, data_dir=place, file_format="array_record")
             logging.info("Preparing %s with TFDS; this is done once", name)
-            with quiet_unless_terminal(tfds):
+            with quiet_unless_terminal(tfds), local_files():
                 builder.download_and_prepare()
         return builder
     except ImportError as error:

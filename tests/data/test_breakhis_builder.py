@@ -1,3 +1,5 @@
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -6,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 import densenet_flax
 from densenet_flax.data.breakhis.breakhis_dataset_builder import Builder
@@ -50,6 +53,23 @@ def test_manual_dir_and_archive_give_the_same(prepared, drawn_archive, tmp_path)
     for file in ours:
         for key in ours[file]:
             np.testing.assert_array_equal(ours[file][key], theirs[file][key])
+
+
+@pytest.mark.parametrize("spare_files", [100, 8])
+def test_more_than_fits_in_memory(prepared, drawn_tree, tmp_path, monkeypatch, spare_files):
+    """What TFDS does beyond 1 GB: it sorts through files, a thousand of them open at a time."""
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = sorted(set(range(1000)) - set(map(int, os.listdir("/proc/self/fd"))))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[spare_files], limits[1]))
+    try:
+        ours, theirs = examples(build(tmp_path, drawn_tree)), examples(prepared)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(ours) == list(theirs)
+    for file in ours:
+        np.testing.assert_array_equal(ours[file]["image"], theirs[file]["image"])
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_failure_leaves_nothing_that_looks_whole(drawn_tree, tmp_path):

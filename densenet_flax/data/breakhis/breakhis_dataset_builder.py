@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from densenet_flax.data.breakhis import VERSION, files
+from densenet_flax.data.tfds_files import local_files
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -48,6 +49,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self._source = source
         self._on_bad_image = on_bad_image
         self.skipped: list[str] = []
+
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """As of every TFDS builder; also where BreakHis's 4 GB meet no TensorFlow."""
+        with local_files():
+            super().download_and_prepare(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
