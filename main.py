@@ -1,9 +1,10 @@
-"""Train, evaluate, cross-validate and predict.
+"""Train, evaluate, cross-validate, predict and export.
 
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart --mode=evaluate
     python main.py --config=configs/quickstart.py --workdir=runs/folds --mode=cross_validate
     python main.py --mode=predict --workdir=runs/quickstart --images='tiles/**/*.png'
+    python main.py --mode=export --workdir=runs/quickstart --output=exported
 
 It parses, sets up logging and devices, and hands over to `densenet_flax`; nothing else.
 """
@@ -12,9 +13,9 @@ import logging as python_logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -29,12 +30,18 @@ _NEEDED = {  # mode -> flags that it cannot do without
     "predict": ("images",),
     "cross_validate": ("config", "workdir"),
     "preview": ("config", "workdir"),
+    "export": (),
 }
 _MODE = flags.DEFINE_enum("mode", "train", list(_NEEDED), "What to do.")
 
 _IMAGES = flags.DEFINE_string("images", None, "To predict: a folder, a file or a pattern.")
-_MODEL = flags.DEFINE_string("model", None, "A weights file to predict with, instead of a workdir.")
-_OUTPUT = flags.DEFINE_string("output", "predictions.csv", "The table: .csv or .parquet.")
+_MODEL = flags.DEFINE_string("model", None, "A weights file to use, instead of a workdir.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The table, .csv or .parquet (predictions.csv); or the folder (exported)."
+)
+_FORMATS = flags.DEFINE_list(
+    "formats", None, "To export: stablehlo, onnx, keras; by default all that can be made."
+)
 _OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a picture of each image's map.")
 _UNIT = flags.DEFINE_string("unit", "norm", "Of these maps: 'norm', or earlier and finer ones.")
 _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "File for features: .npy or .parquet.")
@@ -72,8 +79,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     for flag in _NEEDED[_MODE.value]:
         if not flags.FLAGS[flag].value:
             _fail(f"--{flag}=… is missing; see the top of main.py")
-    if _MODE.value == "predict" and bool(_WORKDIR.value) == bool(_MODEL.value):
-        _fail("--mode=predict needs --workdir=RUN or --model=FILE, one of the two")
+    if _MODE.value in ("predict", "export") and bool(_WORKDIR.value) == bool(_MODEL.value):
+        _fail(f"--mode={_MODE.value} needs --workdir=RUN or --model=FILE, one of the two")
     if rest[1:]:
         _fail(f"unexpected argument {rest[1]!r}: options are written --name=value")
     return rest
@@ -97,13 +104,25 @@ def _predict() -> None:
         str(_WORKDIR.value or _MODEL.value),
         str(_IMAGES.value),
         prediction.Wanted(
-            output=Path(str(_OUTPUT.value)).expanduser(),
+            output=Path(_OUTPUT.value or "predictions.csv").expanduser(),
             overlays=Path(_OVERLAYS.value).expanduser() if _OVERLAYS.value else None,
             embeddings=Path(_EMBEDDINGS.value).expanduser() if _EMBEDDINGS.value else None,
             unit=str(_UNIT.value),
             overwrite=bool(_OVERWRITE.value),
         ),
         batch_size=_BATCH_SIZE.value,
+    )
+
+
+def _export() -> None:
+    """Writes the network of the work directory or file for use without this package."""
+    from densenet_flax import export
+
+    export.export_classifier(
+        str(_WORKDIR.value or _MODEL.value),
+        _OUTPUT.value or "exported",
+        formats=_FORMATS.value,
+        overwrite=bool(_OVERWRITE.value),
     )
 
 
@@ -123,11 +142,13 @@ def main(_: Sequence[str]) -> None:
             )
         except InputError as error:
             _fail(error)
-    modes = {
+    modes: dict[str, Callable[[Any, str], Any]] = {
         "train": experiment.train_and_evaluate,
         "evaluate": experiment.evaluate,
         "preview": experiment.preview,
         "cross_validate": cross_validation.cross_validate,
+        "predict": lambda *_: _predict(),
+        "export": lambda *_: _export(),
     }
     try:
         place = str(_WORKDIR.value or "")
@@ -135,10 +156,7 @@ def main(_: Sequence[str]) -> None:
         cache = experiment.cache_directory(config) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        if _MODE.value == "predict":
-            _predict()
-        else:
-            modes[_MODE.value](config, place)
+        modes[_MODE.value](config, place)
     except InputError as error:
         _fail(error)
     except Stopped as reason:

@@ -260,6 +260,7 @@ def load_classifier(
     *,
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
+    dtype: str | None = None,
 ) -> Classifier:
     """Loads a trained network with its classes, preprocessing, threshold and temperature.
 
@@ -269,6 +270,7 @@ def load_classifier(
         that the package reads. Of a work directory the checkpoint that was evaluated is taken.
       image_size: (height, width); by default that of training, or 224 × 224 if the file is silent.
       batch_size: images at a time; by default that of training, or 32.
+      dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
 
     Raises:
       InputError: there is no network, or it has no head.
@@ -279,6 +281,8 @@ def load_classifier(
             f"{place}: no such file or directory; expected a work directory or a weights file"
         )
     variables, info = read_weights(place)
+    if dtype:
+        info = dataclasses.replace(info, extra={**info.extra, "dtype": dtype})
     config = Workdir(place).read_config()
     return Classifier(
         variables,

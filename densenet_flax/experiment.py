@@ -120,6 +120,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             ema_decay=config.ema_decay,
             cache=config.cache,
             cache_directory=place.path / "prefix_cache",
+            kept_features=cache_directory(config) / "features",
             views=views,
             sampler=sampler,
             workers=config.data.workers,

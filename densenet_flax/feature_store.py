@@ -10,6 +10,7 @@ from typing import IO, Any
 import jax
 import ml_dtypes
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from densenet_flax.errors import InputError
@@ -18,6 +19,8 @@ from densenet_flax.sharding import agree, over_batch, replicated
 
 PLACES = ("device", "memory", "disk")
 CACHE_MODES = ("auto", *PLACES, "off")
+KEPT = 10**9  # bytes of a run's features, at most, that are kept for later runs
+KEPT_IN_ALL = 4 * KEPT
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of the features at each cut, all images together
 
@@ -140,6 +143,28 @@ def new_files(folder: Path) -> Iterator[Path]:
         yield temporary
 
 
+def keep_files(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps arrays that are in memory for later runs; the longest unused neighbours make room.
+
+    A cache of convenience: a disk that is full or cannot be written is logged and nothing else.
+    """
+    shapes = {cut: jax.ShapeDtypeStruct(a.shape, a.dtype) for cut, a in arrays.items()}
+    try:
+        with new_files(folder) as temporary:
+            writer = Writer(shapes, temporary)
+            for cut, array in arrays.items():
+                writer.add(cut, array)
+            writer.close()
+    except InputError as error:
+        logging.warning("features are not kept for later runs: %s", error)
+        return
+    total = 0
+    for other in sorted(folder.parent.iterdir(), key=_last_used, reverse=True):
+        total += sum(_size(path) for path in other.glob("*.npy"))
+        if total > KEPT_IN_ALL:
+            shutil.rmtree(other, ignore_errors=True)  # who has it mapped keeps it
+
+
 def open_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
     """Maps what a run before has written; None if it is not there or not of these shapes."""
     found = {}
@@ -151,7 +176,21 @@ def open_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
         if array.shape != shape.shape or array.dtype != _stored(np.dtype(shape.dtype)):
             return None
         found[cut] = array.view(shape.dtype)
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # for `keep_files`: it has been of use
     return found
+
+
+def _last_used(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _stored(dtype: np.dtype) -> np.dtype:

@@ -6,6 +6,7 @@ then start from there. Keras runs that part again in every epoch.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ from tqdm import tqdm
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.errors import InputError
 from densenet_flax.feature_store import (
+    KEPT,
     Features,
     Shapes,
     Writer,
     check_mode,
     choose_place,
+    keep_files,
     new_files,
     open_files,
     size_of,
@@ -51,6 +54,7 @@ class PrefixCache:
       mode: see `choose_place`.
       views: how the training images are augmented.
       directory: where 'disk' keeps its files, in folders that are named by all they depend on.
+      kept: where the others keep a copy for later runs, likewise, if it is small; None for nowhere.
       epochs: how often the stages would run the frozen part without a cache, for the log.
       workers: processes that decode what is streamed.
     """
@@ -64,6 +68,7 @@ class PrefixCache:
     mode: str = "auto"
     views: Views = dataclasses.field(default_factory=Views)
     directory: Path | None = None
+    kept: Path | None = None
     epochs: int = 0
     workers: int = 0
 
@@ -127,9 +132,8 @@ class PrefixCache:
         if place == "off":
             logging.info("prefix cache off: %s; the frozen part runs in every epoch", why)
             return {}
-        folder = None
-        if place == "disk" and self.directory is not None:
-            folder = self.directory / self._key(variables, order)
+        home = self.directory if place == "disk" else self.kept if size <= KEPT else None
+        folder = home / self._key(variables, order) if home else None
         found = open_files(folder, shapes) if folder else None
         reused = agree(found is not None)
         images = f"{len(self.train) + len(self.validation)} images"
@@ -145,7 +149,10 @@ class PrefixCache:
         )
         self._warn_of_few_views()
         if not reused:
-            found = self._fill(self._prefix(variables, order[-1]), order, shapes, folder)
+            into = folder if place == "disk" else None
+            found = self._fill(self._prefix(variables, order[-1]), order, shapes, into)
+            if folder and found and not into:
+                keep_files(folder, found)
         if found is None:
             raise InputError(f"{folder}: cannot be read; remove it and start again")
         return dict.fromkeys(order, self._place(Features(found, place, self.pipeline.mesh)))
@@ -227,7 +234,8 @@ class PrefixCache:
             "preprocessing": pipeline.preprocessing,
             "cuts": list(order),
             "views": repr(self.views) if self.views.active else "",
-            "jax": jax.__version__,
+            "code": _code(),
+            "jax": [jax.__version__, jax.default_backend(), jax.devices()[0].device_kind],
             "process": [jax.process_index(), jax.process_count()],
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
@@ -238,6 +246,15 @@ class PrefixCache:
             for leaf in jax.tree.leaves(select(variables[name], units)):
                 digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:24]
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of this package: features of another version are not taken for this one's."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def share_a_pass(frontiers: Sequence[Frontier]) -> list[bool]:

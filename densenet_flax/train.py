@@ -55,6 +55,7 @@ class Trainer:
       ema_decay: of the average of the weights; 0 for none.
       cache: mode of the prefix cache.
       cache_directory: where its files go, if they do.
+      kept_features: where a copy of what is small is kept for other runs; None for nowhere.
       views: how training images are augmented.
       sampler: which images an epoch shows; by default each once, shuffled.
       workers: processes that decode what is streamed.
@@ -77,6 +78,7 @@ class Trainer:
     ema_decay: float = 0.0
     cache: str = "auto"
     cache_directory: Path | None = None
+    kept_features: Path | None = None
     views: Views = dataclasses.field(default_factory=Views)
     sampler: Sampler | None = None
     workers: int = 0
@@ -187,6 +189,7 @@ class Trainer:
             mode=self.cache,
             views=self.views,
             directory=self.cache_directory,
+            kept=self.kept_features,
             epochs=self._epochs(stages),
             workers=self.workers,
         )

@@ -104,6 +104,18 @@ def test_evaluation_alone_and_at_another_batch_size(trained, cache, tmp_path):
     assert got["image"] == wanted["image"] and got["patient"] == wanted["patient"]
 
 
+def test_export_by_one_command(trained, cache, tmp_path):
+    workdir, _ = trained
+    command = [sys.executable, "main.py", "--mode=export", f"--workdir={workdir}"]
+    command += [f"--output={tmp_path / 'out'}", "--formats=stablehlo,onnx"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("largest difference from this package") == 2
+    assert (tmp_path / "out" / "README.md").is_file()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert_one_clear_line(again, "out", "--overwrite")
+
+
 def test_eight_classes_from_drawing_to_report(cache, tmp_path):
     eight = (
         "--config.data.labels=subtype",
@@ -154,6 +166,9 @@ def test_eight_classes_from_drawing_to_report(cache, tmp_path):
         (["--mode=predict", "--images=x", "--model=y"], ["--workdir", "--model", "one of the two"]),
         (["--mode=predict", "--images=/none/*.png"], ["/none/*.png", "no image found"]),
         (["--mode=predict", "--images=/none", "--output=x.xls"], ["x.xls", ".parquet"]),
+        (["--mode=export", "--model=y"], ["--mode=export", "one of the two"]),
+        (["--mode=export", "--formats=onnx,tflite"], ["tflite", "stablehlo, onnx, keras"]),
+        (["--mode=export"], ["w:", "no such file or directory"]),
         (
             ["--mode=cross_validate", "--config.split.policy=image"],
             ["split.policy='image'", "kfold"],

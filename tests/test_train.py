@@ -243,6 +243,29 @@ def test_it_does_not_matter_where_features_are_kept(
         assert again.lines == straight.lines
 
 
+@pytest.mark.parametrize("mode", ["auto", "device"])
+def test_a_later_run_finds_the_frozen_part_done(
+    straight, tmp_path, tiny, tiny_variables, dataset, split, mode, caplog
+):
+    def make(name):
+        kept = tmp_path / "features"
+        return Run(tmp_path / name, tiny, dataset, split, cache=mode, kept_features=kept)
+
+    other_weights = jax.tree.map(lambda leaf: leaf * np.float32(1.01), tiny_variables)
+    for name, variables, reused in (
+        ("first", tiny_variables, False),
+        ("second", tiny_variables, True),
+        ("other", other_weights, False),
+    ):
+        run = make(name)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(variables)
+        assert ("has been run before" in caplog.text) == reused, name
+        if variables is tiny_variables:
+            assert run.lines == straight.lines
+
+
 def test_as_many_cached_views_as_epochs_are_augmenting_anew(
     straight, tmp_path, tiny, tiny_variables, dataset, split, caplog
 ):

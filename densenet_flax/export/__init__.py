@@ -1,0 +1,8 @@
+"""A trained classifier as files that need nothing of this package.
+
+export.export_classifier('runs/breakhis', 'exported')   # or main.py --mode=export
+"""
+
+from densenet_flax.export.files import FORMATS, Exported, export_classifier
+
+__all__ = ["FORMATS", "Exported", "export_classifier"]
