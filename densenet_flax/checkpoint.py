@@ -1,11 +1,13 @@
 """The only file that knows Orbax: checkpoints of a run, each whole or absent.
 
 A checkpoint has three items: `model` (params and statistics, all that inference needs), `train`
-(the optimizer and the step), and `meta` (where the run stood, its history, what the network is).
+(the optimizer and the step, as one vector for each dtype), and `meta` (where the run stood, its
+history, what the network is).
 """
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from densenet_flax.sharding import several_processes
 
 # In a work directory, what the evaluation decided: threshold, temperature, and by which checkpoint.
 JUDGEMENT = "operating_point.json"
+_PLACES = "train_leaves"  # in `meta`: how the vectors of `train` are divided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Checkpoints:
           InputError: it cannot be written, because the disk is full for one.
         """
         self._keep.steps = frozenset(keep)
-        model, rest = jax.tree.map(np.asarray, dict(variables)), by_name(train)
+        model = jax.tree.map(np.asarray, dict(variables))
+        rest, places = _packed(by_name(train))
         # Asked before, because Orbax's threads tell of a full disk in hundreds of lines.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((model, rest)))
         free = shutil.disk_usage(self.directory).free
@@ -114,7 +118,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(model),
                     train=ocp.args.StandardSave(rest),
-                    meta=ocp.args.JsonSave(json.loads(json.dumps(meta))),
+                    meta=ocp.args.JsonSave(json.loads(json.dumps({**meta, _PLACES: places}))),
                 ),
             )
         except (OSError, ValueError) as error:
@@ -147,7 +151,36 @@ class Checkpoints:
                 f"({_first_line(error)}); remove that folder to go on from an earlier one"
             ) from error
         model, train = (jax.tree.map(np.asarray, found[name]) for name in ("model", "train"))
-        return Restored(step, model, train, found["meta"])
+        meta = dict(found["meta"])
+        places = meta.pop(_PLACES, None)
+        if places is not None:  # else a checkpoint from before there was packing
+            train = _unpacked(train, places)
+        return Restored(step, model, train, meta)
+
+
+def _packed(leaves: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
+    """Arrays one behind the other, a vector for each dtype, and the name and shape of each.
+
+    Orbax takes more than a millisecond for an array, however small; an optimizer has a thousand.
+    """
+    of_type: dict[str, list[np.ndarray]] = {}
+    for leaf in leaves.values():
+        of_type.setdefault(leaf.dtype.name, []).append(leaf.ravel())
+    vectors = {name: np.concatenate(parts) for name, parts in of_type.items()}
+    return vectors, [[n, leaf.dtype.name, list(leaf.shape)] for n, leaf in leaves.items()]
+
+
+def _unpacked(
+    vectors: Mapping[str, np.ndarray], places: Iterable[tuple[str, str, list[int]]]
+) -> dict[str, np.ndarray]:
+    """The inverse of `_packed`."""
+    taken = dict.fromkeys(vectors, 0)
+    leaves = {}
+    for name, dtype, shape in places:
+        start, size = taken[dtype], math.prod(shape)
+        leaves[name] = vectors[dtype][start : start + size].reshape(shape)
+        taken[dtype] = start + size
+    return leaves
 
 
 def by_name(tree: Any) -> dict[str, np.ndarray]:
