@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_WORKDIR ?= runs/quickstart
+# Compiling and tracing take a core each, so two processes keep two cores busy; each may need 6 GB.
+TEST_PROCESSES ?= 2
 
 .PHONY: help demo test lint lock clean-demo
 
@@ -40,7 +42,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
 # In a venv of its own, so that it holds what the ranges give today and nothing else.
 lock:
