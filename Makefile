@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_WORKDIR ?= runs/quickstart
-# Compiling and tracing take a core each, so two processes keep two cores busy; each may need 6 GB.
+# Tracing takes one core alone, so two processes keep two cores busy.
 TEST_PROCESSES ?= 2
 
 .PHONY: help demo test lint lock clean-demo

@@ -273,7 +273,7 @@ def load_classifier(
       dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
 
     Raises:
-      InputError: there is no network, or it has no head.
+      InputError: there is no network, it has no head, or the dtype is another.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -281,6 +281,8 @@ def load_classifier(
             f"{place}: no such file or directory; expected a work directory or a weights file"
         )
     variables, info = read_weights(place)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"dtype={dtype!r}: expected 'float32' or 'bfloat16'")
     if dtype:
         info = dataclasses.replace(info, extra={**info.extra, "dtype": dtype})
     config = Workdir(place).read_config()

@@ -72,8 +72,8 @@ def test_the_files_say_what_the_classifier_says(kind, tmp_path):
     assert np.ptp(ours.probability[:, 0]) > 1e-3
     if len(ours.class_names) == 2:
         assert np.abs(ours.calibrated - ours.probability).max() > 1e-2
-    for run, name in ((stablehlo.run, "stablehlo"), (onnx_graph.run, "onnx")):
-        theirs = run((folder / files.NAMES[name]).read_bytes(), images)
+    for load, name in ((stablehlo.load, "stablehlo"), (onnx_graph.load, "onnx")):
+        theirs = load((folder / files.NAMES[name]).read_bytes())(images)
         np.testing.assert_allclose(theirs["probability"], ours.probability, atol=1e-5)
         np.testing.assert_allclose(theirs["calibrated"], ours.calibrated, atol=1e-5)
         clear = files._is_clear(ours, classifier.point.threshold)
@@ -87,11 +87,11 @@ def test_the_threshold_is_inside(tmp_path):
     images = np.random.default_rng(5).integers(0, 256, (4, *classifier.image_size, 3), np.uint8)
     for threshold, wanted in ((0.0, 1), (1.0, 0)):
         classifier.point = dataclasses.replace(classifier.point, threshold=threshold)
-        for data, run in (
-            (stablehlo.serialise(classifier), stablehlo.run),
-            (onnx_graph.serialise(classifier, {}), onnx_graph.run),
+        for data, load in (
+            (stablehlo.serialise(classifier), stablehlo.load),
+            (onnx_graph.serialise(classifier, {}), onnx_graph.load),
         ):
-            assert (run(data, images)["decision"] == wanted).all()
+            assert (load(data)(images)["decision"] == wanted).all()
 
 
 _CHECKS = {
@@ -150,7 +150,7 @@ def test_a_run_is_exported_as_it_was_evaluated(tiny_run, tmp_path):
     export_classifier(str(workdir), tmp_path / "out", formats=["stablehlo"])
     classifier = densenet_flax.load_classifier(workdir)
     prepared = np.stack([classifier.prepare(path) for path in paths])
-    found = stablehlo.run((tmp_path / "out" / "classifier.stablehlo").read_bytes(), prepared)
+    found = stablehlo.load((tmp_path / "out" / "classifier.stablehlo").read_bytes())(prepared)
     np.testing.assert_allclose(found["probability"][:, 1], table.probability, atol=1e-5)
     np.testing.assert_allclose(found["calibrated"][:, 1], table.calibrated, atol=1e-5)
     assert "**Not inside**: the stain" in (tmp_path / "out" / "README.md").read_text()
@@ -174,14 +174,17 @@ def test_what_cannot_be(network, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--overwrite"):
         export_classifier(str(network), folder)
     with monkeypatch.context() as patch:
-        wrong = lambda data, images: {  # noqa: E731
-            **stablehlo_run(data, images),
-            "calibrated": np.full((len(images), 2), np.nan),
-        }
-        stablehlo_run = stablehlo.run
-        patch.setattr(stablehlo, "run", wrong)
+        load = stablehlo.load
+        wrong = {"calibrated": np.full((1, 2), np.nan)}
+        patch.setattr(stablehlo, "load", lambda data: lambda x: {**load(data)(x), **wrong})
         with pytest.raises(InputError, match="stablehlo: differs by inf"):
             export_classifier(str(network), folder, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(InputError, match="other things than an export"):
+        export_classifier(str(network), tmp_path / "mine", overwrite=True)
+    with pytest.raises(InputError, match="float16"):
+        densenet_flax.load_classifier(network, dtype="float16")
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     export_classifier(str(network), folder, formats=["onnx"], overwrite=True)
     assert not (folder / "classifier.stablehlo").exists()  # of an earlier call: no mixture

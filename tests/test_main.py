@@ -104,7 +104,7 @@ def test_evaluation_alone_and_at_another_batch_size(trained, cache, tmp_path):
     assert got["image"] == wanted["image"] and got["patient"] == wanted["patient"]
 
 
-def test_export_by_one_command(trained, cache, tmp_path):
+def test_export_by_one_command(trained, tmp_path):
     workdir, _ = trained
     command = [sys.executable, "main.py", "--mode=export", f"--workdir={workdir}"]
     command += [f"--output={tmp_path / 'out'}", "--formats=stablehlo,onnx"]

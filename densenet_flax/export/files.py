@@ -22,8 +22,8 @@ from densenet_flax.export.judge import Outputs, check_activation
 from densenet_flax.export.readme import readme
 from densenet_flax.files import replace_files
 from densenet_flax.results import Prediction
-from densenet_flax.weights import export_weights, read_weights
-from densenet_flax.weights.layout import flatten
+from densenet_flax.weights import export_weights
+from densenet_flax.weights.conversion import read_back
 
 NAMES = {
     "stablehlo": "classifier.stablehlo",
@@ -33,6 +33,7 @@ NAMES = {
 FORMATS = tuple(NAMES)
 TOLERANCE = 1e-5  # of a probability
 _EXAMPLES = 3
+_RECORD = "classifier.json"
 _IN_KERAS = ("densenet121", "densenet169", "densenet201")
 
 
@@ -70,7 +71,7 @@ def export_classifier(
       network: a work directory or a weights file, as for `load_classifier`.
       output: the folder to write.
       formats: some of `FORMATS`; by default all that can be made here.
-      overwrite: replace files that are there.
+      overwrite: replace the export that is there.
 
     Returns:
       What was written, which is also logged.
@@ -86,8 +87,11 @@ def export_classifier(
             raise InputError(f"format {name!r}: expected some of {', '.join(FORMATS)}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: a file is in the way; choose another folder")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise InputError(f"{folder}: there is something in it; choose another or say --overwrite")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not (folder / _RECORD).is_file():
+            raise InputError(f"{folder}: holds other things than an export; choose another folder")
+        if not overwrite:
+            raise InputError(f"{folder}: holds an export; choose another or say --overwrite")
     if "onnx" in (formats or ()):
         onnx_graph.require()
     classifier = load_classifier(network, dtype="float32")
@@ -96,21 +100,27 @@ def export_classifier(
     ours = _judge(classifier, images)
     description = _describe(classifier)
 
-    makers: dict[str, Callable[[], tuple[bytes, float | None]]] = {
-        "stablehlo": lambda: _stablehlo(classifier, images, ours),
-        "onnx": lambda: _onnx(classifier, description, images, ours),
-        "keras": lambda: (_keras(classifier), None),
+    makers: dict[str, Callable[[], bytes]] = {
+        "stablehlo": lambda: stablehlo.serialise(classifier),
+        "onnx": lambda: onnx_graph.serialise(classifier, description),
+        "keras": lambda: _keras(classifier),
     }
+    loaders = {"stablehlo": stablehlo.load, "onnx": onnx_graph.load}
     contents: dict[str, bytes] = {}
     differences: dict[str, float | None] = {}
     left_out: dict[str, str] = {}
     for name in formats or FORMATS:
         try:
-            contents[NAMES[name]], differences[name] = makers[name]()
+            data = makers[name]()
         except InputError as error:
-            if formats or isinstance(error, _Different):
+            if formats:
                 raise
             left_out[name] = str(error)
+            continue
+        theirs = loaders[name](data) if name in loaders else None
+        threshold = classifier.point.threshold
+        difference = _compare(name, theirs, images, ours, threshold) if theirs else None
+        contents[NAMES[name]], differences[name] = data, difference
     files = {
         file: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for file, data in contents.items()
@@ -118,17 +128,13 @@ def export_classifier(
     checked = {NAMES[name]: value for name, value in differences.items()}
     record = {**description, "files": files, "largest_difference": checked}
     contents["examples.npz"] = _examples_file(images, ours)
-    contents["classifier.json"] = (json.dumps(record, indent=2) + "\n").encode()
+    contents[_RECORD] = (json.dumps(record, indent=2) + "\n").encode()
     contents["README.md"] = readme(record).encode()
     replace_files(folder, contents)
     for file in set(NAMES.values()) - contents.keys():
         (folder / file).unlink(missing_ok=True)  # of an earlier network
     _log(folder, contents, differences, left_out)
     return Exported(folder, differences, left_out)
-
-
-class _Different(InputError):
-    """A file that does not give our probabilities."""
 
 
 def _log(folder, contents, differences, left_out) -> None:
@@ -143,27 +149,6 @@ def _log(folder, contents, differences, left_out) -> None:
     logging.info("How to use them: %s", folder / "README.md")
 
 
-def _stablehlo(classifier: Classifier, images: np.ndarray, ours: Prediction):
-    data = stablehlo.serialise(classifier)
-    return data, _compare(
-        "stablehlo",
-        lambda some: stablehlo.run(data, some),
-        images,
-        ours,
-        classifier.point.threshold,
-    )
-
-
-def _onnx(classifier: Classifier, description, images: np.ndarray, ours: Prediction):
-    onnx_graph.require()
-    data = onnx_graph.serialise(classifier, description)
-    if onnx_graph.run(data, images[:1]) is None:
-        return data, None
-    return data, _compare(
-        "onnx", lambda some: onnx_graph.run(data, some), images, ours, classifier.point.threshold
-    )
-
-
 def _keras(classifier: Classifier) -> bytes:
     """A file that Keras loads, read back by our own reader."""
     info = classifier.info
@@ -173,30 +158,31 @@ def _keras(classifier: Classifier) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / NAMES["keras"]
         export_weights(path, variables, info)
-        again = flatten(read_weights(path)[0])
-        for name, values in flatten(variables).items():
-            if not np.array_equal(again[name], values):
-                raise _Different(f"{path.name}: {'/'.join(name)} is read back otherwise")
+        read_back(path, variables)
         return path.read_bytes()
 
 
 def _compare(
     name: str,
-    run: Callable[[np.ndarray], Any],
+    theirs: Callable[[np.ndarray], Outputs],
     images: np.ndarray,
     ours: Prediction,
     threshold: float,
 ) -> float:
-    """Runs a file on all images and on one; gives the largest difference of a probability."""
+    """Runs a file on all images and on one; gives the largest difference of a probability.
+
+    Raises:
+      InputError: it is too large, or a decision is another.
+    """
     largest = 0.0
     for some in (slice(None), slice(1)):
-        theirs: Outputs = run(images[some])
+        found = theirs(images[some])
         for key in ("probability", "calibrated"):
-            difference = np.abs(theirs[key] - getattr(ours, key)[some]).max()
+            difference = np.abs(found[key] - getattr(ours, key)[some]).max()
             largest = max(largest, float(np.nan_to_num(difference, nan=np.inf)))
-        agree = theirs["decision"] == ours.label[some]
+        agree = found["decision"] == ours.label[some]
         if largest > TOLERANCE or not agree[_is_clear(ours, threshold)[some]].all():
-            raise _Different(
+            raise InputError(
                 f"{name}: differs by {largest:.1e} from this package (at most {TOLERANCE:.0e}); "
                 "nothing was written; please report it with the versions of jax and onnx"
             )

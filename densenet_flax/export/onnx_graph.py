@@ -7,7 +7,7 @@ is what runtimes look for when they fuse.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,11 @@ def serialise(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
 
     Returns:
       A serialised model of opset 17, checked by `onnx.checker`.
+
+    Raises:
+      InputError: the `onnx` package is not installed.
     """
+    require()
     import onnx
     from onnx import TensorProto, helper
 
@@ -81,15 +85,15 @@ def serialise(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
-def run(data: bytes, images: np.ndarray) -> Outputs | None:
-    """What ONNX Runtime says of images; None if it is not installed."""
+def load(data: bytes) -> Callable[[np.ndarray], Outputs] | None:
+    """The file's own function of images, in ONNX Runtime; None if that is not installed."""
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
 class _Graph:

@@ -7,8 +7,7 @@ _HOW = {
     "classifier.stablehlo": """## With JAX
 
 StableHLO by `jax.export`, for CPU, GPU and TPU and any number of images. It needs
-`pip install jax flatbuffers` and nothing else; JAX promises to read such files for six months
-and usually does for longer.
+`pip install jax flatbuffers` and nothing else; JAX promises to read such files for six months.
 
 ```python
 import jax, numpy as np

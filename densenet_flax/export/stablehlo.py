@@ -1,6 +1,7 @@
 """StableHLO by `jax.export`: one file for CPU, GPU and TPU and for every batch size."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ def serialise(classifier: Classifier) -> bytes:
     return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.uint8)).serialize())
 
 
-def run(data: bytes, images: np.ndarray) -> Outputs:
-    """What the file says of images, from the file alone."""
-    return jax.tree.map(np.asarray, export.deserialize(bytearray(data)).call(images))
+def load(data: bytes) -> Callable[[np.ndarray], Outputs]:
+    """The file's own function of images."""
+    exported = export.deserialize(bytearray(data))
+    return lambda images: jax.tree.map(np.asarray, exported.call(images))

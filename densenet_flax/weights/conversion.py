@@ -130,7 +130,7 @@ def _convert(
         proof = _prove(path, form, variables, info)
     write(dst, variables, info)
     if verify:
-        _read_back(dst, variables)
+        read_back(dst, variables)
         proof = (*proof, f"read back from {dst.name}: every number is bitwise the same")
     count = len(flatten(variables))
     return Conversion(info, count, _parameters(variables), reasons, proof)
@@ -163,7 +163,12 @@ def _prove(path: FilePath, form: str, variables: Variables, info: WeightsInfo) -
     )
 
 
-def _read_back(dst: FilePath, variables: Variables) -> None:
+def read_back(dst: FilePath, variables: Variables) -> None:
+    """Compares a written file with what was to be written, bit by bit.
+
+    Raises:
+      InputError: a number is another.
+    """
     again = flatten(read_weights(dst)[0])
     for name, values in flatten(variables).items():
         if not np.array_equal(again[name], values):
