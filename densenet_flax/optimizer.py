@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from densenet_flax.packing import Packed
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "plateau")
@@ -114,8 +116,9 @@ def scale_by_keras_adam(
     its epsilon thus weighs 1/sqrt(1 - b2) = 32 times as much as optax's, which shows wherever
     gradients are small, as they are behind an ImageNet-trained BatchNorm.
 
-    Steps are counted leaf by leaf, so that a later stage can keep the moments of what trained
-    before and still correct the bias of what has just been unfrozen.
+    Steps are counted leaf by leaf. The leaves are those of `make_optimizer`'s vectors, so that a
+    later stage can keep the moments of what trained before and still correct the bias of what has
+    just been unfrozen.
     """
 
     def init(params) -> KerasAdamState:
@@ -124,23 +127,18 @@ def scale_by_keras_adam(
             jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params), zeros, zeros
         )
 
-    @jax.jit  # traced and lowered once for each shape, of which there are fewer than leaves
-    def moved(gradient, mu, nu, rate):
-        mu = b1 * mu + (1 - b1) * gradient
-        nu = b2 * nu + (1 - b2) * jnp.square(gradient)
-        return rate * mu / (jnp.sqrt(nu) + eps), mu, nu
-
     def update(updates, state, params=None):
         del params
-        leaves, tree = jax.tree.flatten(updates)
-        # The scalars of all leaves in one vector: by themselves each is a program to compile.
-        steps = optax.safe_increment(jnp.stack(jax.tree.leaves(state.steps)))
-        t = steps.astype(jnp.float32)
-        rates = jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        mu, nu = jax.tree.leaves(state.mu), jax.tree.leaves(state.nu)
-        results = zip(*map(moved, leaves, mu, nu, list(rates)), strict=True)
-        scaled, mu, nu = (jax.tree.unflatten(tree, each) for each in results)
-        return scaled, KerasAdamState(jax.tree.unflatten(tree, list(steps)), mu, nu)
+        steps = jax.tree.map(optax.safe_increment, state.steps)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda n, g: b2 * n + (1 - b2) * jnp.square(g), state.nu, updates)
+
+        def move(count, m, n):
+            t = count.astype(jnp.float32)
+            rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+            return rate * m / (jnp.sqrt(n) + eps)
+
+        return jax.tree.map(move, steps, mu, nu), KerasAdamState(steps, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -173,9 +171,17 @@ def plateau_scale(losses: Sequence[float], factor: float, patience: int) -> floa
 
 
 def make_optimizer(
-    settings: OptimizerSettings, mask: Any, *, updates: int = 1, units: Sequence[str] = ()
-) -> optax.GradientTransformation:
+    settings: OptimizerSettings,
+    mask: Any,
+    *,
+    updates: int = 1,
+    units: Sequence[str] = (),
+    ages: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a stage: it moves what the mask marks and nothing else.
+
+    Leaves that are treated alike are one vector to it (`packing.Packed`), for a compiler needs as
+    long for a bias of 32 numbers as for all of them.
 
     Args:
       settings: see `OptimizerSettings`.
@@ -183,11 +189,14 @@ def make_optimizer(
       updates: that the stage will make; the length of a cosine.
       units: top-level names of the parameter tree from the first unit to the last, for
         `layer_decay`.
+      ages: tree like the mask; leaves of different numbers have had, or may have had, different
+        numbers of updates when the stage begins. By default all are alike.
 
     Returns:
       A transformation of the whole parameter tree, or of its trainable part with
       `optax.MaskedNode` in place of the frozen leaves. Frozen leaves have no state, take no part
-      in clipping or decay, and their updates are zero even if gradients are handed in.
+      in clipping or decay, and their updates are zero even if gradients are handed in. Its
+      `update` takes `rate_scale`, a factor on the updates.
     """
     chain = []
     if settings.clip_norm:
@@ -205,22 +214,52 @@ def make_optimizer(
     if settings.accumulate > 1:
         steps = optax.MultiSteps(optimizer, settings.accumulate)
         optimizer = optax.GradientTransformation(steps.init, steps.update)
+    alike = jax.tree_util.tree_map_with_path(
+        lambda path, _, age: _Alike(
+            age,
+            path[0].key if settings.layer_decay != 1 else "",
+            bool(settings.weight_decay) and path[-1].key == "kernel",
+        ),
+        mask,
+        ages or jax.tree.map(lambda _: 0, mask),
+    )
     frozen = jax.tree.map(lambda trains: not trains, mask)
-    return optax.selective_transform(optimizer, freeze_mask=frozen)
+    return optax.selective_transform(_packed(optimizer, alike), freeze_mask=frozen)
 
 
-def _kernels(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+class _Alike(NamedTuple):
+    """What leaves of one vector have in common; what makes no difference is left alike."""
+
+    age: int
+    unit: str
+    decays: bool
+
+
+def _packed(
+    optimizer: optax.GradientTransformation, alike: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer over vectors of leaves as one over the leaves."""
+
+    def init(params):
+        return optimizer.init(Packed.of(params, alike))
+
+    def update(updates, state, params=None, *, rate_scale: Any = 1.0):
+        packed = None if params is None else Packed.of(params, alike)
+        moves, state = optimizer.update(Packed.of(updates, alike), state, packed)
+        return jax.tree.map(lambda move: move * rate_scale, moves).unpack(), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _kernels(params: Packed) -> Packed:
+    return params.map(lambda alike, _: alike.decays)
 
 
 def _scale_by_unit(decay: float, units: Sequence[str]) -> optax.GradientTransformation:
     distance = {unit: len(units) - 1 - i for i, unit in enumerate(units)}
 
-    def scale(updates: Mapping[str, Any], params=None) -> Any:
+    def scale(updates: Packed, params=None) -> Packed:
         del params
-        return {
-            unit: jax.tree.map(lambda u, f=decay ** distance[unit]: u * f, tree)
-            for unit, tree in updates.items()
-        }
+        return updates.map(lambda alike, vector: vector * decay ** distance[alike.unit])
 
     return optax.stateless(scale)

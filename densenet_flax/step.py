@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,6 +93,16 @@ def merge(chosen: Any, rest: Any, mask: Any) -> Any:
     return jax.tree.map(lambda m, a, b: a if m else b, mask, chosen, rest)
 
 
+def _ages(params: Any, frontiers: Sequence[Frontier]) -> Any:
+    """For each leaf, in how many of these stages it has trained up to the last without a break."""
+    ages = jax.tree.map(lambda _: 0, params)
+    for frontier in frontiers:
+        ages = jax.tree.map(
+            lambda age, trains: age + 1 if trains else 0, ages, frontier.mask(params)
+        )
+    return ages
+
+
 def _norm(tree: Any) -> jax.Array:
     """`optax.global_norm` as one sum: one of each leaf takes as long to compile as Adam does."""
     vector = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
@@ -113,6 +123,7 @@ class StageProgram:
         loss: Loss | None = None,
         ema_decay: float = 0.0,
         preprocessing: str = "torch",
+        before: Sequence[Frontier] = (),
     ):
         """Splits `variables` at the stage's frontier and prepares its step.
 
@@ -125,6 +136,7 @@ class StageProgram:
           loss: by default cross-entropy without options.
           ema_decay: share of the average of the weights that an update keeps; 0 for no average.
           preprocessing: mode of `preprocess_input`; used if the stage trains from the stem.
+          before: frontiers of the stages whose moments may have come down to this one, in order.
         """
         units = model.units
         self.model, self.stage, self.mesh = model, stage, mesh
@@ -146,6 +158,7 @@ class StageProgram:
             self._masks["params"],
             updates=updates,
             units=[key_of_unit(unit) for unit in units],
+            ages=select(_ages(variables["params"], before), self._tail),
         )
         whole = replicated(mesh)
         self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(whole, whole))
@@ -283,8 +296,9 @@ class StageProgram:
         (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
             state.params
         )
-        updates, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
-        updates = jax.tree.map(lambda u: u * rate_scale, updates)
+        updates, opt_state = self._optimizer.update(
+            gradients, state.opt_state, state.params, rate_scale=rate_scale
+        )
         params = optax.apply_updates(state.params, updates)
         statistics, _ = partition(statistics, self._masks["batch_stats"])
         new_state = TrainState(

@@ -30,7 +30,9 @@ from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.sampling import Sampler
 from densenet_flax.data.splits import Split
 from densenet_flax.errors import InputError, Stopped
+from densenet_flax.frontier import Frontier
 from densenet_flax.model import DenseNet
+from densenet_flax.packing import gather, spread
 from densenet_flax.position import SUMS, Position, best_step
 from densenet_flax.predict import Pipeline, predict_logits
 from densenet_flax.sharding import replicate, several_processes
@@ -173,7 +175,15 @@ class Trainer:
             loss=self.loss,
             ema_decay=self.ema_decay,
             preprocessing=self.preprocessing,
+            before=self._before(stage),
         )
+
+    def _before(self, stage: Stage) -> list[Frontier]:
+        """Frontiers of the stages before it, as far back as moments have been kept."""
+        at = last = list(self.stages).index(stage)
+        while at and self.stages[at].keep_moments:
+            at -= 1
+        return [earlier.frontier for earlier in self.stages[at:last]]
 
     def _epochs(self, stages: Sequence[Stage]) -> int:
         return sum(-(-stage.steps // self.steps_per_epoch) for stage in stages)
@@ -290,7 +300,9 @@ class Trainer:
             found = from_names({**names, **kept}, fresh)
         else:
             return state
-        found = replicate(found, self.mesh)
+        found = replicate(
+            {**found, "opt_state": gather(found["opt_state"], state.opt_state)}, self.mesh
+        )
         return dataclasses.replace(
             state, opt_state=found["opt_state"], params=found.get("params", state.params)
         )
@@ -438,9 +450,10 @@ class Trainer:
 
 def _besides_model(state: TrainState) -> dict[str, Any]:
     """What a checkpoint needs besides the network: with an average, also the raw weights."""
+    opt_state = spread(state.opt_state)
     if state.ema is None:
-        return {"opt_state": state.opt_state}
-    return {"opt_state": state.opt_state, "params": state.params}
+        return {"opt_state": opt_state}
+    return {"opt_state": opt_state, "params": state.params}
 
 
 def _is_moment(name: str) -> bool:

@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densenet_flax.packing import Packed, gather, spread
+
+SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=6)
+
+
+def tree_of(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return {f"leaf{i}": rng.normal(size=s).astype(np.float32) for i, s in enumerate(shapes)}
+
+
+@settings(deadline=None)  # the first packing compiles
+@given(SHAPES, st.data())
+def test_what_is_packed_comes_back(shapes, data):
+    tree = {**tree_of(shapes), "gap": optax.MaskedNode()}
+    names = {key: data.draw(st.sampled_from("ab")) for key in tree}
+    packed = Packed.of(tree, names)
+    assert {k: v.ndim for k, v in packed.vectors.items()} == {
+        name: 1 for key, name in names.items() if key != "gap"
+    }
+    back = packed.unpack()
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+    jax.tree.map(np.testing.assert_array_equal, gather(spread(packed), like=packed), packed)
+
+
+def test_one_number_for_a_vector_is_that_of_each_of_its_leaves():
+    tree = tree_of([(2, 3), (4,), (5,)])
+    packed = Packed.of(tree, {"leaf0": "a", "leaf1": "b", "leaf2": "a"})
+    counts = packed.map(lambda name, _: jnp.int32({"a": 7, "b": 3}[name]))
+    state = {"steps": counts, "mu": packed}
+    host = spread(state)
+    assert {k: int(v) for k, v in host["steps"].items()} == {"leaf0": 7, "leaf1": 3, "leaf2": 7}
+    again = gather(host, like=state)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
