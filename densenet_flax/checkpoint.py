@@ -9,7 +9,9 @@ import dataclasses
 import json
 import math
 import shutil
+import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +73,17 @@ class Checkpoints:
         )
         with writing(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # One that waits for the thread, whether the thread is at work, and what became of its work.
+        self._thread = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()
+        self._waiting: _Prepared | None = None
+        self._writing = False
+        self._written: Future[None] | None = None
 
     @property
     def steps(self) -> list[int]:
         """Steps that are kept, ascending."""
+        self.finish()
         return sorted(self._manager.all_steps())
 
     def reached_preemption(self, step: int) -> bool:
@@ -102,11 +111,77 @@ class Checkpoints:
         Raises:
           InputError: it cannot be written, because the disk is full for one.
         """
-        self._keep.steps = frozenset(keep)
-        model = jax.tree.map(np.asarray, dict(variables))
-        rest, places = _packed(by_name(train))
+        self.finish()
+        self._write(_prepared(step, variables, train, meta, keep))
+
+    def save_soon(
+        self,
+        step: int,
+        variables: Mapping[str, Any],
+        train: Any,
+        meta: Mapping[str, Any],
+        *,
+        keep: Iterable[int] = (),
+    ) -> None:
+        """As `save`, in a thread of its own; `finish` waits for it.
+
+        Where checkpoints come faster than they can be written, one that still waits makes room for
+        the next, unless `keep` names it: then this call waits. With several processes, which write
+        a checkpoint together, it is written at once.
+
+        Args:
+          step: of the whole run.
+          variables: NumPy arrays that nobody changes, and that stay when the step runs on.
+          train: may be changed as soon as this returns.
+          meta: likewise.
+          keep: steps whose checkpoints stay; all others but this one go.
+
+        Raises:
+          InputError: this one or the one before cannot be written.
+        """
+        keep = frozenset(keep)
+        if several_processes() or (self._waiting is not None and self._waiting.step in keep):
+            self.finish()
+        checkpoint = _prepared(step, variables, train, meta, keep)
+        if several_processes():
+            self._write(checkpoint)
+            return
+        with self._lock:
+            if self._writing:
+                self._waiting = checkpoint
+                return
+        self.finish()  # which tells of a failure
+        self._writing = True
+        self._written = self._thread.submit(self._write_on, checkpoint)
+
+    def finish(self) -> None:
+        """Returns when all is written.
+
+        Raises:
+          InputError: a checkpoint could not be written; the ones before are kept.
+        """
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
+
+    def _write_on(self, checkpoint: "_Prepared | None") -> None:
+        """Writes a checkpoint, and what has come to wait meanwhile."""
+        try:
+            while checkpoint is not None:
+                self._write(checkpoint)
+                with self._lock:
+                    checkpoint, self._waiting = self._waiting, None
+                    self._writing = checkpoint is not None
+        except BaseException:
+            with self._lock:
+                self._writing, self._waiting = False, None
+            raise
+
+    def _write(self, checkpoint: "_Prepared") -> None:
+        step, model, train = checkpoint.step, checkpoint.model, checkpoint.train
+        self._keep.steps = checkpoint.keep
         # Asked before, because Orbax's threads tell of a full disk in hundreds of lines.
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((model, rest)))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((model, train)))
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise self._unwritten(
@@ -117,8 +192,8 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(model),
-                    train=ocp.args.StandardSave(rest),
-                    meta=ocp.args.JsonSave(json.loads(json.dumps({**meta, _PLACES: places}))),
+                    train=ocp.args.StandardSave(train),
+                    meta=ocp.args.JsonSave(checkpoint.meta),
                 ),
             )
         except (OSError, ValueError) as error:
@@ -138,6 +213,7 @@ class Checkpoints:
         Raises:
           InputError: it cannot be read.
         """
+        self.finish()
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(),
             train=ocp.args.StandardRestore(),
@@ -156,6 +232,30 @@ class Checkpoints:
         if places is not None:  # else a checkpoint from before there was packing
             train = _unpacked(train, places)
         return Restored(step, model, train, meta)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A checkpoint as it will be written."""
+
+    step: int
+    model: Any
+    train: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    keep: frozenset[int]
+
+
+def _prepared(
+    step: int,
+    variables: Mapping[str, Any],
+    train: Any,
+    meta: Mapping[str, Any],
+    keep: Iterable[int],
+) -> _Prepared:
+    model = jax.tree.map(np.asarray, dict(variables))
+    vectors, places = _packed(by_name(train))
+    as_json = json.loads(json.dumps({**meta, _PLACES: places}))
+    return _Prepared(step, model, vectors, as_json, frozenset(keep))
 
 
 def _packed(leaves: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[list[Any]]]:

@@ -201,8 +201,8 @@ class StageProgram:
         return self._merge(params, state.batch_stats, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """The whole network as it would be used now, on the host."""
-        tail = jax.tree.map(np.asarray, self.tail_variables(state))
+        """The whole network as it would be used now, on the host, to stay when the step runs on."""
+        tail = jax.tree.map(np.array, self.tail_variables(state))
         return {name: {**dict(rest), **tail[name]} for name, rest in self._host_frozen.items()}
 
     def learning_rate(self, stage_step: int) -> float:

@@ -161,8 +161,11 @@ class Trainer:
         finally:
             compiler.shutdown(wait=False, cancel_futures=True)
             sys.setswitchinterval(interval)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            try:
+                self.checkpoints.finish()  # nobody is told of an epoch that could not be kept
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
         return variables
 
     def _program(self, stage: Stage, variables: Mapping[str, Any]) -> StageProgram:
@@ -419,13 +422,13 @@ class Trainer:
     def _save(
         self, program: StageProgram, state: TrainState, position: Position
     ) -> Mapping[str, Any]:
-        """Writes a checkpoint of this moment; keeps the best of the run and of the stage."""
+        """Has a checkpoint of this moment written; keeps the best of the run and of the stage."""
         variables = program.variables(state)
         histories = (position.history, position.of_stage(program.stage))
         bests = (best_step(history) for history in histories)
         keep = [step for step in bests if step is not None]
         meta = {"position": dataclasses.asdict(position), "network": dict(self.network)}
-        self.checkpoints.save(position.step, variables, _besides_model(state), meta, keep=keep)
+        self.checkpoints.save_soon(position.step, variables, _besides_model(state), meta, keep=keep)
         return variables
 
     def _log_epoch(

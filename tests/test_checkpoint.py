@@ -1,12 +1,19 @@
 """What goes into a checkpoint comes out of it."""
 
+import shutil
+import threading
+import time
+
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from densenet_flax.checkpoint import Checkpoints
+from densenet_flax.errors import InputError
 
 _MODEL = {"params": {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
+_TRAIN = {"count": np.int32(7)}
 
 
 def test_leaves_of_any_type_and_shape(tmp_path):
@@ -52,3 +59,59 @@ def test_a_checkpoint_with_an_array_for_each_leaf(tmp_path):
     found = checkpoints.restore(1)
     assert found.train.keys() == train.keys() and found.meta == {"network": {}}
     np.testing.assert_array_equal(*found.train.values(), np.ones((2, 2)))
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """Checkpoints whose writing waits for `may_write`, and the steps that were written."""
+    checkpoints = Checkpoints(tmp_path)
+    may_write, written, write = threading.Event(), [], checkpoints._write
+
+    def write_later(checkpoint):
+        assert may_write.wait(60)
+        write(checkpoint)
+        written.append(checkpoint.step)
+
+    monkeypatch.setattr(checkpoints, "_write", write_later)
+    return checkpoints, may_write, written
+
+
+def test_what_still_waits_makes_room(slow):
+    checkpoints, may_write, written = slow
+    train = {"mu": np.zeros(3, np.float32)}
+    for step in (1, 2, 3, 4):
+        train["mu"][:] = step  # changed as soon as the call returns
+        checkpoints.save_soon(step, _MODEL, train, {"at": step, "network": {}}, keep=[1])
+    assert written == []
+    may_write.set()
+    assert checkpoints.steps == [1, 4] and written == [1, 4]
+    for step in (1, 4):
+        found = checkpoints.restore(step)
+        assert found.meta["at"] == step
+        np.testing.assert_array_equal(found.train["['mu']"], np.full(3, step))
+
+
+def test_what_is_to_be_kept_is_waited_for(slow):
+    checkpoints, may_write, written = slow
+    checkpoints.save_soon(1, _MODEL, _TRAIN, {}, keep=[1])
+    checkpoints.save_soon(2, _MODEL, _TRAIN, {}, keep=[2])
+    threading.Timer(0.2, may_write.set).start()
+    checkpoints.save_soon(3, _MODEL, _TRAIN, {}, keep=[2])
+    assert written[:2] == [1, 2]
+    assert checkpoints.steps == [2, 3]
+
+
+def test_a_failure_is_told_at_the_next_call_and_then_over(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_soon(1, _MODEL, _TRAIN, {})
+    checkpoints.finish()
+    with monkeypatch.context() as patch:
+        full = shutil.disk_usage(tmp_path)._replace(free=1)
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        checkpoints.save_soon(2, _MODEL, _TRAIN, {})
+        while checkpoints._writing:
+            time.sleep(0.01)
+        with pytest.raises(InputError, match="checkpoint 2 could not be written"):
+            checkpoints.save_soon(3, _MODEL, _TRAIN, {})
+    checkpoints.save_soon(4, _MODEL, _TRAIN, {})
+    assert checkpoints.steps == [4]
