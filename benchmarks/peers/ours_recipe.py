@@ -1,7 +1,7 @@
 """Our recipe: `main.py` as a user starts it, watched from outside.
 
 The times of the epochs are the moments at which their lines appear in `timing.jsonl`, that is with
-validation and checkpoint written.
+validation. Checkpoints are written beside the training; the last epoch ends when its own is whole.
 """
 
 import json
@@ -46,6 +46,7 @@ def main() -> None:
     timing = workdir / "timing.jsonl"
     shutil.rmtree(workdir, ignore_errors=True)
     seen: list[float] = []
+    whole: dict[int, float] = {}  # checkpoints
     peak = 0
     started = time.time()
     with open(f"{workdir}.log", "w") as log:
@@ -54,6 +55,9 @@ def main() -> None:
             time.sleep(POLL_SECONDS)
             if timing.exists():
                 seen += [time.time()] * (timing.read_bytes().count(b"\n") - len(seen))
+            for place in workdir.glob("checkpoints/*"):
+                if place.name.isdigit():
+                    whole.setdefault(int(place.name), time.time())
             peak = max(peak, _peak_kilobytes(process.pid))
     ended = time.time()
     text = Path(f"{workdir}.log").read_text()
@@ -63,6 +67,8 @@ def main() -> None:
     lines = read("timing.jsonl")
     epochs = [line for line in read("metrics.jsonl") if line["kind"] == "epoch"]
     at = dict(zip([line["step"] for line in lines if "seconds" in line], seen, strict=True))
+    last = max(at)
+    at[last] = max(at[last], whole[last])
     report = json.loads((workdir / "report" / "metrics.json").read_text())
     compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
     device = [line["device_memory_gb"] for line in lines if "device_memory_gb" in line]
