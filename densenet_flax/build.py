@@ -17,11 +17,12 @@ from densenet_flax.data.source import Dataset, epoch_order
 from densenet_flax.data.splits import Split
 from densenet_flax.dense_stage import REMAT
 from densenet_flax.errors import InputError
-from densenet_flax.model import NETWORKS, DenseNet, init_variables, preprocess_input
+from densenet_flax.model import NETWORKS, DenseNet, draw_variables, preprocess_input
 from densenet_flax.optimizer import OptimizerSettings, steps_of
 from densenet_flax.stage_inputs import Views
 from densenet_flax.step import Loss, Stage
 from densenet_flax.weights import WeightsInfo
+from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.load import load_with_info, open_source
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -181,7 +182,7 @@ def initial_variables(
     ones, mean 0 and variance 1, describe nothing, and the stages that keep them frozen would see
     features that hardly differ between images.
     """
-    variables = init_variables(model, config.seed)
+    variables = draw_variables(Layout.of(model).shapes(), config.seed)
     about = {
         "class_names": tuple(dataset.class_names),
         # What a user of the network needs besides the network; see `classifier`.

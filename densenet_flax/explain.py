@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy  # its parts are imported when they are first used
 
 from densenet_flax.errors import InputError
 from densenet_flax.model import DenseNet, key_of_unit, select

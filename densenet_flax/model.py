@@ -194,6 +194,23 @@ class DenseNet(nn.Module):
         """Names of the units in order; 'head' is last if the model has one."""
         return line_of_units(self.blocks) + (("head",) if self.num_classes else ())
 
+    def entering(self, unit: str, images: Sequence[int]) -> tuple[int, ...]:
+        """Shape of what enters a unit: `[N, H, W, C]`, or pooled features `[N, C]` at 'head'.
+
+        Args:
+          unit: which.
+          images: shape of the images, `[N, H, W, 3]`.
+        """
+        n, h, w, channels = images
+        for passed in self.units[: self.units.index(unit)]:
+            if passed == "stem":  # a convolution and a pooling, each of stride 2 with padding
+                h, w, channels = -(-h // 4), -(-w // 4), self.stem_features
+            elif passed.startswith("pool"):
+                h, w, channels = h // 2, w // 2, channels // 2
+            elif passed != "norm":
+                channels += self.growth_rate
+        return (n, channels) if unit == "head" else (n, h, w, channels)
+
     @nn.compact
     def __call__(
         self,
@@ -337,7 +354,13 @@ def init_variables(model: DenseNet, seed: int) -> dict[str, Any]:
     Returns:
       `{'params': …, 'batch_stats': …}` of float32 NumPy arrays.
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    return draw_variables(
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))), seed
+    )
+
+
+def draw_variables(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What `init_variables` draws, from a tree of the variables' shapes alone."""
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
@@ -348,7 +371,7 @@ def init_variables(model: DenseNet, seed: int) -> dict[str, Any]:
         limit = np.sqrt(6 / (receptive_field * (leaf.shape[-2] + leaf.shape[-1])))
         return rng.uniform(-limit, limit, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, dict(shapes))
 
 
 def key_of_unit(unit: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
+import scipy  # its parts are imported when they are first used
 from jax.sharding import Mesh
 
 from densenet_flax.data.batching import batches
@@ -69,17 +69,10 @@ class Pipeline:
             )
         return x
 
-    def shape(
-        self, variables: Mapping[str, Any], x: Any, *, start: str = "stem", stop: str | None = None
-    ) -> Any:
-        """Shape and dtype of what `run` returns, from shapes, without computing it."""
-        for begin, end in self._segments(start, stop):
-            part = self._part(variables, begin, end)
-            # The jitted function's own, so that nothing is traced twice.
-            x = _forward.eval_shape(
-                self.model, part, x, start=begin, stop=end, preprocessing=self.preprocessing
-            )
-        return x
+    def entering(self, cut: str, images: Sequence[int]) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of what enters at a cut after the stem, of images `[N, H, W, 3]`."""
+        dtype = np.float32 if cut == "head" else self.model.dtype
+        return jax.ShapeDtypeStruct(self.model.entering(cut, images), np.dtype(dtype))
 
     def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:
         ends: Sequence[str | None] = (*self.cuts, None)

@@ -9,12 +9,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from tqdm import tqdm
@@ -56,6 +55,7 @@ class PrefixCache:
       directory: where 'disk' keeps its files, in folders that are named by all they depend on.
       kept: where the others keep a copy for later runs, likewise, if it is small; None for nowhere.
       epochs: how often the stages would run the frozen part without a cache, for the log.
+      before_pass: called before a pass begins.
       workers: processes that decode what is streamed.
     """
 
@@ -70,6 +70,7 @@ class PrefixCache:
     directory: Path | None = None
     kept: Path | None = None
     epochs: int = 0
+    before_pass: Callable[[], None] = lambda: None
     workers: int = 0
 
     def __post_init__(self):
@@ -126,7 +127,7 @@ class PrefixCache:
         if self._why_off:
             logging.info("prefix cache off: %s", self._why_off)
             return {}
-        shapes = self._shapes(variables, order)
+        shapes = self._shapes(order)
         size = size_of(shapes)
         place, why = choose_place(size, self.mode, self.directory)
         if place == "off":
@@ -149,6 +150,7 @@ class PrefixCache:
         )
         self._warn_of_few_views()
         if not reused:
+            self.before_pass()
             into = folder if place == "disk" else None
             found = self._fill(self._prefix(variables, order[-1]), order, shapes, into)
             if folder and found and not into:
@@ -216,14 +218,10 @@ class PrefixCache:
                     bar.update(count)
         return writer.close()
 
-    def _shapes(self, variables: Mapping[str, Any], order: Sequence[str]) -> Shapes:
+    def _shapes(self, order: Sequence[str]) -> Shapes:
         rows = len(self.train) * self.views.reach + len(self.validation)
-        one: Any = jax.ShapeDtypeStruct((1, *self.dataset.images.shape[1:]), jnp.uint8)
-        here, shapes = "stem", {}
-        for cut in order:
-            one, here = self.pipeline.shape(variables, one, start=here, stop=cut), cut
-            shapes[cut] = jax.ShapeDtypeStruct((rows, *one.shape[1:]), one.dtype)
-        return shapes
+        images = (rows, *self.dataset.images.shape[1:])
+        return {cut: self.pipeline.entering(cut, images) for cut in order}
 
     def _key(self, variables: Mapping[str, Any], order: Sequence[str]) -> str:
         """A name that changes with whatever the features depend on."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.special
+import scipy  # its parts are imported when they are first used
 from PIL import Image
 
 from densenet_flax import overlay

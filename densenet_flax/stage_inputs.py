@@ -187,7 +187,6 @@ class StageInputs:
 
 def batch_shapes(
     pipeline: Pipeline,
-    variables: Mapping[str, Any],
     cut: str,
     images: tuple[int, ...],
     batch_size: int,
@@ -198,7 +197,6 @@ def batch_shapes(
 
     Args:
       pipeline: the network.
-      variables: its.
       cut: the unit where the stage begins.
       images: shape of all images, [N, H, W, 3].
       batch_size: images in a batch.
@@ -206,11 +204,11 @@ def batch_shapes(
     """
     rows = batch_size + -batch_size % pipeline.mesh.size
     # Mixed images are no longer whole numbers.
-    entering: Any = jax.ShapeDtypeStruct(
+    entering = jax.ShapeDtypeStruct(
         (rows, *images[1:]), np.dtype(np.float32 if mixes else np.uint8)
     )
     if cut != "stem":
-        entering = pipeline.shape(variables, entering, stop=cut)
+        entering = pipeline.entering(cut, entering.shape)
     shapes = {
         "inputs": (entering.shape, entering.dtype),
         "label": ((rows,), np.int32),

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,7 @@ class Trainer:
             self.views = dataclasses.replace(self.views, count=seen)
         self._stop_signal = 0
         self._first_step_at = 0.0
+        self._has_begun = threading.Event()  # the first pass of the frozen part, or a step
 
     def run(
         self, variables: Mapping[str, Any], position: Position, restored: Restored | None = None
@@ -135,10 +137,11 @@ class Trainer:
                 # Tracing holds Python's lock; each of the many arrays that go to the device
                 # meanwhile would wait this long to get it back, 5 ms by default.
                 sys.setswitchinterval(1e-4)
-                for program in programs:
+                for number, program in enumerate(programs):
+                    if number == 1:  # where nothing is left to run before the first step, that
+                        compiler.submit(self._has_begun.wait)  # comes first
                     shapes = batch_shapes(
                         self.pipeline,
-                        variables,
                         program.stage.frontier.cut,
                         self.dataset.images.shape,
                         self.batch_size,
@@ -159,6 +162,7 @@ class Trainer:
                 variables, carried = self._hand_on(stage, variables, carried, position)
                 position.stage, position.stage_step = position.stage + 1, 0
         finally:
+            self._has_begun.set()
             compiler.shutdown(wait=False, cancel_futures=True)
             sys.setswitchinterval(interval)
             try:
@@ -204,6 +208,7 @@ class Trainer:
             directory=self.cache_directory,
             kept=self.kept_features,
             epochs=self._epochs(stages),
+            before_pass=self._has_begun.set,
             workers=self.workers,
         )
 
@@ -334,6 +339,7 @@ class Trainer:
             if not self._first_step_at:
                 jax.block_until_ready(metrics)
                 timing["first_step_at"] = self._first_step_at = time.time()
+                self._has_begun.set()
             waiting.append((metrics, ids[weight > 0]))
             bar.update(int(weight.sum()))
             if len(waiting) >= self.log_every:

@@ -195,6 +195,18 @@ def test_init_variables_are_keras_initial_values(tiny):
     assert not np.array_equal(kernel, other["params"]["conv5_block1"]["2_conv"]["kernel"])
 
 
+@pytest.mark.parametrize("pixels", [(32, 32), (33, 47), (61, 70)])
+def test_what_enters_a_unit_has_the_shape_that_is_foretold(tiny, tiny_variables, pixels):
+    images = jax.ShapeDtypeStruct((2, *pixels, 3), jnp.float32)
+    for unit in tiny.units[1:]:
+        run = lambda v, x, unit=unit: tiny.apply(v, x, stop=unit)  # noqa: E731
+        entering = jax.eval_shape(run, tiny_variables, images)
+        foretold = tiny.entering(unit, images.shape)
+        if unit == "head":
+            entering = jax.eval_shape(dn.pool, entering)
+        assert foretold == entering.shape, unit
+
+
 def test_preprocessing_is_keras_torch_mode():
     pixels = np.array([[[0, 128, 255]]], np.uint8)
     wanted = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]

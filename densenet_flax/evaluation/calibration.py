@@ -11,8 +11,7 @@ Probabilities are P(positive), `[images]`, or `[images, classes]` of more than t
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, logsumexp, softmax
+import scipy  # its parts are imported when they are first used
 
 BINS = 15
 # What float64 resolves near 1: a surer margin cannot be told from a probability, which is then
@@ -39,13 +38,14 @@ def calibrate(probability: np.ndarray, temperature: float) -> np.ndarray:
     if temperature == 1:
         return np.asarray(probability, np.float64)
     margins = margin(probability) / temperature
-    return softmax(margins, axis=-1) if margins.ndim > 1 else expit(margins)
+    special = scipy.special
+    return special.softmax(margins, axis=-1) if margins.ndim > 1 else special.expit(margins)
 
 
 def nll_per_image(label: np.ndarray, margins: np.ndarray) -> np.ndarray:
     """Negative log-likelihood of each image's true class, in nats."""
     if margins.ndim > 1:
-        return logsumexp(margins, axis=1) - margins[np.arange(len(label)), label]
+        return scipy.special.logsumexp(margins, axis=1) - margins[np.arange(len(label)), label]
     return np.logaddexp(0, np.where(label == 1, -margins, margins))
 
 
@@ -73,7 +73,7 @@ def fit_temperature(margins: np.ndarray, label: np.ndarray) -> tuple[float, str]
     if len(np.unique(label)) < 2:
         return 1.0, "the validation images are of one class, so there is no best temperature"
     low, high = np.log(_TEMPERATURES)
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda t: nll_per_image(label, margins * np.exp(-t)).mean(),
         bounds=(low, high),
         method="bounded",

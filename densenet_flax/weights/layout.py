@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from densenet_flax.frontier import keras_layers
 from densenet_flax.model import NETWORKS, DenseNet
 
@@ -87,6 +90,12 @@ class Layout:
             result[("params", "head", name, "bias")] = (features,)
             width = features
         return result
+
+    def shapes(self) -> dict[str, Any]:
+        """The tree of variables, as the model's `init` makes it, of float32 shapes."""
+        dtype = np.dtype(np.float32)
+        tensors = self.tensors().items()
+        return nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in tensors})
 
     def head_layers(self) -> list[str]:
         """Names of the head's Dense layers."""

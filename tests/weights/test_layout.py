@@ -18,6 +18,7 @@ def test_it_is_the_tree_of_the_model(name, head):
     layout = Layout.of(model)
     assert layout.tensors() == expected
     assert layout.network == name
+    assert layout.shapes() == tree
 
 
 @pytest.mark.parametrize("name", NETWORKS)
