@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from densenet_flax.layers import Moments, batch_moments, conv3x3, normalise, pointwise
+from densenet_flax.products import bits, values
 
 REMAT = ("none", "bottleneck", "block")
 
@@ -112,7 +113,8 @@ def dense_stage(
     # Without live norms no example needs another: a piece goes through all blocks at once.
     alone = dataclasses.replace(manner, pieces=1)
     in_pieces = x.reshape(manner.pieces, -1, *x.shape[1:])
-    whole = jax.lax.map(lambda piece: _run(alone, piece, None, None, stacks)[0][0], in_pieces)
+    run = lambda piece: bits(_run(alone, piece, None, None, stacks)[0][0])  # noqa: E731
+    whole = values(jax.lax.map(run, in_pieces))
     return whole.reshape(*x.shape[:-1], -1), moments, [None] * len(blocks)
 
 
@@ -125,7 +127,7 @@ def _run(manner: Manner, x: jax.Array, moments, weight, stacks: Sequence[_Stack]
     entering, growth, places = x.shape[-1], stacks[0][2].kernel.shape[-1], x.shape[:-1]
     born_here = (0, growth * len(manner.live))
     # As rows of channels: over four axes XLA's CPU compiler makes slow loops of a slice.
-    features = jnp.pad(x.reshape(manner.pieces, -1, entering), ((0, 0), (0, 0), born_here))
+    features = jnp.pad(bits(x).reshape(manner.pieces, -1, entering), ((0, 0), (0, 0), born_here))
     moments = jax.tree.map(lambda leaf: jnp.pad(leaf, born_here), moments)
     seen, kept = [], []
     for group, stack in zip(manner.groups(), stacks, strict=True):
@@ -138,7 +140,7 @@ def _run(manner: Manner, x: jax.Array, moments, weight, stacks: Sequence[_Stack]
             k, first, second = given
             before = jax.tree.map(lambda leaf: leaf[:width], moments)
             if manner.remat == "none":
-                bottleneck, back_narrow = jax.vjp(narrow, features[0, :, :width], before, first)
+                bottleneck, back_narrow = jax.vjp(narrow, _piece(features, 0, width), before, first)
                 (born, of_bottleneck), back_grow = jax.vjp(grow, bottleneck, weight, second)
                 keep: Any = (back_narrow, back_grow)
             else:
@@ -150,16 +152,16 @@ def _run(manner: Manner, x: jax.Array, moments, weight, stacks: Sequence[_Stack]
                 of_born = _moments(born, weight, places)
                 put = lambda leaf, new: jax.lax.dynamic_update_slice(leaf, new, (at,))  # noqa: E731
                 moments = jax.tree.map(put, moments, of_born)
-            born = born.reshape(manner.pieces, -1, growth)
+            born = bits(born).reshape(manner.pieces, -1, growth)
             features = jax.lax.dynamic_update_slice(features, born, (0, 0, at))
-            return (features, moments), (of_bottleneck, keep)
+            return (features, moments), (of_bottleneck, jax.tree.map(bits, keep))
 
         (features, moments), (of_bottlenecks, keep) = jax.lax.scan(
             block, (features, moments), stack
         )
         kept.append((stack, keep))
         seen += _unstacked(of_bottlenecks, len(group))
-    whole = features.reshape(*places, -1)
+    whole = values(features).reshape(*places, -1)
     return (whole, moments, seen), (features, moments, weight, kept)
 
 
@@ -173,7 +175,7 @@ def _run_backward(manner: Manner, residuals, gradients):
     of_whole, of_moments, of_seen = gradients
     places, growth = of_whole.shape[:-1], kept[0][0][2].kernel.shape[-1]
     entering = of_whole.shape[-1] - growth * len(manner.live)
-    of_features = of_whole.reshape(features.shape)
+    of_features = bits(of_whole).reshape(features.shape)
     of_x, of_born_all = of_features[..., :entering], of_features[..., entering:]
     if manner.remat != "none":
         # A compiler that merged this with the forward pass would keep what is to be dropped.
@@ -189,6 +191,7 @@ def _run_backward(manner: Manner, residuals, gradients):
         def block(carry, given, begin=begin, width=width, narrow=narrow, grow=grow, before=before):
             of_x, of_born_all, of_moments = carry
             k, first, second, keep, of_bottleneck_moments = given
+            keep = jax.tree.map(values, keep)
             at = begin + growth * k
             of_born = _channels(of_born_all, at, growth)
             if moments is not None:
@@ -234,7 +237,7 @@ def _run_backward(manner: Manner, residuals, gradients):
         ] + of_blocks
     of_weight = jax.tree.map(jnp.zeros_like, weight)
     of_moments = jax.tree.map(lambda leaf: leaf[:entering], of_moments)
-    return of_x.reshape(*places, -1), of_moments, of_weight, of_blocks
+    return values(of_x).reshape(*places, -1), of_moments, of_weight, of_blocks
 
 
 dense_stage.defvjp(_forward, _run_backward)
@@ -274,7 +277,9 @@ def _halves(manner: Manner, group: range, places: tuple[int, ...]):
 
     def norm_relu(rows: jax.Array, half: HalfBlock, moments: Moments | None) -> jax.Array:
         used = half.running if moments is None else moments
-        return jax.nn.relu(normalise(rows, half.scale, half.bias, used, manner.epsilon))
+        wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+        y = normalise(wide, half.scale, half.bias, used, manner.epsilon)
+        return jax.nn.relu(y).astype(rows.dtype)  # rounded once, after the ReLU
 
     def narrow(rows: jax.Array, moments: Moments | None, half: HalfBlock) -> jax.Array:
         return pointwise(norm_relu(rows, half, moments if live_0 else None), half.kernel)
@@ -298,21 +303,21 @@ def _narrow_pieces(narrow, features: jax.Array, c: int, moments, half: HalfBlock
 
     def body(j, filled):
         part = narrow(_piece(features, j, c), moments, half)
-        return jax.lax.dynamic_update_slice(filled, part[None], (j, 0, 0))
+        return jax.lax.dynamic_update_slice(filled, bits(part)[None], (j, 0, 0))
 
     bottleneck = jnp.zeros((pieces, rows, half.kernel.shape[-1]), features.dtype)
     bottleneck = _each(pieces, body, bottleneck)
-    return bottleneck.reshape(pieces * rows, -1)
+    return values(bottleneck).reshape(pieces * rows, -1)
 
 
 def _narrow_pieces_backward(back_of_piece, of_bottleneck, of_x, of_born_all, shared):
     """Adds to the gradients of what entered and was born; and those of what all pieces share."""
     pieces, rows, entering = of_x.shape
-    of_bottleneck = of_bottleneck.reshape(pieces, rows, -1)
+    of_bottleneck = bits(of_bottleneck).reshape(pieces, rows, -1)
 
     def added(total, j, part):
         old = _piece(total, j, part.shape[-1])
-        return jax.lax.dynamic_update_slice(total, (old + part)[None], (j, 0, 0))
+        return jax.lax.dynamic_update_slice(total, bits(old + part)[None], (j, 0, 0))
 
     def body(j, carry):
         of_x, of_born_all, sums = carry
@@ -329,14 +334,14 @@ def _narrow_pieces_backward(back_of_piece, of_bottleneck, of_x, of_born_all, sha
 
 def _piece(features: jax.Array, j, c: int) -> jax.Array:
     """The first `c` channels of piece `j`: `[rows, c]`."""
-    return jax.lax.dynamic_slice(features, (j, 0, 0), (1, features.shape[1], c))[0]
+    return values(jax.lax.dynamic_slice(features, (j, 0, 0), (1, features.shape[1], c))[0])
 
 
 def _channels(features: jax.Array, at, count: int) -> jax.Array:
     """Channels `at` and after, of all pieces: `[rows, count]`."""
     pieces, rows, _ = features.shape
     cut = jax.lax.dynamic_slice(features, (0, 0, at), (pieces, rows, count))
-    return cut.reshape(pieces * rows, count)
+    return values(cut).reshape(pieces * rows, count)
 
 
 def _each(pieces: int, body, carry):

@@ -1,10 +1,13 @@
 """The layers that a block is made of: batch normalisation, the 1×1 and the 3×3 convolution."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from densenet_flax.products import backward_on_cpu, bits, product, sums, values
 
 Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
 
@@ -98,7 +101,7 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
       kernel: `[1, 1, C, features]`.
     """
     matrix = kernel.reshape(kernel.shape[-2:]).astype(x.dtype)
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+    return product(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
@@ -144,21 +147,21 @@ def _convolution_backward(x: jax.Array, kernel: jax.Array, gradient: jax.Array):
 
 def _sum_of_taps(x: jax.Array, kernel: jax.Array) -> jax.Array:
     n, h, w, c = x.shape
-    taps = x.reshape(-1, c) @ _as_matrix(kernel)
+    taps = sums(x.reshape(-1, c), _as_matrix(kernel))
     taps = jnp.pad(taps.reshape(n, h, w, -1), ((0, 0), (1, 1), (1, 1), (0, 0)))
     parts = jnp.split(taps, 9, axis=-1)
-    return sum(parts[3 * i + j][:, i : i + h, j : j + w] for i in range(3) for j in range(3))  # type: ignore[return-value]
+    shifted = (parts[3 * i + j][:, i : i + h, j : j + w] for i in range(3) for j in range(3))
+    return functools.reduce(jnp.add, shifted).astype(x.dtype)
 
 
 def _taps_backward(x: jax.Array, kernel: jax.Array, gradient: jax.Array):
     n, h, w, c = x.shape
-    padded = jnp.pad(gradient, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = jnp.pad(bits(gradient), ((0, 0), (1, 1), (1, 1), (0, 0)))
     # What reached a position through tap (i, j) came from the position that lies opposite.
     taps = [padded[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w] for i in range(3) for j in range(3)]
-    rows = jnp.concatenate(taps, axis=-1).reshape(n * h * w, -1)
-    matrix = _as_matrix(kernel)
-    of_kernel = (x.reshape(-1, c).T @ rows).reshape(c, 3, 3, -1).transpose(1, 2, 0, 3)
-    return (rows @ matrix.T).reshape(x.shape), of_kernel
+    rows = values(jnp.concatenate(taps, axis=-1).reshape(n * h * w, -1))
+    of_rows, of_kernel = backward_on_cpu(x.reshape(-1, c), _as_matrix(kernel), rows)
+    return of_rows.reshape(x.shape), of_kernel.reshape(c, 3, 3, -1).transpose(1, 2, 0, 3)
 
 
 def _as_matrix(kernel: jax.Array) -> jax.Array:
