@@ -1,9 +1,8 @@
 """Matrix products, and how bfloat16 is handled on a CPU.
 
-XLA has fast products of bfloat16 for a CPU (with AMX ten times as fast as those of float32), but
+XLA has fast products of bfloat16 for a CPU (with AMX six times as fast as those of float32), but
 takes them only in one form, and computes in float32 whatever else it meets in bfloat16, even where
-that is only moved. What is here keeps to that form and is exact: no value differs from what the
-plain expression would give, but for the order of sums.
+that is only moved. What is here keeps to that form: sums are float32's and are rounded once.
 """
 
 import jax

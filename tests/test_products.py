@@ -14,7 +14,7 @@ ROWS, CHANNELS = 96, 40
 
 
 def close(found, expected, dtype):
-    """To a rounding of the result, which products of small whole numbers do not need."""
+    """To the rounding of the result."""
     assert found.dtype == dtype
     np.testing.assert_allclose(np.float64(found), expected, rtol=1 / 128, atol=0)
 
@@ -22,7 +22,7 @@ def close(found, expected, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("features", [8, 72])  # narrower and wider than what enters
 def test_a_product_and_its_gradients_are_those_of_float64(dtype, features):
-    """Whole numbers are exact in bfloat16, and so are their sums in float32."""
+    """Small whole numbers are exact in each type, and their sums in float32."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.integers(-8, 9, shape).astype(np.float64)  # noqa: E731
     rows, matrix, gradient = draw(ROWS, CHANNELS), draw(CHANNELS, features), draw(ROWS, features)
