@@ -75,12 +75,13 @@ class Measured(NamedTuple):
 
     def markup(self, digits: int = 3) -> str:
         """The number, and a second line."""
+        return number(self.value, digits) + self.span(digits)
+
+    def span(self, digits: int = 3) -> str:
+        """The interval, with as many digits as its number; nothing if there is none."""
         if self.low is None or self.high is None:
-            return number(self.value, digits)
-        return (
-            f"{number(self.value, digits)}<small>{self.low:.{digits}f} to "
-            f"{self.high:.{digits}f}</small>"
-        )
+            return ""
+        return f"<small>{number(self.low, digits)} to {number(self.high, digits)}</small>"
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -120,17 +121,11 @@ def warnings(lines: Sequence[str]) -> str:
 def tiles(values: Iterable[tuple[Measured, str]]) -> str:
     """Key figures: (number, what it is)."""
     inside = "".join(
-        f'<div class="tile"><b>{number(found.value)}</b>{_span(found)}'
+        f'<div class="tile"><b>{number(found.value)}</b>{found.span()}'
         f"<span>{escape(name)}</span></div>"
         for found, name in values
     )
     return f'<div class="tiles">{inside}</div>'
-
-
-def _span(found: Measured) -> str:
-    if found.low is None or found.high is None:
-        return ""
-    return f"<small>{found.low:.2f} to {found.high:.2f}</small>"
 
 
 def picture(png: bytes, alt: str, caption: str) -> str:

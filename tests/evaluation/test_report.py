@@ -25,6 +25,7 @@ from densenet_flax.evaluation import (
 from densenet_flax.evaluation.assessment import assess
 from densenet_flax.evaluation.figures import png as draw_png  # the true one, see quick_figures
 from densenet_flax.evaluation.intervals import Settings
+from densenet_flax.evaluation.page import Measured, tiles
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIGURES = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "patients")
@@ -371,8 +372,14 @@ def test_intervals_are_beside_the_numbers(random_table, tmp_path):
         span = group["image"]["roc_auc"]
         assert html.count(f"<small>{span['low']:.3f} to {span['high']:.3f}</small>") >= rows
     rate = result["intervals"]["patient"]["patient_recognition_rate"]
-    assert f"<small>{rate['low']:.2f} to {rate['high']:.2f}</small>" in html  # a tile
+    span = f"<small>{rate['low']:.3f} to {rate['high']:.3f}</small>"
+    assert html.count(span) == 2  # a tile and the table
     assert "2000 resamples" in html and "0 resamples had one class only" in html
+
+
+def test_a_tile_lies_within_its_interval_as_printed():
+    tile = tiles([(Measured(0.9986, 0.9972, 1.0), "ROC-AUC")])
+    assert "<b>0.999</b><small>0.997 to 1.000</small>" in tile
 
 
 def test_missing_intervals_have_a_reason(hand, tmp_path):
