@@ -57,15 +57,15 @@ def measure(
     state, frozen = program.init(0), program._frozen  # placed here, not while tracing
 
     def backward(params):
-        variables = program._merge(params, state.batch_stats, frozen)
-        options = {"start": at.cut, "live_norms": at.live_norms, "mutable": ["batch_stats"]}
+        variables = program._merge(params, state.batch_stats.unpack(), frozen)
+        options = {"start": at.cut, "live_norms": at.live_norms, "mutable": ["moments"]}
 
         def forward(p):
             return model.apply({**variables, "params": p}, batch["inputs"], **options)[0]
 
         return jax.vjp(forward, variables["params"])[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(backward, state.params))
+    kept = jax.tree.leaves(jax.eval_shape(lambda p: backward(p.unpack()), state.params))
     compile_seconds = program.compile(batch)
     analysis = program._compiled.memory_analysis()
     seconds = []

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from densenet_flax.layers import Moments, batch_moments, conv3x3, normalise, pointwise
 from densenet_flax.products import bits, values
@@ -231,10 +232,7 @@ def _run_backward(manner: Manner, residuals, gradients):
         )
         of_x, of_born_all, of_moments = carry
         widths = [entering + growth * i for i in group]
-        of_blocks = [
-            (_narrowed(first, c), second)
-            for (first, second), c in zip(_unstacked(of_group, len(group)), widths, strict=True)
-        ] + of_blocks
+        of_blocks = _narrowed(_unstacked(of_group, len(group)), widths) + of_blocks
     of_weight = jax.tree.map(jnp.zeros_like, weight)
     of_moments = jax.tree.map(lambda leaf: leaf[:entering], of_moments)
     return values(of_x).reshape(*places, -1), of_moments, of_weight, of_blocks
@@ -253,7 +251,15 @@ def _stacked(blocks: Blocks, group: range) -> _Stack:
 
 
 def _unstacked(tree, count: int) -> list:
-    return [jax.tree.map(lambda leaf, k=k: leaf[k], tree) for k in range(count)]
+    """A tree for each index of the first axis; of each kind of leaf, they are side by side."""
+
+    def cut(leaf: jax.Array) -> list[jax.Array]:
+        flat = jax.lax.optimization_barrier(leaf.reshape(-1))
+        return [part.reshape(leaf.shape[1:]) for part in jnp.split(flat, count)]
+
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [cut(leaf) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [of[k] for of in parts]) for k in range(count)]
 
 
 def _widened(half: HalfBlock, width: int) -> HalfBlock:
@@ -265,10 +271,17 @@ def _widened(half: HalfBlock, width: int) -> HalfBlock:
     return HalfBlock(vector(half.scale), vector(half.bias), running, kernel)
 
 
-def _narrowed(half: HalfBlock, width: int) -> HalfBlock:
-    """The inverse of `_widened`."""
-    running = jax.tree.map(lambda leaf: leaf[:width], half.running)
-    return HalfBlock(half.scale[:width], half.bias[:width], running, half.kernel[:, :, :width])
+def _narrowed(blocks: Blocks, widths: Sequence[int]) -> list[tuple[HalfBlock, HalfBlock]]:
+    """The inverse of `_widened`, for the gradients of a group's blocks."""
+    narrow = []
+    for (half, _), c in zip(blocks, widths, strict=True):
+        running = jax.tree.map(lambda leaf, c=c: leaf[:c], half.running)
+        narrow.append(HalfBlock(half.scale[:c], half.bias[:c], running, half.kernel[:, :, :c]))
+    leaves = zip(*(jax.tree.leaves(half) for half in narrow), strict=True)
+    structure = jax.tree.structure(narrow[0])
+    together = zip(*(side_by_side(of_one_kind) for of_one_kind in leaves), strict=True)
+    firsts = [jax.tree.unflatten(structure, of_one_block) for of_one_block in together]
+    return [(first, second) for first, (_, second) in zip(firsts, blocks, strict=True)]
 
 
 def _halves(manner: Manner, group: range, places: tuple[int, ...]):
@@ -346,3 +359,23 @@ def _channels(features: jax.Array, at, count: int) -> jax.Array:
 
 def _each(pieces: int, body, carry):
     return body(0, carry) if pieces == 1 else jax.lax.fori_loop(0, pieces, body, carry)
+
+
+_JOINED = 8  # arrays that XLA joins in one small program
+
+
+def side_by_side(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """The same arrays as parts of a few buffers, in which they follow each other.
+
+    Where arrays are slices of something, packing them costs a program for each. Of those that have
+    come through here it takes whole buffers.
+    """
+    found = []
+    for start in range(0, len(arrays), _JOINED):
+        some = arrays[start : start + _JOINED]
+        joined = jnp.concatenate([array.reshape(-1) for array in some])
+        joined = jax.lax.optimization_barrier(joined)  # or XLA would see through it
+        ends = np.cumsum([array.size for array in some])[:-1].tolist()
+        parts = jnp.split(joined, ends)
+        found += [part.reshape(a.shape) for part, a in zip(parts, some, strict=True)]
+    return found

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,16 +59,24 @@ class BatchNorm(nn.Module):
         return y
 
     def observe(self, moments: Moments | None) -> None:
-        """Moves the running statistics, where `batch_stats` is mutable, towards the batch's.
+        """Tells of the batch's moments what the caller has asked for.
 
-        By Keras's rule: `running = momentum * running + (1 - momentum) * batch`.
+        Where `batch_stats` is mutable, the running statistics move towards them; where `moments`
+        is, they are left there, for a caller who moves all statistics at once.
         """
-        if moments is None or not self.is_mutable_collection("batch_stats"):
+        if moments is None or self.is_initializing():
             return
-        if not self.is_initializing():
-            keep = self.momentum
-            self.mean.value = keep * self.mean.value + (1 - keep) * moments[0]
-            self.var.value = keep * self.var.value + (1 - keep) * moments[1]
+        if self.is_mutable_collection("moments"):
+            self.put_variable("moments", "mean", moments[0])
+            self.put_variable("moments", "var", moments[1])
+        if self.is_mutable_collection("batch_stats"):
+            self.mean.value = moved(self.mean.value, moments[0], self.momentum)
+            self.var.value = moved(self.var.value, moments[1], self.momentum)
+
+
+def moved(running: Any, batch: Any, momentum: float) -> Any:
+    """A tree of running statistics after a batch with these moments, by Keras's rule."""
+    return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, running, batch)
 
 
 def normalise(

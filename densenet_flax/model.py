@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from densenet_flax.dense_stage import HalfBlock, Manner, dense_stage
+from densenet_flax.dense_stage import HalfBlock, Manner, dense_stage, side_by_side
 from densenet_flax.layers import BatchNorm, Kernel, Moments, batch_moments, pointwise
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -286,10 +286,12 @@ class DenseNet(nn.Module):
             weight,
             [block.halves() for block in blocks],
         )
-        for block, c, (first, _), second in zip(
-            blocks, channels, live, of_bottlenecks, strict=True
-        ):
-            block.observe((moments[0][:c], moments[1][:c]) if moments and first else None, second)
+        if moments:
+            firsts = list(
+                zip(*(side_by_side([leaf[:c] for c in channels]) for leaf in moments), strict=True)
+            )
+        for i, (block, second) in enumerate(zip(blocks, of_bottlenecks, strict=True)):
+            block.observe(firsts[i] if moments and live[i][0] else None, second)
         return x, moments
 
 

@@ -214,17 +214,9 @@ def make_optimizer(
     if settings.accumulate > 1:
         steps = optax.MultiSteps(optimizer, settings.accumulate)
         optimizer = optax.GradientTransformation(steps.init, steps.update)
-    alike = jax.tree_util.tree_map_with_path(
-        lambda path, _, age: _Alike(
-            age,
-            path[0].key if settings.layer_decay != 1 else "",
-            bool(settings.weight_decay) and path[-1].key == "kernel",
-        ),
-        mask,
-        ages or jax.tree.map(lambda _: 0, mask),
-    )
     frozen = jax.tree.map(lambda trains: not trains, mask)
-    return optax.selective_transform(_packed(optimizer, alike), freeze_mask=frozen)
+    names = alike(settings, mask, ages)
+    return optax.selective_transform(_packed(optimizer, names), freeze_mask=frozen)
 
 
 class _Alike(NamedTuple):
@@ -235,17 +227,30 @@ class _Alike(NamedTuple):
     decays: bool
 
 
+def alike(settings: OptimizerSettings, mask: Any, ages: Any = None) -> Any:
+    """For each leaf of `mask` the name of its vector; arguments as for `make_optimizer`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _, age: _Alike(
+            age,
+            path[0].key if settings.layer_decay != 1 else "",
+            bool(settings.weight_decay) and path[-1].key == "kernel",
+        ),
+        mask,
+        ages or jax.tree.map(lambda _: 0, mask),
+    )
+
+
 def _packed(
-    optimizer: optax.GradientTransformation, alike: Any
+    optimizer: optax.GradientTransformation, names: Any
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer over vectors of leaves as one over the leaves."""
 
     def init(params):
-        return optimizer.init(Packed.of(params, alike))
+        return optimizer.init(Packed.of(params, names))
 
     def update(updates, state, params=None, *, rate_scale: Any = 1.0):
-        packed = None if params is None else Packed.of(params, alike)
-        moves, state = optimizer.update(Packed.of(updates, alike), state, packed)
+        packed = None if params is None else Packed.of(params, names)
+        moves, state = optimizer.update(Packed.of(updates, names), state, packed)
         return jax.tree.map(lambda move: move * rate_scale, moves).unpack(), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -13,11 +14,19 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How a tree lies in its vectors: its structure, and of each leaf the shape and the vector."""
+    """How a tree lies in its vectors.
+
+    Attributes:
+      structure: of the tree.
+      shapes: of its leaves, in the tree's order.
+      names: of the vectors that they are in, likewise.
+      order: numbers of the leaves, as they follow each other in the vectors.
+    """
 
     structure: Any
     shapes: tuple[tuple[int, ...], ...]
     names: tuple[Hashable, ...]
+    order: tuple[int, ...]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -29,7 +38,8 @@ class Packed:
 
     Attributes:
       vectors: by name, the leaves one behind the other, each in row-major order; or, from
-        something that counts for all leaves of a name, a scalar.
+        something that counts for all leaves of a name, a scalar. Leaves whose paths differ in the
+        first key alone are neighbours, in the order of the numbers in it.
       form: of the tree.
     """
 
@@ -38,7 +48,7 @@ class Packed:
 
     @classmethod
     def of(cls, tree: Any, names: Any) -> "Packed":
-        """Packs a tree of JAX arrays.
+        """Packs a tree of arrays; on the host if they are NumPy's.
 
         Args:
           tree: arrays, perhaps with `optax.MaskedNode` in places, where there is nothing to pack.
@@ -51,9 +61,13 @@ class Packed:
             names,
             is_leaf=_is_gap,
         )
-        leaves, structure = jax.tree.flatten(tree)
-        form = _Form(structure, tuple(leaf.shape for leaf in leaves), tuple(chosen))
-        return cls._filled(form, leaves, jnp)
+        found, structure = jax.tree_util.tree_flatten_with_path(tree)
+        leaves = [leaf for _, leaf in found]
+        places = [_place(path) for path, _ in found]
+        order = tuple(sorted(range(len(leaves)), key=places.__getitem__))
+        form = _Form(structure, tuple(leaf.shape for leaf in leaves), tuple(chosen), order)
+        on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+        return cls._filled(form, leaves, np if on_host else jnp)
 
     def repack(self, tree: Any) -> "Packed":
         """NumPy arrays of a tree of this form, as `unpack` gave them, on the host."""
@@ -66,18 +80,19 @@ class Packed:
     @classmethod
     def _filled(cls, form: _Form, leaves: list[Any], library: Any) -> "Packed":
         parts: dict[Hashable, list[Any]] = {}
-        for name, leaf in zip(form.names, leaves, strict=True):
-            parts.setdefault(name, []).append(leaf.reshape(-1))
+        for i in form.order:
+            parts.setdefault(form.names[i], []).append(leaves[i].reshape(-1))
         return cls({name: library.concatenate(part) for name, part in parts.items()}, form)
 
     def unpack(self) -> Any:
         """The tree. Where a vector is a scalar, each of its leaves is that scalar."""
         taken = dict.fromkeys(self.vectors, 0)
-        leaves = []
-        for shape, name in zip(self.form.shapes, self.form.names, strict=True):
+        leaves: list[Any] = [None] * len(self.form.order)
+        for i in self.form.order:
+            name, shape = self.form.names[i], self.form.shapes[i]
             vector, start, size = self.vectors[name], taken[name], math.prod(shape)
             taken[name] += size
-            leaves.append(vector[start : start + size].reshape(shape) if vector.ndim else vector)
+            leaves[i] = vector[start : start + size].reshape(shape) if vector.ndim else vector
         return jax.tree.unflatten(self.form.structure, leaves)
 
     def map(self, function: Callable[[Any, Any], Any]) -> "Packed":
@@ -114,6 +129,12 @@ def gather(tree: Any, like: Any) -> Any:
         tree,
         is_leaf=_is_packed,
     )
+
+
+def _place(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What leaves are sorted by: the path without its first key, then that one by its numbers."""
+    first = re.split(r"(\d+)", jax.tree_util.keystr(path[:1]))
+    return jax.tree_util.keystr(path[1:]), [int(s) if s.isdigit() else s for s in first]
 
 
 def _is_packed(node: Any) -> bool:

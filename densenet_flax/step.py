@@ -14,8 +14,15 @@ import optax
 from jax.sharding import Mesh
 
 from densenet_flax.frontier import Frontier
+from densenet_flax.layers import moved
 from densenet_flax.model import DenseNet, key_of_unit, preprocess_input, select
-from densenet_flax.optimizer import OptimizerSettings, learning_rate_schedule, make_optimizer
+from densenet_flax.optimizer import (
+    OptimizerSettings,
+    alike,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from densenet_flax.packing import Packed, spread
 from densenet_flax.sharding import replicate, replicated
 
 Variables = Mapping[str, Any]
@@ -65,19 +72,22 @@ class Loss:
 class TrainState:
     """What a step changes. All that it does not change is kept apart and never copied.
 
+    Trees are packed into vectors: a program that takes and gives a thousand arrays has as many
+    small programs in it.
+
     Attributes:
       step: steps of the whole run so far, int32.
-      params: what trains, `optax.MaskedNode` in place of what is frozen.
+      params: what trains, `optax.MaskedNode` in place of what is frozen; packed.
       batch_stats: running statistics of the live BatchNorms, likewise.
       opt_state: the optimizer's, for what trains.
       ema: the average of `params`, or None where no average is kept.
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
+    params: Packed
+    batch_stats: Packed
     opt_state: Any
-    ema: Any = None
+    ema: Packed | None = None
 
 
 def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
@@ -91,6 +101,17 @@ def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
 def merge(chosen: Any, rest: Any, mask: Any) -> Any:
     """The inverse of `partition`."""
     return jax.tree.map(lambda m, a, b: a if m else b, mask, chosen, rest)
+
+
+def _where(mask: Any, found: Mapping[str, Any]) -> Any:
+    """A tree like `mask` with what a tree of less holds where it is True, else a gap."""
+
+    def leaf(path: tuple[Any, ...], wanted: bool) -> Any:
+        if not wanted:
+            return optax.MaskedNode()
+        return functools.reduce(lambda node, entry: node[entry.key], path, found)
+
+    return jax.tree_util.tree_map_with_path(leaf, mask)
 
 
 def _ages(params: Any, frontiers: Sequence[Frontier]) -> Any:
@@ -151,6 +172,11 @@ class StageProgram:
         # The prefix has nothing to train, so the step works on the tail's trees alone.
         self._tail = units[units.index(stage.frontier.cut) :]
         self._masks = {name: select(mask, self._tail) for name, mask in self._whole_masks.items()}
+        ages = select(_ages(variables["params"], before), self._tail)
+        self._vectors = {
+            "params": alike(stage.optimizer, self._masks["params"], ages),
+            "batch_stats": jax.tree.map(lambda _: "", self._masks["batch_stats"]),
+        }
         updates = stage.steps // stage.optimizer.accumulate
         self._schedule = learning_rate_schedule(stage.optimizer, updates)
         self._optimizer = make_optimizer(
@@ -158,7 +184,7 @@ class StageProgram:
             self._masks["params"],
             updates=updates,
             units=[key_of_unit(unit) for unit in units],
-            ages=select(_ages(variables["params"], before), self._tail),
+            ages=ages,
         )
         whole = replicated(mesh)
         self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(whole, whole))
@@ -169,7 +195,12 @@ class StageProgram:
     def bind(self, variables: Variables) -> None:
         """Takes the values to start from, where they have changed since the program was made."""
         split = {name: partition(variables[name], mask) for name, mask in self._whole_masks.items()}
-        self._initial = {name: select(chosen, self._tail) for name, (chosen, _) in split.items()}
+        self._initial = {
+            name: Packed.of(jax.tree.map(np.asarray, select(chosen, self._tail)), vectors)
+            for (name, (chosen, _)), vectors in zip(
+                split.items(), self._vectors.values(), strict=True
+            )
+        }
         self._host_frozen = {name: rest for name, (_, rest) in split.items()}
         self._placed: Any = None
 
@@ -185,7 +216,7 @@ class StageProgram:
         """The state at the start of the stage, with a fresh optimizer."""
         initial = self._initial
         params = replicate(initial["params"], self.mesh)
-        zeros = jax.eval_shape(self._optimizer.init, params)
+        zeros = jax.eval_shape(self._optimizer.init, initial["params"].unpack())
         opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
         return TrainState(
             step=replicate(np.int32(step), self.mesh),
@@ -198,7 +229,9 @@ class StageProgram:
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
         """The network from the stage's cut on as it would be used now: averaged, if it is."""
         params = state.params if state.ema is None else state.ema
-        return self._merge(params, state.batch_stats, self._frozen)
+        # Unpacked on the host: on a device each leaf's slice would be a program of its own.
+        trained, running = replicate((spread(params), spread(state.batch_stats)), self.mesh)
+        return self._merge(trained, running, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The whole network as it would be used now, on the host, to stay when the step runs on."""
@@ -242,7 +275,8 @@ class StageProgram:
         chosen, rest = (jax.tree.map(shape, t) for t in (self._initial, self._host_frozen))
         frozen = {name: select(tree, self._tail) for name, tree in rest.items()}
         params = chosen["params"]
-        opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, params))
+        of_tree = jax.eval_shape(self._optimizer.init, self._initial["params"].unpack())
+        opt_state = jax.tree.map(shape, of_tree)
         step: Any = shape(np.zeros((), np.int32))
         ema = params if self._ema_decay else None
         return TrainState(step, params, chosen["batch_stats"], opt_state, ema), frozen
@@ -275,45 +309,46 @@ class StageProgram:
 
     def _step(self, state: TrainState, frozen: Any, batch: Mapping[str, jax.Array], rate_scale):
         frontier, weight = self.stage.frontier, batch["weight"]
+        before, running = state.params.unpack(), state.batch_stats.unpack()
         x = batch["inputs"]
         if frontier.cut == "stem":
             x = preprocess_input(x, self._preprocessing)
 
         def loss_of(params):
             logits, updated = self.model.apply(
-                self._merge(params, state.batch_stats, frozen),
+                self._merge(params, running, frozen),
                 x,
                 start=frontier.cut,
                 live_norms=frontier.live_norms,
                 dropout=self._loss.dropout,
                 weight=weight,
                 rngs={"dropout": jax.random.fold_in(self._dropout_key, state.step)},
-                mutable=["batch_stats"],
+                mutable=["moments"],
             )
             loss = self._sum_of_losses(logits, batch) / weight.sum()
-            return loss, (logits, updated.get("batch_stats", {}))
+            return loss, (logits, updated.get("moments", {}))
 
-        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
-        )
+        (loss, (logits, moments)), gradients = jax.value_and_grad(loss_of, has_aux=True)(before)
         updates, opt_state = self._optimizer.update(
-            gradients, state.opt_state, state.params, rate_scale=rate_scale
+            gradients, state.opt_state, before, rate_scale=rate_scale
         )
-        params = optax.apply_updates(state.params, updates)
-        statistics, _ = partition(statistics, self._masks["batch_stats"])
+        moves = Packed.of(updates, self._vectors["params"])
+        params = optax.apply_updates(state.params, moves)
+        of_live = _where(self._masks["batch_stats"], moments)
+        observed = Packed.of(of_live, self._vectors["batch_stats"])
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=statistics,
+            batch_stats=moved(state.batch_stats, observed, self.model.momentum),
             opt_state=opt_state,
-            ema=self._average(state.ema, params, updates),
+            ema=self._average(state.ema, params, moves),
         )
         metrics = {
             "loss": loss * weight.sum(),
             "correct": jnp.sum((logits.argmax(-1) == batch["label"]) * weight),
             "count": weight.sum(),
-            "gradient_norm": _norm(gradients),
-            "update_norm": _norm(updates),
+            "gradient_norm": _norm(Packed.of(gradients, self._vectors["params"])),
+            "update_norm": _norm(moves),
         }
         return new_state, metrics
 

@@ -308,12 +308,8 @@ class Trainer:
             found = from_names({**names, **kept}, fresh)
         else:
             return state
-        found = replicate(
-            {**found, "opt_state": gather(found["opt_state"], state.opt_state)}, self.mesh
-        )
-        return dataclasses.replace(
-            state, opt_state=found["opt_state"], params=found.get("params", state.params)
-        )
+        packed = {name: gather(tree, getattr(state, name)) for name, tree in found.items()}
+        return dataclasses.replace(state, **replicate(packed, self.mesh))
 
     def _train_epoch(
         self,
@@ -462,7 +458,7 @@ def _besides_model(state: TrainState) -> dict[str, Any]:
     opt_state = spread(state.opt_state)
     if state.ema is None:
         return {"opt_state": opt_state}
-    return {"opt_state": opt_state, "params": state.params}
+    return {"opt_state": opt_state, "params": spread(state.params)}
 
 
 def _is_moment(name: str) -> bool:

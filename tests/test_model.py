@@ -1,9 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from densenet_flax import model as dn
+from densenet_flax.layers import moved
 
 
 def count(tree):
@@ -127,6 +131,20 @@ def test_statistics_move_by_keras_rule(tiny, tiny_variables):
         old = tiny_variables["batch_stats"]["conv1"]["bn"][name]
         new = updated["batch_stats"]["conv1"]["bn"][name]
         np.testing.assert_allclose(new, 0.99 * old + 0.01 * batch, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_can_be_had_instead_of_moved_statistics(tiny, tiny_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    live = {"conv4_block2_0_bn", "conv4_block3_1_bn", "pool4_bn", "bn"}
+    _, found = tiny.apply(tiny_variables, x, live_norms=live, mutable=["batch_stats", "moments"])
+    names = {"_".join(k.key for k in p[:-1]) for p, _ in leaves_with_path(found["moments"])}
+    assert names == live
+    for path, batch in leaves_with_path(found["moments"]):
+        old, new = (
+            functools.reduce(lambda tree, key: tree[key.key], path, stats)
+            for stats in (tiny_variables["batch_stats"], found["batch_stats"])
+        )
+        np.testing.assert_array_equal(moved(old, batch, tiny.momentum), new)
 
 
 def test_bfloat16_computes_half_and_keeps_float32(tiny, tiny_variables):

@@ -40,3 +40,11 @@ def test_one_number_for_a_vector_is_that_of_each_of_its_leaves():
     again = gather(host, like=state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_what_differs_in_its_number_alone_lies_side_by_side():
+    """Then a compiler that packs parts of one array takes the array."""
+    tree = {f"block{i}": {"bias": np.full(2, i), "scale": np.full(1, 10 * i)} for i in (2, 10, 1)}
+    tree["norm"] = {"bias": np.zeros(1)}
+    packed = Packed.of(tree, jax.tree.map(lambda _: "", tree))
+    np.testing.assert_array_equal(packed.vectors[""], [1, 1, 2, 2, 10, 10, 0, 10, 20, 100])

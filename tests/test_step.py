@@ -8,6 +8,7 @@ import pytest
 from densenet_flax import frontier as fr
 from densenet_flax.model import select
 from densenet_flax.optimizer import OptimizerSettings
+from densenet_flax.packing import spread
 from densenet_flax.sharding import make_mesh, put_batch
 from densenet_flax.step import Loss, Stage, StageProgram, merge, partition
 
@@ -165,15 +166,15 @@ def test_the_average_of_the_weights(tiny, tiny_variables):
     settings = OptimizerSettings(1e-2, accumulate=2)
     prog = program(tiny, tiny_variables, "head", settings, ema_decay=0.75)
     state = prog.init(0)
-    average = np.asarray(state.params["head"]["predictions"]["kernel"])
+    average = np.asarray(spread(state.params)["head"]["predictions"]["kernel"])
     for step in range(4):
         state, _ = prog.run_step(state, batch)
         if step % 2:  # an update is made of two steps
-            now = np.asarray(state.params["head"]["predictions"]["kernel"])
+            now = np.asarray(spread(state.params)["head"]["predictions"]["kernel"])
             average = 0.75 * average + 0.25 * now
     kept = prog.variables(state)["params"]["head"]["predictions"]["kernel"]
     np.testing.assert_allclose(kept, average, rtol=1e-5, atol=1e-7)
-    assert not np.array_equal(kept, state.params["head"]["predictions"]["kernel"])
+    assert not np.array_equal(kept, spread(state.params)["head"]["predictions"]["kernel"])
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny, tiny_variables):
@@ -201,7 +202,7 @@ def test_the_state_is_donated(tiny, tiny_variables):
     prog = program(tiny, tiny_variables, "head")
     state = prog.init(0)
     prog.run_step(state, batch_for(tiny, tiny_variables, "head"))
-    assert state.params["head"]["predictions"]["kernel"].is_deleted()
+    assert all(vector.is_deleted() for vector in jax.tree.leaves((state.params, state.opt_state)))
 
 
 def test_merge_undoes_partition(tiny_variables):
