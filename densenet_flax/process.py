@@ -1,12 +1,13 @@
 """How the operating system gives this process its memory."""
 
+import ctypes
 import os
 import platform
 import sys
 from pathlib import Path
 
 _PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# Large blocks from the heap, in pages of 2 MB, never handed back: see `restart_with_huge_pages`.
+# Large blocks from the heap, in pages of 2 MB, handed back when `give_back_memory` says so only.
 _TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 )
@@ -26,6 +27,17 @@ def restart_with_huge_pages() -> None:
     os.environ["GLIBC_TUNABLES"] = _TUNABLES
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)
+
+
+def give_back_memory() -> None:
+    """Returns memory that is free to the system, where the C library is glibc.
+
+    To be called after work of another kind than what follows. A compiler takes more than a gigabyte
+    in small blocks; what it leaves is in pieces, and large temporaries find no room among them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def _has_tunables() -> bool:

@@ -22,7 +22,8 @@ from densenet_flax.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
-from densenet_flax.packing import Packed, spread
+from densenet_flax.packing import Packed
+from densenet_flax.process import give_back_memory
 from densenet_flax.sharding import replicate, replicated
 
 Variables = Mapping[str, Any]
@@ -228,15 +229,21 @@ class StageProgram:
 
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
         """The network from the stage's cut on as it would be used now: averaged, if it is."""
-        params = state.params if state.ema is None else state.ema
         # Unpacked on the host: on a device each leaf's slice would be a program of its own.
-        trained, running = replicate((spread(params), spread(state.batch_stats)), self.mesh)
+        trained, running = replicate(self._on_host(state), self.mesh)
         return self._merge(trained, running, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The whole network as it would be used now, on the host, to stay when the step runs on."""
-        tail = jax.tree.map(np.array, self.tail_variables(state))
+        frozen = {name: select(tree, self._tail) for name, tree in self._host_frozen.items()}
+        tail = self._merge(*self._on_host(state), frozen)
         return {name: {**dict(rest), **tail[name]} for name, rest in self._host_frozen.items()}
+
+    def _on_host(self, state: TrainState) -> tuple[Any, Any]:
+        """What has been trained, as trees of NumPy arrays of their own: params and statistics."""
+        params = state.params if state.ema is None else state.ema
+        copies = [packed.map(lambda _, v: np.array(v)) for packed in (params, state.batch_stats)]
+        return copies[0].unpack(), copies[1].unpack()
 
     def learning_rate(self, stage_step: int) -> float:
         """The rate of a step of the stage, before any reduction on a plateau."""
@@ -264,6 +271,7 @@ class StageProgram:
                 scale = replicate(np.float32(1), self.mesh)
                 state, frozen = self._shapes()
                 self._compiled = self._jitted.lower(state, frozen, dict(batch), scale).compile()
+                give_back_memory()
         return time.perf_counter() - started
 
     def _shapes(self) -> tuple[TrainState, Any]:

@@ -36,6 +36,7 @@ from densenet_flax.model import DenseNet
 from densenet_flax.packing import gather, spread
 from densenet_flax.position import SUMS, Position, best_step
 from densenet_flax.predict import Pipeline, predict_logits
+from densenet_flax.process import give_back_memory
 from densenet_flax.sharding import replicate, several_processes
 from densenet_flax.stage_inputs import StageInputs, Views, batch_shapes
 from densenet_flax.step import Loss, Stage, StageProgram, TrainState
@@ -155,12 +156,14 @@ class Trainer:
                     logging.info("%s", self._headline(stage, position, variables))
                     index = position.stage - first
                     inputs = features.of(index, variables)
+                    give_back_memory()
                     programs[index].bind(variables)
                     variables, carried = self._run_stage(
                         programs[index], variables, carried, inputs, position
                     )
                 variables, carried = self._hand_on(stage, variables, carried, position)
                 position.stage, position.stage_step = position.stage + 1, 0
+            give_back_memory()
         finally:
             self._has_begun.set()
             compiler.shutdown(wait=False, cancel_futures=True)
