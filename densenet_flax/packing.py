@@ -74,8 +74,7 @@ class Packed:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         if any(leaf.ndim for leaf in leaves) or not any(self.form.shapes):
             return self._filled(self.form, leaves, np)
-        scalars = dict(zip(self.form.names, leaves, strict=True))
-        return Packed(scalars, self.form)
+        return Packed({self.form.names[i]: leaves[i] for i in self.form.order}, self.form)
 
     @classmethod
     def _filled(cls, form: _Form, leaves: list[Any], library: Any) -> "Packed":

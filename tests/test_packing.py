@@ -31,12 +31,18 @@ def test_what_is_packed_comes_back(shapes, data):
 
 
 def test_one_number_for_a_vector_is_that_of_each_of_its_leaves():
-    tree = tree_of([(2, 3), (4,), (5,)])
-    packed = Packed.of(tree, {"leaf0": "a", "leaf1": "b", "leaf2": "a"})
+    # In the tree "b" comes first, in the vectors "a".
+    tree = {"block1": {"scale": np.ones((2, 3))}, "block2": {"bias": np.ones(4)}, "bn": np.ones(5)}
+    names = {"block1": {"scale": "b"}, "block2": {"bias": "a"}, "bn": "a"}
+    packed = Packed.of(tree, names)
     counts = packed.map(lambda name, _: jnp.int32({"a": 7, "b": 3}[name]))
     state = {"steps": counts, "mu": packed}
     host = spread(state)
-    assert {k: int(v) for k, v in host["steps"].items()} == {"leaf0": 7, "leaf1": 3, "leaf2": 7}
+    assert jax.tree.map(int, host["steps"]) == {
+        "block1": {"scale": 3},
+        "block2": {"bias": 7},
+        "bn": 7,
+    }
     again = gather(host, like=state)
     assert jax.tree.structure(again) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, again, state)
