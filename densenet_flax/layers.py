@@ -114,6 +114,77 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
+def max_pool_of_relu(x: jax.Array) -> jax.Array:
+    """3×3 max pooling of stride 2 with a frame of zeros, of what a ReLU gave.
+
+    On a CPU as the largest of nine shifted slices, two to ten times as fast as XLA's windows.
+
+    Args:
+      x: `[N, H, W, C]`, no number below 0.
+
+    Returns:
+      `[N, ceil(H / 2), ceil(W / 2), C]`.
+    """
+    return jax.lax.platform_dependent(x, cpu=_largest_of_nine, default=_max_of_windows)
+
+
+def _largest_of_nine(x: jax.Array) -> jax.Array:
+    _, h, w, _ = x.shape
+    ordered = bits(x)
+    if ordered.dtype != x.dtype:  # without signs, bits are in the order of the numbers
+        ordered &= 0x7FFF  # -0 has one
+    padded = jnp.pad(ordered, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = [padded[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
+    return values(functools.reduce(jnp.maximum, parts))
+
+
+def _max_of_windows(x: jax.Array) -> jax.Array:
+    # After a ReLU, padding with -inf is padding with zeros.
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def _max_pool_forward(x: jax.Array):
+    return max_pool_of_relu(x), x
+
+
+def _max_pool_backward(x: jax.Array, gradient: jax.Array):
+    return jax.vjp(_max_of_windows, x)[1](gradient)
+
+
+max_pool_of_relu.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """2×2 average pooling of stride 2: `[N, H, W, C]` to `[N, H // 2, W // 2, C]`.
+
+    As sums of slices, and back as a repetition: XLA's windows over four axes are slow on a CPU.
+    """
+    _, h, w, _ = x.shape
+    return _mean_of_squares(x[:, : h // 2 * 2, : w // 2 * 2])
+
+
+@jax.custom_vjp
+def _mean_of_squares(x: jax.Array) -> jax.Array:
+    n, h, w, c = x.shape
+    squares = x.reshape(n, h // 2, 2, w // 2, 2, c).astype(jnp.promote_types(x.dtype, jnp.float32))
+    parts = (squares[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    return (functools.reduce(jnp.add, parts) / 4).astype(x.dtype)
+
+
+def _mean_forward(x: jax.Array):
+    return _mean_of_squares(x), None
+
+
+def _mean_backward(_: None, gradient: jax.Array):
+    n, h, w, c = gradient.shape
+    quarter = (gradient / 4)[:, :, None, :, None]
+    return (jnp.broadcast_to(quarter, (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c),)
+
+
+_mean_of_squares.defvjp(_mean_forward, _mean_backward)
+
+
+@jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3×3 convolution of stride 1 with a frame of zeros.
 

@@ -21,7 +21,15 @@ import numpy as np
 from flax import linen as nn
 
 from densenet_flax.dense_stage import HalfBlock, Manner, dense_stage, side_by_side
-from densenet_flax.layers import BatchNorm, Kernel, Moments, batch_moments, pointwise
+from densenet_flax.layers import (
+    BatchNorm,
+    Kernel,
+    Moments,
+    average_pool,
+    batch_moments,
+    max_pool_of_relu,
+    pointwise,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -108,13 +116,15 @@ class Stem(nn.Module):
             name="conv",
         )(x)
         moments = batch_moments(x, weight) if live else None
-        x = nn.relu(self.norm(self.features, name="bn")(x, moments))
-        # After a ReLU, max_pool's padding with -inf equals Keras's padding with zeros.
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return max_pool_of_relu(nn.relu(self.norm(self.features, name="bn")(x, moments)))
 
 
 class Transition(nn.Module):
-    """Between two dense stages: norm, ReLU, 1×1 to half the channels, 2×2 average pooling."""
+    """Between two dense stages: norm, ReLU, 2×2 average pooling, 1×1 to half the channels.
+
+    The paper and Keras pool after the convolution. Both are linear, and a mean over positions goes
+    past a product over channels: the results are the same, of a quarter of the products.
+    """
 
     norm: Callable[..., BatchNorm]
 
@@ -123,8 +133,7 @@ class Transition(nn.Module):
         """`[N, H, W, C]`, and its moments if the norm is live, to `[N, H/2, W/2, C/2]`."""
         c = x.shape[-1]
         x = nn.relu(self.norm(c, name="bn")(x, moments))
-        x = pointwise(x, Kernel((1, 1, c, c // 2), name="conv")())
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return pointwise(average_pool(x), Kernel((1, 1, c, c // 2), name="conv")())
 
 
 class Head(nn.Module):
