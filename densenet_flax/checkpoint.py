@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from densenet_flax.errors import InputError
 from densenet_flax.files import writing
+from densenet_flax.process import give_back_memory
 from densenet_flax.sharding import several_processes
 
 # In a work directory, what the evaluation decided: threshold, temperature, and by which checkpoint.
@@ -172,6 +173,7 @@ class Checkpoints:
                 with self._lock:
                     checkpoint, self._waiting = self._waiting, None
                     self._writing = checkpoint is not None
+            give_back_memory()  # of Orbax's copies
         except BaseException:
             with self._lock:
                 self._writing, self._waiting = False, None

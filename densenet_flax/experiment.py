@@ -40,6 +40,7 @@ from densenet_flax.files import write_text
 from densenet_flax.model import DenseNet
 from densenet_flax.position import Position, best_step
 from densenet_flax.predict import Pipeline
+from densenet_flax.process import give_back_memory
 from densenet_flax.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.step import Stage
 from densenet_flax.train import Trainer
@@ -131,6 +132,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             write_timing=place.timing_writer(),
         )
         trainer.run(variables, position, restored)
+        del trainer, variables, restored
+        give_back_memory()
         trained = time.perf_counter()
         seconds = {"preparation": prepared - started, "training": trained - prepared}
         return _evaluate(config, place, stages, dataset, split, checkpoints, seconds)

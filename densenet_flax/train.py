@@ -163,7 +163,6 @@ class Trainer:
                     )
                 variables, carried = self._hand_on(stage, variables, carried, position)
                 position.stage, position.stage_step = position.stage + 1, 0
-            give_back_memory()
         finally:
             self._has_begun.set()
             compiler.shutdown(wait=False, cancel_futures=True)

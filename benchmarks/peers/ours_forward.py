@@ -8,12 +8,14 @@ from benchmarks.common import answer, options_of_peer
 from benchmarks.peers.timing import images, time_calls
 from densenet_flax.model import DenseNet201
 from densenet_flax.predict import Pipeline
+from densenet_flax.process import restart_with_huge_pages
 from densenet_flax.sharding import make_mesh, put_batch, replicate
 from densenet_flax.weights import load_weights
 
 
 def main() -> None:
-    """Times each batch size."""
+    """Times each batch size, under the memory settings of `main.py`."""
+    restart_with_huge_pages()
     given = options_of_peer()
     model = DenseNet201(num_classes=2, hidden=(256,), dtype=jnp.dtype(given["precision"]))
     mesh = make_mesh()

@@ -10,13 +10,15 @@ from benchmarks.common import answer, median, options_of_peer
 from benchmarks.tail import inputs
 from densenet_flax import frontier
 from densenet_flax.model import DenseNet201
+from densenet_flax.process import restart_with_huge_pages
 from densenet_flax.sharding import make_mesh, put_batch
 from densenet_flax.step import Stage, StageProgram
 from densenet_flax.weights import load_weights
 
 
 def main() -> None:
-    """Runs the steps."""
+    """Runs the steps, under the memory settings of `main.py`."""
+    restart_with_huge_pages()
     given = options_of_peer()
     dtype = jnp.dtype(given["precision"])
     model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.0, dtype=dtype)
