@@ -257,9 +257,13 @@ def _unstacked(tree, count: int) -> list:
         flat = jax.lax.optimization_barrier(leaf.reshape(-1))
         return [part.reshape(leaf.shape[1:]) for part in jnp.split(flat, count)]
 
-    leaves, structure = jax.tree.flatten(tree)
-    parts = [cut(leaf) for leaf in leaves]
-    return [jax.tree.unflatten(structure, [of[k] for of in parts]) for k in range(count)]
+    return _of_each(jax.tree.map(cut, tree), count)
+
+
+def _of_each(lists, count: int) -> list:
+    """A tree of lists as a list of trees; unlike `jax.tree.transpose`, also where it is empty."""
+    is_list = lambda node: isinstance(node, list)  # noqa: E731
+    return [jax.tree.map(lambda of, k=k: of[k], lists, is_leaf=is_list) for k in range(count)]
 
 
 def _widened(half: HalfBlock, width: int) -> HalfBlock:
@@ -277,10 +281,8 @@ def _narrowed(blocks: Blocks, widths: Sequence[int]) -> list[tuple[HalfBlock, Ha
     for (half, _), c in zip(blocks, widths, strict=True):
         running = jax.tree.map(lambda leaf, c=c: leaf[:c], half.running)
         narrow.append(HalfBlock(half.scale[:c], half.bias[:c], running, half.kernel[:, :, :c]))
-    leaves = zip(*(jax.tree.leaves(half) for half in narrow), strict=True)
-    structure = jax.tree.structure(narrow[0])
-    together = zip(*(side_by_side(of_one_kind) for of_one_kind in leaves), strict=True)
-    firsts = [jax.tree.unflatten(structure, of_one_block) for of_one_block in together]
+    together = jax.tree.map(lambda *leaves: side_by_side(leaves), *narrow)
+    firsts = _of_each(together, len(narrow))
     return [(first, second) for first, (_, second) in zip(firsts, blocks, strict=True)]
 
 

@@ -295,12 +295,12 @@ class DenseNet(nn.Module):
             weight,
             [block.halves() for block in blocks],
         )
-        if moments:
-            firsts = list(
-                zip(*(side_by_side([leaf[:c] for c in channels]) for leaf in moments), strict=True)
-            )
-        for i, (block, second) in enumerate(zip(blocks, of_bottlenecks, strict=True)):
-            block.observe(firsts[i] if moments and live[i][0] else None, second)
+        of_channels = [side_by_side([leaf[:c] for c in channels]) for leaf in moments or ()]
+        firsts: Sequence[Any] = list(zip(*of_channels, strict=True)) or [None] * len(blocks)
+        for block, (is_live, _), first, second in zip(
+            blocks, live, firsts, of_bottlenecks, strict=True
+        ):
+            block.observe(first if is_live else None, second)
         return x, moments
 
 

@@ -22,7 +22,7 @@ from densenet_flax.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
-from densenet_flax.packing import Packed
+from densenet_flax.packing import Packed, spread
 from densenet_flax.process import give_back_memory
 from densenet_flax.sharding import replicate, replicated
 
@@ -196,12 +196,7 @@ class StageProgram:
     def bind(self, variables: Variables) -> None:
         """Takes the values to start from, where they have changed since the program was made."""
         split = {name: partition(variables[name], mask) for name, mask in self._whole_masks.items()}
-        self._initial = {
-            name: Packed.of(jax.tree.map(np.asarray, select(chosen, self._tail)), vectors)
-            for (name, (chosen, _)), vectors in zip(
-                split.items(), self._vectors.values(), strict=True
-            )
-        }
+        self._initial = {name: select(chosen, self._tail) for name, (chosen, _) in split.items()}
         self._host_frozen = {name: rest for name, (_, rest) in split.items()}
         self._placed: Any = None
 
@@ -215,13 +210,13 @@ class StageProgram:
 
     def init(self, step: int) -> TrainState:
         """The state at the start of the stage, with a fresh optimizer."""
-        initial = self._initial
-        params = replicate(initial["params"], self.mesh)
-        zeros = jax.eval_shape(self._optimizer.init, initial["params"].unpack())
+        trees = jax.tree.map(np.asarray, self._initial)
+        initial = {name: self._pack(tree, name) for name, tree in trees.items()}
+        zeros = jax.eval_shape(self._optimizer.init, trees["params"])
         opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), zeros)
         return TrainState(
             step=replicate(np.int32(step), self.mesh),
-            params=params,
+            params=replicate(initial["params"], self.mesh),
             batch_stats=replicate(initial["batch_stats"], self.mesh),
             opt_state=replicate(opt_state, self.mesh),
             ema=replicate(initial["params"], self.mesh) if self._ema_decay else None,
@@ -230,20 +225,19 @@ class StageProgram:
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
         """The network from the stage's cut on as it would be used now: averaged, if it is."""
         # Unpacked on the host: on a device each leaf's slice would be a program of its own.
-        trained, running = replicate(self._on_host(state), self.mesh)
+        trained, running = replicate(spread(self._now(state)), self.mesh)
         return self._merge(trained, running, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The whole network as it would be used now, on the host, to stay when the step runs on."""
         frozen = {name: select(tree, self._tail) for name, tree in self._host_frozen.items()}
-        tail = self._merge(*self._on_host(state), frozen)
+        trained, running = jax.tree.map(np.array, spread(self._now(state)))
+        tail = self._merge(trained, running, frozen)
         return {name: {**dict(rest), **tail[name]} for name, rest in self._host_frozen.items()}
 
-    def _on_host(self, state: TrainState) -> tuple[Any, Any]:
-        """What has been trained, as trees of NumPy arrays of their own: params and statistics."""
-        params = state.params if state.ema is None else state.ema
-        copies = [packed.map(lambda _, v: np.array(v)) for packed in (params, state.batch_stats)]
-        return copies[0].unpack(), copies[1].unpack()
+    def _now(self, state: TrainState) -> tuple[Packed, Packed]:
+        """What has been trained, as it would be used: parameters and statistics."""
+        return state.params if state.ema is None else state.ema, state.batch_stats
 
     def learning_rate(self, stage_step: int) -> float:
         """The rate of a step of the stage, before any reduction on a plateau."""
@@ -282,12 +276,15 @@ class StageProgram:
 
         chosen, rest = (jax.tree.map(shape, t) for t in (self._initial, self._host_frozen))
         frozen = {name: select(tree, self._tail) for name, tree in rest.items()}
-        params = chosen["params"]
-        of_tree = jax.eval_shape(self._optimizer.init, self._initial["params"].unpack())
-        opt_state = jax.tree.map(shape, of_tree)
+        opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, chosen["params"]))
+        packed = {
+            name: jax.tree.map(shape, jax.eval_shape(lambda t, n=name: self._pack(t, n), tree))
+            for name, tree in chosen.items()
+        }
+        params = packed["params"]
         step: Any = shape(np.zeros((), np.int32))
         ema = params if self._ema_decay else None
-        return TrainState(step, params, chosen["batch_stats"], opt_state, ema), frozen
+        return TrainState(step, params, packed["batch_stats"], opt_state, ema), frozen
 
     def run_step(
         self, state: TrainState, batch: Mapping[str, jax.Array], rate_scale: float = 1.0
@@ -308,6 +305,9 @@ class StageProgram:
         self.compile(batch)
         scale = replicate(np.float32(rate_scale), self.mesh)
         return self._compiled(state, self._frozen, dict(batch), scale)
+
+    def _pack(self, tree: Any, name: str) -> Packed:
+        return Packed.of(tree, self._vectors[name])
 
     def _merge(self, params: Any, batch_stats: Any, frozen: Any) -> dict[str, Any]:
         return {
@@ -340,10 +340,10 @@ class StageProgram:
         updates, opt_state = self._optimizer.update(
             gradients, state.opt_state, before, rate_scale=rate_scale
         )
-        moves = Packed.of(updates, self._vectors["params"])
+        moves = self._pack(updates, "params")
         params = optax.apply_updates(state.params, moves)
         of_live = _where(self._masks["batch_stats"], moments)
-        observed = Packed.of(of_live, self._vectors["batch_stats"])
+        observed = self._pack(of_live, "batch_stats")
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -355,7 +355,7 @@ class StageProgram:
             "loss": loss * weight.sum(),
             "correct": jnp.sum((logits.argmax(-1) == batch["label"]) * weight),
             "count": weight.sum(),
-            "gradient_norm": _norm(Packed.of(gradients, self._vectors["params"])),
+            "gradient_norm": _norm(self._pack(gradients, "params")),
             "update_norm": _norm(moves),
         }
         return new_state, metrics

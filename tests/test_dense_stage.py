@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from densenet_flax import dense_stage as ds
 from densenet_flax.dense_stage import HalfBlock, Manner, dense_stage
+from densenet_flax.packing import Packed
 
 N, H, W, ENTERING, GROWTH, BLOCKS = 5, 4, 3, 6, 2, 3
 EPSILON = 1e-3
@@ -129,3 +131,19 @@ def test_half_precision_comes_out_as_it_went_in(arguments):
     y, backward = jax.vjp(run, x.astype(jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert backward(jnp.ones_like(y))[0].dtype == jnp.bfloat16
+
+
+def test_packing_what_is_side_by_side_takes_whole_buffers():
+    """Or packing costs a program for each part, and compiling as many as there are leaves."""
+
+    def pack(stack, moments):
+        tree = {f"block{i}": {"scale": part} for i, part in enumerate(ds._unstacked(stack, 20))}
+        for i, part in enumerate(ds.side_by_side([moments[: 8 * i + 8] for i in range(20)])):
+            tree[f"block{i}"]["mean"] = part
+        return Packed.of(tree, jax.tree.map(lambda _: "", tree)).vectors[""]
+
+    stack, moments = jnp.arange(20 * 6.0).reshape(20, 6), jnp.arange(160.0)
+    compiled = jax.jit(pack).lower(stack, moments).compile()
+    assert compiled.as_text().count(" fusion(") <= 4  # 36 with slices of the arrays themselves
+    wanted = [np.arange(8 * i + 8) for i in range(20)] + [np.arange(120)]
+    np.testing.assert_array_equal(compiled(stack, moments), np.concatenate(wanted))
