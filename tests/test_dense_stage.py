@@ -144,6 +144,6 @@ def test_packing_what_is_side_by_side_takes_whole_buffers():
 
     stack, moments = jnp.arange(20 * 6.0).reshape(20, 6), jnp.arange(160.0)
     compiled = jax.jit(pack).lower(stack, moments).compile()
-    assert compiled.as_text().count(" fusion(") <= 4  # 36 with slices of the arrays themselves
+    assert compiled.as_text().count(" fusion(") <= 4  # 19 if parts of the second are slices of it
     wanted = [np.arange(8 * i + 8) for i in range(20)] + [np.arange(120)]
     np.testing.assert_array_equal(compiled(stack, moments), np.concatenate(wanted))
