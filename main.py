@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from densenet_flax.process import restart_with_huge_pages
+from densenet_flax.common.host_memory import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
@@ -98,7 +98,7 @@ def _set_up_logging() -> None:
 
 def _predict() -> None:
     """Predicts the images with the network of the work directory or file."""
-    from densenet_flax import prediction
+    from densenet_flax.inference import batch as prediction
 
     prediction.predict(
         str(_WORKDIR.value or _MODEL.value),
@@ -131,9 +131,10 @@ def main(_: Sequence[str]) -> None:
     _set_up_logging()
     import jax  # after the flags are known to be right: importing it takes seconds
 
-    from densenet_flax import cross_validation, experiment
-    from densenet_flax.errors import InputError, Stopped
-    from densenet_flax.sharding import start_processes
+    from densenet_flax.common.errors import InputError, Stopped
+    from densenet_flax.common.sharding import start_processes
+    from densenet_flax.experiments import cross_validation
+    from densenet_flax.experiments import run as experiment
 
     if _COORDINATOR.value:
         try:

@@ -29,9 +29,10 @@ BATCH = 32
 
 def draw(where: Path, images: int, distinct: int) -> None:
     """Writes the stand-in: `distinct` tiles, each shifted anew for every name that shows it."""
-    from densenet_flax.data.breakhis import counts, files, folds
-    from densenet_flax.data.tissue import draw_stain, draw_tile
-    from densenet_flax.files import atomic_dir
+    from densenet_flax.data.breakhis import counts, folds
+    from densenet_flax.data.breakhis import layout as files
+    from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
+    from densenet_flax.storage.atomic import atomic_dir
 
     names = []
     tokens = {folder: token for token, (folder, _) in files.SUBTYPES.items()}
@@ -134,7 +135,7 @@ def forget_pages(where: Path) -> None:
 def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> dict:
     """One measurement, in this process."""
     from densenet_flax.data import batches, epoch_order
-    from densenet_flax.data.stream import images_ahead
+    from densenet_flax.data.images.stream import images_ahead
 
     storage = "stream" if "stream" in what else "array"
     with Memory() as memory:
@@ -168,7 +169,7 @@ def augmentation(pixels: int) -> list[dict]:
     """Images per second of views, compiled, on whatever JAX runs on."""
     import jax
 
-    from densenet_flax.data.augment import AugmentSettings, augment, mix
+    from densenet_flax.data.augmentation.views import AugmentSettings, augment, mix
 
     settings = {
         "symmetries": AugmentSettings(symmetries=True),

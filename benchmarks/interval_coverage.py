@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 from scipy.stats import norm
 
-from densenet_flax.evaluation.intervals import Settings
-from densenet_flax.evaluation.resampling import image_values
-from densenet_flax.evaluation.sample import Sample, draw_patients
+from densenet_flax.evaluation.metrics.intervals import Settings
+from densenet_flax.evaluation.metrics.resampling import image_values
+from densenet_flax.evaluation.metrics.sample import Sample, draw_patients
 
 AUC = 0.95
 LEVEL = 0.95

@@ -30,10 +30,10 @@ def measure(
     import jax.numpy as jnp
     import numpy as np
 
-    from densenet_flax import frontier
-    from densenet_flax.model import DenseNet201, init_variables
-    from densenet_flax.sharding import make_mesh, put_batch
-    from densenet_flax.step import Stage, StageProgram
+    from densenet_flax.common.sharding import make_mesh, put_batch
+    from densenet_flax.models import frontier
+    from densenet_flax.models.densenet import DenseNet201, init_variables
+    from densenet_flax.training.train_step import Stage, StageProgram
 
     model = DenseNet201(
         num_classes=2, hidden=(256,), dropout=0.5, remat=remat, dtype=jnp.dtype(dtype)

@@ -4,10 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densenet_flax.classifier import load_classifier
-    from densenet_flax.errors import InputError
-    from densenet_flax.frontier import trainable_mask
-    from densenet_flax.model import (
+    from densenet_flax.common.errors import InputError
+    from densenet_flax.inference.classifier import load_classifier
+    from densenet_flax.models.densenet import (
         DenseNet,
         DenseNet121,
         DenseNet161,
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
         DenseNet201,
         preprocess_input,
     )
+    from densenet_flax.models.frontier import trainable_mask
     from densenet_flax.weights import load_weights
 
 __all__ = [
@@ -31,10 +31,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "InputError": "errors",
-    "load_classifier": "classifier",
+    "InputError": "common.errors",
+    "load_classifier": "inference.classifier",
     "load_weights": "weights",
-    "trainable_mask": "frontier",
+    "trainable_mask": "models.frontier",
+    "preprocess_input": "models.densenet",
 }
 
 
@@ -42,7 +43,9 @@ def __getattr__(name: str) -> Any:
     """Imports a name when it is first used: JAX takes seconds, and not every program needs it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'model')}"), name)
+    return getattr(
+        importlib.import_module(f"{__name__}.{_HOME.get(name, 'models.densenet')}"), name
+    )
 
 
 def __dir__() -> list[str]:

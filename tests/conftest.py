@@ -15,9 +15,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import numpy as np
 import pytest
 
-from densenet_flax.data.source import Dataset
-from densenet_flax.data.splits import patient_split
-from densenet_flax.model import DenseNet, init_variables
+from densenet_flax.data.loading import Dataset
+from densenet_flax.data.splits.split import patient_split
+from densenet_flax.models.densenet import DenseNet, init_variables
 
 TINY_BLOCKS = (2, 2, 3, 2)  # all kinds of units, and stages of more than one block
 
@@ -94,8 +94,8 @@ def tiny_run(tmp_path_factory):
 
     (work directory, configuration, files of the test side, the evaluation's table of them)
     """
-    from densenet_flax import experiment
     from densenet_flax.evaluation.predictions_csv import read_csv
+    from densenet_flax.experiments import run as experiment
     from tests.configs import tiny as tiny_config
 
     config = tiny_config.get_config()

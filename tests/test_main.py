@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densenet_flax.checkpoint import Checkpoints
-from densenet_flax.model import NETWORKS
+from densenet_flax.models.densenet import NETWORKS
+from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.weights import WeightsInfo, load_with_info, save_weights
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 CONFIG = "tests/configs/tiny.py"
 
 
@@ -324,6 +324,6 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_bits(tmp_path, cache):
 
 def test_the_program_needs_no_tensorflow_and_no_torch():
     slow = {"tensorflow", "torch", "keras", "sklearn", "matplotlib"}
-    code = f"import sys, densenet_flax.experiment; sys.exit(bool({slow} & set(sys.modules)))"
+    code = f"import sys, densenet_flax.experiments.run; sys.exit(bool({slow} & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

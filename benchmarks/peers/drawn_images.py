@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.common import answer, options_of_peer
-from densenet_flax.data.tissue import draw_stain, draw_tile
-from densenet_flax.files import atomic_dir
+from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
+from densenet_flax.storage.atomic import atomic_dir
 
 TILES_PER_PATIENT = 4
 TEST_IMAGES = 32

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from benchmarks.common import answer, options_of_peer
-from densenet_flax import frontier
-from densenet_flax.model import DenseNet201, init_variables, preprocess_input
+from densenet_flax.models import frontier
+from densenet_flax.models.densenet import DenseNet201, init_variables, preprocess_input
 from densenet_flax.weights import WeightsInfo, export_weights, save_weights
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -6,10 +6,10 @@ import numpy as np
 
 from benchmarks.common import answer, options_of_peer
 from benchmarks.peers.timing import images, time_calls
-from densenet_flax.model import DenseNet201
-from densenet_flax.predict import Pipeline
-from densenet_flax.process import restart_with_huge_pages
-from densenet_flax.sharding import make_mesh, put_batch, replicate
+from densenet_flax.common.host_memory import restart_with_huge_pages
+from densenet_flax.common.sharding import make_mesh, put_batch, replicate
+from densenet_flax.inference.segments import Pipeline
+from densenet_flax.models.densenet import DenseNet201
 from densenet_flax.weights import load_weights
 
 

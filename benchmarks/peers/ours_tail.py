@@ -8,11 +8,11 @@ import numpy as np
 
 from benchmarks.common import answer, median, options_of_peer
 from benchmarks.tail import inputs
-from densenet_flax import frontier
-from densenet_flax.model import DenseNet201
-from densenet_flax.process import restart_with_huge_pages
-from densenet_flax.sharding import make_mesh, put_batch
-from densenet_flax.step import Stage, StageProgram
+from densenet_flax.common.host_memory import restart_with_huge_pages
+from densenet_flax.common.sharding import make_mesh, put_batch
+from densenet_flax.models import frontier
+from densenet_flax.models.densenet import DenseNet201
+from densenet_flax.training.train_step import Stage, StageProgram
 from densenet_flax.weights import load_weights
 
 

@@ -1,16 +1,16 @@
 """Images, labels and patients: from folders and archives to batches, without TensorFlow."""
 
-from densenet_flax.data.drawn import write_breakhis_tree
-from densenet_flax.data.policies import make_split
-from densenet_flax.data.source import (
+from densenet_flax.data.loading import (
     Dataset,
     batches,
     check_batch_size,
     epoch_order,
     open_dataset,
 )
-from densenet_flax.data.splits import Split, assert_disjoint, load_split, patient_split
-from densenet_flax.data.tissue import Stain, draw_stain, draw_tile
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split import Split, assert_disjoint, load_split, patient_split
+from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
+from densenet_flax.data.synthetic.tissue import Stain, draw_stain, draw_tile
 
 __all__ = [
     "Dataset",

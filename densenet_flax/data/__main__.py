@@ -10,8 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from densenet_flax.data import policies, splits, table
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.splits import overlap_table as table
+from densenet_flax.data.splits import policies
+from densenet_flax.data.splits import split as splits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:

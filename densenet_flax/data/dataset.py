@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.data.stream import Images
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.images.stream import Images
 
 # Who is one patient of BreakHis, from coarse to fine.
 GROUPS = ("case70", "slide81", "id82")

@@ -7,16 +7,16 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "OperatingPoint": "operating_point",
+    "OperatingPoint": "metrics.operating_point",
     "Predictions": "predictions",
-    "choose_operating_point": "operating_point",
-    "compare": "comparison",
-    "cross_validation_summary": "folds",
-    "evaluate": "metrics",
-    "pool": "folds",
+    "choose_operating_point": "metrics.operating_point",
+    "compare": "metrics.comparison",
+    "cross_validation_summary": "metrics.folds",
+    "evaluate": "metrics.compute",
+    "pool": "metrics.folds",
     "read_csv": "predictions_csv",
-    "verdict": "report",
-    "write_report": "report",
+    "verdict": "report.report",
+    "write_report": "report.report",
 }
 
 

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from densenet_flax.errors import InputError
-from densenet_flax.evaluation.comparison import compare, comparison_table
-from densenet_flax.evaluation.folds import cross_validation_summary, summary_table
-from densenet_flax.evaluation.intervals import LEVEL, RESAMPLES
+from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation.metrics.comparison import compare, comparison_table
+from densenet_flax.evaluation.metrics.folds import cross_validation_summary, summary_table
+from densenet_flax.evaluation.metrics.intervals import LEVEL, RESAMPLES
 from densenet_flax.evaluation.predictions import CLASS_NAMES
 from densenet_flax.evaluation.predictions_csv import read_csv
-from densenet_flax.evaluation.report import verdict, write_report
+from densenet_flax.evaluation.report.report import verdict, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.errors import InputError
-from densenet_flax.files import replace_files
+from densenet_flax.common.errors import InputError
+from densenet_flax.storage.atomic import replace_files
 
 CLASS_NAMES = ("benign", "malignant")
 

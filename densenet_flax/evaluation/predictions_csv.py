@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation.predictions import (
     CLASS_NAMES,
     TEXT,

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax import tta
-from densenet_flax.classifier import Classifier
-from densenet_flax.errors import InputError
-from densenet_flax.export.judge import Outputs
-from densenet_flax.model import IMAGENET_MEAN, IMAGENET_STD, key_of_unit, line_of_units
+from densenet_flax.common.errors import InputError
+from densenet_flax.export.predict_fn import Outputs
+from densenet_flax.inference import tta
+from densenet_flax.inference.classifier import Classifier
+from densenet_flax.models.densenet import IMAGENET_MEAN, IMAGENET_STD, key_of_unit, line_of_units
 from densenet_flax.weights import WeightsInfo
 
 OPSET = 17
@@ -154,7 +154,7 @@ def _preprocess(graph: _Graph, x: str, mode: str) -> str:
 
 
 def _network(graph: _Graph, x: str, classifier: Classifier) -> str:
-    """From preprocessed images to logits; see `densenet_flax.model`."""
+    """From preprocessed images to logits; see `densenet_flax.models.densenet`."""
     info: WeightsInfo = classifier.info
     params, stats = classifier.variables["params"], classifier.variables["batch_stats"]
     square = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
@@ -192,7 +192,7 @@ def _network(graph: _Graph, x: str, classifier: Classifier) -> str:
 
 
 def _judge(graph: _Graph, logits: str, classifier: Classifier, count: int) -> None:
-    """From logits to the outputs; see `densenet_flax.export.judge`."""
+    """From logits to the outputs; see `densenet_flax.export.predict_fn`."""
     point, classes = classifier.point, len(classifier.class_names)
     if classifier.info.num_classes == 1:
         no = graph.add("Sub", logits, logits, name="no_score")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from densenet_flax.classifier import Classifier
-from densenet_flax.export.judge import Outputs, judge
+from densenet_flax.export.predict_fn import Outputs, judge
+from densenet_flax.inference.classifier import Classifier
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights import Conversion, convert, download, export, inspect
 from densenet_flax.weights.info import PREPROCESSING, WeightsInfo
 from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import flatten
 from densenet_flax.weights.load import Variables, open_source, read_source, read_weights

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path as FilePath
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 
 _SECONDS = 20.0
 _BYTES_PER_SECOND = 2e6  # of the slowest disk to wait for

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from densenet_flax.errors import InputError
-from densenet_flax.model import DenseNet
+from densenet_flax.common.errors import InputError
+from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.layout import Layout
 
 PREPROCESSING = ("torch", "scale")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 
 # Layers that leave inference as our model computes it, given that every shape agrees.
 _NEUTRAL = re.compile(

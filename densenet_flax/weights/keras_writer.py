@@ -16,11 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from densenet_flax.errors import InputError
-from densenet_flax.files import atomic_file
-from densenet_flax.frontier import keras_layers
+from densenet_flax.common.errors import InputError
+from densenet_flax.models.frontier import keras_layers
+from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.keras import ATTRIBUTE, KERAS_EPSILON
+from densenet_flax.weights.keras_files import ATTRIBUTE, KERAS_EPSILON
 
 _NORM = (
     ("gamma", "params", "scale"),

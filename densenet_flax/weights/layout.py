@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from densenet_flax.frontier import keras_layers
-from densenet_flax.model import NETWORKS, DenseNet
+from densenet_flax.models.densenet import NETWORKS, DenseNet
+from densenet_flax.models.frontier import keras_layers
 
 Path = tuple[str, ...]  # ('params', 'conv4_block23', '2_conv', 'kernel')
 Shape = tuple[int, ...]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.errors import InputError
-from densenet_flax.model import DenseNet
+from densenet_flax.common.errors import InputError
+from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import Layout, flatten, recognise
 from densenet_flax.weights.official import OFFICIAL, download
@@ -40,13 +40,13 @@ def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
     if fault := _no_weights(start):
         raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
     if start.startswith(_HDF5):
-        from densenet_flax.weights.keras import open_hdf5 as opener
+        from densenet_flax.weights.keras_files import open_hdf5 as opener
     elif start.startswith(_ZIP) and file.suffix == ".keras":
-        from densenet_flax.weights.keras import open_archive as opener
+        from densenet_flax.weights.keras_files import open_archive as opener
     elif file.suffix == ".safetensors":
-        from densenet_flax.weights.safetensors import open_safetensors as opener
+        from densenet_flax.weights.safetensors_files import open_safetensors as opener
     elif start.startswith((_ZIP, b"\x80")) and file.suffix != ".h5":
-        from densenet_flax.weights.torch import open_torch as opener
+        from densenet_flax.weights.torch_files import open_torch as opener
     else:
         raise InputError(f"{file}: no weights file that this package knows; expected {_EXPECTED}")
     with opener(file) as source:

@@ -12,7 +12,7 @@ import requests
 import tqdm
 from absl import logging
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights.source import file_hash
 
 BASE_URL = "https://storage.googleapis.com/tensorflow/keras-applications/densenet/"

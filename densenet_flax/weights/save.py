@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import flatten
 
@@ -23,7 +23,7 @@ def save_weights(
     Raises:
       InputError: the variables are not those of `info`, or the file cannot be written.
     """
-    from densenet_flax.weights.safetensors import save_safetensors
+    from densenet_flax.weights.safetensors_files import save_safetensors
 
     target = check_target(path, ".safetensors")
     _check_variables(target, variables, info)

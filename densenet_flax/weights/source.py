@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import Layout, Path, Shape, nest, recognise
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.torch import load_state_dict
+from densenet_flax.weights.torch_files import load_state_dict
 
 
 def run(

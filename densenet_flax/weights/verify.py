@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densenet_flax.errors import InputError
-from densenet_flax.model import DenseNet, line_of_units
+from densenet_flax.common.errors import InputError
+from densenet_flax.models.densenet import DenseNet, line_of_units
 from densenet_flax.weights.info import WeightsInfo
 
 TOLERANCE = 1e-4  # largest difference over largest value

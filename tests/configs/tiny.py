@@ -3,7 +3,7 @@
 import functools
 
 from configs import quickstart
-from densenet_flax.model import NETWORKS, DenseNet
+from densenet_flax.models.densenet import NETWORKS, DenseNet
 
 
 def get_config():

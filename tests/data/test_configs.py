@@ -7,8 +7,8 @@ import pytest
 
 from configs import breakhis, keras_recipe
 from densenet_flax.data import make_split
-from densenet_flax.data.augment import AugmentSettings, settings_for
-from densenet_flax.data.table import catalogue, names_at
+from densenet_flax.data.augmentation.views import AugmentSettings, settings_for
+from densenet_flax.data.splits.overlap_table import catalogue, names_at
 
 NAMES = ("breakhis", "colorectal_histology", "folder", "keras_recipe", "patch_camelyon")
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from densenet_flax.evaluation import Predictions, figures
+from densenet_flax.evaluation import Predictions
+from densenet_flax.evaluation.report import figures
 
 
 def table(**columns):

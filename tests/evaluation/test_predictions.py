@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import Predictions, read_csv
-from densenet_flax.files import replace_files
+from densenet_flax.storage.atomic import replace_files
 
 COLUMNS = ("file", "patient", "subtype", "magnification", "slide", "label", "probability")
 

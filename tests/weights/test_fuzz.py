@@ -14,12 +14,11 @@ import safetensors.numpy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights import hdf5_probe, read_weights, save_weights
 from densenet_flax.weights.layout import Layout, flatten
 from densenet_flax.weights.save import export_weights
-
-from .helpers import info_of, keras_tiny, random_variables, torch_state
+from tests.weights.helpers import info_of, keras_tiny, random_variables, torch_state
 
 SMALL = Layout((1, 1), growth_rate=2, stem_features=4, num_classes=3)
 KERAS = Layout((1, 1), num_classes=3)

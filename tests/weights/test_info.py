@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from densenet_flax.errors import InputError
-from densenet_flax.model import DenseNet201
+from densenet_flax.common.errors import InputError
+from densenet_flax.models.densenet import DenseNet201
 from densenet_flax.weights import WeightsInfo
 
 FULL = WeightsInfo.of(

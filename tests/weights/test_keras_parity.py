@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from densenet_flax import model as models
+from densenet_flax.models import densenet as models
 from densenet_flax.weights import load_weights, read_weights
 from densenet_flax.weights.layout import flatten
-
-from .helpers import (
+from tests.weights.helpers import (
     assert_same,
     keras_function,
     keras_values,

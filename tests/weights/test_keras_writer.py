@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.save import export_weights
-
-from .helpers import (
+from tests.weights.helpers import (
     RECIPE,
     TINY,
     assert_same,

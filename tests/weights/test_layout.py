@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from densenet_flax.model import NETWORKS, DenseNet
+from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.weights.layout import Layout, flatten, nest, recognise
 
 HEADS = [{}, {"num_classes": 1000}, {"num_classes": 2, "hidden": (256, 64)}]

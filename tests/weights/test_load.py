@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 
-from densenet_flax.errors import InputError
-from densenet_flax.model import DenseNet, DenseNet161, DenseNet201
+from densenet_flax.common.errors import InputError
+from densenet_flax.models.densenet import DenseNet, DenseNet161, DenseNet201
 from densenet_flax.weights import (
     load,
     load_weights,
@@ -20,8 +20,7 @@ from densenet_flax.weights import (
 )
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.save import export_weights
-
-from .helpers import RECIPE, TINY, assert_same, info_of, random_variables, torch_state
+from tests.weights.helpers import RECIPE, TINY, assert_same, info_of, random_variables, torch_state
 
 
 def save(folder, layout=RECIPE, **meaning):
@@ -121,11 +120,11 @@ def test_no_file_and_no_permission(tmp_path):
 
 def test_a_checkpoint_directory_is_asked_of_the_checkpoint_module(tmp_path, monkeypatch):
     variables, info = random_variables(RECIPE), info_of(RECIPE)
-    module = types.ModuleType("densenet_flax.checkpoint")
+    module = types.ModuleType("densenet_flax.storage.checkpoint")
     values = {"class_names": ["b", "m"], "preprocessing": "scale", "image_size": [96, 96]}
     module.read_model = lambda path: (variables, values)
-    monkeypatch.setitem(sys.modules, "densenet_flax.checkpoint", module)
-    monkeypatch.setattr("densenet_flax.checkpoint", module, raising=False)
+    monkeypatch.setitem(sys.modules, "densenet_flax.storage.checkpoint", module)
+    monkeypatch.setattr("densenet_flax.storage.checkpoint", module, raising=False)
     found, meaning = read_weights(tmp_path)
     assert_same(found, variables)
     assert (meaning.class_names, meaning.preprocessing) == (("b", "m"), "scale")
@@ -195,7 +194,7 @@ def test_keras_names_in_torch_order_do_not_pass(tmp_path):
 
 
 def test_a_real_checkpoint_of_our_training(tmp_path):
-    from densenet_flax.checkpoint import Checkpoints
+    from densenet_flax.storage.checkpoint import Checkpoints
 
     variables = random_variables(RECIPE)
     meta = {

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from densenet_flax.model import DenseNet201
+from densenet_flax.models.densenet import DenseNet201
 from densenet_flax.weights import export_weights, official, save_weights
 from densenet_flax.weights.__main__ import main
 from densenet_flax.weights.layout import Layout
-
-from .helpers import RECIPE, info_of, random_variables
+from tests.weights.helpers import RECIPE, info_of, random_variables
 
 ROOT = Path(__file__).parents[2]
 

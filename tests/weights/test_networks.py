@@ -6,12 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from densenet_flax.model import NETWORKS
+from densenet_flax.models.densenet import NETWORKS
 from densenet_flax.weights import convert, export, read_weights, save_weights
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.source import file_hash
-
-from .helpers import (
+from tests.weights.helpers import (
     assert_same,
     info_of,
     keras_values,

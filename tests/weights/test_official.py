@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights import official
 
 CONTENT = os.urandom(3_000_000)

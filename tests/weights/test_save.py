@@ -6,13 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from densenet_flax.errors import InputError
-from densenet_flax.files import atomic_file
+from densenet_flax.common.errors import InputError
+from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights import read_weights, save_weights
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.save import export_weights
-
-from .helpers import RECIPE, TINY, assert_same, info_of, random_variables
+from tests.weights.helpers import RECIPE, TINY, assert_same, info_of, random_variables
 
 WRITERS = {
     "m.safetensors": save_weights,
@@ -55,7 +54,7 @@ def test_an_interrupted_write_leaves_the_old_file(name, tmp_path, monkeypatch):
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights import save_weights
 from densenet_flax.weights.save import export_weights
 from tests_helpers import TINY, info_of, random_variables
@@ -76,10 +75,10 @@ def test_a_disk_that_fills_up(name, tmp_path):
     pytest.importorskip("resource", reason="limits of this kind are of Unix")
     folder = tmp_path / "out"
     folder.mkdir()
-    code = FULL_DISK.replace("tests_helpers", "weights.helpers")
+    code = FULL_DISK.replace("tests_helpers", "tests.weights.helpers")
     from pathlib import Path
 
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[2])
     result = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {tests!r})\n{code}", folder / name],
         capture_output=True,

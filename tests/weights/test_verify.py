@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
 from densenet_flax.weights import convert, export, read_weights, save_weights
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.verify import difference, run_units, verify
-
-from .helpers import (
+from tests.weights.helpers import (
     TINY,
     info_of,
     keras_recipe,

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from densenet_flax.data.breakhis import VERSION, files
-from densenet_flax.data.tfds_files import local_files
+from densenet_flax.data.breakhis import VERSION
+from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.sources.tfds_local_files import local_files
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from densenet_flax.data.breakhis import files
+from densenet_flax.data.breakhis import layout as files
 
 # Images per subtype at 40, 100, 200 and 400X: 7,909 in all.
 KNOWN = {

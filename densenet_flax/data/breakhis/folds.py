@@ -5,8 +5,8 @@ or in none. Each tests 28 ids, 9 benign and 19 malignant, and trains on the othe
 validation part. Written down from the fold files that the authors publish with the images.
 """
 
-from densenet_flax.data.breakhis import files
-from densenet_flax.errors import InputError
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.breakhis import layout as files
 
 FOLDS = (1, 2, 3, 4, 5)
 

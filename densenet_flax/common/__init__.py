@@ -1,0 +1,1 @@
+"""What any room may use: errors, the mesh, the host's memory, reading ahead."""

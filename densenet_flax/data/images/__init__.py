@@ -1,0 +1,1 @@
+"""Image files to arrays: decoding, stain normalization, the memory-mapped cache, streaming."""

@@ -1,0 +1,1 @@
+"""Where images come from: folders, TFDS data sets, drawn tiles."""

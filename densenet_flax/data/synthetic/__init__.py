@@ -1,0 +1,1 @@
+"""Drawn tissue, for demos and tests."""

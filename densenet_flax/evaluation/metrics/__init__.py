@@ -1,0 +1,1 @@
+"""A predictions table in, numbers out: metrics, intervals, operating points."""

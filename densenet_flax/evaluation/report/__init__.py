@@ -1,0 +1,1 @@
+"""Numbers in, a report out: page, figures, model card."""

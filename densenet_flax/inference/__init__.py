@@ -1,0 +1,1 @@
+"""A trained network in use: logits, probabilities, saliency maps, tables of predictions."""

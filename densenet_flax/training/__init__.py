@@ -1,0 +1,1 @@
+"""Stages, the train step, the optimizer, the prefix cache and the trainer."""

@@ -1,0 +1,276 @@
+import io
+import re
+import shutil
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.breakhis import layout as files
+
+
+@pytest.fixture
+def tree(drawn_tree, tmp_path):
+    shutil.copytree(drawn_tree, tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def first_image(tree):
+    return sorted(tree.rglob("*.png"))[0]
+
+
+def read(path):
+    return dict(files.read_images(files.find_source(path)))
+
+
+def test_a_name_says_all_there_is_to_know():
+    assert files.parse_name("SOB_B_TA-14-22549AB-400-012.png") == files.Name(
+        "benign", "tubular_adenoma", 14, "22549AB", "22549", 400, 12
+    )
+    assert files.parse_name("SOB_M_DC-14-13412-40-001.png").slide_id == "13412"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SOB_B_A_14-22549AB-40-001.png",  # as the folders write it
+        "SOB_B_DC-14-22549AB-40-001.png",  # no benign carcinoma
+        "SOB_B_A-14-22549AB-50-001.png",
+        "SOB_B_A-14-22549AB-40-001.png.bak",
+        "xSOB_B_A-14-22549AB-40-001.png",
+    ],
+)
+def test_other_names_are_refused(name):
+    assert files.parse_name(name) is None
+
+
+def test_any_folder_above_or_below_the_root_will_do(tree):
+    (tree / "holiday.png").write_bytes(b"not a tissue, and not in BreaKHis_v1")
+    names = set(read(tree))
+    assert len(names) == 16
+    assert set(read(tree / "BreaKHis_v1")) == names
+    assert set(read(tree.parent)) == names
+    benign = tree / "BreaKHis_v1/histology_slides/breast/benign"
+    assert set(read(benign)) == {name for name in names if "_B_" in name}
+
+
+def test_a_linked_folder_is_followed_and_a_circle_is_not(tree, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "data").symlink_to(tree)
+    (tree / "BreaKHis_v1" / "up").symlink_to(tree)
+    assert len(files.list_images(tmp_path / "links")) == 16
+
+
+def test_archive_and_folder_hold_the_same(drawn_tree, drawn_archive):
+    assert read(drawn_archive) == read(drawn_tree)
+    assert files.find_source(drawn_archive.parent) == drawn_archive
+
+
+def test_clutter_is_ignored(tree):
+    folder = first_image(tree).parent
+    for name in ("Thumbs.db", "notes.txt", "._SOB_B_A-14-1-40-001.png", ".hidden.png"):
+        (folder / name).write_bytes(b"clutter")
+    (tree / "BreaKHis_v1" / "__MACOSX").mkdir()
+    (tree / "BreaKHis_v1" / "__MACOSX" / "SOB_B_A-14-1-40-001.png").write_bytes(b"clutter")
+    assert len(read(tree)) == 16
+
+
+def test_clutter_in_an_archive_is_ignored(drawn_tree, tmp_path):
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(drawn_tree / "BreaKHis_v1", "./BreaKHis_v1")
+        for name in ("BreaKHis_v1/._a.png", "__MACOSX/b.png", "BreaKHis_v1/readme.txt"):
+            archive.addfile(tarfile.TarInfo(name))
+        link = tarfile.TarInfo("BreaKHis_v1/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    assert len(read(path)) == 16
+
+
+def short_png():
+    """Sound in every chunk, but with pixels for half of its rows only."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(24 * (1 + 3 * 64)))[:-6]
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    )
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "no end", "flipped", "short", "jpeg"])
+def test_a_damaged_image_is_named(tree, damage):
+    path = first_image(tree)
+    data = path.read_bytes()
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
+    middle = len(data) // 2
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"<html>not found</html>",
+            "cut": data[:middle],
+            "no end": data[:-6],
+            "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "short": short_png(),
+            "jpeg": jpeg.getvalue(),
+        }[damage]
+    )
+    with pytest.raises(InputError, match=re.escape(path.name)) as caught:
+        read(tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_grey_and_transparent_images_become_rgb(tree):
+    path = first_image(tree)
+    Image.open(path).convert("LA").save(path)
+    assert Image.open(io.BytesIO(read(tree)[path.name])).mode == "RGB"
+
+
+def test_other_kinds_of_png_become_plain(tree):
+    """What the records hold is RGB, upright and of eight bits, like what the authors gave."""
+    path = first_image(tree)
+    rgb = np.asarray(Image.open(path).convert("RGB"))
+
+    def found():
+        return np.asarray(Image.open(io.BytesIO(read(tree)[path.name])))
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(rgb).save(path, exif=exif)
+    np.testing.assert_array_equal(found(), np.rot90(rgb, -1))
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(path)
+    np.testing.assert_array_equal(found(), np.repeat(rgb[..., :1], 3, -1))
+    clear = Image.fromarray(rgb).convert("RGBA")
+    clear.putalpha(0)
+    clear.save(path)
+    assert (found() == 255).all()
+    palette = Image.fromarray(rgb).convert("P")
+    palette.save(path)
+    np.testing.assert_array_equal(found(), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9000, 9000), (40000, 40000)])
+def test_sizes_that_are_no_tile_are_named(tree, size):
+    path = first_image(tree)
+    if size == (1, 1):
+        Image.new("RGB", size).save(path)
+    else:  # a true header: nothing as large is ever decoded
+        header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+        parts = [(b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(data))
+                + kind
+                + data
+                + struct.pack(">I", zlib.crc32(kind + data))
+                for kind, data in parts
+            )
+        )
+    with pytest.raises(InputError, match=re.escape(path.name)) as caught:
+        read(tree)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("where", ["../../{}", "/tmp/{}", "BreaKHis_v1/../../{}"])
+def test_an_archive_that_climbs_out_of_its_folder(tmp_path, drawn_tree, where):
+    image = first_image(drawn_tree)
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(where.format(image.name))
+        member.size = image.stat().st_size
+        archive.addfile(member, io.BytesIO(image.read_bytes()))
+    with pytest.raises(InputError, match=r"BreaKHis_v1\.tar\.gz: .*climbs out"):
+        read(path)
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_strange_png_is_named(tree):
+    (tree / "BreaKHis_v1" / "figure.png").write_bytes(first_image(tree).read_bytes())
+    with pytest.raises(InputError, match=r"figure\.png: not a BreakHis file name"):
+        read(tree)
+
+
+def test_a_folder_of_other_pictures(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    with pytest.raises(InputError, match=r"none of its 1 PNG files.*cat\.png"):
+        read(tmp_path)
+
+
+def test_missing_empty_and_wrong_places(tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no PNG images"):
+        read(tmp_path)
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="some other file"):
+        read(tmp_path / "data.zip")
+
+
+def test_a_dangling_link_is_named(tree):
+    path = first_image(tree)
+    path.unlink()
+    path.symlink_to("gone.png")
+    with pytest.raises(InputError, match=re.escape(path.name)):
+        read(tree)
+    with pytest.raises(InputError, match=re.escape(path.name)):
+        files.source_key(tree)
+
+
+def test_one_name_twice(tree):
+    path = first_image(tree)
+    other = tree / "BreaKHis_v1" / path.name
+    shutil.copy(path, other)
+    assert len(read(tree)) == 16  # a true copy does no harm
+    Image.open(path).transpose(Image.Transpose.ROTATE_180).save(other)
+    with pytest.raises(InputError) as caught:
+        read(tree)
+    assert str(path) in str(caught.value) and str(other) in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", [1.0, 0.7, 0.3, 100, 4])
+def test_a_cut_archive_is_named(drawn_archive, tmp_path, lost):
+    data = drawn_archive.read_bytes()
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    path.write_bytes(data[: -int(lost if lost > 1 else lost * len(data))])
+    with pytest.raises(InputError, match=r"BreaKHis_v1\.tar\.gz.*(cut short|no BreakHis images)"):
+        read(path)
+
+
+def test_an_archive_that_is_none(tmp_path):
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    path.write_bytes(b"<html>please log in</html>")
+    with pytest.raises(InputError, match="damaged"):
+        read(path)
+
+
+def test_a_strange_png_in_an_archive_is_named(tmp_path, drawn_tree):
+    path = tmp_path / "BreaKHis_v1.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(first_image(drawn_tree), "BreaKHis_v1/figure.png")
+    with pytest.raises(InputError, match=r"BreaKHis_v1/figure\.png"):
+        read(path)
+
+
+def test_the_key_follows_the_listing(tree):
+    before = files.source_key(tree)
+    assert files.source_key(tree) == before
+    path = first_image(tree)
+    path.rename(path.with_name("SOB_B_A-14-1-40-001.png"))
+    assert files.source_key(tree) != before
+
+
+def test_the_real_sample(breakhis_sample):
+    images = read(breakhis_sample)
+    assert len(images) == len(list(breakhis_sample.rglob("*.png")))
+    names = [files.parse_name(name) for name in images]
+    assert {name.label for name in names} == set(files.CLASS_NAMES)

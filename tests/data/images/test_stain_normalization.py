@@ -1,0 +1,201 @@
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data import open_dataset
+from densenet_flax.data.images import stain_normalization as stain
+from densenet_flax.data.synthetic.breakhis_tree import draw_stain, draw_tile
+
+LIBRARY = {
+    "channel": None,
+    "reinhard": "torchstain",
+    "macenko": "torchstain",
+    "deconvolution": "skimage.color",
+    "clahe": "skimage.exposure",
+}
+WITH_REFERENCE = ("channel", "reinhard", "macenko", "deconvolution")
+
+
+def tile(seed, size=(96, 64), tissue=None):
+    look = draw_stain(np.random.default_rng(seed))
+    tissue = seed if tissue is None else tissue
+    return draw_tile(np.random.default_rng(tissue), tissue % 2, look, size)[0]
+
+
+def need(method):
+    if LIBRARY[method]:
+        pytest.importorskip(LIBRARY[method])
+
+
+@pytest.fixture
+def reference(tmp_path):
+    path = tmp_path / "reference.png"
+    Image.fromarray(tile(5)).save(path)
+    return path
+
+
+def resolved(method, reference):
+    need(method)
+    more = {"reference": str(reference)} if method in WITH_REFERENCE else {}
+    return stain.resolve({"method": method, **more})
+
+
+def test_nothing_is_the_default():
+    for settings in ({}, None, {"method": "none"}):
+        assert stain.resolve(settings) == {}
+    image = tile(0)
+    assert stain.normaliser({})(image) is image
+
+
+@pytest.mark.parametrize("method", LIBRARY)
+def test_settings_survive_json(method, reference):
+    settings = resolved(method, reference)
+    assert json.loads(json.dumps(settings)) == settings and "reference" not in settings
+    assert stain.resolve(settings) == settings
+    again = stain.normaliser(json.loads(json.dumps(settings)))(tile(1))
+    np.testing.assert_array_equal(again, stain.normaliser(settings)(tile(1)))
+    assert again.dtype == np.uint8 and again.shape == tile(1).shape
+
+
+@pytest.mark.parametrize("method", WITH_REFERENCE)
+def test_tiles_come_closer_to_the_reference(method, reference):
+    normalise = stain.normaliser(resolved(method, reference))
+
+    def distance(images):
+        goal = tile(5).reshape(-1, 3).mean(0)
+        return np.mean([np.abs(image.reshape(-1, 3).mean(0) - goal).mean() for image in images])
+
+    # The same tissue in other stains: what differs is the stain alone.
+    before = [tile(seed, tissue=5) for seed in range(6, 18)]
+    after = [normalise(image) for image in before]
+    # Deconvolution keeps the colours of the dyes and changes their strengths only.
+    assert distance(after) < (0.9 if method == "deconvolution" else 0.6) * distance(before)
+
+
+@pytest.mark.parametrize("method", WITH_REFERENCE)
+def test_the_reference_itself_hardly_changes(method, reference):
+    done = stain.normaliser(resolved(method, reference))(tile(5))
+    assert np.abs(done.astype(int) - tile(5)).mean() < (6 if method == "macenko" else 1.1)
+
+
+def test_macenko_and_reinhard_are_those_of_torchstain(reference):
+    normalizers = pytest.importorskip("torchstain").normalizers
+    for method, make in (
+        ("macenko", normalizers.MacenkoNormalizer),
+        ("reinhard", normalizers.ReinhardNormalizer),
+    ):
+        library = make(backend="numpy")
+        library.fit(tile(5))
+        expected = library.normalize(tile(6))
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        ours = stain.normaliser(resolved(method, reference))(tile(6))
+        assert np.abs(ours.astype(int) - expected).max() <= 1
+
+
+def test_the_channel_rule_by_hand():
+    settings = stain.resolve({"method": "channel", "mean": (180, 130, 170), "std": [20, 25, 15]})
+    done = stain.normaliser(settings)(tile(3)).reshape(-1, 3)
+    np.testing.assert_allclose(done.mean(0), [180, 130, 170], atol=2)
+    np.testing.assert_allclose(done.std(0), [20, 25, 15], atol=2)
+
+
+def test_clahe_widens_the_light_and_keeps_the_hue():
+    colour = pytest.importorskip("skimage.color")
+    image = (tile(3).astype(float) * 0.3 + 150).astype(np.uint8)
+    done = stain.normaliser(stain.resolve({"method": "clahe"}))(image)
+    before, after = colour.rgb2lab(image), colour.rgb2lab(done)
+    assert after[..., 0].std() > 1.2 * before[..., 0].std()
+    assert np.abs(after[..., 1:] - before[..., 1:]).mean() < 1.5
+
+
+def test_the_limit_of_clahe_means_what_it_means_to_opencv():
+    """But for a stretch to the full range, which scikit-image adds."""
+    exposure, cv2 = pytest.importorskip("skimage.exposure"), pytest.importorskip("cv2")
+    image = np.repeat(tile(3, (704, 464)).mean(-1, keepdims=True), 3, -1).astype(np.uint8)
+    ours = stain.normaliser(stain.resolve({"method": "clahe"}))(image)[..., 0]
+    lightness = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    lightness[..., 0] = cv2.createCLAHE(2.0, (8, 8)).apply(lightness[..., 0])
+    theirs = cv2.cvtColor(lightness, cv2.COLOR_LAB2RGB)[..., 0]
+    assert exposure and np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.985
+
+
+@pytest.mark.parametrize("method", LIBRARY)
+def test_tiles_without_tissue_come_back_as_they_are(method, reference):
+    normalise = stain.normaliser(resolved(method, reference))
+    rng = np.random.default_rng(0)
+    empty = rng.integers(236, 250, (32, 32, 3)).astype(np.uint8)
+    speck = empty.copy()
+    speck[:4, :4] = (150, 60, 140)
+    flat = np.full((32, 32, 3), (180, 90, 160), np.uint8)
+    black = np.zeros((32, 32, 3), np.uint8)
+    for image in (empty, speck, flat, black, empty[:1, :1]):
+        np.testing.assert_array_equal(normalise(image), image)
+
+
+@pytest.mark.parametrize("method", LIBRARY)
+def test_odd_tiles_do_no_harm(method, reference):
+    normalise = stain.normaliser(resolved(method, reference))
+    noise = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+    grey = np.repeat(noise[..., :1], 3, -1)
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[:16] = (200, 0, 0)
+    for image in (noise, grey, red, tile(0)[:9, :9]):
+        done = normalise(image)
+        assert done.shape == image.shape and done.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "vahadane"}, r"data\.stain\.method='vahadane'"),
+        ({"method": "channel"}, r"data\.stain\.mean: channel needs a reference"),
+        ({"method": "channel", "mean": (1, 2), "std": (1, 2, 3)}, r"data\.stain\.mean=\(1, 2\)"),
+        ({"method": "channel", "mean": (1, 2, 3), "std": (1, 0, 3)}, r"data\.stain\.std=.*above 0"),
+        ({"method": "channel", "mean": "abc", "std": (1, 1, 1)}, r"data\.stain\.mean=abc"),
+        ({"method": "clahe", "maximum": (1, 1)}, r"data\.stain\.maximum: clahe has no such"),
+        ({"method": "clahe", "clip": -1}, r"data\.stain\.clip=-1"),
+        ({"method": "clahe", "min_tissue": 2}, r"data\.stain\.min_tissue=2"),
+        ({"method": "channel", "reference": "/nowhere.png"}, r"/nowhere\.png: cannot be read"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(InputError, match=message) as caught:
+        stain.resolve(settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_without_tissue(tmp_path):
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    with pytest.raises(InputError, match=r"white\.png: shows no tissue"):
+        stain.resolve({"method": "channel", "reference": str(tmp_path / "white.png")})
+
+
+@pytest.mark.parametrize("method", ["macenko", "deconvolution"])
+def test_a_library_that_is_not_there(method, monkeypatch):
+    name = LIBRARY[method]
+    monkeypatch.setitem(sys.modules, name, None)
+    package = {"skimage.color": "scikit-image"}.get(name, name)
+    with pytest.raises(InputError, match=re.escape(f"needs {package}, which is not installed")):
+        stain.normaliser(stain.resolve({"method": method}))
+
+
+def test_data_is_normalised_before_it_is_resized(make_config, drawn_tree, tmp_path):
+    def opened(**settings):
+        config = make_config(name="breakhis", path=str(drawn_tree), stain=settings)
+        return open_dataset(config, tmp_path)
+
+    plain = opened(method="none")
+    settings = {"method": "channel", "mean": (180, 130, 170), "std": (20, 25, 15)}
+    done, other = opened(**settings), opened(**settings | {"std": (20, 25, 16)})
+    assert plain.stain == {} and done.stain == stain.resolve(settings)
+    assert len({plain.fingerprint, done.fingerprint, other.fingerprint}) == 3
+    assert len(list(tmp_path.rglob("images.npy"))) == 3
+    paths = {path.name: path for path in drawn_tree.rglob("*.png")}
+    image = stain.normaliser(done.stain)(np.asarray(Image.open(paths[done.files[0]])))
+    expected = Image.fromarray(image).resize((32, 24), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(done.images[0], np.asarray(expected))

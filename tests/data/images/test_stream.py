@@ -1,0 +1,267 @@
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data import batches, epoch_order, open_dataset
+from densenet_flax.data.breakhis import prepare
+from densenet_flax.data.images import array_cache as arrays
+from densenet_flax.data.images.stream import StreamedImages, images_ahead
+
+
+@pytest.fixture(params=["breakhis", "folder"])
+def pair(request, make_config, drawn_tree, tmp_path):
+    """The same data set as an array and streamed, each prepared in a cache of its own."""
+    path = str(drawn_tree)
+    if request.param == "folder":
+        path += "/BreaKHis_v1/histology_slides/breast"
+
+    def opened(storage):
+        config = make_config(name=request.param, path=path, storage=storage)
+        return open_dataset(config, tmp_path / storage)
+
+    return opened("array"), opened("stream")
+
+
+def wanted(dataset, seed=0, size=5):
+    order = epoch_order(len(dataset), seed, 0)
+    return [ids[weight > 0] for ids, weight in batches(order, size)]
+
+
+def test_a_streamed_data_set_is_the_same_data_set(pair):
+    array, stream = pair
+    assert isinstance(array.images, np.ndarray) and isinstance(stream.images, StreamedImages)
+    assert stream.images.shape == array.images.shape and stream.images.dtype == np.uint8
+    assert stream.fingerprint == array.fingerprint and len(stream.images) == len(stream)
+    np.testing.assert_array_equal(stream.files, array.files)
+    np.testing.assert_array_equal(stream.labels, array.labels)
+    for name, column in array.metadata.items():
+        np.testing.assert_array_equal(stream.metadata[name], column)
+
+
+def test_it_is_indexed_like_an_array(pair):
+    array, stream = (dataset.images for dataset in pair)
+    ids = np.array([3, 0, 3, -1], np.int32)
+    for key in (2, np.int64(5), -1, slice(None), slice(4, 9, 2), ids, ids[:1], ids[:0], [1, 2]):
+        found = stream[key]
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, array[key])
+    np.testing.assert_array_equal(stream[np.arange(len(array)) % 3 == 0], array[::3])
+    with pytest.raises(IndexError):
+        stream[len(array)]
+
+
+def test_it_survives_pickling(pair):
+    array, stream = (dataset.images for dataset in pair)
+    again = pickle.loads(pickle.dumps(stream))
+    np.testing.assert_array_equal(again[[1, 4]], array[[1, 4]])
+
+
+def test_streaming_writes_no_pixels(pair, tmp_path):
+    assert list((tmp_path / "array").rglob("images.npy"))
+    assert not list((tmp_path / "stream").rglob("images.npy"))
+    assert len(list((tmp_path / "stream").rglob("rows.json"))) == 1
+
+
+def test_a_second_run_prepares_nothing_and_an_array_serves_both(
+    make_config, drawn_tree, tmp_path, monkeypatch
+):
+    config = make_config(name="breakhis", path=str(drawn_tree), storage="stream")
+    first = open_dataset(config, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_records", None)
+        patch.setattr(arrays, "write", None)
+        again = open_dataset(config, tmp_path)
+    assert again.fingerprint == first.fingerprint
+    open_dataset(make_config(name="breakhis", path=str(drawn_tree)), tmp_path)
+    for folder in tmp_path.rglob("*-stream"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(arrays, "write", None)
+    served = open_dataset(config, tmp_path)
+    np.testing.assert_array_equal(served.images[:], first.images[:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_batches_from_memory_and_streamed(pair, workers):
+    """Workers are started after JAX, and with absl's flags not parsed."""
+    jax.numpy.zeros(1).block_until_ready()
+    array, stream = pair
+    lists = wanted(array)
+    found = list(images_ahead(stream, lists, workers=workers))
+    assert len(found) == len(lists) == 4
+    for ids, images in zip(lists, found, strict=True):
+        assert images.dtype == np.uint8
+        np.testing.assert_array_equal(images, array.images[ids])
+    for ids, images in zip(lists, images_ahead(array, lists, workers=workers), strict=True):
+        np.testing.assert_array_equal(images, array.images[ids])
+
+
+def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
+    config = make_config(name="breakhis", path=str(drawn_tree), storage="stream")
+    dataset = open_dataset(config, tmp_path)
+    lists = wanted(dataset, size=4)
+    whole = list(images_ahead(dataset, lists))
+    halves, read = [], []
+    for process in range(2):
+        share = [ids[2 * process : 2 * process + 2] for ids in lists]
+        images = dataset.images
+        original, seen = images._read, set()
+
+        def reading(row, original=original, seen=seen):
+            seen.add(row["file"])
+            return original(row)
+
+        images._read = reading
+        halves.append(list(images_ahead(dataset, share)))
+        images._read = original
+        assert seen == set(dataset.files[np.concatenate(share)])
+        read.append(seen)
+    assert not read[0] & read[1]
+    for both, one, two in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(both, np.concatenate([one, two]))
+
+
+def test_reading_is_ahead_and_bounded(dataset_of_counts):
+    dataset, asked = dataset_of_counts
+    ahead = images_ahead(dataset, [np.array([i]) for i in range(20)], ahead=3)
+    assert next(ahead)[0, 0, 0, 0] == 0
+    asked.wait_for(4)
+    assert asked.count <= 4
+    for number in range(1, 20):
+        assert next(ahead)[0, 0, 0, 0] == number
+    assert list(ahead) == []
+
+
+def test_who_stops_early_stops_the_reading(dataset_of_counts):
+    dataset, asked = dataset_of_counts
+    before = threading.active_count()
+    ahead = images_ahead(dataset, [np.array([i]) for i in range(20)], ahead=2)
+    next(ahead)
+    ahead.close()
+    assert asked.count <= 4 and threading.active_count() == before
+
+
+@pytest.fixture
+def dataset_of_counts(pair):
+    """A data set whose image number i is all i, that counts how often it is read."""
+    import dataclasses
+
+    class Counted:
+        def __init__(self):
+            self.count, self._changed = 0, threading.Condition()
+
+        def __getitem__(self, rows):
+            with self._changed:
+                self.count += 1
+                self._changed.notify_all()
+            return np.full((len(rows), 2, 2, 3), rows[0], np.uint8)
+
+        def wait_for(self, count):
+            with self._changed:
+                assert self._changed.wait_for(lambda: self.count >= count, timeout=20)
+
+    counted = Counted()
+    return dataclasses.replace(pair[0], images=counted), counted
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_was_damaged_later_is_named(make_config, drawn_tree, tmp_path, workers):
+    root = shutil.copytree(drawn_tree, tmp_path / "tree") / "BreaKHis_v1/histology_slides/breast"
+    config = make_config(name="folder", path=str(root), storage="stream")
+    dataset = open_dataset(config, tmp_path / "cache")
+    (root / dataset.files[2]).write_bytes(b"")
+    with pytest.raises(InputError, match=re.escape(dataset.files[2]) + ": is empty"):
+        list(images_ahead(dataset, wanted(dataset), workers=workers))
+    (root / dataset.files[2]).unlink()
+    with pytest.raises(InputError, match=re.escape(dataset.files[2]) + ": cannot be read"):
+        dataset.images[2]
+
+
+def test_doubles_and_bad_images_as_in_an_array(make_config, drawn_tree, tmp_path):
+    root = shutil.copytree(drawn_tree, tmp_path / "tree") / "BreaKHis_v1/histology_slides/breast"
+    first, second = sorted(root.rglob("*.png"))[:2]
+    with Image.open(first) as image:
+        image.save(first.with_name("copy.png"), compress_level=1)
+    second.write_bytes(b"")
+
+    def opened(storage):
+        changes = {"on_bad_image": "skip", "duplicates": "drop", "storage": storage}
+        config = make_config(name="folder", path=str(root), **changes)
+        return open_dataset(config, tmp_path / storage)
+
+    array, stream = opened("array"), opened("stream")
+    assert len(array) == len(stream) == 15
+    assert stream.fingerprint == array.fingerprint and stream.notes == array.notes
+    np.testing.assert_array_equal(stream.files, array.files)
+    np.testing.assert_array_equal(stream.images[:], array.images[:])
+
+
+def test_a_stain_is_normalised_alike(make_config, drawn_tree, tmp_path):
+    stain = {"method": "clahe"}
+    config = {"name": "breakhis", "path": str(drawn_tree), "stain": stain}
+    array = open_dataset(make_config(**config), tmp_path)
+    stream = open_dataset(make_config(storage="stream", **config), tmp_path / "other")
+    np.testing.assert_array_equal(stream.images[:4], array.images[:4])
+    (found,) = images_ahead(stream, [np.arange(3)], workers=1)
+    np.testing.assert_array_equal(found, array.images[:3])
+
+
+def test_bad_settings(make_config, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"data\.storage='disk': expected one of array, stream"):
+        open_dataset(make_config(storage="disk"), tmp_path)
+    dataset = open_dataset(make_config(storage="stream"), tmp_path)
+    with pytest.raises(InputError, match=r"data\.workers=-1"):
+        list(images_ahead(dataset, [], workers=-1))
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(InputError, match=r"data\.workers=1: needs Grain"):
+        list(images_ahead(dataset, [np.arange(2)], workers=1))
+
+
+PROGRAM = """
+import sys
+from absl import app, flags
+import numpy as np
+from densenet_flax.data import open_dataset
+from densenet_flax.data.images.stream import images_ahead
+from ml_collections import ConfigDict
+
+PATH = flags.DEFINE_string("path", None, "data")
+
+def main(_):
+    import jax
+    jax.numpy.zeros(1).block_until_ready()
+    config = ConfigDict({"name": "breakhis", "path": PATH.value, "image_size": (24, 32),
+                         "magnification": 0, "storage": "stream"})
+    dataset = open_dataset(config, sys.path[0])
+    lists = [np.array([0, 3]), np.array([5])]
+    for ids, images in zip(lists, images_ahead(dataset, lists, workers=2), strict=True):
+        assert (images == dataset.images[ids]).all()
+    print("all the same")
+
+if __name__ == "__main__":
+    app.run(main)
+"""
+
+
+def test_workers_of_a_program_with_flags(drawn_tree, tmp_path):
+    """As in main.py: a worker imports the program anew and must not run it."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), f"--path={drawn_tree}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all the same") == 1 and "leaked" not in done.stderr, done.stderr

@@ -1,0 +1,149 @@
+import hashlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data import draw_stain, draw_tile, write_breakhis_tree
+from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.synthetic import breakhis_tree as drawn
+from densenet_flax.data.synthetic.tissue import SUBTYPES_OF
+
+SMALL = {"benign_patients": 2, "malignant_patients": 1, "tiles_per_patient": 2, "size": (32, 24)}
+
+
+def digests(tree):
+    return {
+        str(path.relative_to(tree)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(tree.rglob("*.*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_tile_and_its_nuclei(label):
+    for subtype in SUBTYPES_OF[label]:
+        rng = np.random.default_rng(0)
+        image, nuclei = draw_tile(rng, label, draw_stain(rng), (90, 60), subtype=subtype)
+        assert image.shape == (60, 90, 3) and image.dtype == np.uint8
+        assert nuclei.shape == (60, 90) and nuclei.dtype == bool
+        assert 0.02 < nuclei.mean() < 0.6
+        # Nuclei take hematoxylin, which absorbs red; the mask must lie on them.
+        red = image[..., 0].astype(float)
+        assert red[nuclei].mean() < red[~nuclei].mean() - 40
+
+
+def test_malignant_nuclei_are_larger():
+    def core(label):
+        """What is left of the nuclei when a bland one's radius is taken off all around."""
+        left = []
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            _, nuclei = draw_tile(rng, label, draw_stain(rng), (240, 160))
+            eroded = Image.fromarray(nuclei).convert("L").filter(ImageFilter.MinFilter(7))
+            left.append(np.asarray(eroded).astype(bool).sum() / nuclei.sum())
+        return np.mean(left)
+
+    assert core(1) > 1.5 * core(0)
+
+
+def test_no_two_patients_share_a_number(tmp_path):
+    counts = {"benign_patients": 500, "malignant_patients": 500, "tiles_per_patient": 1}
+    paths = [item[-1] for item in drawn._plan(tmp_path, counts, (32, 24), (100,), 0)]
+    assert len({files.parse_name(path.name).case for path in paths}) == 1000
+
+
+def test_the_same_seed_draws_the_same_bytes(tmp_path):
+    one = digests(write_breakhis_tree(tmp_path / "one", **SMALL, seed=3))
+    assert len(one) == 7
+    assert digests(write_breakhis_tree(tmp_path / "two", **SMALL, seed=3)) == one
+    assert digests(write_breakhis_tree(tmp_path / "three", **SMALL, seed=4)) != one
+
+
+def test_the_tree_is_breakhis(drawn_tree):
+    pattern = re.compile(
+        r"BreaKHis_v1/histology_slides/breast/(benign|malignant)/SOB/(\w+)/"
+        r"SOB_([BM])_([A-Z]+)_(14-\d{5})/(\d+)X/SOB_\3_\4-\5-\6-001\.png"
+    )
+    found = sorted(drawn_tree.rglob("*.png"))
+    assert len(found) == 16
+    for path in found:
+        match = pattern.fullmatch(path.relative_to(drawn_tree).as_posix())
+        name = files.parse_name(path.name)
+        assert match and name, path
+        assert (name.label, name.subtype) == match.groups()[:2]
+        assert Image.open(path).size == (64, 48)
+    names = [files.parse_name(path.name) for path in found]
+    assert {name.subtype for name in names} == {folder for folder, _ in files.SUBTYPES.values()}
+    assert len({name.case for name in names}) == 8
+    assert {name.magnification for name in names} == {40, 200}
+
+
+def test_a_stain_belongs_to_a_patient(tmp_path, monkeypatch):
+    stains = []
+
+    def draw(rng, label, stain, size, **keywords):
+        stains.append((*stain.hematoxylin.tolist(), *stain.eosin.tolist(), *stain.light.tolist()))
+        return draw_tile(rng, label, stain, size, **keywords)
+
+    monkeypatch.setattr("densenet_flax.data.synthetic.breakhis_tree.draw_tile", draw)
+    write_breakhis_tree(tmp_path, **SMALL)
+    assert len(stains) == 6 and len(set(stains)) == 3
+
+
+def test_a_whole_tree_is_used_again(tmp_path):
+    tree = write_breakhis_tree(tmp_path, **SMALL)
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    assert write_breakhis_tree(tmp_path, **SMALL) == tree
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+    with pytest.raises(InputError, match="something else"):
+        write_breakhis_tree(tmp_path, **SMALL, seed=1)
+
+
+def test_a_stranger_s_tree_is_left_alone(tmp_path):
+    (tmp_path / "BreaKHis_v1").mkdir()
+    with pytest.raises(InputError, match="something else"):
+        write_breakhis_tree(tmp_path, **SMALL)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "BreaKHis_v1"]
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+    calls = []
+
+    def draw(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return draw_tile(*arguments, **keywords)
+
+    monkeypatch.setattr("densenet_flax.data.synthetic.breakhis_tree.draw_tile", draw)
+    with pytest.raises(KeyboardInterrupt):
+        write_breakhis_tree(tmp_path, **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("benign_patients", 0),
+        ("malignant_patients", -1),
+        ("tiles_per_patient", 1.5),
+        ("size", (8, 64)),
+        ("size", 64),
+        ("magnifications", (50,)),
+        ("magnifications", ()),
+        ("seed", -1),
+        ("seed", "x"),
+    ],
+)
+def test_bad_parameters(tmp_path, key, value):
+    with pytest.raises(InputError, match=f"drawn.{key}="):
+        write_breakhis_tree(tmp_path, **(SMALL | {key: value}))
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.*cannot write here"):
+        write_breakhis_tree(tmp_path / "file", **SMALL)

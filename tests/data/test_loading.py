@@ -1,0 +1,257 @@
+import logging as python_logging
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data import batches, check_batch_size, epoch_order, open_dataset
+from densenet_flax.data.breakhis import breakhis_dataset_builder, prepare
+from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.images import array_cache as arrays
+
+
+@pytest.fixture
+def from_folder(make_config, drawn_tree, tmp_path):
+    config = make_config(name="breakhis", path=str(drawn_tree))
+    return open_dataset(config, tmp_path / "cache")
+
+
+def test_what_is_in_a_dataset(from_folder, drawn_tree):
+    dataset = from_folder
+    assert dataset.images.shape == (16, 24, 32, 3) and dataset.images.dtype == np.uint8
+    assert isinstance(dataset.images, np.memmap) and not dataset.images.flags.writeable
+    assert dataset.labels.dtype == np.int32 and dataset.labels.sum() == 8
+    assert dataset.class_names == ("benign", "malignant") and len(dataset) == 16
+    paths = {path.name: path for path in drawn_tree.rglob("*.png")}
+    assert dataset.files.tolist() == sorted(paths)
+    for i, file in enumerate(dataset.files):
+        size, filter_ = (32, 24), Image.Resampling.BILINEAR
+        expected = np.asarray(Image.open(paths[file]).convert("RGB").resize(size, filter_))
+        np.testing.assert_array_equal(dataset.images[i], expected)
+        assert dataset.class_names[dataset.labels[i]] in str(paths[file])
+        assert dataset.metadata["subtype"][i] in str(paths[file])
+        assert f"14-{dataset.metadata['slide_id'][i]}-" in file
+        assert f"/{dataset.metadata['magnification'][i]}X/" in str(paths[file])
+        assert dataset.metadata["sequence"][i] == 1
+    assert len(set(dataset.patients("case70"))) == 8
+
+
+def test_archive_and_folder_are_the_same_data(from_folder, make_config, drawn_archive, tmp_path):
+    config = make_config(name="breakhis", path=str(drawn_archive))
+    other = open_dataset(config, tmp_path / "cache")
+    np.testing.assert_array_equal(other.images, from_folder.images)
+    np.testing.assert_array_equal(other.files, from_folder.files)
+    assert other.fingerprint == from_folder.fingerprint
+
+
+def test_drawn_data(make_config, tmp_path):
+    dataset = open_dataset(make_config(), tmp_path)
+    assert (dataset.name, len(dataset)) == ("drawn", 16)
+    other = open_dataset(make_config(image_size=(8, 8)), tmp_path)
+    assert other.images.shape == (16, 8, 8, 3) and other.fingerprint != dataset.fingerprint
+    assert len(list((tmp_path / "drawn").iterdir())) == 1  # drawn once, resized twice
+
+
+def test_a_second_run_prepares_nothing(make_config, drawn_tree, tmp_path, monkeypatch, caplog):
+    config = make_config(name="breakhis", path=str(drawn_tree))
+    first = open_dataset(config, tmp_path)
+    monkeypatch.setattr(prepare, "_records", None)
+    caplog.clear()
+    with caplog.at_level(python_logging.INFO, "absl"):
+        again = open_dataset(config, tmp_path)
+    np.testing.assert_array_equal(first.images, again.images)
+    assert first.fingerprint == again.fingerprint
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines.pop(0).startswith("breakhis: not all of BreakHis: 16 of 7909 images; missing: ad")
+    assert lines == [f"breakhis: 16 images of 8 patients (8 benign, 8 malignant) from {drawn_tree}"]
+
+
+def test_a_changed_folder_is_prepared_afresh(make_config, drawn_tree, tmp_path):
+    tree = shutil.copytree(drawn_tree, tmp_path / "tree")
+    config = make_config(name="breakhis", path=str(tree))
+    before = open_dataset(config, tmp_path / "cache")
+    path = sorted(tree.rglob("*.png"))[0]
+    Image.new("RGB", (64, 48), "red").save(path)
+    changed = open_dataset(config, tmp_path / "cache")
+    row = changed.files.tolist().index(path.name)
+    assert (changed.images[row] == (255, 0, 0)).all() and (before.images[row] != 255).any()
+    assert changed.fingerprint != before.fingerprint
+    path.unlink()
+    assert len(open_dataset(config, tmp_path / "cache")) == 15
+
+
+def test_one_magnification(make_config, drawn_tree, tmp_path):
+    def opened(magnification):
+        config = make_config(name="breakhis", path=str(drawn_tree), magnification=magnification)
+        return open_dataset(config, tmp_path)
+
+    everything, some = opened(0), opened(200)
+    chosen = everything.metadata["magnification"] == 200
+    assert len(some) == 8 and set(some.metadata["magnification"]) == {200}
+    np.testing.assert_array_equal(some.files, everything.files[chosen])
+    np.testing.assert_array_equal(some.images, everything.images[chosen])
+    with pytest.raises(InputError, match=r"data\.magnification=100.*only 40, 200"):
+        opened(100)
+    with pytest.raises(InputError, match=r"data\.magnification=50: expected"):
+        opened(50)
+
+
+def test_two_at_once_do_not_spoil_each_other(make_config, tmp_path):
+    """Threads stand for processes: no lock is shared, only the disk."""
+    results, failures = [], []
+
+    def work():
+        try:
+            results.append(open_dataset(make_config(), tmp_path))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len({dataset.fingerprint for dataset in results}) == 1
+    for dataset in results:
+        np.testing.assert_array_equal(dataset.images, results[0].images)
+    assert not list(tmp_path.rglob("incomplete*"))
+
+
+@pytest.mark.parametrize("moment", ["before TFDS looks", "while TFDS writes"])
+def test_another_process_is_first(make_config, drawn_tree, tmp_path, monkeypatch, moment):
+    config = make_config(name="breakhis", path=str(drawn_tree))
+    owner, name = {
+        "before TFDS looks": (breakhis_dataset_builder.Builder, "download_and_prepare"),
+        "while TFDS writes": (files, "read_images"),
+    }[moment]
+    original = getattr(owner, name)
+    met = []
+
+    def interrupted(*arguments, **keywords):
+        monkeypatch.setattr(owner, name, original)
+        met.append(moment)
+        open_dataset(config, tmp_path)  # the other process, from start to end
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    assert len(open_dataset(config, tmp_path)) == 16
+    assert met == [moment]
+    assert not list(tmp_path.rglob("incomplete*"))
+
+
+def test_an_interrupted_preparation_leaves_nothing(make_config, drawn_tree, tmp_path, monkeypatch):
+    config = make_config(name="breakhis", path=str(drawn_tree))
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "tqdm", fail)
+        with pytest.raises(KeyboardInterrupt):
+            open_dataset(config, tmp_path)
+    assert not list(tmp_path.rglob("arrays/*")) and not list(tmp_path.rglob("incomplete*"))
+    assert len(open_dataset(config, tmp_path)) == 16
+
+
+def test_damage_is_named_and_can_be_mended(make_config, drawn_tree, tmp_path):
+    tree = shutil.copytree(drawn_tree, tmp_path / "tree")
+    config = make_config(name="breakhis", path=str(tree))
+    path = sorted(tree.rglob("*.png"))[3]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    for _ in range(2):
+        with pytest.raises(InputError, match=re.escape(path.name)):
+            open_dataset(config, tmp_path / "cache")
+    path.write_bytes(whole)
+    assert len(open_dataset(config, tmp_path / "cache")) == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "breakhis"}, r"--config\.data\.path="),
+        ({"name": "breakhis", "path": "/nowhere/at/all"}, "/nowhere/at/all: no such folder"),
+        ({"name": "mnist"}, r"data\.name='mnist'"),
+        ({"image_size": (0, 32)}, r"data\.image_size="),
+        ({"image_size": 224}, r"data\.image_size=224"),
+        ({"image_size": (224,)}, r"data\.image_size="),
+        ({"magnification": "100"}, r"data\.magnification=100"),
+        ({"drawn": {"patients": 3}}, r"data\.drawn\.patients: no such parameter"),
+        ({"drawn": {"size": (1, 1)}}, r"drawn\.size="),
+    ],
+)
+def test_bad_configurations(make_config, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        open_dataset(make_config(**changes), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["drawn", "breakhis"])
+def test_a_cache_that_cannot_be_written(make_config, drawn_tree, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.*cannot write here"):
+        open_dataset(make_config(name=name, path=str(drawn_tree)), tmp_path / "file")
+
+
+def test_a_full_disk(make_config, drawn_tree, tmp_path, monkeypatch):
+    """ArrayRecord reports it as a RuntimeError of its own."""
+    import tensorflow_datasets as tfds
+
+    def fail(*_, **__):
+        raise RuntimeError("write() failed: No space left on device; writing somewhere")
+
+    builder = tfds.core.GeneratorBasedBuilder
+    monkeypatch.setattr(builder, "download_and_prepare", fail)
+    with pytest.raises(InputError, match=r"cannot write here.*No space left"):
+        open_dataset(make_config(name="breakhis", path=str(drawn_tree)), tmp_path)
+
+
+def test_a_damaged_cache_says_what_to_remove(make_config, drawn_tree, tmp_path):
+    config = make_config(name="breakhis", path=str(drawn_tree))
+    open_dataset(config, tmp_path)
+    (array,) = tmp_path.rglob("images.npy")
+    array.write_bytes(array.read_bytes()[:1000])
+    with pytest.raises(InputError, match="remove this folder"):
+        open_dataset(config, tmp_path)
+
+
+def test_epoch_order_is_a_pure_function():
+    np.testing.assert_array_equal(np.sort(epoch_order(50, 0, 0)), np.arange(50))
+    np.testing.assert_array_equal(epoch_order(50, 0, 3), epoch_order(50, 0, 3))
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+@given(count=st.integers(0, 40), size=st.integers(1, 12))
+def test_every_example_counts_exactly_once(count, size):
+    ids = np.random.default_rng(count).permutation(100)[:count]
+    total = np.zeros(100)
+    for some, weight in batches(ids, size):
+        assert some.shape == weight.shape == (size,)
+        assert some.dtype == np.int32 and weight.dtype == np.float32
+        assert set(some) <= set(ids)
+        np.add.at(total, some, weight)
+    np.testing.assert_array_equal(total, np.isin(np.arange(100), ids))
+
+
+def test_batch_sizes_that_cannot_be():
+    check_batch_size(16, 16)
+    with pytest.raises(InputError, match="larger than the 16 training images"):
+        check_batch_size(16, 17)
+    with pytest.raises(InputError, match="at least 1"):
+        check_batch_size(16, 0)
+
+
+def test_the_real_sample(make_config, breakhis_sample, tmp_path):
+    config = make_config(name="breakhis", path=str(breakhis_sample), image_size=(46, 70))
+    dataset = open_dataset(config, tmp_path)
+    assert len(dataset) == len(list(breakhis_sample.rglob("*.png")))
+    assert len(set(dataset.patients("case70"))) < len(set(dataset.patients("slide81")))
+    assert 100 < dataset.images.mean() < 230

@@ -1,0 +1,73 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation import choose_operating_point
+from densenet_flax.evaluation.metrics.assessment import assess
+from densenet_flax.evaluation.metrics.calibration import calibration_metrics
+from densenet_flax.evaluation.metrics.intervals import Settings
+
+QUICK = Settings(100)
+
+
+@pytest.fixture
+def both(random_table):
+    validation = random_table(1)
+    validation = replace(
+        validation,
+        file=np.char.add("v", validation.file),
+        patient=np.char.add("v", validation.patient),
+    )
+    point = choose_operating_point(validation, "youden")
+    return point.apply(random_table(0)), point.apply(validation), point
+
+
+def test_before_and_after(both):
+    test, validation, point = both
+    found = assess(test, validation, point, QUICK)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    after = calibration_metrics(test.label, test.calibrated)
+    measured = found["calibration"]["test"]
+    for name in ("brier", "nll", "ece"):
+        assert measured["after"][name] == after[name]
+        assert measured["before"][name] == calibration_metrics(test.label, test.probability)[name]
+    fitted = found["calibration"]["validation"]
+    assert fitted["after"]["nll"] < fitted["before"]["nll"]
+    spans = measured["intervals"]
+    assert (
+        spans["brier_before"]["low"] < measured["before"]["brier"] < spans["brier_before"]["high"]
+    )
+    change = measured["after"]["nll"] - measured["before"]["nll"]
+    assert spans["nll_change"]["low"] <= change <= spans["nll_change"]["high"]
+    for row in measured["before"]["bins"]:
+        span = row["accuracy_interval"]
+        assert span is None or span[0] <= row["accuracy"] <= span[1]
+    assert found["operating_point"]["threshold"] == point.threshold == found["threshold"]
+    assert found["shared_with_validation"] == 0
+
+
+def test_without_validation_there_is_no_after(random_table):
+    found = assess(random_table(0), settings=QUICK)
+    assert found["operating_point"] is None and found["shared_with_validation"] is None
+    assert found["calibration"]["test"]["after"] is None
+    assert "no temperature" in found["calibration"]["undefined"]["after"]
+
+
+def test_a_shared_image_is_refused_and_shared_patients_are_counted(both):
+    test, validation, point = both
+    with pytest.raises(InputError, match=r"such as 'image0\.png'"):
+        assess(test, replace(validation, file=test.file), point, QUICK)
+    assert assess(test, replace(validation, patient=test.patient), point, QUICK)[
+        "shared_with_validation"
+    ] == len(np.unique(test.patient))
+
+
+def test_one_patient_has_no_bin_intervals(make):
+    found = assess(make(label=[1, 1], probability=[0.3, 0.9]), settings=QUICK)
+    measured = found["calibration"]["test"]
+    assert measured["intervals"]["brier_before"] is None
+    assert "only one malignant patient" in measured["intervals"]["undefined"]["brier_before"]
+    assert all(row["accuracy_interval"] is None for row in measured["before"]["bins"])

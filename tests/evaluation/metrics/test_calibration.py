@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import brier_score_loss, log_loss
+
+from densenet_flax.evaluation.metrics.calibration import (
+    calibrate,
+    calibration_metrics,
+    fit_temperature,
+    margin,
+)
+
+
+def drawn(seed, n=4000, temperature=1.0):
+    """Margins whose probability is right at the given temperature, and labels."""
+    rng = np.random.default_rng(seed)
+    true = rng.normal(0.5, 2, n)
+    return true * temperature, (rng.random(n) < expit(true)).astype(int)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_the_temperature_is_found(temperature):
+    margins, label = drawn(0, temperature=temperature)
+    found, reason = fit_temperature(margins, label)
+    assert reason == "" and found == pytest.approx(temperature, rel=0.06)
+    # It is the best one: a grid finds none better.
+    losses = [log_loss(label, expit(margins / t)) for t in np.geomspace(0.1, 10, 400)]
+    assert log_loss(label, expit(margins / found)) <= min(losses) + 1e-9
+
+
+def test_calibration_helps_and_keeps_the_order():
+    margins, label = drawn(1, temperature=3)
+    probability = expit(margins)
+    found, _ = fit_temperature(margin(probability), label)
+    after = calibrate(probability, found)
+    assert np.array_equal(np.argsort(after), np.argsort(probability))
+    assert np.array_equal(after >= 0.5, probability >= 0.5)
+    worse, better = calibration_metrics(label, probability), calibration_metrics(label, after)
+    for name in ("brier", "nll", "ece", "ece_top_label"):
+        assert better[name] < worse[name]
+    assert better["ece"] < 0.03
+
+
+@pytest.mark.parametrize(
+    ("margins", "label", "message"),
+    [
+        ([1.0, 2.0], [1, 1], "of one class"),
+        ([-3.0, -1.0, 2.0], [0, 0, 1], "sharper is always better"),
+        ([3.0, 1.0, -2.0], [0, 0, 1], "flatter is always better"),
+        ([0.0, 0.0], [0, 1], "no best temperature"),
+    ],
+)
+def test_no_best_temperature_is_1_with_a_reason(margins, label, message):
+    temperature, reason = fit_temperature(np.array(margins), np.array(label))
+    assert temperature == 1.0 and message in reason
+
+
+def test_certain_probabilities_stay_finite():
+    p = np.array([0.0, 1.0, 0.5, 5e-324, 1 - 2**-53])
+    assert np.isfinite(margin(p)).all() and margin(p)[2] == 0
+    found = calibration_metrics(np.array([1, 0, 1, 0, 1]), p)
+    assert np.isfinite(found["nll"]) and np.isfinite(found["brier"])
+    assert np.array_equal(calibrate(p, 1), p)
+    np.testing.assert_allclose(expit(margin(p[2:4])), p[2:4], atol=1e-15)
+
+
+def test_scores_against_scikit_learn():
+    rng = np.random.default_rng(2)
+    p, label = rng.random(300), rng.integers(0, 2, 300)
+    found = calibration_metrics(label, p)
+    assert found["brier"] == pytest.approx(brier_score_loss(label, p))
+    assert found["nll"] == pytest.approx(log_loss(label, p))
+
+
+def test_ece_by_hand():
+    p = np.array([0.1, 0.2, 0.6, 0.9, 1.0])
+    label = np.array([0, 1, 0, 1, 1])
+    found = calibration_metrics(label, p, bins=2)
+    low, high = found["bins"]
+    assert (low["count"], high["count"]) == (2, 3)
+    assert low["confidence"] == pytest.approx(0.15) and low["accuracy"] == 0.5
+    assert high["confidence"] == pytest.approx(2.5 / 3) and high["accuracy"] == pytest.approx(2 / 3)
+    assert found["ece"] == pytest.approx((2 * 0.35 + 3 * (2.5 - 2) / 3) / 5)
+    # Likelier class: 0.9, 0.8, 0.6, 0.9, 1.0, of which the second and third are wrong.
+    assert found["ece_top_label"] == pytest.approx(abs(4.2 / 5 - 3 / 5))
+    assert found["bins_top_label"][0]["count"] == 0
+    assert found["bins_top_label"][0]["confidence"] is None
+
+
+def test_bins_hold_every_probability_once():
+    edges = np.linspace(0, 1, 16)
+    p = np.concatenate([edges, np.nextafter(edges[1:], 0), [0.5]])
+    found = calibration_metrics(np.zeros(len(p), int), p)
+    assert sum(row["count"] for row in found["bins"]) == len(p)
+    assert [row["lower_edge"] for row in found["bins"]] == edges[:-1].tolist()
+    assert found["bins"][-1]["upper_edge"] == 1
+    for row in found["bins"]:
+        inside = (p >= row["lower_edge"]) & ((p < row["upper_edge"]) | (row["upper_edge"] == 1))
+        assert row["count"] == inside.sum()

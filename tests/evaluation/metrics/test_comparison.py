@@ -1,0 +1,128 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation import compare, evaluate
+from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics.comparison import comparison_table, p_value
+from densenet_flax.evaluation.metrics.resampling import image_values
+from densenet_flax.evaluation.metrics.sample import Basis, draw_patients, sample_of
+
+
+def better(table, by=0.3):
+    shifted = np.clip(table.probability + by * (2 * table.label - 1), 0, 1)
+    return replace(table, probability=shifted)
+
+
+def test_differences_are_b_minus_a_on_the_same_resamples(random_table):
+    a, b = random_table(0), better(random_table(0))
+    result = compare(a, b, 400, seed=3)
+    points = evaluate(a)["image"], evaluate(b)["image"]
+    samples = sample_of([a]), sample_of([b])
+    weights = draw_patients(samples[0].patient_label, 400, 3)
+    drawn = [image_values(sample, weights)["roc_auc"] for sample in samples]
+    row = result["image"]["roc_auc"]
+    assert row["difference"] == points[1]["roc_auc"] - points[0]["roc_auc"] > 0
+    assert np.min(drawn[1] - drawn[0]) <= row["low"] <= row["difference"] <= row["high"]
+    assert row["low"] > 0 and row["p"] < 0.2  # of 4 benign patients, so not smaller
+    for name in METRICS:
+        assert result["image"][name]["a"] == points[0][name]
+        assert result["image"][name]["b"] == points[1][name]
+
+
+def test_the_other_way_round_is_the_negative(random_table):
+    a, b = random_table(1), better(random_table(1), 0.1)
+    there, back = compare(a, b, 300), compare(b, a, 300)
+    for name in METRICS:
+        one, other = there["image"][name], back["image"][name]
+        assert one["difference"] == pytest.approx(-other["difference"])
+        assert one["low"] == pytest.approx(-other["high"]) and one["p"] == other["p"]
+
+
+def test_a_run_against_itself_is_no_different(random_table):
+    table = random_table(2)
+    result = compare(table, table.select(np.arange(len(table))[::-1]), 200)
+    for unit in ("image", "patient"):
+        for name, row in result[unit].items():
+            if name != "undefined":
+                assert row["difference"] == row["low"] == row["high"] == 0 and row["p"] == 1
+
+
+def test_rows_are_matched_by_file(random_table):
+    a, b = random_table(3), better(random_table(3))
+    order = np.random.default_rng(0).permutation(len(b))
+    assert compare(a, b.select(order), 100) == compare(a, b, 100)
+
+
+def test_p_value():
+    many = 10**6
+    assert p_value(np.array([1.0, 2, 3, -1]), Basis(many)) == pytest.approx(2 * 2 / 5, abs=1e-3)
+    assert p_value(np.ones(1999), Basis(many)) == pytest.approx(2 / 2000, rel=0.01)
+    assert p_value(np.array([0.0, 1e-17, -1e-17]), Basis(many)) == 1
+    assert p_value(np.append(np.ones(9), np.nan), Basis(many)) == pytest.approx(2 / 10, rel=0.01)
+    # Few patients: larger, as their intervals are wider.
+    assert p_value(np.ones(1999), Basis(5)) > 5 * p_value(np.ones(1999), Basis(many))
+
+
+def two_networks(make, seed, patients=40, gain=0.0):
+    """Of the same skill but for the gain; hard patients are hard for both."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(patients), 6)
+    label = (patient >= 0.4 * patients).astype(int)
+    shared = 2 * label - 1 + rng.normal(size=patients)[patient]
+    own = rng.normal(size=(2, patients))[:, patient] + rng.normal(size=(2, len(patient)))
+    scores = shared + own + np.outer([0, gain], 2 * label - 1)
+    return [
+        make(label=label, patient=patient.astype(str), probability=1 / (1 + np.exp(-score)))
+        for score in scores
+    ]
+
+
+def test_p_and_interval_agree(make):
+    seen = set()
+    for seed in range(3):
+        for gain in (0.0, 0.3, 1.0):
+            result = compare(*two_networks(make, seed, gain=gain), resamples=999)
+            for row in (result["image"][name] for name in METRICS):
+                clear = row["low"] > 0 or row["high"] < 0
+                if abs(row["p"] - 0.05) > 0.01:
+                    assert (row["p"] < 0.05) == clear
+                    seen.add(clear)
+    assert seen == {True, False}
+
+
+def test_under_no_difference_p_is_rarely_small(make):
+    """Two networks equally good at the same patients: p < 0.05 in about 5 of 100 test sets."""
+    small = 0
+    for seed in range(100):
+        samples = [sample_of([table]) for table in two_networks(make, seed)]
+        weights = draw_patients(samples[0].patient_label, 199, 0)
+        a, b = (image_values(sample, weights, ["roc_auc"])["roc_auc"] for sample in samples)
+        small += p_value(b - a, Basis(16)) < 0.05
+    assert 1 <= small <= 11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": [f"image{i}.png" for i in range(1, 9)]}, "1 only in A, 1 only in B"),
+        ({"label": [1, 0, 1, 1, 1, 1, 1, 1]}, "disagree on the label of 1 images: 'image0.png'"),
+        ({"patient": ["a", "b", "b", "b", "b", "b", "c", "c"]}, "disagree on the patient"),
+        ({"class_names": ("benign", "cancer")}, "other classes"),
+    ],
+)
+def test_other_images_are_refused(hand, change, message):
+    with pytest.raises(InputError, match=message):
+        compare(hand, replace(hand, **change), 10)
+
+
+def test_what_cannot_be_compared_says_why(hand):
+    result = compare(hand, hand, 50)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["image"]["accuracy"] is None
+    assert "only one benign" in result["image"]["undefined"]["accuracy"]
+    text = comparison_table(result, "one", "two")
+    assert "A  one" in text and "only one benign patient" in text

@@ -1,0 +1,111 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation import OperatingPoint, choose_operating_point
+from densenet_flax.evaluation.metrics.operating_point import check_rule
+
+
+@pytest.fixture
+def validation(make):
+    return make(
+        label=[0, 0, 0, 0, 1, 1, 1, 1],
+        probability=[0.1, 0.2, 0.3, 0.75, 0.25, 0.7, 0.8, 0.9],
+        patient=list("aabbccdd"),
+    )
+
+
+def test_rules_by_hand(validation):
+    assert choose_operating_point(validation).threshold == 0.5
+    # 3 of 4 on either side: between 0.3 and 0.7; or, as good, between 0.75 and 0.8.
+    assert choose_operating_point(validation, "youden").threshold == pytest.approx(0.5)
+    all_found = choose_operating_point(validation, "sensitivity>=1")
+    assert all_found.threshold == pytest.approx((0.25 + 0.2) / 2)
+    most = choose_operating_point(validation, "sensitivity>=0.75")
+    assert most.threshold == pytest.approx(0.5)
+    assert most.rule == "sensitivity>=0.75"
+    assert most.chosen_on == "8 validation images of 4 patients"
+    assert most.notes == ()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rule", ["youden", "sensitivity>=0.9", "sensitivity >= 0.35"])
+def test_no_other_threshold_is_better(random_table, seed, rule):
+    table = random_table(seed)
+
+    def judge(threshold):
+        called = table.probability >= threshold
+        return np.mean(called[table.label == 1]), np.mean(~called[table.label == 0])
+
+    chosen = judge(choose_operating_point(table, rule).threshold)
+    others = [judge(t) for t in np.linspace(0, 1, 201)]
+    if rule == "youden":
+        assert sum(chosen) >= max(map(sum, others)) - 1e-12
+    else:
+        wanted = check_rule(rule)
+        assert chosen[0] >= wanted
+        assert chosen[1] >= max(spec for sens, spec in others if sens >= wanted)
+
+
+def test_neighbouring_probabilities_are_told_apart(make):
+    a = 0.7
+    b = np.nextafter(a, 1)
+    point = choose_operating_point(make(label=[0, 1], probability=[a, b]), "youden")
+    assert point.decide(np.array([a, b])).tolist() == [0, 1]
+    zero = choose_operating_point(make(label=[1, 0], probability=[0.0, 0.5]), "sensitivity>=1")
+    assert zero.threshold == 0
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("rule", ["youden", "sensitivity>=0.95"])
+def test_one_class_falls_back_and_says_so(make, label, rule):
+    point = choose_operating_point(make(label=[label] * 2, probability=[0.1, 0.4]), rule)
+    missing = ("malignant", "benign")[label]
+    assert (point.threshold, point.temperature) == (0.5, 1)
+    assert len(point.notes) == 2
+    assert point.notes[1] == f"threshold left at 0.5: there is not one {missing} validation image"
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "best", "sensitivity>=0", "sensitivity>=1.1", "sensitivity>=."]
+)
+def test_other_rules_are_refused(validation, rule):
+    with pytest.raises(InputError, match=r"threshold rule is .*youden"):
+        choose_operating_point(validation, rule)
+
+
+def test_decisions_do_not_depend_on_the_temperature(random_table):
+    table = random_table(0)
+    plain = OperatingPoint(threshold=0.4)
+    sharp = replace(plain, temperature=0.3)
+    assert np.array_equal(plain.decide(table.probability), sharp.decide(table.probability))
+    applied = sharp.apply(table)
+    assert applied.threshold == 0.4
+    assert np.array_equal(applied.probability, table.probability)
+    # The calibrated threshold would decide the same, but for images that lie on it.
+    off = np.abs(table.probability - 0.4) > 1e-9
+    calibrated = applied.calibrated >= sharp.calibrated_threshold
+    assert np.array_equal(calibrated[off], applied.prediction[off] == 1)
+    assert plain.calibrated_threshold == 0.4
+
+
+def test_json_round_trip():
+    point = OperatingPoint(0.3, 1.7, "youden", "8 validation images of 2 patients", ("a", "b"))
+    assert OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict()))) == point
+    assert OperatingPoint.from_dict({**point.to_dict(), "new": 1}) == point
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"threshold": 2}, {"threshold": "x"}, {"temperature": 0}, {"temperature": float("nan")}],
+)
+def test_what_cannot_be_applied_is_refused(change):
+    with pytest.raises(InputError, match="operating point"):
+        OperatingPoint.from_dict({**OperatingPoint().to_dict(), **change})
+    without = OperatingPoint().to_dict()
+    del without["threshold"]
+    with pytest.raises(InputError, match="threshold"):
+        OperatingPoint.from_dict(without)

@@ -1,0 +1,338 @@
+"""Image files in, a table out."""
+
+import csv
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from densenet_flax import InputError, load_classifier
+from densenet_flax.common.errors import Stopped
+from densenet_flax.common.prefetch import load_ahead
+from densenet_flax.evaluation.predictions_csv import read_csv
+from densenet_flax.inference.batch import Wanted, predict, predict_files
+from densenet_flax.inference.batch import predict_files as many
+from densenet_flax.inference.batch import table_writer as tables
+from densenet_flax.inference.batch.image_files import Found, find_images, patient_of
+from densenet_flax.inference.batch.journal import Journal
+from densenet_flax.weights import convert
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run, tmp_path_factory):
+    """Tiles in folders: two of each name, bad ones among them, and files that are no images."""
+    root = tmp_path_factory.mktemp("tiles")
+    for number, path in enumerate(tiny_run[2]):
+        for place in ("a", "b/deep"):
+            (root / place).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / place / path.name)
+        if number == 3:
+            (root / "a" / "SOB_B_A-14-1-100-0.png").write_bytes(path.read_bytes()[:200])
+    (root / "b" / "empty.jpg").touch()
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / "a" / ".hidden.png").write_bytes(b"x")
+    return root
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_run):
+    return load_classifier(tiny_run[0], batch_size=4)
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_of_what_the_evaluation_said(folder, tiny_run, tmp_path, caplog):
+    output = tmp_path / "new" / "out.csv"
+    caplog.set_level(logging.INFO, "absl")
+    summary = predict(str(tiny_run[0]), str(folder), Wanted(output))
+    rows, table = rows_of(output), tiny_run[3]
+    assert list(rows[0]) == ["file", "patient", "probability", "calibrated", "decision"]
+    assert len(rows) == 2 * len(table) == sum(summary.decisions.values())
+    assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)
+    known = {name: i for i, name in enumerate(table.file)}
+    for row in rows:
+        i = known[Path(row["file"]).name]
+        assert Path(row["file"]).is_file()
+        assert abs(float(row["probability"]) - table.probability[i]) < 1e-6
+        assert abs(float(row["calibrated"]) - table.calibrated[i]) < 1e-6
+        assert row["decision"] == table.class_names[table.prediction[i]]
+        assert row["patient"] == table.patient[i]
+    assert [word in caplog.text for word in ("SOB_B_A-14-1-100-0.png: is damaged", "2 of")] == [
+        True
+    ] * 2
+    assert "empty.jpg: is empty" in caplog.text and len(summary.left_out) == 2
+    assert os.listdir(output.parent) == ["out.csv"]
+    caplog.clear()
+    again = predict_files(
+        load_classifier(tiny_run[0]), find_images(str(folder)), Wanted(tmp_path / "again.csv")
+    )
+    assert again == summary and (tmp_path / "again.csv").read_bytes() == output.read_bytes()
+
+
+def test_stopped_at_any_batch_it_goes_on(folder, classifier, tmp_path, monkeypatch):
+    found = find_images(str(folder))
+    straight = Wanted(tmp_path / "straight.csv", tmp_path / "s", tmp_path / "straight.npy")
+    predict_files(classifier, found, straight)
+    wanted = Wanted(tmp_path / "stopped.csv", tmp_path / "o", tmp_path / "stopped.npy")
+    forward, calls = classifier.forward, []
+
+    def stop_at(number):
+        def stopping(batch):
+            calls.append(len(batch))
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return forward(batch)
+
+        return stopping
+
+    total = 0
+    for number in (1, 2, 2):
+        calls.clear()
+        monkeypatch.setattr(classifier, "forward", stop_at(number))
+        with pytest.raises(Stopped, match="same command"):
+            predict_files(classifier, found, wanted)
+        total += number - 1
+        assert not wanted.output.exists()
+        # What a kill in the middle of writing leaves.
+        with open(tmp_path / "stopped.npy.partial", "ab") as file:
+            file.write(b"abcde")
+        with open(tmp_path / "stopped.csv.partial", "ab") as file:
+            file.write(b'["cut')
+    calls.clear()
+    monkeypatch.setattr(classifier, "forward", stop_at(1000))
+    predict_files(classifier, found, wanted)
+    assert (total, len(calls)) == (2, 2)  # sixteen good images in batches of four: none twice
+    for one, other in ((straight.output, wanted.output), (straight.embeddings, wanted.embeddings)):
+        assert one.read_bytes() == other.read_bytes()
+    made = sorted(p.relative_to(wanted.overlays) for p in wanted.overlays.rglob("*.png"))
+    assert len(made) == 16
+    assert made == sorted(
+        p.relative_to(straight.overlays) for p in straight.overlays.rglob("*.png")
+    )
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_another_job_does_not_go_on_with_it(folder, classifier, tmp_path, monkeypatch):
+    found = find_images(str(folder))
+    wanted = Wanted(tmp_path / "out.csv")
+    forward = classifier.forward
+
+    def break_off(batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classifier, "forward", break_off)
+    with pytest.raises(Stopped):
+        predict_files(classifier, found, wanted)
+    calls = []
+    monkeypatch.setattr(classifier, "forward", lambda b: calls.append(len(b)) or forward(b))
+    predict_files(classifier, found[:5], wanted)
+    assert len(rows_of(wanted.output)) == sum(calls) == 4  # the fifth is damaged
+
+
+def test_of_two_at_once_the_second_says_so(folder, classifier, tmp_path):
+    held = Journal(tmp_path / "out.csv.partial", "x")
+    with pytest.raises(InputError, match=r"out\.csv\.partial: another process"):
+        predict_files(classifier, find_images(str(folder)), Wanted(tmp_path / "out.csv"))
+    held.close()
+
+
+def test_parquet_and_embeddings(folder, classifier, tmp_path):
+    found = find_images(str(folder))
+    predict_files(
+        classifier,
+        found,
+        Wanted(tmp_path / "out.parquet", embeddings=tmp_path / "features.parquet"),
+    )
+    predict_files(
+        classifier, found, Wanted(tmp_path / "out.csv", embeddings=tmp_path / "features.npy")
+    )
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pydict()
+    rows = rows_of(tmp_path / "out.csv")
+    assert list(table) == list(rows[0])
+    for name, column in table.items():
+        texts = [repr(x) if isinstance(x, float) else x for x in column]
+        assert texts == [row[name] for row in rows]
+    features = np.load(tmp_path / "features.npy")
+    files = [row["file"] for row in rows]
+    assert np.allclose(features, classifier.embed(files), atol=1e-5)
+    kept = pyarrow.parquet.read_table(tmp_path / "features.parquet").to_pydict()
+    assert kept["file"] == files and np.array_equal(np.array(kept["features"], "f4"), features)
+
+
+def test_several_chunks_make_one_table(folder, classifier, tmp_path, monkeypatch):
+    found = find_images(str(folder))
+    for name in ("one.csv", "one.parquet"):
+        predict_files(
+            classifier, found, Wanted(tmp_path / name, embeddings=tmp_path / f"f{name[3:]}.npy")
+        )
+    monkeypatch.setattr(many, "CHUNK", 3)
+    for name in ("many.csv", "many.parquet"):
+        embeddings = tmp_path / f"m{name[4:]}.parquet"
+        predict_files(classifier, found, Wanted(tmp_path / name, embeddings=embeddings))
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "many.csv").read_bytes()
+    one, other = (pyarrow.parquet.read_table(tmp_path / f"{n}.parquet") for n in ("one", "many"))
+    assert one.equals(other)
+
+
+def test_more_than_two_classes(tiny, folder, tmp_path):
+    from densenet_flax.models.densenet import init_variables
+    from densenet_flax.weights import WeightsInfo, save_weights
+
+    model = tiny.clone(num_classes=3)
+    info = WeightsInfo.of(model, class_names=("a", "b", "c"), extra={"image_size": [32, 32]})
+    save_weights(tmp_path / "three.safetensors", init_variables(model, 0), info)
+    wanted = Wanted(tmp_path / "out.csv")
+    predict(str(tmp_path / "three.safetensors"), str(folder / "a"), wanted)
+    rows = rows_of(wanted.output)
+    names = [f"{what}_{name}" for what in ("probability", "calibrated") for name in "abc"]
+    assert list(rows[0]) == ["file", "patient", *names, "decision"]
+    for row in rows:
+        values = [float(row[f"probability_{name}"]) for name in "abc"]
+        assert abs(sum(values) - 1) < 1e-9 and row["decision"] == "abc"[int(np.argmax(values))]
+
+
+def test_images_are_not_loaded_far_ahead():
+    loaded = []
+    images = (Found(Path(f"{i}"), f"{i}") for i in range(1000))
+    for number, (found, value) in enumerate(
+        load_ahead(lambda f: loaded.append(f) or f.name, images, 10)
+    ):
+        assert value == found.name == str(number)
+        assert len(loaded) <= number + 11
+        if number == 100:
+            break
+    assert len(loaded) < 120
+
+
+def test_what_cannot_be_gets_one_line(folder, classifier, tiny_run, tmp_path, monkeypatch):
+    there = tmp_path / "there.csv"
+    there.write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "x.png").write_bytes(b"no")
+    run, images, out = str(tiny_run[0]), str(folder), tmp_path / "o.csv"
+    for network, files, wanted, words in (
+        (run, str(tmp_path / "none" / "*.png"), Wanted(out), "no image found"),
+        (run, str(tmp_path / "full"), Wanted(out), "no image found"),
+        (str(tmp_path / "none"), images, Wanted(out), "no such file or directory"),
+        (run, images, Wanted(there), "there already.*--overwrite"),
+        (run, images, Wanted(out, embeddings=there.with_suffix(".csv")), r"\.npy or \.parquet"),
+        (run, images, Wanted(out, overlays=tmp_path / "full"), "--overlays=.*there already"),
+        (run, images, Wanted(out, overlays=tmp_path / "p", unit="conv9"), "conv9.*norm"),
+        (run, images, Wanted(tmp_path / "o.xlsx"), r"o\.xlsx: expected a name that ends in \.csv"),
+        (run, str(bad), Wanted(out), "none of the 1 images.*x.png: is not an image"),
+        (run, images, Wanted(there / "o.csv"), "cannot write here"),
+    ):
+        with pytest.raises(InputError, match=words) as told:
+            predict(network, files, wanted)
+        assert "\n" not in str(told.value)
+    assert there.read_text() == "mine" and not out.exists()
+    assert not list(tmp_path.glob("*.partial*"))
+    predict_files(classifier, find_images(images), Wanted(there, overwrite=True))
+    assert len(rows_of(there)) == 16
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pip install 'densenet_flax\[parquet\]'"):
+        predict(run, images, Wanted(tmp_path / "o.parquet"))
+
+
+def test_which_images_are_meant(folder, tmp_path, monkeypatch):
+    count = lambda pattern: len(find_images(str(pattern)))  # noqa: E731
+    assert count(folder) == 18
+    assert count(folder / "**" / "*.png") == 17
+    assert count(folder / "a" / "*") == 9
+    assert count(folder / "b" / "**" / "*") == 9
+    assert count(folder / "b" / "empty.jpg") == 1
+    assert count(folder / "a" / "SOB_*") == 9
+    names = [found.name for found in find_images(str(folder / "*" / "deep" / "*.png"))]
+    assert all(name.startswith("b/deep/SOB") for name in names) and len(names) == 8
+    odd = tmp_path / "[1] ü"
+    odd.mkdir()
+    Image.new("RGB", (40, 40)).save(odd / "x.PNG")
+    assert [found.name for found in find_images(str(odd))] == ["x.PNG"]
+    (odd / "loop").symlink_to(odd)
+    assert count(odd) == 1
+    monkeypatch.chdir(folder)
+    assert find_images("a/*.png")[0].path.parts[0] == "a"
+    assert find_images("**/*.png")[0].name.startswith("a/")
+
+
+def test_whose_an_image_is():
+    name = "SOB_M_DC-14-2523AB-100-004.png"
+    found = Found(Path("x") / name, name)
+    assert patient_of(found, {}) == "2523"
+    assert patient_of(found, {"patient_group": "slide81"}) == "2523AB"
+    assert patient_of(found, {"patient_group": "id82"}) == "ductal_carcinoma/2523AB"
+    mine = Found(Path("benign/p17_003.png"), "p17_003.png")
+    assert patient_of(mine, {}) == ""
+    assert patient_of(mine, {"patient_pattern": r"/(\w+)_\d+\.png$"}) == "p17"
+    assert patient_of(mine, {"patient_pattern": r"p\d+"}) == "p17"
+    assert patient_of(mine, {"patient_pattern": "q"}) == ""
+
+
+def test_a_table_without_a_part_is_no_table(tmp_path):
+    tables.write_table(tmp_path / "x.csv", [{"a": ["1"], "b": np.array([0.1])}])
+    assert (tmp_path / "x.csv").read_text().split() == ["a,b", "1,0.1"]
+
+
+def test_the_program_killed_and_started_again(folder, tiny_run, tmp_path):
+    """As a user runs it: one exported file, SIGKILL and SIGTERM while it works."""
+    tiles = tmp_path / "tiles"
+    for i in range(40):
+        shutil.copytree(folder / "a", tiles / f"{i:02d}")
+    convert(tiny_run[0], tmp_path / "model.safetensors")
+
+    def command(output):
+        return [
+            sys.executable,
+            "main.py",
+            "--mode=predict",
+            "--config=tests/configs/tiny.py",  # makes the tiny network known to the program
+            f"--model={tmp_path / 'model.safetensors'}",
+            f"--images={tiles}/**/*.png",
+            f"--output={output}",
+            "--batch_size=2",
+        ]
+
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    partial = tmp_path / "killed.csv.partial"
+    for number, wanted in ((signal.SIGKILL, 20), (signal.SIGTERM, 60)):
+        process = subprocess.Popen(command(tmp_path / "killed.csv"), **options)
+        while process.poll() is None and (
+            not partial.exists() or partial.read_bytes().count(b"\n") < wanted
+        ):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), errors
+        assert "Traceback" not in errors
+    done = subprocess.run(command(tmp_path / "killed.csv"), timeout=120, **options)
+    assert done.returncode == 0 and "going on after" in done.stderr, done.stderr
+    assert "40 of 360 files could not be used" in done.stderr
+    rows = rows_of(tmp_path / "killed.csv")
+    assert len(rows) == 320 == len({row["file"] for row in rows})
+    assert len({row["probability"] for row in rows}) <= 2 * 8  # the same tiles, 40 times
+    refused = subprocess.run(command(tmp_path / "killed.csv"), timeout=60, **options)
+    assert refused.returncode == 1 and "--overwrite" in refused.stderr
+    table = read_csv(tiny_run[0] / "report" / "predictions.csv")
+    by_name = dict(zip(table.file, table.probability, strict=True))
+    for row in rows:
+        assert abs(float(row["probability"]) - by_name[Path(row["file"]).name]) < 1e-6
+    assert json.loads((tiny_run[0] / "operating_point.json").read_text())["tta"] is False

@@ -1,0 +1,183 @@
+"""Where a network found what speaks for a class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.sharding import make_mesh
+from densenet_flax.inference import saliency as explanations
+from densenet_flax.inference.saliency import (
+    cascade,
+    explain,
+    following,
+    is_exact,
+    randomise,
+    sanity_check,
+    similarity,
+)
+from densenet_flax.inference.segments import Pipeline
+from densenet_flax.models.densenet import DenseNet, init_variables, preprocess_input
+from tests.conftest import TINY_BLOCKS
+from tests.conftest import randomise as randomise_norms
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
+TARGET = np.array([1, 0, 2])
+
+
+def network(**kwargs):
+    model = DenseNet(blocks=TINY_BLOCKS, num_classes=3, **kwargs)
+    return model, randomise_norms(init_variables(model, seed=1), seed=2)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return network()
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return network(hidden=(8,), dropout=0.5)
+
+
+def run(network, **kwargs):
+    model, variables = network
+    return explain(Pipeline(model, make_mesh()), variables, IMAGES, TARGET, **kwargs)
+
+
+def margins(logits):
+    """Of each image the target's logit less the mean of the others."""
+    rows = np.arange(len(TARGET))
+    others = (logits.sum(1) - logits[rows, TARGET]) / (logits.shape[1] - 1)
+    return logits[rows, TARGET] - others
+
+
+def test_with_a_linear_head_the_map_is_the_score_itself(linear):
+    model, variables = linear
+    maps = run(linear)
+    assert maps.shape == (3, 2, 3) and is_exact(model, "norm")
+    bias = np.asarray(variables["params"]["head"]["predictions"]["bias"])
+    logits = np.asarray(model.apply(variables, preprocess_input(IMAGES)))
+    wanted = margins(logits) - margins(np.tile(bias, (3, 1)))
+    assert np.allclose(maps.mean((1, 2)), wanted, atol=1e-5)
+    # Each place adds what it would if only it were there: leave one out and see what is lost.
+    x = np.array(model.apply(variables, preprocess_input(IMAGES), stop="head"))
+    x[:, 1, 2] = 0
+    without = np.asarray(model.apply(variables, x, start="head"))
+    assert np.allclose(margins(logits) - margins(without), maps[:, 1, 2] / 6, atol=1e-5)
+
+
+def test_the_gradient_gives_the_same_where_both_exist(linear, monkeypatch):
+    exact = run(linear)
+    model, variables = linear
+    pipeline = Pipeline(model, make_mesh())
+    x = pipeline.run(variables, IMAGES, stop="norm")
+    features = model.apply(variables, x, start="norm", stop="head")
+    contrast = explanations._contrast(jnp.asarray(TARGET), 3)
+
+    def score(features):
+        return jnp.sum(model.apply(variables, features, start="head") * contrast)
+
+    weight = jax.grad(score)(features).sum((1, 2))
+    assert np.allclose(jnp.einsum("nhwc,nc->nhw", features, weight), exact, atol=1e-5)
+
+
+def test_grad_cam_through_the_recipes_head(deep):
+    """Against the head's weights by hand, which of a ReLU network are exact where it is linear."""
+    model, variables = deep
+    features = np.asarray(model.apply(variables, preprocess_input(IMAGES), stop="head"))
+    first, last = (variables["params"]["head"][name] for name in ("dense_1", "predictions"))
+    hidden = features.mean((1, 2)) @ first["kernel"] + first["bias"]
+    maps = run(deep)
+    for i, target in enumerate(TARGET):
+        contrast = np.full(3, -0.5)
+        contrast[target] = 1
+        weight = first["kernel"] @ ((hidden[i] > 0) * (last["kernel"] @ contrast))
+        assert np.allclose(maps[i], features[i] @ weight, atol=1e-5)
+    assert not is_exact(model, "norm")
+
+
+@pytest.mark.parametrize(("unit", "shape"), [("conv4_block3", (4, 6)), ("stem", (16, 24))])
+def test_any_unit_of_the_line(deep, unit, shape):
+    model, variables = deep
+    maps = run(deep, unit=unit)
+    assert maps.shape == (3, *shape)
+    after = following(model, unit)
+    x = model.apply(variables, preprocess_input(IMAGES), stop=after)
+
+    def score(x):
+        logits = model.apply(variables, x, start=after)
+        picked = logits[jnp.arange(3), TARGET]
+        return jnp.sum(picked - (logits.sum(1) - picked) / 2)
+
+    weight = jax.grad(score)(x).sum((1, 2))
+    assert np.allclose(maps, jnp.einsum("nhwc,nc->nhw", x, weight), atol=1e-4)
+
+
+def test_what_all_classes_share_is_no_evidence(linear):
+    model, variables = linear
+    head = variables["params"]["head"]["predictions"]
+    shift = np.random.default_rng(3).normal(0, 1, (head["kernel"].shape[0], 1))
+    moved = {**head, "kernel": np.asarray(head["kernel"] + shift, np.float32)}
+    params = {**variables["params"], "head": {"predictions": moved}}
+    same = run((model, {**variables, "params": params}))
+    assert np.allclose(same, run(linear), atol=1e-4)
+
+
+def test_what_entered_the_norm_spares_the_network(linear):
+    model, variables = linear
+    pipeline = Pipeline(model, make_mesh())
+    entering = pipeline.run(variables, IMAGES, stop="norm")
+    maps = explain(pipeline, variables, None, TARGET, entering=entering)
+    assert np.array_equal(maps, run(linear))
+
+
+def test_units_that_are_none(deep):
+    model, _ = deep
+    assert following(model, "conv3_block2") == "pool3" and following(model, "norm") == "head"
+    for wrong in ("head", "conv9", ""):
+        with pytest.raises(InputError, match=r"expected a unit of the line, such as norm"):
+            following(model, wrong)
+
+
+def test_the_cascade_goes_down_the_line_and_leaves_nothing_out(deep):
+    model, _ = deep
+    steps = cascade(model)
+    assert [name for name, _ in steps] == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
+    assert set(steps[-1][1]) == set(model.units)
+    order = [model.units.index(unit) for unit in steps[-1][1]]
+    assert order == sorted(order, reverse=True)
+    assert "norm" in steps[1][1] and "pool4" in steps[2][1] and "pool4" not in steps[1][1]
+
+
+def test_random_weights_keep_their_numbers_and_lose_their_order(deep):
+    _, variables = deep
+    shuffled = randomise(variables, ["head", "norm"])
+    flat = lambda tree: jax.tree_util.tree_leaves_with_path(tree)  # noqa: E731
+    for (path, before), (_, after) in zip(flat(variables), flat(shuffled), strict=True):
+        touched = path[1].key in ("head", "bn")
+        assert np.array_equal(np.sort(np.ravel(before)), np.sort(np.ravel(after)))
+        assert np.array_equal(before, after) or touched
+        if touched and np.ptp(before) > 0:
+            assert not np.array_equal(before, after)
+
+
+def test_how_alike_maps_are():
+    maps = np.random.default_rng(5).normal(size=(4, 3, 5))
+    assert similarity(maps, 3 * maps - 1) == pytest.approx(1)
+    assert similarity(maps, -maps) == pytest.approx(-1)
+    assert similarity(maps, np.zeros_like(maps)) == 0
+    half = np.concatenate([maps[:2], -maps[2:]])
+    assert similarity(maps, half) == pytest.approx(0)
+    assert similarity(maps[:, :1, :1], maps[:, :1, :1]) is None
+
+
+def test_the_check_by_random_weights(deep):
+    model, variables = deep
+    pipeline = Pipeline(model, make_mesh())
+    maps = run(deep)
+    found = sanity_check(pipeline, variables, IMAGES, TARGET, maps)
+    assert list(found) == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
+    assert all(-1 <= value < 0.999 for value in found.values())
+    assert similarity(maps, run(deep)) == pytest.approx(1)

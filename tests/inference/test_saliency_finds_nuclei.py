@@ -1,0 +1,100 @@
+"""Maps of a trained network lie on the nuclei, which tell drawn tiles apart; random ones do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from PIL import Image
+
+from densenet_flax.common.sharding import make_mesh
+from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
+from densenet_flax.inference.saliency import explain, randomise
+from densenet_flax.inference.segments import Pipeline
+from densenet_flax.models import frontier
+from densenet_flax.models.densenet import DenseNet, init_variables, preprocess_input
+
+SIZE, TILES, EPOCHS, BATCH = 96, 128, 9, 32
+
+
+def draw(count, seed):
+    """Tiles, their nuclei, and whether they are malignant; every other one is."""
+    drawn = []
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        subtype = "DC" if i % 2 else "F"
+        drawn.append(draw_tile(rng, i % 2, draw_stain(rng), (SIZE, SIZE), subtype=subtype))
+    images, nuclei = zip(*drawn, strict=True)
+    return np.stack(images), np.stack(nuclei), np.arange(count) % 2
+
+
+def train(model, images, labels):
+    """All of a small network, from random weights."""
+    variables = init_variables(model, seed=0)
+    live = frontier.resolve("all", model.blocks).live_norms
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(variables, state, x, y):
+        def loss(params):
+            logits, updated = model.apply(
+                {**variables, "params": params},
+                preprocess_input(x),
+                live_norms=live,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            return losses.mean(), updated["batch_stats"]
+
+        gradients, statistics = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, state = optimizer.update(gradients, state)
+        params = optax.apply_updates(variables["params"], updates)
+        return {"params": params, "batch_stats": statistics}, state
+
+    state = optimizer.init(variables["params"])
+    for epoch in range(EPOCHS):
+        order = np.random.default_rng(epoch).permutation(len(images))
+        for rows in order.reshape(-1, BATCH):
+            variables, state = step(variables, state, images[rows], labels[rows])
+    return variables
+
+
+def on_nuclei(maps, nuclei):
+    """Mean over tiles of the rank correlation of a map with the share of nuclei in each place."""
+    found = []
+    for values, mask in zip(maps, nuclei, strict=True):
+        small = Image.fromarray(mask.astype(np.float32)).resize(
+            values.shape[::-1], Image.Resampling.BOX
+        )
+        found.append(scipy.stats.spearmanr(values, np.asarray(small), axis=None).statistic)
+    return np.mean(found)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = DenseNet(
+        blocks=(2, 2, 3), num_classes=2, growth_rate=16, stem_features=32, momentum=0.9
+    )
+    images, _, labels = draw(TILES, seed=0)
+    return Pipeline(model, make_mesh()), train(model, images, labels)
+
+
+def test_maps_lie_on_the_nuclei_and_random_ones_do_not(trained):
+    """Measured with seeds 0, 1, 2 of a longer training: 0.70, 0.69, 0.71; random −0.06 to 0.10."""
+    pipeline, variables = trained
+    images, nuclei, labels = draw(40, seed=1)
+    logits = np.asarray(pipeline.run(variables, images))
+    assert (logits.argmax(1) == labels).mean() >= 0.8
+    malignant = labels == 1
+    target = np.ones(len(images), int)
+
+    def attention(variables):
+        maps = explain(pipeline, variables, jnp.asarray(images), target)
+        assert maps.shape[1:] == (6, 6)
+        return on_nuclei(maps[malignant], nuclei[malignant])
+
+    assert attention(variables) > 0.5
+    units = pipeline.model.units
+    others = [attention(randomise(variables, units, seed)) for seed in range(3)]
+    assert max(map(abs, others)) < 0.3

@@ -1,0 +1,248 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import tree_leaves_with_path as leaves_with_path
+
+from densenet_flax.models import densenet as dn
+from densenet_flax.models.layers import moved
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+
+
+# Keras's totals, which count the running statistics too; 161 is torchvision's, which does not.
+@pytest.mark.parametrize(
+    ("make", "without_top", "with_top"),
+    [
+        (dn.DenseNet121, 7_037_504, 8_062_504),
+        (dn.DenseNet169, 12_642_880, 14_307_880),
+        (dn.DenseNet201, 18_321_984, 20_242_984),
+    ],
+)
+def test_parameter_totals(make, without_top, with_top):
+    assert count(shapes(make())) == without_top
+    assert count(shapes(make(num_classes=1000))) == with_top
+
+
+def test_densenet161_has_torchvisions_parameters():
+    assert count(shapes(dn.DenseNet161(num_classes=1000))["params"]) == 28_681_000
+
+
+def test_parameters_have_keras_names_and_shapes():
+    params = shapes(dn.DenseNet201(num_classes=2, hidden=(256,)))["params"]
+    assert params["conv4_block23"]["2_conv"]["kernel"].shape == (3, 3, 128, 32)
+    assert params["conv1"]["conv"]["kernel"].shape == (7, 7, 3, 64)
+    assert params["pool3"]["conv"]["kernel"].shape == (1, 1, 512, 256)
+    assert params["bn"]["scale"].shape == (1920,)
+    assert params["head"]["dense_1"]["kernel"].shape == (1920, 256)
+    assert params["head"]["predictions"]["bias"].shape == (2,)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_the_line_of_units():
+    units = dn.DenseNet201().units
+    assert units[0] == "stem" and units[-1] == "norm" and "head" not in units
+    assert units.index("conv4_block48") + 1 == units.index("pool4")
+    assert len(units) == 1 + 6 + 12 + 48 + 32 + 3 + 1
+
+
+def test_cutting_the_line_anywhere_changes_nothing(tiny, tiny_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+    whole = tiny.apply(tiny_variables, x)
+    for unit in tiny.units[1:]:
+        prefix = tiny.apply(tiny_variables, x, stop=unit)
+        tail = {
+            name: dn.select(tree, tiny.units[tiny.units.index(unit) :])
+            for name, tree in tiny_variables.items()
+        }
+        again = tiny.apply(tail, prefix, start=unit)
+        np.testing.assert_allclose(again, whole, rtol=1e-5, atol=1e-6, err_msg=unit)
+    pooled = dn.pool(tiny.apply(tiny_variables, x, stop="head"))
+    np.testing.assert_allclose(tiny.apply(tiny_variables, pooled, start="head"), whole, rtol=1e-5)
+
+
+def test_the_backbone_gives_features(tiny, tiny_variables):
+    backbone = tiny.clone(num_classes=0)
+    features = backbone.apply(tiny_variables, jnp.zeros((1, 64, 96, 3)))
+    assert features.shape == (1, 2, 3, 144)
+    assert float(features.min()) == 0  # a ReLU is last
+    bare = backbone.clone(final_relu=False).apply(tiny_variables, jnp.zeros((1, 64, 96, 3)))
+    assert float(bare.min()) < 0
+    np.testing.assert_array_equal(np.maximum(bare, 0), features)
+
+
+def test_inference_is_the_default(tiny, tiny_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    together = tiny.apply(tiny_variables, x)
+    alone = jnp.concatenate([tiny.apply(tiny_variables, x[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_ignore_what_has_no_weight():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (5, 4, 6, 7)).astype(np.float32)
+    padded = np.concatenate([x, 1e3 * np.ones((3, 4, 6, 7), np.float32)])
+    weight = jnp.array([1, 1, 1, 1, 1, 0, 0, 0], jnp.float32)
+    for got, wanted in zip(
+        dn.batch_moments(jnp.asarray(padded), weight),
+        (x.mean((0, 1, 2)), x.var((0, 1, 2))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_the_variance_survives_a_large_mean():
+    x = np.random.default_rng(0).normal(1e4, 1, (8, 8, 8, 3))
+    _, var = dn.batch_moments(jnp.asarray(x, jnp.float32))
+    # E[x²] - E[x]² would be off by more than the variance itself.
+    wanted = x.astype(np.float32).var((0, 1, 2), dtype=np.float64)
+    np.testing.assert_allclose(var, wanted, rtol=1e-2)
+
+
+def test_live_norms_move_their_statistics_and_no_others(tiny, tiny_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    live = {"conv4_block2_0_bn", "pool4_bn", "bn"}
+    _, updated = tiny.apply(tiny_variables, x, live_norms=live, mutable=["batch_stats"])
+    before = dict(jax.tree_util.tree_leaves_with_path(tiny_variables["batch_stats"]))
+    moved = {
+        "_".join(key.key for key in path[:-1])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updated["batch_stats"])
+        if not np.array_equal(leaf, before[path])
+    }
+    assert moved == live
+
+
+def test_statistics_move_by_keras_rule(tiny, tiny_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    _, updated = tiny.apply(tiny_variables, x, live_norms={"conv1_bn"}, mutable=["batch_stats"])
+    kernel = tiny_variables["params"]["conv1"]["conv"]["kernel"]
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    for name, batch in (("mean", y.mean((0, 1, 2))), ("var", y.var((0, 1, 2)))):
+        old = tiny_variables["batch_stats"]["conv1"]["bn"][name]
+        new = updated["batch_stats"]["conv1"]["bn"][name]
+        np.testing.assert_allclose(new, 0.99 * old + 0.01 * batch, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_can_be_had_instead_of_moved_statistics(tiny, tiny_variables):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    live = {"conv4_block2_0_bn", "conv4_block3_1_bn", "pool4_bn", "bn"}
+    _, found = tiny.apply(tiny_variables, x, live_norms=live, mutable=["batch_stats", "moments"])
+    names = {"_".join(k.key for k in p[:-1]) for p, _ in leaves_with_path(found["moments"])}
+    assert names == live
+    for path, batch in leaves_with_path(found["moments"]):
+        old, new = (
+            functools.reduce(lambda tree, key: tree[key.key], path, stats)
+            for stats in (tiny_variables["batch_stats"], found["batch_stats"])
+        )
+        np.testing.assert_array_equal(moved(old, batch, tiny.momentum), new)
+
+
+def test_bfloat16_computes_half_and_keeps_float32(tiny, tiny_variables):
+    half = tiny.clone(dtype=jnp.bfloat16)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    assert half.apply(tiny_variables, x, stop="head").dtype == jnp.bfloat16
+    logits, updated = half.apply(tiny_variables, x, live_norms={"bn"}, mutable=["batch_stats"])
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
+    wanted = tiny.apply(tiny_variables, x)
+    got = half.apply(tiny_variables, x)
+    assert float(jnp.abs(got - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
+
+
+@pytest.mark.parametrize("remat", ["bottleneck", "block"])
+def test_remat_changes_no_gradient_and_no_statistic(tiny, tiny_variables, remat):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    live = {"conv4_block2_0_bn", "conv4_block2_1_bn", "conv4_block3_0_bn", "pool4_bn", "bn"}
+
+    def run(model):
+        def loss(params):
+            variables = {**tiny_variables, "params": params}
+            logits, updated = model.apply(variables, x, live_norms=live, mutable=["batch_stats"])
+            return (logits**2).sum(), updated
+
+        return jax.jit(jax.grad(loss, has_aux=True))(tiny_variables["params"])
+
+    for got, wanted in zip(
+        jax.tree.leaves(run(tiny.clone(remat=remat))), jax.tree.leaves(run(tiny)), strict=True
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_remat_keeps_less_for_the_backward_pass(tiny, tiny_variables):
+    x = jnp.zeros((32, 64, 64, 3))
+    everything = {"bn"} | {
+        f"{unit}_{norm}" for unit in tiny.units if "_block" in unit for norm in ("0_bn", "1_bn")
+    }
+
+    def kept(remat):
+        def loss(params):
+            variables = {**tiny_variables, "params": params}
+            model = tiny.clone(remat=remat)
+            return model.apply(variables, x, live_norms=everything, mutable=["batch_stats"])[
+                0
+            ].sum()
+
+        _, backward = jax.eval_shape(lambda p: jax.vjp(loss, p), tiny_variables["params"])
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    assert kept("block") < kept("bottleneck") < 0.6 * kept("none")
+
+
+def test_init_variables_are_keras_initial_values(tiny):
+    drawn = dn.init_variables(tiny, seed=3)
+    wanted = jax.eval_shape(tiny.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert jax.tree.structure(drawn) == jax.tree.structure(wanted)
+    assert jax.tree.map(np.shape, drawn) == jax.tree.map(np.shape, wanted)
+    kernel = drawn["params"]["conv5_block1"]["2_conv"]["kernel"]
+    limit = np.sqrt(6 / (9 * (128 + 32)))  # Glorot uniform
+    assert 0.99 * limit < np.abs(kernel).max() <= limit and abs(kernel.mean()) < 0.02 * limit
+    assert (drawn["params"]["bn"]["scale"] == 1).all()
+    assert (drawn["batch_stats"]["bn"]["var"] == 1).all()
+    again, other = dn.init_variables(tiny, seed=3), dn.init_variables(tiny, seed=4)
+    np.testing.assert_array_equal(kernel, again["params"]["conv5_block1"]["2_conv"]["kernel"])
+    assert not np.array_equal(kernel, other["params"]["conv5_block1"]["2_conv"]["kernel"])
+
+
+@pytest.mark.parametrize("pixels", [(32, 32), (33, 47), (61, 70)])
+def test_what_enters_a_unit_has_the_shape_that_is_foretold(tiny, tiny_variables, pixels):
+    images = jax.ShapeDtypeStruct((2, *pixels, 3), jnp.float32)
+    for unit in tiny.units[1:]:
+        run = lambda v, x, unit=unit: tiny.apply(v, x, stop=unit)  # noqa: E731
+        entering = jax.eval_shape(run, tiny_variables, images)
+        foretold = tiny.entering(unit, images.shape)
+        if unit == "head":
+            entering = jax.eval_shape(dn.pool, entering)
+        assert foretold == entering.shape, unit
+
+
+def test_preprocessing_is_keras_torch_mode():
+    pixels = np.array([[[0, 128, 255]]], np.uint8)
+    wanted = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(dn.preprocess_input(pixels), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dn.preprocess_input(pixels, "scale"), pixels / 255.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, v: m.apply(v, np.zeros((1, 32, 32, 3), np.uint8)), "preprocess_input"),
+        (lambda m, v: m.apply(v, jnp.zeros((1, 31, 40, 3))), "at least 32"),
+        (lambda m, v: m.apply(v, jnp.zeros((32, 32, 3))), "at least 32"),
+        (lambda m, v: m.apply(v, jnp.zeros((1, 32, 32, 3)), stop="conv9"), "conv9"),
+        (lambda m, v: dn.preprocess_input(np.zeros((1, 4, 4, 1))), "3 channels"),
+        (lambda m, v: dn.preprocess_input(np.zeros((1, 4, 4, 3)), "caffe"), "caffe"),
+    ],
+)
+def test_wrong_input_is_named(tiny, tiny_variables, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tiny, tiny_variables)

@@ -1,0 +1,55 @@
+import os
+
+import pytest
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.storage import atomic as files
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    target = tmp_path / "deep" / "target"
+    with files.atomic_dir(target) as folder:
+        (folder / "a").write_text("a")
+        assert not target.exists() and folder.parent == target.parent
+    assert (target / "a").read_text() == "a"
+    with pytest.raises(ZeroDivisionError), files.atomic_dir(tmp_path / "other") as folder:
+        (folder / "a").write_text("a")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_the_first_folder_wins(tmp_path):
+    target = tmp_path / "target"
+    with files.atomic_dir(target) as late:
+        (late / "late").write_text("")
+        with files.atomic_dir(target) as early:
+            (early / "early").write_text("")
+    assert [path.name for path in target.iterdir()] == ["early"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_is_old_or_new(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_text(path, "old")
+    files.write_text(path, "new")
+    assert path.read_text() == "new"
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(InputError, match=r"file: cannot write here \(No space left on device\)"):
+        files.write_text(path, "newer")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        files.write_text(tmp_path / "file", "")
+        with files.atomic_dir(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
