@@ -32,15 +32,16 @@ def measure(
 
     from densenet_flax.common.sharding import make_mesh, put_batch
     from densenet_flax.models import frontier
-    from densenet_flax.models.densenet import DenseNet201, init_variables
-    from densenet_flax.training.train_step import Stage, StageProgram
+    from densenet_flax.models.densenet import DenseNet201
+    from densenet_flax.models.init import init_variables
+    from densenet_flax.training.train_step import Stage, TrainStep
 
     model = DenseNet201(
         num_classes=2, hidden=(256,), dropout=0.5, remat=remat, dtype=jnp.dtype(dtype)
     )
     at = frontier.resolve(unfreeze_from, model.blocks)
     mesh = make_mesh()
-    program = StageProgram(model, Stage("s", at, 100), init_variables(model, 0), mesh, seed=0)
+    program = TrainStep(model, Stage("s", at, 100), init_variables(model, 0), mesh, seed=0)
     rng = np.random.default_rng(0)
     image = jax.ShapeDtypeStruct((batch_size, pixels, pixels, 3), jnp.float32)
     if at.cut == "stem":
@@ -58,7 +59,7 @@ def measure(
 
     def backward(params):
         variables = program._merge(params, state.batch_stats.unpack(), frozen)
-        options = {"start": at.cut, "live_norms": at.live_norms, "mutable": ["moments"]}
+        options = {"start": at.cut, "train_norms": at.train_norms, "mutable": ["moments"]}
 
         def forward(p):
             return model.apply({**variables, "params": p}, batch["inputs"], **options)[0]

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
         DenseNet161,
         DenseNet169,
         DenseNet201,
-        preprocess_input,
     )
     from densenet_flax.models.frontier import trainable_mask
+    from densenet_flax.models.preprocessing import preprocess_input
     from densenet_flax.weights import load_weights
 
 __all__ = [
@@ -35,7 +35,7 @@ _HOME = {
     "load_classifier": "inference.classifier",
     "load_weights": "weights",
     "trainable_mask": "models.frontier",
-    "preprocess_input": "models.densenet",
+    "preprocess_input": "models.preprocessing",
 }
 
 

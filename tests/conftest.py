@@ -17,7 +17,8 @@ import pytest
 
 from densenet_flax.data.loading import Dataset
 from densenet_flax.data.splits.split import patient_split
-from densenet_flax.models.densenet import DenseNet, init_variables
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.init import init_variables
 
 TINY_BLOCKS = (2, 2, 3, 2)  # all kinds of units, and stages of more than one block
 

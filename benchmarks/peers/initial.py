@@ -10,7 +10,9 @@ from safetensors.numpy import save_file
 
 from benchmarks.common import answer, options_of_peer
 from densenet_flax.models import frontier
-from densenet_flax.models.densenet import DenseNet201, init_variables, preprocess_input
+from densenet_flax.models.densenet import DenseNet201
+from densenet_flax.models.init import init_variables
+from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.weights import WeightsInfo, export_weights, save_weights
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -44,12 +46,12 @@ def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
     """BatchNorm statistics of some images in place of mean 0 and variance 1."""
     backbone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's
-    live = frontier.resolve("all", model.blocks).live_norms
+    live = frontier.resolve("all", model.blocks).train_norms
 
     @jax.jit
     def measure(variables, images):
         x = preprocess_input(images)
-        return backbone.apply(variables, x, live_norms=live, mutable=["batch_stats"])[1]
+        return backbone.apply(variables, x, train_norms=live, mutable=["batch_stats"])[1]
 
     return {**variables, **jax.tree.map(np.asarray, measure(variables, images))}
 

@@ -8,7 +8,7 @@ from benchmarks.common import answer, options_of_peer
 from benchmarks.peers.timing import images, time_calls
 from densenet_flax.common.host_memory import restart_with_huge_pages
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet201
 from densenet_flax.weights import load_weights
 
@@ -20,7 +20,7 @@ def main() -> None:
     model = DenseNet201(num_classes=2, hidden=(256,), dtype=jnp.dtype(given["precision"]))
     mesh = make_mesh()
     variables = replicate(load_weights(given["weights"]["ours"], model), mesh)
-    pipeline = Pipeline(model, mesh)
+    pipeline = SegmentedModel(model, mesh)
     found = {}
     for batch in given["batches"]:
         x = images(batch, given["pixels"])

@@ -12,7 +12,7 @@ from densenet_flax.common.host_memory import restart_with_huge_pages
 from densenet_flax.common.sharding import make_mesh, put_batch
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet201
-from densenet_flax.training.train_step import Stage, StageProgram
+from densenet_flax.training.train_step import Stage, TrainStep
 from densenet_flax.weights import load_weights
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     variables = load_weights(given["weights"]["ours"], model)
     at = frontier.resolve("300", model.blocks)
     mesh = make_mesh()
-    program = StageProgram(model, Stage("tail", at, 1000), variables, mesh, seed=0)
+    program = TrainStep(model, Stage("tail", at, 1000), variables, mesh, seed=0)
     x, label = inputs(given["batch"], given["pixels"])
     x = x.astype(dtype)  # as the prefix cache hands it over
     ids, ones = np.arange(len(x)), np.ones(len(x), np.float32)

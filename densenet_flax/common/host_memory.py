@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# Large blocks from the heap, in pages of 2 MB, handed back when `give_back_memory` says so only.
+# Large blocks from the heap, in pages of 2 MB, handed back when `trim_host_memory` says so only.
 _TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776"
 )
@@ -29,7 +29,7 @@ def restart_with_huge_pages() -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
-def give_back_memory() -> None:
+def trim_host_memory() -> None:
     """Returns memory that is free to the system, where the C library is glibc.
 
     To be called after work of another kind than what follows. A compiler takes more than a gigabyte

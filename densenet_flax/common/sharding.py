@@ -41,7 +41,7 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def several_processes() -> bool:
+def multiple_processes() -> bool:
     """Whether the run is spread over processes."""
     return jax.process_count() > 1
 
@@ -66,7 +66,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     sharding = replicated(mesh)
 
     copies = jax.tree.map(np.array, tree)
-    if not several_processes():
+    if not multiple_processes():
         return jax.device_put(copies, sharding)  # all leaves at once
 
     def put(x: np.ndarray) -> jax.Array:
@@ -75,7 +75,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, copies)
 
 
-def my_part(ids: np.ndarray, mesh: Mesh) -> np.ndarray:
+def process_slice(ids: np.ndarray, mesh: Mesh) -> np.ndarray:
     """The rows of a batch that this process reads and puts on its devices.
 
     Args:
@@ -97,14 +97,14 @@ def put_batch(
       ids: of the whole batch, the same in every process.
       weight: of each; filled up with 0 until the devices divide the batch, which changes no
         result because rows of weight 0 count nowhere.
-      take: from ids, those of `my_part`, to arrays of as many rows.
+      take: from ids, those of `process_slice`, to arrays of as many rows.
       mesh: the devices.
 
     Returns:
       What `take` gave, and `weight`.
     """
     whole = len(ids) + -len(ids) % mesh.size
-    places = my_part(np.arange(len(ids)), mesh)
+    places = process_slice(np.arange(len(ids)), mesh)
     filled = np.arange(whole)[jax.process_index() * len(places) :][: len(places)] >= len(ids)
     local = {
         **take(ids[places]),
@@ -118,15 +118,15 @@ def put_batch(
     return {name: put(x) for name, x in local.items()}
 
 
-def fetch(x: jax.Array) -> np.ndarray:
+def to_host(x: jax.Array) -> np.ndarray:
     """All rows of an array that is split over devices, on every process."""
-    if not several_processes():
+    if not multiple_processes():
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def agree(fact: bool) -> bool:
+def all_processes(fact: bool) -> bool:
     """Whether it holds in every process; to be asked by all of them."""
-    if not several_processes():
+    if not multiple_processes():
         return fact
     return bool(multihost_utils.process_allgather(np.array(fact)).all())

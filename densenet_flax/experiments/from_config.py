@@ -17,7 +17,9 @@ from densenet_flax.data.splits.sampling import Sampler, make_sampler
 from densenet_flax.data.splits.split import Split
 from densenet_flax.kernels.dense_block import REMAT
 from densenet_flax.models import frontier
-from densenet_flax.models.densenet import NETWORKS, DenseNet, draw_variables, preprocess_input
+from densenet_flax.models.densenet import NETWORKS, DenseNet
+from densenet_flax.models.init import draw_variables
+from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.optimizer import OptimizerSettings, steps_of
 from densenet_flax.training.train_step import Loss, Stage
@@ -210,13 +212,15 @@ def initial_variables(
     logging.warning("starting from random weights: config.model.weights is 'random'")
     order = epoch_order(len(split.train), config.seed, 0)
     images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
-    everything = frontier.resolve("all", model.blocks).live_norms
+    everything = frontier.resolve("all", model.blocks).train_norms
     backbone_alone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's statistics
 
     @jax.jit
     def statistics(variables, images):
         x = preprocess_input(images)
-        return backbone_alone.apply(variables, x, live_norms=everything, mutable=["batch_stats"])[1]
+        return backbone_alone.apply(variables, x, train_norms=everything, mutable=["batch_stats"])[
+            1
+        ]
 
     measured = jax.tree.map(np.asarray, statistics(variables, images))
     return {**variables, **measured}, WeightsInfo.of(model, source="random", **about)

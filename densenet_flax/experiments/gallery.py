@@ -9,7 +9,7 @@ from densenet_flax.common.sharding import put_batch
 from densenet_flax.data.loading import Dataset
 from densenet_flax.inference import overlay
 from densenet_flax.inference.saliency import explain, is_exact, sanity_check
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 
 OF_EACH = 3
 # Above this, maps of a network without anything learned look like those of ours.
@@ -18,7 +18,7 @@ _FEW = 16  # places
 
 
 def show(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Mapping[str, Any],
     dataset: Dataset,
     rows: np.ndarray,
@@ -132,7 +132,7 @@ def _spread(count: int, wanted: int) -> list[int]:
 
 
 def _note(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     unit: str,
     maps: np.ndarray,
     found: Mapping[str, float | None],

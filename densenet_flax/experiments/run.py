@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.host_memory import give_back_memory
+from densenet_flax.common.host_memory import trim_host_memory
 from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.data.augmentation.preview import write_preview
 from densenet_flax.data.augmentation.views import settings_for
@@ -38,13 +38,13 @@ from densenet_flax.experiments.from_config import (
     initial_variables,
 )
 from densenet_flax.inference import saliency as explain
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.inference.tta import predict_probabilities
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.atomic import write_text
-from densenet_flax.storage.checkpoint import JUDGEMENT, Checkpoints, Restored
+from densenet_flax.storage.checkpoint import OPERATING_POINT_FILE, Checkpoints, Restored
 from densenet_flax.storage.workdir import Workdir
-from densenet_flax.training.progress import Position, best_step
+from densenet_flax.training.progress import TrainProgress, best_step
 from densenet_flax.training.train_step import Stage
 from densenet_flax.training.trainer import Trainer
 from densenet_flax.weights import WeightsInfo
@@ -101,11 +101,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         restored = None
         if checkpoints.steps:
             restored = checkpoints.restore(checkpoints.steps[-1])
-            position, variables = Position(**restored.meta["position"]), restored.variables
+            position, variables = TrainProgress(**restored.meta["position"]), restored.variables
             info = WeightsInfo.from_dict(restored.meta["network"])
             logging.info("going on from step %d in %s", position.step, place.path)
         else:
-            position = Position()
+            position = TrainProgress()
             variables, info = initial_variables(config, model, dataset, split)
         place.rewind(position.step)
         prepared = time.perf_counter()
@@ -134,7 +134,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         )
         trainer.run(variables, position, restored)
         del trainer, variables, restored
-        give_back_memory()
+        trim_host_memory()
         trained = time.perf_counter()
         seconds = {"preparation": prepared - started, "training": trained - prepared}
         return _evaluate(config, place, stages, dataset, split, checkpoints, seconds)
@@ -225,7 +225,7 @@ def _evaluate(
         chosen = checkpoints.restore(best)
     info = WeightsInfo.from_dict(chosen.meta["network"])
     mesh = make_mesh()
-    pipeline = Pipeline(
+    pipeline = SegmentedModel(
         as_trained(build_model(config, len(dataset.class_names)), info),
         mesh,
         cuts=[stage.frontier.cut for stage in stages],
@@ -240,7 +240,7 @@ def _evaluate(
     if not is_first_process():
         return {}
     judged = {**point.to_dict(), "step": chosen.step, "tta": config.tta}  # for who uses it
-    write_text(place.path / JUDGEMENT, json.dumps(judged, indent=2) + "\n")
+    write_text(place.path / OPERATING_POINT_FILE, json.dumps(judged, indent=2) + "\n")
     about = _about_the_run(config, place, stages, dataset, split, chosen, last.step, info, seconds)
     about |= {"gallery": gallery, "gallery_note": note}
     metrics = write_report(
@@ -253,7 +253,7 @@ def _evaluate(
 
 def _predict(
     config: ConfigDict,
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Mapping[str, Any],
     dataset: Dataset,
     split: Split,
@@ -285,7 +285,7 @@ def _predict(
 
 def _gallery(
     config: ConfigDict,
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Mapping[str, Any],
     dataset: Dataset,
     rows: np.ndarray,

@@ -16,7 +16,8 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.export.predict_fn import Outputs
 from densenet_flax.inference import tta
 from densenet_flax.inference.classifier import Classifier
-from densenet_flax.models.densenet import IMAGENET_MEAN, IMAGENET_STD, key_of_unit, line_of_units
+from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from densenet_flax.models.units import param_key, unit_names
 from densenet_flax.weights import WeightsInfo
 
 OPSET = 17
@@ -158,8 +159,8 @@ def _network(graph: _Graph, x: str, classifier: Classifier) -> str:
     info: WeightsInfo = classifier.info
     params, stats = classifier.variables["params"], classifier.variables["batch_stats"]
     square = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
-    for unit in line_of_units(info.blocks):
-        key = key_of_unit(unit)
+    for unit in unit_names(info.blocks):
+        key = param_key(unit)
         p, s = params[key], stats[key]
         if unit == "stem":
             x = graph.conv(x, "conv1_conv", p["conv"]["kernel"], stride=2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from densenet_flax.common.errors import InputError
 from densenet_flax.inference import tta
 from densenet_flax.inference.classifier import Classifier
-from densenet_flax.models.densenet import preprocess_input
+from densenet_flax.models.preprocessing import preprocess_input
 
 Outputs = Mapping[str, Any]  # 'probability' and 'calibrated' [N, K], 'decision' [N]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import fetch, make_mesh, put_batch, replicate
+from densenet_flax.common.sharding import make_mesh, put_batch, replicate, to_host
 from densenet_flax.data.images import decode as image_files
 from densenet_flax.data.images import stain_normalization as stain
 from densenet_flax.inference import saliency as explanations
@@ -29,7 +29,7 @@ from densenet_flax.inference.results import (
     operating_point_of,
     to_probabilities,
 )
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.workdir import Workdir
@@ -101,7 +101,9 @@ class Classifier:
         self.batch_size = batch_size
         self._normalise = stain.normaliser(extra.get("stain") or {})
         model = info.build_model(dtype=jnp.dtype(extra.get("dtype", "float32")))
-        self.pipeline = Pipeline(model, make_mesh(), cuts=cuts, preprocessing=info.preprocessing)
+        self.pipeline = SegmentedModel(
+            model, make_mesh(), cuts=cuts, preprocessing=info.preprocessing
+        )
         self.variables = replicate(dict(variables), self.pipeline.mesh)
 
     @property
@@ -192,13 +194,13 @@ class Classifier:
         x = self._put(batch, self.images_at_a_time)
         entering = self.pipeline.run(self.variables, tta.views(x) if self.tta else x, stop="norm")
         features = self.pipeline.run(self.variables, entering, start="norm", stop="head")
-        logits = fetch(self.pipeline.run(self.variables, features, start="head"))
+        logits = to_host(self.pipeline.run(self.variables, features, start="head"))
         probability = to_probabilities(logits, self.info.activation)
         if count > 1:
             probability, features = tta.average(probability, count), features[::count]
             entering = entering[::count]
         n = len(batch)
-        return Output(probability[:n], fetch(features).astype(np.float32)[:n], entering)
+        return Output(probability[:n], to_host(features).astype(np.float32)[:n], entering)
 
     def maps(
         self, batch: np.ndarray, label: np.ndarray, output: Output, *, unit: str = "norm"

@@ -17,9 +17,10 @@ import numpy as np
 import scipy  # its parts are imported when they are first used
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import fetch, replicate
-from densenet_flax.inference.segments import Pipeline
-from densenet_flax.models.densenet import DenseNet, key_of_unit, select
+from densenet_flax.common.sharding import replicate, to_host
+from densenet_flax.inference.segments import SegmentedModel
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.units import param_key, select_units
 
 Variables = Mapping[str, Any]
 
@@ -45,7 +46,7 @@ def is_exact(model: DenseNet, unit: str) -> bool:
 
 
 def explain(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Variables,
     images: Any,
     target: Any,
@@ -80,7 +81,7 @@ def explain(
     x = entering
     if x is None or unit != "norm":
         if start not in pipeline.cuts:
-            pipeline = Pipeline(
+            pipeline = SegmentedModel(
                 model,
                 pipeline.mesh,
                 cuts=[*pipeline.cuts, start],
@@ -88,9 +89,9 @@ def explain(
             )
         x = pipeline.run(variables, images, stop=start)
     units = model.units[model.units.index(start) :]
-    part = {name: select(tree, units) for name, tree in variables.items()}
+    part = {name: select_units(tree, units) for name, tree in variables.items()}
     target = jnp.asarray(target, jnp.int32)
-    return fetch(_maps(model, part, x, target, start=start, after=after))
+    return to_host(_maps(model, part, x, target, start=start, after=after))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "start", "after"))
@@ -124,7 +125,7 @@ def randomise(variables: Variables, units: Sequence[str], seed: int = 0) -> dict
 
     What was learned is gone, while sizes and spreads stay those that the layers work with.
     """
-    keys = {key_of_unit(unit) for unit in units}
+    keys = {param_key(unit) for unit in units}
     rng = np.random.default_rng(seed)
 
     def shuffle(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -170,7 +171,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def sanity_check(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Variables,
     images: Any,
     target: np.ndarray,

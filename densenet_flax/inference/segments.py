@@ -9,11 +9,13 @@ import numpy as np
 import scipy  # its parts are imported when they are first used
 from jax.sharding import Mesh
 
-from densenet_flax.common.sharding import fetch, my_part, put_batch
+from densenet_flax.common.sharding import process_slice, put_batch, to_host
 from densenet_flax.data.batching import batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import images_ahead
-from densenet_flax.models.densenet import DenseNet, pool, preprocess_input, select
+from densenet_flax.models.densenet import DenseNet, pool
+from densenet_flax.models.preprocessing import preprocess_input
+from densenet_flax.models.units import select_units
 
 
 @functools.partial(jax.jit, static_argnames=("model", "start", "stop", "preprocessing"))
@@ -24,7 +26,7 @@ def _forward(model: DenseNet, variables, x, *, start: str, stop: str | None, pre
     return pool(y) if stop == "head" else y
 
 
-class Pipeline:
+class SegmentedModel:
     """The network in inference mode, compiled in segments that end where stages cut it.
 
     Every stage's frozen prefix, its validation and the final evaluation are then chains of the
@@ -84,14 +86,14 @@ class Pipeline:
     def _part(self, variables: Mapping[str, Any], begin: str, end: str | None) -> dict[str, Any]:
         units = self.model.units
         here = units[units.index(begin) : units.index(end) if end else None]
-        return {name: select(tree, here) for name, tree in variables.items()}
+        return {name: select_units(tree, here) for name, tree in variables.items()}
 
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]
 
 
 def predict_logits(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Mapping[str, Any],
     dataset: Dataset,
     ids: np.ndarray,
@@ -119,7 +121,7 @@ def predict_logits(
     for _, weight, batch in entering:
         logits = pipeline.run(variables, batch["inputs"], start=start)
         count = int(weight.sum())
-        found.append(fetch(logits)[:count])
+        found.append(to_host(logits)[:count])
         if progress:
             progress(count)
     return np.concatenate(found)
@@ -128,7 +130,7 @@ def predict_logits(
 def image_batches(dataset: Dataset, ids: np.ndarray, batch_size: int, mesh: Mesh) -> Batches:
     """Batches of images as they are, on the devices, read ahead of their use."""
     parts = list(batches(ids, batch_size))
-    images = images_ahead(dataset, [my_part(rows, mesh) for rows, _ in parts])
+    images = images_ahead(dataset, [process_slice(rows, mesh) for rows, _ in parts])
     for rows, weight in parts:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
 

@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densenet_flax.common.sharding import fetch
+from densenet_flax.common.sharding import to_host
 from densenet_flax.data.augmentation.pixels import sample
 from densenet_flax.data.augmentation.views import SYMMETRIES
 from densenet_flax.data.dataset import Dataset
-from densenet_flax.inference.segments import Pipeline, image_batches, predict_logits, probabilities
+from densenet_flax.inference.segments import (
+    SegmentedModel,
+    image_batches,
+    predict_logits,
+    probabilities,
+)
 
 
 def count_views(size: tuple[int, ...]) -> int:
@@ -48,7 +53,7 @@ def average(probability: np.ndarray, count: int) -> np.ndarray:
 
 
 def predict_probabilities(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     variables: Mapping[str, Any],
     dataset: Dataset,
     ids: np.ndarray,
@@ -76,7 +81,7 @@ def predict_probabilities(
     # As many images as give a batch of views: the shape that the network is compiled for already.
     at_a_time = max(1, batch_size // count)
     for _, weight, batch in image_batches(dataset, ids, at_a_time, pipeline.mesh):
-        logits = fetch(pipeline.run(variables, views(batch["inputs"])))
+        logits = to_host(pipeline.run(variables, views(batch["inputs"])))
         done = int(weight.sum())
         found.append(average(probabilities(logits), count)[:done])
         if progress:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_flax.kernels.matmul import bits, values
-from densenet_flax.models.layers import Moments, batch_moments, conv3x3, normalise, pointwise
+from densenet_flax.models.layers import MeanVar, conv3x3, mean_var, normalize, pointwise
 
 REMAT = ("none", "bottleneck", "block")
 
@@ -44,7 +44,7 @@ class HalfBlock:
 
     scale: jax.Array
     bias: jax.Array
-    running: Moments
+    running: MeanVar
     kernel: jax.Array
 
 
@@ -87,10 +87,10 @@ class Manner:
 def dense_stage(
     manner: Manner,
     x: jax.Array,
-    moments: Moments | None,
+    moments: MeanVar | None,
     weight: jax.Array | None,
     blocks: Blocks,
-) -> tuple[jax.Array, Moments | None, list[Moments | None]]:
+) -> tuple[jax.Array, MeanVar | None, list[MeanVar | None]]:
     """Runs blocks one after the other.
 
     The batch moments of a channel are the same for every later norm of the stage, so they are
@@ -290,13 +290,13 @@ def _halves(manner: Manner, group: range, places: tuple[int, ...]):
     """A block as two functions of rows: to the bottleneck's channels, and to the new ones."""
     live_0, live_1 = manner.live[group.start]
 
-    def norm_relu(rows: jax.Array, half: HalfBlock, moments: Moments | None) -> jax.Array:
+    def norm_relu(rows: jax.Array, half: HalfBlock, moments: MeanVar | None) -> jax.Array:
         used = half.running if moments is None else moments
         wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
-        y = normalise(wide, half.scale, half.bias, used, manner.epsilon)
+        y = normalize(wide, half.scale, half.bias, used, manner.epsilon)
         return jax.nn.relu(y).astype(rows.dtype)  # rounded once, after the ReLU
 
-    def narrow(rows: jax.Array, moments: Moments | None, half: HalfBlock) -> jax.Array:
+    def narrow(rows: jax.Array, moments: MeanVar | None, half: HalfBlock) -> jax.Array:
         return pointwise(norm_relu(rows, half, moments if live_0 else None), half.kernel)
 
     def grow(rows: jax.Array, weight: jax.Array | None, half: HalfBlock):
@@ -308,8 +308,8 @@ def _halves(manner: Manner, group: range, places: tuple[int, ...]):
     return narrow, grow
 
 
-def _moments(rows: jax.Array, weight: jax.Array | None, places: tuple[int, ...]) -> Moments:
-    return batch_moments(rows.reshape(*places, -1), weight)
+def _moments(rows: jax.Array, weight: jax.Array | None, places: tuple[int, ...]) -> MeanVar:
+    return mean_var(rows.reshape(*places, -1), weight)
 
 
 def _narrow_pieces(narrow, features: jax.Array, c: int, moments, half: HalfBlock) -> jax.Array:

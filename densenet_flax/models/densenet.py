@@ -11,53 +11,24 @@ Networks", CVPR 2017. Numbers (padding, epsilon, momentum, initialisers): `keras
 
 import functools
 import itertools
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from densenet_flax.kernels.dense_block import HalfBlock, Manner, dense_stage, side_by_side
 from densenet_flax.models.layers import (
     BatchNorm,
     Kernel,
-    Moments,
+    MeanVar,
     average_pool,
-    batch_moments,
     max_pool_of_relu,
+    mean_var,
     pointwise,
 )
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def preprocess_input(images, mode: str = "torch") -> jax.Array:
-    """Pixels to what the network was trained on.
-
-    Args:
-      images: `[..., H, W, 3]` RGB, 0 to 255, usually uint8.
-      mode: `'torch'`, x/255 less the ImageNet mean, over the ImageNet standard deviation, which is
-        what `keras.applications.densenet.preprocess_input` does; or `'scale'`, x/255 alone.
-
-    Returns:
-      float32 of the same shape.
-
-    Raises:
-      ValueError: the mode is unknown, or the last axis is not three channels.
-    """
-    x = jnp.asarray(images)
-    if x.shape[-1] != 3:
-        raise ValueError(f"images: expected RGB with 3 channels last, got shape {x.shape}")
-    x = x.astype(jnp.float32) / 255.0
-    if mode == "torch":
-        return (x - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
-    if mode == "scale":
-        return x
-    raise ValueError(f"preprocessing mode {mode!r}: expected 'torch' or 'scale'")
+from densenet_flax.models.units import unit_names
 
 
 class Block(nn.Module):
@@ -85,7 +56,7 @@ class Block(nn.Module):
             HalfBlock(self.norm_1.scale, self.norm_1.bias, self.norm_1.running, self.grow()),
         )
 
-    def observe(self, moments_0: Moments | None, moments_1: Moments | None) -> None:
+    def observe(self, moments_0: MeanVar | None, moments_1: MeanVar | None) -> None:
         """Moves the running statistics of its norms towards these moments, where they are given."""
         self.norm_0.observe(moments_0)
         self.norm_1.observe(moments_1)
@@ -115,7 +86,7 @@ class Stem(nn.Module):
             kernel_init=nn.initializers.glorot_uniform(),
             name="conv",
         )(x)
-        moments = batch_moments(x, weight) if live else None
+        moments = mean_var(x, weight) if live else None
         return max_pool_of_relu(nn.relu(self.norm(self.features, name="bn")(x, moments)))
 
 
@@ -129,7 +100,7 @@ class Transition(nn.Module):
     norm: Callable[..., BatchNorm]
 
     @nn.compact
-    def __call__(self, x: jax.Array, moments: Moments | None) -> jax.Array:
+    def __call__(self, x: jax.Array, moments: MeanVar | None) -> jax.Array:
         """`[N, H, W, C]`, and its moments if the norm is live, to `[N, H/2, W/2, C/2]`."""
         c = x.shape[-1]
         x = nn.relu(self.norm(c, name="bn")(x, moments))
@@ -201,7 +172,7 @@ class DenseNet(nn.Module):
     @property
     def units(self) -> tuple[str, ...]:
         """Names of the units in order; 'head' is last if the model has one."""
-        return line_of_units(self.blocks) + (("head",) if self.num_classes else ())
+        return unit_names(self.blocks) + (("head",) if self.num_classes else ())
 
     def entering(self, unit: str, images: Sequence[int]) -> tuple[int, ...]:
         """Shape of what enters a unit: `[N, H, W, C]`, or pooled features `[N, C]` at 'head'.
@@ -227,7 +198,7 @@ class DenseNet(nn.Module):
         *,
         start: str | None = None,
         stop: str | None = None,
-        live_norms: Collection[str] = (),
+        train_norms: Collection[str] = (),
         dropout: bool = False,
         weight: jax.Array | None = None,
     ) -> jax.Array:
@@ -238,7 +209,7 @@ class DenseNet(nn.Module):
             units before it give. `start='head'` takes feature maps or pooled features `[N, C]`.
           start: first unit to run.
           stop: unit to stop before.
-          live_norms: Keras names of the BatchNorms that use the batch's statistics and, where
+          train_norms: Keras names of the BatchNorms that use the batch's statistics and, where
             `batch_stats` is mutable, update the running ones. All others are in inference mode.
           dropout: whether dropout is on; needs `rngs={'dropout': key}`.
           weight: `[N]`, how much each example counts in batch statistics; padding has 0.
@@ -257,20 +228,20 @@ class DenseNet(nn.Module):
 
         norm = functools.partial(BatchNorm, epsilon=self.epsilon, momentum=self.momentum)
         x = x if units[first] == "head" else x.astype(self.dtype)
-        moments: Moments | None = None  # of what x holds, once a norm has asked for them
+        moments: MeanVar | None = None  # of what x holds, once a norm has asked for them
         for part, members in itertools.groupby(units[first:last], _part):
             if part == "head":
                 head = Head(self.num_classes, self.hidden, self.dropout, name="head")
                 return head(x, dropout=dropout)
             if part == "stem":
                 stem = Stem(self.stem_features, norm, self.dtype, name="conv1")
-                x = stem(x, weight, "conv1_bn" in live_norms)
+                x = stem(x, weight, "conv1_bn" in train_norms)
             elif part.startswith("conv"):
-                x, moments = self._dense_stage(x, tuple(members), norm, live_norms, weight)
+                x, moments = self._dense_stage(x, tuple(members), norm, train_norms, weight)
                 continue
             else:
-                live = ("bn" if part == "norm" else f"{part}_bn") in live_norms
-                given = (moments or batch_moments(x, weight)) if live else None
+                live = ("bn" if part == "norm" else f"{part}_bn") in train_norms
+                given = (moments or mean_var(x, weight)) if live else None
                 if part == "norm":
                     x = norm(x.shape[-1], name="bn")(x, given)
                     x = nn.relu(x) if self.final_relu else x
@@ -279,15 +250,15 @@ class DenseNet(nn.Module):
             moments = None
         return x
 
-    def _dense_stage(self, x, units, norm, live_norms, weight):
+    def _dense_stage(self, x, units, norm, train_norms, weight):
         """Runs blocks that follow each other: to the channels, and their moments if known."""
-        live = tuple((f"{u}_0_bn" in live_norms, f"{u}_1_bn" in live_norms) for u in units)
+        live = tuple((f"{u}_0_bn" in train_norms, f"{u}_1_bn" in train_norms) for u in units)
         channels = [x.shape[-1] + i * self.growth_rate for i in range(len(units))]
         blocks = [
             Block(c, self.growth_rate, norm, name=unit)
             for c, unit in zip(channels, units, strict=True)
         ]
-        moments = batch_moments(x, weight) if any(first for first, _ in live) else None
+        moments = mean_var(x, weight) if any(first for first, _ in live) else None
         x, moments, of_bottlenecks = dense_stage(
             Manner(live, self.epsilon, self.remat, 1 if self.remat == "none" else _pieces(x)),
             x,
@@ -327,15 +298,6 @@ def _part(unit: str) -> str:
     return unit.partition("_block")[0]
 
 
-def line_of_units(blocks: Sequence[int]) -> tuple[str, ...]:
-    """The units of a backbone in order, from 'stem' to 'norm'."""
-    line = ["stem"]
-    for stage, count in enumerate(blocks, start=2):
-        line += [f"conv{stage}_block{i}" for i in range(1, count + 1)]
-        line += [f"pool{stage}"] if stage < len(blocks) + 1 else ["norm"]
-    return tuple(line)
-
-
 def DenseNet121(**kwargs) -> DenseNet:
     """DenseNet-121: 7,037,504 parameters without the head. Arguments as for `DenseNet`."""
     return DenseNet(blocks=(6, 12, 24, 16), **kwargs)
@@ -354,46 +316,6 @@ def DenseNet169(**kwargs) -> DenseNet:
 def DenseNet201(**kwargs) -> DenseNet:
     """DenseNet-201: 18,321,984 parameters without the head. Arguments as for `DenseNet`."""
     return DenseNet(blocks=(6, 12, 48, 32), **kwargs)
-
-
-def init_variables(model: DenseNet, seed: int) -> dict[str, Any]:
-    """Random variables: Keras's initial values (Glorot uniform kernels), drawn leaf by leaf.
-
-    The same distributions as `model.init`, without its compilation of six hundred random draws;
-    each leaf depends on the seed and its own name alone, so a head is the same on any backbone.
-
-    Returns:
-      `{'params': …, 'batch_stats': …}` of float32 NumPy arrays.
-    """
-    return draw_variables(
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))), seed
-    )
-
-
-def draw_variables(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What `init_variables` draws, from a tree of the variables' shapes alone."""
-
-    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = path[-1].key
-        if name != "kernel":
-            return np.full(leaf.shape, name in ("scale", "var"), np.float32)
-        rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])
-        receptive_field = int(np.prod(leaf.shape[:-2]))
-        limit = np.sqrt(6 / (receptive_field * (leaf.shape[-2] + leaf.shape[-1])))
-        return rng.uniform(-limit, limit, leaf.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, dict(shapes))
-
-
-def key_of_unit(unit: str) -> str:
-    """The top-level name of a unit in the trees of parameters and statistics."""
-    return {"stem": "conv1", "norm": "bn"}.get(unit, unit)
-
-
-def select(tree: Mapping[str, Any], units: Collection[str]) -> dict[str, Any]:
-    """The part of a tree of parameters or statistics that belongs to these units."""
-    keys = {key_of_unit(unit) for unit in units}
-    return {key: value for key, value in tree.items() if key in keys}
 
 
 NETWORKS: dict[str, Callable[..., DenseNet]] = {

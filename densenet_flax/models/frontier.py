@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from densenet_flax.models.densenet import line_of_units
+from densenet_flax.models.units import unit_names
 
 BN_MODES = ("keras", "frozen", "live")
 
@@ -53,7 +53,7 @@ def keras_layers(blocks: tuple[int, ...]) -> tuple[KerasLayer, ...]:
     layers = [KerasLayer("input_layer", "")]
 
     paths: dict[str, tuple[str, ...]]
-    for unit in line_of_units(blocks):
+    for unit in unit_names(blocks):
         if unit == "stem":
             names = ["zero_padding2d", "conv1_conv", "conv1_bn", "conv1_relu"]
             names += ["zero_padding2d_1", "pool1"]
@@ -103,7 +103,7 @@ class Frontier:
         return self.first.unit if self.first else "head"
 
     @property
-    def live_norms(self) -> frozenset[str]:
+    def train_norms(self) -> frozenset[str]:
         """Keras names of the BatchNorms that use batch statistics and update the running ones."""
         if self.bn_mode == "frozen":
             return frozenset()
@@ -121,7 +121,7 @@ class Frontier:
 
     def live_statistics(self, batch_stats: Mapping[str, Any]) -> dict[str, Any]:
         """A tree like `batch_stats` with True at the statistics that training updates."""
-        live = {layer.path for layer in self.layers if layer.name in self.live_norms}
+        live = {layer.path for layer in self.layers if layer.name in self.train_norms}
 
         def moves(path: tuple[Any, ...], _: Any) -> bool:
             return tuple(entry.key for entry in path)[:-1] in live
@@ -138,7 +138,7 @@ class Frontier:
         if self.first:
             where = f"from {self.first.name} (Keras layer {self.layers.index(self.first)})"
         norms = sum(layer.is_norm for layer in self.layers)
-        live = len(self.live_norms)
+        live = len(self.train_norms)
         return (
             f"frozen {frozen / 1e6:.1f} M · trainable {trainable / 1e6:.1f} M · {where} · "
             f"BatchNorm: {live} on batch statistics, {norms - live} in inference mode"

@@ -10,10 +10,10 @@ from flax import linen as nn
 
 from densenet_flax.kernels.matmul import backward_on_cpu, bits, product, sums, values
 
-Moments = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
+MeanVar = tuple[jax.Array, jax.Array]  # mean and variance of each channel, float32 [C]
 
 
-def batch_moments(x: jax.Array, weight: jax.Array | None = None) -> Moments:
+def mean_var(x: jax.Array, weight: jax.Array | None = None) -> MeanVar:
     """Mean and biased variance of each channel over a batch, in float32 and two passes.
 
     Args:
@@ -47,18 +47,18 @@ class BatchNorm(nn.Module):
         self.var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
 
     @property
-    def running(self) -> Moments:
+    def running(self) -> MeanVar:
         """The running statistics."""
         return self.mean.value, self.var.value
 
-    def __call__(self, x: jax.Array, moments: Moments | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, moments: MeanVar | None = None) -> jax.Array:
         """Normalises `x [..., C]` by `moments`, or by the running statistics if None."""
         used = self.running if moments is None else moments
-        y = normalise(x, self.scale, self.bias, used, self.epsilon)
+        y = normalize(x, self.scale, self.bias, used, self.epsilon)
         self.observe(moments)
         return y
 
-    def observe(self, moments: Moments | None) -> None:
+    def observe(self, moments: MeanVar | None) -> None:
         """Tells of the batch's moments what the caller has asked for.
 
         Where `batch_stats` is mutable, the running statistics move towards them; where `moments`
@@ -70,17 +70,17 @@ class BatchNorm(nn.Module):
             self.put_variable("moments", "mean", moments[0])
             self.put_variable("moments", "var", moments[1])
         if self.is_mutable_collection("batch_stats"):
-            self.mean.value = moved(self.mean.value, moments[0], self.momentum)
-            self.var.value = moved(self.var.value, moments[1], self.momentum)
+            self.mean.value = ema_update(self.mean.value, moments[0], self.momentum)
+            self.var.value = ema_update(self.var.value, moments[1], self.momentum)
 
 
-def moved(running: Any, batch: Any, momentum: float) -> Any:
+def ema_update(running: Any, batch: Any, momentum: float) -> Any:
     """A tree of running statistics after a batch with these moments, by Keras's rule."""
     return jax.tree.map(lambda old, new: momentum * old + (1 - momentum) * new, running, batch)
 
 
-def normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, moments: Moments, epsilon: float
+def normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, moments: MeanVar, epsilon: float
 ) -> jax.Array:
     """Batch normalisation of `x [..., C]` by these moments, computed in float32."""
     mean, var = moments

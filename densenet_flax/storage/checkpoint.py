@@ -21,12 +21,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.host_memory import give_back_memory
-from densenet_flax.common.sharding import several_processes
+from densenet_flax.common.host_memory import trim_host_memory
+from densenet_flax.common.sharding import multiple_processes
 from densenet_flax.storage.atomic import writing
 
 # In a work directory, what the evaluation decided: threshold, temperature, and by which checkpoint.
-JUDGEMENT = "operating_point.json"
+OPERATING_POINT_FILE = "operating_point.json"
 _PLACES = "train_leaves"  # in `meta`: how the vectors of `train` are divided
 
 
@@ -89,7 +89,7 @@ class Checkpoints:
 
     def reached_preemption(self, step: int) -> bool:
         """Whether all processes of the run agreed to stop at this step, one being asked to."""
-        return several_processes() and self._manager.reached_preemption(step)
+        return multiple_processes() and self._manager.reached_preemption(step)
 
     def save(
         self,
@@ -141,10 +141,10 @@ class Checkpoints:
           InputError: this one or the one before cannot be written.
         """
         keep = frozenset(keep)
-        if several_processes() or (self._waiting is not None and self._waiting.step in keep):
+        if multiple_processes() or (self._waiting is not None and self._waiting.step in keep):
             self.finish()
         checkpoint = _prepared(step, variables, train, meta, keep)
-        if several_processes():
+        if multiple_processes():
             self._write(checkpoint)
             return
         with self._lock:
@@ -173,7 +173,7 @@ class Checkpoints:
                 with self._lock:
                     checkpoint, self._waiting = self._waiting, None
                     self._writing = checkpoint is not None
-            give_back_memory()  # of Orbax's copies
+            trim_host_memory()  # of Orbax's copies
         except BaseException:
             with self._lock:
                 self._writing, self._waiting = False, None
@@ -255,12 +255,12 @@ def _prepared(
     keep: Iterable[int],
 ) -> _Prepared:
     model = jax.tree.map(np.asarray, dict(variables))
-    vectors, places = _packed(by_name(train))
+    vectors, places = _raveled(by_name(train))
     as_json = json.loads(json.dumps({**meta, _PLACES: places}))
     return _Prepared(step, model, vectors, as_json, frozenset(keep))
 
 
-def _packed(leaves: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
+def _raveled(leaves: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[list[Any]]]:
     """Arrays one behind the other, a vector for each dtype, and the name and shape of each.
 
     Orbax takes more than a millisecond for an array, however small; an optimizer has a thousand.
@@ -275,7 +275,7 @@ def _packed(leaves: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], li
 def _unpacked(
     vectors: Mapping[str, np.ndarray], places: Iterable[tuple[str, str, list[int]]]
 ) -> dict[str, np.ndarray]:
-    """The inverse of `_packed`."""
+    """The inverse of `_raveled`."""
     taken = dict.fromkeys(vectors, 0)
     leaves = {}
     for name, dtype, shape in places:
@@ -319,7 +319,7 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[dict[str
         directory = directory / "checkpoints"
     if not any(child.name.isdigit() for child in directory.glob("*")):
         raise InputError(f"{directory}: no checkpoint in it; expected a work directory of main.py")
-    judged = _judgement(directory.parent / JUDGEMENT)
+    judged = _judgement(directory.parent / OPERATING_POINT_FILE)
     checkpoints = Checkpoints(directory)
     if step is None:
         step = judged.get("step", checkpoints.steps[-1])

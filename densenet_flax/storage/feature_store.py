@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import agree, over_batch, replicated
+from densenet_flax.common.sharding import all_processes, over_batch, replicated
 from densenet_flax.storage.atomic import atomic_dir, writing
 
 PLACES = ("device", "memory", "disk")
@@ -62,7 +62,7 @@ def choose_place(size: int, mode: str, directory: Path | None) -> tuple[str, str
         "disk": 0.8 * _free_on_disk(directory) if directory else 0.0,
     }
     for place, bytes_ in room.items():
-        if agree(size <= bytes_):
+        if all_processes(size <= bytes_):
             return place, ""
     there = ", ".join(f"{bytes_ / 1e9:.1f} GB ({place})" for place, bytes_ in room.items())
     return "off", f"it would take {size / 1e9:.1f} GB, and there is room for {there}"

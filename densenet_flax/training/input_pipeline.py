@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import my_part, over_batch, put_batch
+from densenet_flax.common.sharding import over_batch, process_slice, put_batch
 from densenet_flax.data.augmentation.views import AugmentSettings, augment, mix
 from densenet_flax.data.batching import batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import images_ahead
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.storage.feature_store import Features
 
 
@@ -115,7 +115,7 @@ class StageInputs:
     """
 
     dataset: Dataset
-    pipeline: Pipeline
+    pipeline: SegmentedModel
     variables: Mapping[str, Any]
     cut: str
     views: Views = dataclasses.field(default_factory=Views)
@@ -144,7 +144,7 @@ class StageInputs:
         mesh = self.pipeline.mesh
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:
-            wanted = [my_part(rows, mesh) for rows, _ in parts]
+            wanted = [process_slice(rows, mesh) for rows, _ in parts]
             images = images_ahead(self.dataset, wanted, workers=self.workers)
         for (rows, weight), number in zip(parts, numbers, strict=True):
             take = functools.partial(self._take, rows, number, images)
@@ -186,7 +186,7 @@ class StageInputs:
 
 
 def batch_shapes(
-    pipeline: Pipeline,
+    pipeline: SegmentedModel,
     cut: str,
     images: tuple[int, ...],
     batch_size: int,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from densenet_flax.training.raveled import Packed
+from densenet_flax.training.raveled import Raveled
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "plateau")
@@ -180,7 +180,7 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a stage: it moves what the mask marks and nothing else.
 
-    Leaves that are treated alike are one vector to it (`packing.Packed`), for a compiler needs as
+    Leaves that are treated alike are one vector to it (`packing.Raveled`), for a compiler needs as
     long for a bias of 32 numbers as for all of them.
 
     Args:
@@ -216,7 +216,7 @@ def make_optimizer(
         optimizer = optax.GradientTransformation(steps.init, steps.update)
     frozen = jax.tree.map(lambda trains: not trains, mask)
     names = alike(settings, mask, ages)
-    return optax.selective_transform(_packed(optimizer, names), freeze_mask=frozen)
+    return optax.selective_transform(_raveled(optimizer, names), freeze_mask=frozen)
 
 
 class _Alike(NamedTuple):
@@ -240,30 +240,30 @@ def alike(settings: OptimizerSettings, mask: Any, ages: Any = None) -> Any:
     )
 
 
-def _packed(
+def _raveled(
     optimizer: optax.GradientTransformation, names: Any
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer over vectors of leaves as one over the leaves."""
 
     def init(params):
-        return optimizer.init(Packed.of(params, names))
+        return optimizer.init(Raveled.of(params, names))
 
     def update(updates, state, params=None, *, rate_scale: Any = 1.0):
-        packed = None if params is None else Packed.of(params, names)
-        moves, state = optimizer.update(Packed.of(updates, names), state, packed)
+        packed = None if params is None else Raveled.of(params, names)
+        moves, state = optimizer.update(Raveled.of(updates, names), state, packed)
         return jax.tree.map(lambda move: move * rate_scale, moves).unpack(), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _kernels(params: Packed) -> Packed:
+def _kernels(params: Raveled) -> Raveled:
     return params.map(lambda alike, _: alike.decays)
 
 
 def _scale_by_unit(decay: float, units: Sequence[str]) -> optax.GradientTransformation:
     distance = {unit: len(units) - 1 - i for i, unit in enumerate(units)}
 
-    def scale(updates: Packed, params=None) -> Packed:
+    def scale(updates: Raveled, params=None) -> Raveled:
         del params
         return updates.map(lambda alike, vector: vector * decay ** distance[alike.unit])
 

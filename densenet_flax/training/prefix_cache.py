@@ -19,11 +19,11 @@ from absl import logging
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import agree, fetch, replicate
+from densenet_flax.common.sharding import all_processes, replicate, to_host
 from densenet_flax.data.dataset import Dataset
-from densenet_flax.inference.segments import Pipeline
-from densenet_flax.models.densenet import select
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.frontier import Frontier
+from densenet_flax.models.units import select_units
 from densenet_flax.storage.feature_store import (
     KEPT,
     Features,
@@ -60,7 +60,7 @@ class PrefixCache:
     """
 
     dataset: Dataset
-    pipeline: Pipeline
+    pipeline: SegmentedModel
     frontiers: Sequence[Frontier]
     train: np.ndarray
     validation: np.ndarray
@@ -111,7 +111,7 @@ class PrefixCache:
         """The network before a cut, on the devices."""
         units = self.pipeline.model.units
         before = units[: units.index(cut)]
-        some = {name: select(tree, before) for name, tree in variables.items()}
+        some = {name: select_units(tree, before) for name, tree in variables.items()}
         return replicate(some, self.pipeline.mesh)
 
     def _inputs(self, variables: Mapping[str, Any], cut: str) -> StageInputs:
@@ -136,7 +136,7 @@ class PrefixCache:
         home = self.directory if place == "disk" else self.kept if size <= KEPT else None
         folder = home / self._key(variables, order) if home else None
         found = open_files(folder, shapes) if folder else None
-        reused = agree(found is not None)
+        reused = all_processes(found is not None)
         images = f"{len(self.train) + len(self.validation)} images"
         if self.views.active:
             images += f", {self.views.reach} views of those that train,"
@@ -214,7 +214,7 @@ class PrefixCache:
                     x, here, count = batch["inputs"], "stem", int(weight.sum())
                     for cut in order:
                         x, here = self.pipeline.run(variables, x, start=here, stop=cut), cut
-                        writer.add(cut, fetch(x)[:count])
+                        writer.add(cut, to_host(x)[:count])
                     bar.update(count)
         return writer.close()
 
@@ -241,7 +241,7 @@ class PrefixCache:
             digest.update(np.ascontiguousarray(ids, np.int64).tobytes())
         units = model.units[: model.units.index(order[-1])]
         for name in ("params", "batch_stats"):
-            for leaf in jax.tree.leaves(select(variables[name], units)):
+            for leaf in jax.tree.leaves(select_units(variables[name], units)):
                 digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:24]
 

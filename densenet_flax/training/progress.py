@@ -13,7 +13,7 @@ SUMS = ("loss", "correct", "count")
 
 
 @dataclasses.dataclass
-class Position:
+class TrainProgress:
     """Where a run stands; kept with every checkpoint.
 
     Attributes:

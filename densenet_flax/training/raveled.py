@@ -31,7 +31,7 @@ class _Form:
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
-class Packed:
+class Raveled:
     """A tree of arrays as vectors, each of the leaves that bear one name.
 
     To JAX it is a tree of its vectors, so that optax works on it as on any parameters.
@@ -47,7 +47,7 @@ class Packed:
     form: _Form
 
     @classmethod
-    def of(cls, tree: Any, names: Any) -> "Packed":
+    def of(cls, tree: Any, names: Any) -> "Raveled":
         """Packs a tree of arrays; on the host if they are NumPy's.
 
         Args:
@@ -69,15 +69,15 @@ class Packed:
         on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
         return cls._filled(form, leaves, np if on_host else jnp)
 
-    def repack(self, tree: Any) -> "Packed":
+    def reravel(self, tree: Any) -> "Raveled":
         """NumPy arrays of a tree of this form, as `unpack` gave them, on the host."""
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         if any(leaf.ndim for leaf in leaves) or not any(self.form.shapes):
             return self._filled(self.form, leaves, np)
-        return Packed({self.form.names[i]: leaves[i] for i in self.form.order}, self.form)
+        return Raveled({self.form.names[i]: leaves[i] for i in self.form.order}, self.form)
 
     @classmethod
-    def _filled(cls, form: _Form, leaves: list[Any], library: Any) -> "Packed":
+    def _filled(cls, form: _Form, leaves: list[Any], library: Any) -> "Raveled":
         parts: dict[Hashable, list[Any]] = {}
         for i in form.order:
             parts.setdefault(form.names[i], []).append(leaves[i].reshape(-1))
@@ -94,9 +94,9 @@ class Packed:
             leaves[i] = vector[start : start + size].reshape(shape) if vector.ndim else vector
         return jax.tree.unflatten(self.form.structure, leaves)
 
-    def map(self, function: Callable[[Any, Any], Any]) -> "Packed":
+    def map(self, function: Callable[[Any, Any], Any]) -> "Raveled":
         """The same with `function(name, vector)` in place of each vector."""
-        return Packed({name: function(name, v) for name, v in self.vectors.items()}, self.form)
+        return Raveled({name: function(name, v) for name, v in self.vectors.items()}, self.form)
 
     def tree_flatten(self):
         """For JAX."""
@@ -109,7 +109,7 @@ class Packed:
         return cls(dict(zip(names, vectors, strict=True)), form)
 
 
-def spread(tree: Any) -> Any:
+def unravel_to_host(tree: Any) -> Any:
     """A tree on the host, with what is packed in it unpacked."""
 
     def on_host(node: Any) -> Any:
@@ -120,10 +120,10 @@ def spread(tree: Any) -> Any:
     return jax.tree.map(on_host, tree, is_leaf=_is_packed)
 
 
-def gather(tree: Any, like: Any) -> Any:
+def ravel_like(tree: Any, like: Any) -> Any:
     """The inverse of `spread`, on the host: `like` says what is packed."""
     return jax.tree.map(
-        lambda old, new: old.repack(new) if _is_packed(old) else np.asarray(new),
+        lambda old, new: old.reravel(new) if _is_packed(old) else np.asarray(new),
         like,
         tree,
         is_leaf=_is_packed,
@@ -137,7 +137,7 @@ def _place(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _is_packed(node: Any) -> bool:
-    return isinstance(node, Packed)
+    return isinstance(node, Raveled)
 
 
 def _is_gap(node: Any) -> bool:

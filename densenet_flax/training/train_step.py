@@ -13,18 +13,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from densenet_flax.common.host_memory import give_back_memory
+from densenet_flax.common.host_memory import trim_host_memory
 from densenet_flax.common.sharding import replicate, replicated
-from densenet_flax.models.densenet import DenseNet, key_of_unit, preprocess_input, select
+from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
-from densenet_flax.models.layers import moved
+from densenet_flax.models.layers import ema_update
+from densenet_flax.models.preprocessing import preprocess_input
+from densenet_flax.models.units import param_key, select_units
 from densenet_flax.training.optimizer import (
     OptimizerSettings,
     alike,
     learning_rate_schedule,
     make_optimizer,
 )
-from densenet_flax.training.raveled import Packed, spread
+from densenet_flax.training.raveled import Raveled, unravel_to_host
 
 Variables = Mapping[str, Any]
 
@@ -85,10 +87,10 @@ class TrainState:
     """
 
     step: jax.Array
-    params: Packed
-    batch_stats: Packed
+    params: Raveled
+    batch_stats: Raveled
     opt_state: Any
-    ema: Packed | None = None
+    ema: Raveled | None = None
 
 
 def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
@@ -131,7 +133,7 @@ def _norm(tree: Any) -> jax.Array:
     return jnp.sqrt(jnp.vdot(vector, vector))
 
 
-class StageProgram:
+class TrainStep:
     """The compiled step of one stage, and the split of the variables that it works on."""
 
     def __init__(
@@ -172,8 +174,10 @@ class StageProgram:
         }
         # The prefix has nothing to train, so the step works on the tail's trees alone.
         self._tail = units[units.index(stage.frontier.cut) :]
-        self._masks = {name: select(mask, self._tail) for name, mask in self._whole_masks.items()}
-        ages = select(_ages(variables["params"], before), self._tail)
+        self._masks = {
+            name: select_units(mask, self._tail) for name, mask in self._whole_masks.items()
+        }
+        ages = select_units(_ages(variables["params"], before), self._tail)
         self._vectors = {
             "params": alike(stage.optimizer, self._masks["params"], ages),
             "batch_stats": jax.tree.map(lambda _: "", self._masks["batch_stats"]),
@@ -184,7 +188,7 @@ class StageProgram:
             stage.optimizer,
             self._masks["params"],
             updates=updates,
-            units=[key_of_unit(unit) for unit in units],
+            units=[param_key(unit) for unit in units],
             ages=ages,
         )
         whole = replicated(mesh)
@@ -196,7 +200,9 @@ class StageProgram:
     def bind(self, variables: Variables) -> None:
         """Takes the values to start from, where they have changed since the program was made."""
         split = {name: partition(variables[name], mask) for name, mask in self._whole_masks.items()}
-        self._initial = {name: select(chosen, self._tail) for name, (chosen, _) in split.items()}
+        self._initial = {
+            name: select_units(chosen, self._tail) for name, (chosen, _) in split.items()
+        }
         self._host_frozen = {name: rest for name, (_, rest) in split.items()}
         self._placed: Any = None
 
@@ -204,7 +210,9 @@ class StageProgram:
     def _frozen(self) -> Any:
         """What the tail does not train, on the devices from its first use on."""
         if self._placed is None:
-            rest = {name: select(tree, self._tail) for name, tree in self._host_frozen.items()}
+            rest = {
+                name: select_units(tree, self._tail) for name, tree in self._host_frozen.items()
+            }
             self._placed = replicate(rest, self.mesh)
         return self._placed
 
@@ -225,17 +233,17 @@ class StageProgram:
     def tail_variables(self, state: TrainState) -> dict[str, Any]:
         """The network from the stage's cut on as it would be used now: averaged, if it is."""
         # Unpacked on the host: on a device each leaf's slice would be a program of its own.
-        trained, running = replicate(spread(self._now(state)), self.mesh)
+        trained, running = replicate(unravel_to_host(self._now(state)), self.mesh)
         return self._merge(trained, running, self._frozen)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The whole network as it would be used now, on the host, to stay when the step runs on."""
-        frozen = {name: select(tree, self._tail) for name, tree in self._host_frozen.items()}
-        trained, running = jax.tree.map(np.array, spread(self._now(state)))
+        frozen = {name: select_units(tree, self._tail) for name, tree in self._host_frozen.items()}
+        trained, running = jax.tree.map(np.array, unravel_to_host(self._now(state)))
         tail = self._merge(trained, running, frozen)
         return {name: {**dict(rest), **tail[name]} for name, rest in self._host_frozen.items()}
 
-    def _now(self, state: TrainState) -> tuple[Packed, Packed]:
+    def _now(self, state: TrainState) -> tuple[Raveled, Raveled]:
         """What has been trained, as it would be used: parameters and statistics."""
         return state.params if state.ema is None else state.ema, state.batch_stats
 
@@ -265,7 +273,7 @@ class StageProgram:
                 scale = replicate(np.float32(1), self.mesh)
                 state, frozen = self._shapes()
                 self._compiled = self._jitted.lower(state, frozen, dict(batch), scale).compile()
-                give_back_memory()
+                trim_host_memory()
         return time.perf_counter() - started
 
     def _shapes(self) -> tuple[TrainState, Any]:
@@ -275,7 +283,7 @@ class StageProgram:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(self.mesh))
 
         chosen, rest = (jax.tree.map(shape, t) for t in (self._initial, self._host_frozen))
-        frozen = {name: select(tree, self._tail) for name, tree in rest.items()}
+        frozen = {name: select_units(tree, self._tail) for name, tree in rest.items()}
         opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, chosen["params"]))
         packed = {
             name: jax.tree.map(shape, jax.eval_shape(lambda t, n=name: self._pack(t, n), tree))
@@ -306,8 +314,8 @@ class StageProgram:
         scale = replicate(np.float32(rate_scale), self.mesh)
         return self._compiled(state, self._frozen, dict(batch), scale)
 
-    def _pack(self, tree: Any, name: str) -> Packed:
-        return Packed.of(tree, self._vectors[name])
+    def _pack(self, tree: Any, name: str) -> Raveled:
+        return Raveled.of(tree, self._vectors[name])
 
     def _merge(self, params: Any, batch_stats: Any, frozen: Any) -> dict[str, Any]:
         return {
@@ -327,7 +335,7 @@ class StageProgram:
                 self._merge(params, running, frozen),
                 x,
                 start=frontier.cut,
-                live_norms=frontier.live_norms,
+                train_norms=frontier.train_norms,
                 dropout=self._loss.dropout,
                 weight=weight,
                 rngs={"dropout": jax.random.fold_in(self._dropout_key, state.step)},
@@ -347,7 +355,7 @@ class StageProgram:
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=moved(state.batch_stats, observed, self.model.momentum),
+            batch_stats=ema_update(state.batch_stats, observed, self.model.momentum),
             opt_state=opt_state,
             ema=self._average(state.ema, params, moves),
         )
@@ -374,7 +382,7 @@ class StageProgram:
         return jnp.sum(losses * factor * batch["weight"])
 
     def _average(self, ema: Any, params: Any, updates: Any) -> Any:
-        """Moves the average, on the steps that moved the weights."""
+        """Moves the average, on the steps that move the weights."""
         if ema is None:
             return None
         moved = _norm(updates) > 0  # all zero between the updates of `accumulate`

@@ -26,20 +26,20 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
-from densenet_flax.common.host_memory import give_back_memory
-from densenet_flax.common.sharding import replicate, several_processes
+from densenet_flax.common.host_memory import trim_host_memory
+from densenet_flax.common.sharding import multiple_processes, replicate
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import Sampler
 from densenet_flax.data.splits.split import Split
-from densenet_flax.inference.segments import Pipeline, predict_logits
+from densenet_flax.inference.segments import SegmentedModel, predict_logits
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.storage.checkpoint import Checkpoints, Restored, by_name, from_names
 from densenet_flax.training import prefix_cache
 from densenet_flax.training.input_pipeline import StageInputs, Views, batch_shapes
-from densenet_flax.training.progress import SUMS, Position, best_step
-from densenet_flax.training.raveled import gather, spread
-from densenet_flax.training.train_step import Loss, Stage, StageProgram, TrainState
+from densenet_flax.training.progress import SUMS, TrainProgress, best_step
+from densenet_flax.training.raveled import ravel_like, unravel_to_host
+from densenet_flax.training.train_step import Loss, Stage, TrainState, TrainStep
 
 
 @dataclasses.dataclass
@@ -95,7 +95,9 @@ class Trainer:
     def __post_init__(self):
         """Prepares the compiled segments of the network that all stages share."""
         cuts = [stage.frontier.cut for stage in self.stages]
-        self.pipeline = Pipeline(self.model, self.mesh, cuts=cuts, preprocessing=self.preprocessing)
+        self.pipeline = SegmentedModel(
+            self.model, self.mesh, cuts=cuts, preprocessing=self.preprocessing
+        )
         rows = self.split.train
         self._sampler = self.sampler or Sampler(len(rows), 1, self.seed, rows)
         self.steps_per_epoch = -(-self._sampler.size // self.batch_size)
@@ -107,7 +109,10 @@ class Trainer:
         self._has_begun = threading.Event()  # the first pass of the frozen part, or a step
 
     def run(
-        self, variables: Mapping[str, Any], position: Position, restored: Restored | None = None
+        self,
+        variables: Mapping[str, Any],
+        position: TrainProgress,
+        restored: Restored | None = None,
     ) -> Mapping[str, Any]:
         """Trains what is left, with a checkpoint after every epoch.
 
@@ -129,12 +134,12 @@ class Trainer:
         features = self._prefix_cache(coming)
         first = position.stage
         # Several processes must stop at the same step: there JAX's own handler tells them all.
-        numbers = () if several_processes() else (signal.SIGTERM, signal.SIGINT)
+        numbers = () if multiple_processes() else (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, self._ask_to_stop) for number in numbers}
         compiler = ThreadPoolExecutor(1)
         interval = sys.getswitchinterval()
         try:
-            if not several_processes():  # there, compiling is kept in step with the others
+            if not multiple_processes():  # there, compiling is kept in step with the others
                 # Tracing holds Python's lock; each of the many arrays that go to the device
                 # meanwhile would wait this long to get it back, 5 ms by default.
                 sys.setswitchinterval(1e-4)
@@ -156,7 +161,7 @@ class Trainer:
                     logging.info("%s", self._headline(stage, position, variables))
                     index = position.stage - first
                     inputs = features.of(index, variables)
-                    give_back_memory()
+                    trim_host_memory()
                     programs[index].bind(variables)
                     variables, carried = self._run_stage(
                         programs[index], variables, carried, inputs, position
@@ -174,8 +179,8 @@ class Trainer:
                     signal.signal(number, handler)
         return variables
 
-    def _program(self, stage: Stage, variables: Mapping[str, Any]) -> StageProgram:
-        return StageProgram(
+    def _program(self, stage: Stage, variables: Mapping[str, Any]) -> TrainStep:
+        return TrainStep(
             self.model,
             stage,
             variables,
@@ -217,7 +222,7 @@ class Trainer:
     def _ask_to_stop(self, number: int, _: Any) -> None:
         self._stop_signal = number
 
-    def _headline(self, stage: Stage, position: Position, variables: Mapping[str, Any]) -> str:
+    def _headline(self, stage: Stage, position: TrainProgress, variables: Mapping[str, Any]) -> str:
         return (
             f"stage {position.stage + 1}/{len(self.stages)} {stage.name}: "
             f"{stage.frontier.describe(variables['params'])} · "
@@ -230,7 +235,7 @@ class Trainer:
         stage: Stage,
         variables: Mapping[str, Any],
         carried: Mapping[str, np.ndarray],
-        position: Position,
+        position: TrainProgress,
     ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
         """What the next stage starts from: the last epoch, or the best one."""
         best = best_step(position.of_stage(stage))
@@ -242,11 +247,11 @@ class Trainer:
 
     def _run_stage(
         self,
-        program: StageProgram,
+        program: TrainStep,
         variables: Mapping[str, Any],
         carried: Mapping[str, np.ndarray],
         inputs: StageInputs,
-        position: Position,
+        position: TrainProgress,
     ) -> tuple[Mapping[str, Any], Mapping[str, np.ndarray]]:
         """The steps of a stage that are left, with a validation at the end of each epoch."""
         stage = program.stage
@@ -293,7 +298,7 @@ class Trainer:
         return variables, by_name(_besides_model(state))
 
     def _start(
-        self, program: StageProgram, carried: Mapping[str, np.ndarray], position: Position
+        self, program: TrainStep, carried: Mapping[str, np.ndarray], position: TrainProgress
     ) -> TrainState:
         """The state at the beginning of a stage, or where a checkpoint left it."""
         state = program.init(position.step)
@@ -310,15 +315,15 @@ class Trainer:
             found = from_names({**names, **kept}, fresh)
         else:
             return state
-        packed = {name: gather(tree, getattr(state, name)) for name, tree in found.items()}
+        packed = {name: ravel_like(tree, getattr(state, name)) for name, tree in found.items()}
         return dataclasses.replace(state, **replicate(packed, self.mesh))
 
     def _train_epoch(
         self,
-        program: StageProgram,
+        program: TrainStep,
         state: TrainState,
         inputs: StageInputs,
-        position: Position,
+        position: TrainProgress,
         bar: tqdm,
         timing: dict[str, Any],
     ) -> TrainState:
@@ -352,8 +357,8 @@ class Trainer:
 
     def _collect(
         self,
-        program: StageProgram,
-        position: Position,
+        program: TrainStep,
+        position: TrainProgress,
         scale: float,
         waiting: list[tuple[dict[str, Any], np.ndarray]],
         bar: tqdm,
@@ -391,7 +396,7 @@ class Trainer:
         loss, correct, count = position.sums
         bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {correct / count:.3f}")
 
-    def _stopped(self, position: Position) -> Stopped:
+    def _stopped(self, position: TrainProgress) -> Stopped:
         reason = signal.Signals(self._stop_signal or signal.SIGTERM).name
         return Stopped(
             f"{reason}: stopped at step {position.step}, which is saved; the same command goes on"
@@ -400,7 +405,7 @@ class Trainer:
     def _should_stop(self, step: int) -> bool:
         return bool(self._stop_signal) or self.checkpoints.reached_preemption(step)
 
-    def _rate(self, program: StageProgram, stage_step: int, position: Position) -> float:
+    def _rate(self, program: TrainStep, stage_step: int, position: TrainProgress) -> float:
         return program.learning_rate(stage_step) * position.rate_scale(program.stage)
 
     def _validate(
@@ -424,7 +429,7 @@ class Trainer:
         }
 
     def _save(
-        self, program: StageProgram, state: TrainState, position: Position
+        self, program: TrainStep, state: TrainState, position: TrainProgress
     ) -> Mapping[str, Any]:
         """Has a checkpoint of this moment written; keeps the best of the run and of the stage."""
         variables = program.variables(state)
@@ -457,10 +462,10 @@ class Trainer:
 
 def _besides_model(state: TrainState) -> dict[str, Any]:
     """What a checkpoint needs besides the network: with an average, also the raw weights."""
-    opt_state = spread(state.opt_state)
+    opt_state = unravel_to_host(state.opt_state)
     if state.ema is None:
         return {"opt_state": opt_state}
-    return {"opt_state": opt_state, "params": spread(state.params)}
+    return {"opt_state": opt_state, "params": unravel_to_host(state.params)}
 
 
 def _is_moment(name: str) -> bool:

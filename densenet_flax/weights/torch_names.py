@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.models.densenet import IMAGENET_MEAN, IMAGENET_STD
+from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.weights.layout import Path, Shape
 from densenet_flax.weights.source import Tensor, reading
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.models.densenet import DenseNet, line_of_units
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.units import unit_names
 from densenet_flax.weights.info import WeightsInfo
 
 TOLERANCE = 1e-4  # largest difference over largest value
@@ -123,7 +124,7 @@ def _run_keras(source: FilePath, info: WeightsInfo) -> tuple[np.ndarray, dict[st
                 model.load_weights(source)
     sizes = [size for size in base.input_shape[1:3] if size]  # a whole model may fix them
     images = random_images(*sizes)
-    layers = {_keras_output(unit): unit for unit in line_of_units(info.blocks)}
+    layers = {_keras_output(unit): unit for unit in unit_names(info.blocks)}
     if not info.final_relu:
         layers["bn"] = layers.pop("relu")
     outputs = [layer.output for layer in base.layers if layer.name in layers]

@@ -26,10 +26,11 @@ assert jax.local_device_count() == DEVICES
 from densenet_flax.common.errors import Stopped
 from densenet_flax.data.splits.split import patient_split
 from densenet_flax.models import frontier as fr
-from densenet_flax.models.densenet import DenseNet, init_variables
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.init import init_variables
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.training.optimizer import OptimizerSettings
-from densenet_flax.training.progress import Position
+from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.train_step import Loss, Stage
 from densenet_flax.training.trainer import Trainer
 from tests.conftest import TINY_BLOCKS, make_dataset, randomise
@@ -68,11 +69,11 @@ trainer = Trainer(
     loss=Loss(dropout=True),
     write_metrics=lines.append,
 )
-position, restored = Position(), None
+position, restored = TrainProgress(), None
 variables = randomise(init_variables(model, seed=1), seed=2)
 if checkpoints.steps:
     restored = checkpoints.restore(checkpoints.steps[-1])
-    position, variables = Position(**restored.meta["position"]), restored.variables
+    position, variables = TrainProgress(**restored.meta["position"]), restored.variables
 if STOP_AT_STEP:
     trainer._should_stop = lambda step: step >= STOP_AT_STEP
 with contextlib.suppress(Stopped):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from densenet_flax.common.host_memory import give_back_memory
+from densenet_flax.common.host_memory import trim_host_memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc's malloc")
 
@@ -28,7 +28,7 @@ def test_memory_between_blocks_in_use_goes_back():
     for block in blocks:
         library.free(block)
     before = resident_megabytes()
-    give_back_memory()
+    trim_host_memory()
     after = resident_megabytes()
     library.free(last)
     assert before - after > 150

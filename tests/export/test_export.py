@@ -14,7 +14,7 @@ from densenet_flax import InputError
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.export import export as files
 from densenet_flax.export import export_classifier, onnx_graph, stablehlo
-from densenet_flax.models.densenet import init_variables
+from densenet_flax.models.init import init_variables
 from densenet_flax.weights import WeightsInfo, save_weights
 from densenet_flax.weights.layout import Layout
 from tests.conftest import TINY_BLOCKS, randomise

@@ -16,7 +16,7 @@ from densenet_flax.data.loading import open_dataset
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.experiments import run as experiment
 from densenet_flax.inference.tta import views
-from densenet_flax.models.densenet import init_variables
+from densenet_flax.models.init import init_variables
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights import WeightsInfo, convert, load_weights, save_weights
 from tests.conftest import randomise

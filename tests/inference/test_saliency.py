@@ -17,8 +17,10 @@ from densenet_flax.inference.saliency import (
     sanity_check,
     similarity,
 )
-from densenet_flax.inference.segments import Pipeline
-from densenet_flax.models.densenet import DenseNet, init_variables, preprocess_input
+from densenet_flax.inference.segments import SegmentedModel
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.init import init_variables
+from densenet_flax.models.preprocessing import preprocess_input
 from tests.conftest import TINY_BLOCKS
 from tests.conftest import randomise as randomise_norms
 
@@ -43,7 +45,7 @@ def deep():
 
 def run(network, **kwargs):
     model, variables = network
-    return explain(Pipeline(model, make_mesh()), variables, IMAGES, TARGET, **kwargs)
+    return explain(SegmentedModel(model, make_mesh()), variables, IMAGES, TARGET, **kwargs)
 
 
 def margins(logits):
@@ -71,7 +73,7 @@ def test_with_a_linear_head_the_map_is_the_score_itself(linear):
 def test_the_gradient_gives_the_same_where_both_exist(linear, monkeypatch):
     exact = run(linear)
     model, variables = linear
-    pipeline = Pipeline(model, make_mesh())
+    pipeline = SegmentedModel(model, make_mesh())
     x = pipeline.run(variables, IMAGES, stop="norm")
     features = model.apply(variables, x, start="norm", stop="head")
     contrast = explanations._contrast(jnp.asarray(TARGET), 3)
@@ -127,7 +129,7 @@ def test_what_all_classes_share_is_no_evidence(linear):
 
 def test_what_entered_the_norm_spares_the_network(linear):
     model, variables = linear
-    pipeline = Pipeline(model, make_mesh())
+    pipeline = SegmentedModel(model, make_mesh())
     entering = pipeline.run(variables, IMAGES, stop="norm")
     maps = explain(pipeline, variables, None, TARGET, entering=entering)
     assert np.array_equal(maps, run(linear))
@@ -175,7 +177,7 @@ def test_how_alike_maps_are():
 
 def test_the_check_by_random_weights(deep):
     model, variables = deep
-    pipeline = Pipeline(model, make_mesh())
+    pipeline = SegmentedModel(model, make_mesh())
     maps = run(deep)
     found = sanity_check(pipeline, variables, IMAGES, TARGET, maps)
     assert list(found) == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]

@@ -11,9 +11,11 @@ from PIL import Image
 from densenet_flax.common.sharding import make_mesh
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
 from densenet_flax.inference.saliency import explain, randomise
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier
-from densenet_flax.models.densenet import DenseNet, init_variables, preprocess_input
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.init import init_variables
+from densenet_flax.models.preprocessing import preprocess_input
 
 SIZE, TILES, EPOCHS, BATCH = 96, 128, 9, 32
 
@@ -32,7 +34,7 @@ def draw(count, seed):
 def train(model, images, labels):
     """All of a small network, from random weights."""
     variables = init_variables(model, seed=0)
-    live = frontier.resolve("all", model.blocks).live_norms
+    live = frontier.resolve("all", model.blocks).train_norms
     optimizer = optax.adam(3e-3)
 
     @jax.jit
@@ -41,7 +43,7 @@ def train(model, images, labels):
             logits, updated = model.apply(
                 {**variables, "params": params},
                 preprocess_input(x),
-                live_norms=live,
+                train_norms=live,
                 mutable=["batch_stats"],
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
@@ -77,7 +79,7 @@ def trained():
         blocks=(2, 2, 3), num_classes=2, growth_rate=16, stem_features=32, momentum=0.9
     )
     images, _, labels = draw(TILES, seed=0)
-    return Pipeline(model, make_mesh()), train(model, images, labels)
+    return SegmentedModel(model, make_mesh()), train(model, images, labels)
 
 
 def test_maps_lie_on_the_nuclei_and_random_ones_do_not(trained):

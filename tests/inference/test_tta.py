@@ -7,7 +7,7 @@ import pytest
 
 from densenet_flax.common.sharding import make_mesh, replicate
 from densenet_flax.data.augmentation.views import AugmentSettings, augment
-from densenet_flax.inference.segments import Pipeline, predict_logits, probabilities
+from densenet_flax.inference.segments import SegmentedModel, predict_logits, probabilities
 from densenet_flax.inference.tta import average, count_views, predict_probabilities, views
 
 
@@ -38,7 +38,7 @@ def test_they_are_those_of_training():
 
 def test_the_mean_over_views_does_not_depend_on_how_the_tissue_lay(tiny, tiny_variables, dataset):
     mesh = make_mesh()
-    pipeline, variables = Pipeline(tiny, mesh), replicate(tiny_variables, mesh)
+    pipeline, variables = SegmentedModel(tiny, mesh), replicate(tiny_variables, mesh)
     ids = np.arange(11)
     plain = predict_probabilities(pipeline, variables, dataset, ids, 16)
     logits = predict_logits(pipeline, variables, dataset, ids, 16)

@@ -7,7 +7,7 @@ import pytest
 
 from densenet_flax.kernels import dense_block as ds
 from densenet_flax.kernels.dense_block import HalfBlock, Manner, dense_stage
-from densenet_flax.training.raveled import Packed
+from densenet_flax.training.raveled import Raveled
 
 N, H, W, ENTERING, GROWTH, BLOCKS = 5, 4, 3, 6, 2, 3
 EPSILON = 1e-3
@@ -140,7 +140,7 @@ def test_packing_what_is_side_by_side_takes_whole_buffers():
         tree = {f"block{i}": {"scale": part} for i, part in enumerate(ds._unstacked(stack, 20))}
         for i, part in enumerate(ds.side_by_side([moments[: 8 * i + 8] for i in range(20)])):
             tree[f"block{i}"]["mean"] = part
-        return Packed.of(tree, jax.tree.map(lambda _: "", tree)).vectors[""]
+        return Raveled.of(tree, jax.tree.map(lambda _: "", tree)).vectors[""]
 
     stack, moments = jnp.arange(20 * 6.0).reshape(20, 6), jnp.arange(160.0)
     compiled = jax.jit(pack).lower(stack, moments).compile()

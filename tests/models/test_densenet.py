@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from densenet_flax.models import densenet as dn
+from densenet_flax.models import init, preprocessing, units
 from densenet_flax.models.layers import moved
 
 
@@ -60,7 +61,7 @@ def test_cutting_the_line_anywhere_changes_nothing(tiny, tiny_variables):
     for unit in tiny.units[1:]:
         prefix = tiny.apply(tiny_variables, x, stop=unit)
         tail = {
-            name: dn.select(tree, tiny.units[tiny.units.index(unit) :])
+            name: units.select_units(tree, tiny.units[tiny.units.index(unit) :])
             for name, tree in tiny_variables.items()
         }
         again = tiny.apply(tail, prefix, start=unit)
@@ -92,7 +93,7 @@ def test_moments_ignore_what_has_no_weight():
     padded = np.concatenate([x, 1e3 * np.ones((3, 4, 6, 7), np.float32)])
     weight = jnp.array([1, 1, 1, 1, 1, 0, 0, 0], jnp.float32)
     for got, wanted in zip(
-        dn.batch_moments(jnp.asarray(padded), weight),
+        dn.mean_var(jnp.asarray(padded), weight),
         (x.mean((0, 1, 2)), x.var((0, 1, 2))),
         strict=True,
     ):
@@ -101,7 +102,7 @@ def test_moments_ignore_what_has_no_weight():
 
 def test_the_variance_survives_a_large_mean():
     x = np.random.default_rng(0).normal(1e4, 1, (8, 8, 8, 3))
-    _, var = dn.batch_moments(jnp.asarray(x, jnp.float32))
+    _, var = dn.mean_var(jnp.asarray(x, jnp.float32))
     # E[x²] - E[x]² would be off by more than the variance itself.
     wanted = x.astype(np.float32).var((0, 1, 2), dtype=np.float64)
     np.testing.assert_allclose(var, wanted, rtol=1e-2)
@@ -110,7 +111,7 @@ def test_the_variance_survives_a_large_mean():
 def test_live_norms_move_their_statistics_and_no_others(tiny, tiny_variables):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
     live = {"conv4_block2_0_bn", "pool4_bn", "bn"}
-    _, updated = tiny.apply(tiny_variables, x, live_norms=live, mutable=["batch_stats"])
+    _, updated = tiny.apply(tiny_variables, x, train_norms=live, mutable=["batch_stats"])
     before = dict(jax.tree_util.tree_leaves_with_path(tiny_variables["batch_stats"]))
     moved = {
         "_".join(key.key for key in path[:-1])
@@ -122,7 +123,7 @@ def test_live_norms_move_their_statistics_and_no_others(tiny, tiny_variables):
 
 def test_statistics_move_by_keras_rule(tiny, tiny_variables):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    _, updated = tiny.apply(tiny_variables, x, live_norms={"conv1_bn"}, mutable=["batch_stats"])
+    _, updated = tiny.apply(tiny_variables, x, train_norms={"conv1_bn"}, mutable=["batch_stats"])
     kernel = tiny_variables["params"]["conv1"]["conv"]["kernel"]
     y = jax.lax.conv_general_dilated(
         x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -136,7 +137,7 @@ def test_statistics_move_by_keras_rule(tiny, tiny_variables):
 def test_moments_can_be_had_instead_of_moved_statistics(tiny, tiny_variables):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
     live = {"conv4_block2_0_bn", "conv4_block3_1_bn", "pool4_bn", "bn"}
-    _, found = tiny.apply(tiny_variables, x, live_norms=live, mutable=["batch_stats", "moments"])
+    _, found = tiny.apply(tiny_variables, x, train_norms=live, mutable=["batch_stats", "moments"])
     names = {"_".join(k.key for k in p[:-1]) for p, _ in leaves_with_path(found["moments"])}
     assert names == live
     for path, batch in leaves_with_path(found["moments"]):
@@ -151,7 +152,7 @@ def test_bfloat16_computes_half_and_keeps_float32(tiny, tiny_variables):
     half = tiny.clone(dtype=jnp.bfloat16)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
     assert half.apply(tiny_variables, x, stop="head").dtype == jnp.bfloat16
-    logits, updated = half.apply(tiny_variables, x, live_norms={"bn"}, mutable=["batch_stats"])
+    logits, updated = half.apply(tiny_variables, x, train_norms={"bn"}, mutable=["batch_stats"])
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
     wanted = tiny.apply(tiny_variables, x)
@@ -167,7 +168,7 @@ def test_remat_changes_no_gradient_and_no_statistic(tiny, tiny_variables, remat)
     def run(model):
         def loss(params):
             variables = {**tiny_variables, "params": params}
-            logits, updated = model.apply(variables, x, live_norms=live, mutable=["batch_stats"])
+            logits, updated = model.apply(variables, x, train_norms=live, mutable=["batch_stats"])
             return (logits**2).sum(), updated
 
         return jax.jit(jax.grad(loss, has_aux=True))(tiny_variables["params"])
@@ -188,7 +189,7 @@ def test_remat_keeps_less_for_the_backward_pass(tiny, tiny_variables):
         def loss(params):
             variables = {**tiny_variables, "params": params}
             model = tiny.clone(remat=remat)
-            return model.apply(variables, x, live_norms=everything, mutable=["batch_stats"])[
+            return model.apply(variables, x, train_norms=everything, mutable=["batch_stats"])[
                 0
             ].sum()
 
@@ -199,7 +200,7 @@ def test_remat_keeps_less_for_the_backward_pass(tiny, tiny_variables):
 
 
 def test_init_variables_are_keras_initial_values(tiny):
-    drawn = dn.init_variables(tiny, seed=3)
+    drawn = init.init_variables(tiny, seed=3)
     wanted = jax.eval_shape(tiny.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert jax.tree.structure(drawn) == jax.tree.structure(wanted)
     assert jax.tree.map(np.shape, drawn) == jax.tree.map(np.shape, wanted)
@@ -208,7 +209,7 @@ def test_init_variables_are_keras_initial_values(tiny):
     assert 0.99 * limit < np.abs(kernel).max() <= limit and abs(kernel.mean()) < 0.02 * limit
     assert (drawn["params"]["bn"]["scale"] == 1).all()
     assert (drawn["batch_stats"]["bn"]["var"] == 1).all()
-    again, other = dn.init_variables(tiny, seed=3), dn.init_variables(tiny, seed=4)
+    again, other = init.init_variables(tiny, seed=3), init.init_variables(tiny, seed=4)
     np.testing.assert_array_equal(kernel, again["params"]["conv5_block1"]["2_conv"]["kernel"])
     assert not np.array_equal(kernel, other["params"]["conv5_block1"]["2_conv"]["kernel"])
 
@@ -228,8 +229,10 @@ def test_what_enters_a_unit_has_the_shape_that_is_foretold(tiny, tiny_variables,
 def test_preprocessing_is_keras_torch_mode():
     pixels = np.array([[[0, 128, 255]]], np.uint8)
     wanted = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(dn.preprocess_input(pixels), wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(dn.preprocess_input(pixels, "scale"), pixels / 255.0, rtol=1e-6)
+    np.testing.assert_allclose(preprocessing.preprocess_input(pixels), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        preprocessing.preprocess_input(pixels, "scale"), pixels / 255.0, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,8 +242,8 @@ def test_preprocessing_is_keras_torch_mode():
         (lambda m, v: m.apply(v, jnp.zeros((1, 31, 40, 3))), "at least 32"),
         (lambda m, v: m.apply(v, jnp.zeros((32, 32, 3))), "at least 32"),
         (lambda m, v: m.apply(v, jnp.zeros((1, 32, 32, 3)), stop="conv9"), "conv9"),
-        (lambda m, v: dn.preprocess_input(np.zeros((1, 4, 4, 1))), "3 channels"),
-        (lambda m, v: dn.preprocess_input(np.zeros((1, 4, 4, 3)), "caffe"), "caffe"),
+        (lambda m, v: preprocessing.preprocess_input(np.zeros((1, 4, 4, 1))), "3 channels"),
+        (lambda m, v: preprocessing.preprocess_input(np.zeros((1, 4, 4, 3)), "caffe"), "caffe"),
     ],
 )
 def test_wrong_input_is_named(tiny, tiny_variables, call, message):

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from densenet_flax import trainable_mask
 from densenet_flax.models import frontier as fr
-from densenet_flax.models.densenet import DenseNet201, init_variables
+from densenet_flax.models.densenet import DenseNet201
+from densenet_flax.models.init import init_variables
 
 BLOCKS_201 = (6, 12, 48, 32)
 TINY = (2, 2, 3, 2)
@@ -39,8 +40,8 @@ def test_layer_300_is_keras_layers_from_300(params_201):
     mask = trainable_mask(params_201, 300)["conv4_block23"]
     assert [mask[layer] for layer in ("0_bn", "1_bn")] == [{"scale": False, "bias": False}] * 2
     assert mask["1_conv"] == {"kernel": False} and mask["2_conv"] == {"kernel": True}
-    assert not {"conv4_block23_0_bn", "conv4_block23_1_bn"} & at.live_norms
-    assert "conv4_block24_0_bn" in at.live_norms
+    assert not {"conv4_block23_0_bn", "conv4_block23_1_bn"} & at.train_norms
+    assert "conv4_block24_0_bn" in at.train_norms
 
 
 def test_what_is_printed(params_201):
@@ -79,7 +80,7 @@ def test_every_way_to_write_a_frontier(written, first, cut):
 def test_the_head_alone():
     for written in ("head", -1):  # the last Keras layer, a ReLU, has nothing to train
         at = fr.resolve(written, BLOCKS_201)
-        assert at.first is None and at.cut == "head" and not at.live_norms
+        assert at.first is None and at.cut == "head" and not at.train_norms
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_name_that_matches_nothing_is_refused(written, message):
 def test_bn_modes():
     keras, frozen, live = (fr.resolve("conv5", BLOCKS_201, bn_mode=m) for m in fr.BN_MODES)
     assert keras.cut == frozen.cut == "conv5_block1"
-    assert len(keras.live_norms) == 65 and not frozen.live_norms and len(live.live_norms) == 201
+    assert len(keras.train_norms) == 65 and not frozen.train_norms and len(live.train_norms) == 201
     assert live.cut == "stem"  # a prefix whose statistics move is no fixed function
     with pytest.raises(ValueError, match="bn_mode"):
         fr.resolve("conv5", BLOCKS_201, bn_mode="eval")
@@ -121,8 +122,8 @@ def test_everything_follows_from_the_index(tiny, tiny_variables, index):
     params, statistics = tiny_variables["params"], tiny_variables["batch_stats"]
     assert trained_layers(at.mask(params)) == behind
     norms = {layer.name for layer in at.layers if layer.is_norm}
-    assert at.live_norms == behind & norms
-    assert trained_layers(at.live_statistics(statistics)) == at.live_norms
+    assert at.train_norms == behind & norms
+    assert trained_layers(at.live_statistics(statistics)) == at.train_norms
     assert all(jax.tree.leaves(at.mask(params)["head"]))
     # The cut is the last place where everything before is frozen.
     units = tiny.units
@@ -168,7 +169,7 @@ def test_masks_are_keras_trainable_flags(keras_tiny, tiny_variables):
             for layer in keras_tiny.layers
             if type(layer).__name__ == "BatchNormalization" and layer.trainable
         }
-        assert fr.resolve(index, TINY).live_norms == live
+        assert fr.resolve(index, TINY).train_norms == live
         count = sum(int(np.prod(w.shape)) for w in keras_tiny.trainable_weights)
         mask = trainable_mask({k: v for k, v in tiny_variables["params"].items()}, index)
         backbone = {k: v for k, v in tiny_variables["params"].items() if k != "head"}

@@ -7,10 +7,10 @@ import pytest
 
 from densenet_flax.common.sharding import make_mesh, put_batch
 from densenet_flax.models import frontier as fr
-from densenet_flax.models.densenet import select
+from densenet_flax.models.units import select_units
 from densenet_flax.training.optimizer import OptimizerSettings
-from densenet_flax.training.raveled import spread
-from densenet_flax.training.train_step import Loss, Stage, StageProgram, merge, partition
+from densenet_flax.training.raveled import unravel_to_host
+from densenet_flax.training.train_step import Loss, Stage, TrainStep, merge, partition
 
 TINY = (2, 2, 3, 2)
 HARSH = OptimizerSettings(1e-2, name="adamw", weight_decay=0.3, clip_norm=0.1)
@@ -21,7 +21,7 @@ def stage(at, settings=HARSH, **kwargs):
 
 
 def program(tiny, variables, at="conv5", settings=HARSH, bn_mode="keras", **kwargs):
-    return StageProgram(
+    return TrainStep(
         tiny, stage(at, settings, bn_mode=bn_mode), variables, make_mesh(), seed=0, **kwargs
     )
 
@@ -116,7 +116,7 @@ def test_padding_changes_nothing(tiny, tiny_variables, bn_mode):
 
 
 def test_bn_modes(tiny, tiny_variables):
-    def moved(bn_mode):
+    def ema_update(bn_mode):
         prog = program(tiny, tiny_variables, "conv5", bn_mode=bn_mode)
         state, _ = steps(prog, batch_for(tiny, tiny_variables, prog.stage.frontier.cut), 1)
         after = prog.variables(state)["batch_stats"]
@@ -131,9 +131,9 @@ def test_bn_modes(tiny, tiny_variables):
         }
 
     everything = set(tiny_variables["batch_stats"])
-    assert moved("frozen") == set()
-    assert moved("keras") == {"conv5_block1", "conv5_block2", "bn"}
-    assert moved("live") == everything
+    assert ema_update("frozen") == set()
+    assert ema_update("keras") == {"conv5_block1", "conv5_block2", "bn"}
+    assert ema_update("live") == everything
 
 
 def test_the_loss_and_its_options(tiny, tiny_variables):
@@ -146,7 +146,7 @@ def test_the_loss_and_its_options(tiny, tiny_variables):
         return float(metrics["loss"] / metrics["count"])
 
     tail = {
-        name: select(tree, tiny.units[tiny.units.index("conv5_block1") :])
+        name: select_units(tree, tiny.units[tiny.units.index("conv5_block1") :])
         for name, tree in tiny_variables.items()
     }
     logits = np.asarray(tiny.apply(tail, batch["inputs"], start="conv5_block1"), np.float64)
@@ -166,22 +166,22 @@ def test_the_average_of_the_weights(tiny, tiny_variables):
     settings = OptimizerSettings(1e-2, accumulate=2)
     prog = program(tiny, tiny_variables, "head", settings, ema_decay=0.75)
     state = prog.init(0)
-    average = np.asarray(spread(state.params)["head"]["predictions"]["kernel"])
+    average = np.asarray(unravel_to_host(state.params)["head"]["predictions"]["kernel"])
     for step in range(4):
         state, _ = prog.run_step(state, batch)
         if step % 2:  # an update is made of two steps
-            now = np.asarray(spread(state.params)["head"]["predictions"]["kernel"])
+            now = np.asarray(unravel_to_host(state.params)["head"]["predictions"]["kernel"])
             average = 0.75 * average + 0.25 * now
     kept = prog.variables(state)["params"]["head"]["predictions"]["kernel"]
     np.testing.assert_allclose(kept, average, rtol=1e-5, atol=1e-7)
-    assert not np.array_equal(kept, spread(state.params)["head"]["predictions"]["kernel"])
+    assert not np.array_equal(kept, unravel_to_host(state.params)["head"]["predictions"]["kernel"])
 
 
 def test_dropout_is_a_function_of_seed_and_step(tiny, tiny_variables):
     batch = batch_for(tiny, tiny_variables, "head")
     losses = []
     for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
-        prog = StageProgram(tiny, stage("head"), tiny_variables, make_mesh(), seed=seed)
+        prog = TrainStep(tiny, stage("head"), tiny_variables, make_mesh(), seed=seed)
         _, metrics = prog.run_step(prog.init(step), batch)
         losses.append(float(metrics["loss"]))
     assert losses[0] == losses[1] and len(set(losses)) == 3

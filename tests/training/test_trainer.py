@@ -16,7 +16,7 @@ from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.prefix_cache import share_a_pass
-from densenet_flax.training.progress import Position, best_step
+from densenet_flax.training.progress import TrainProgress, best_step
 from densenet_flax.training.train_step import Loss, Stage
 from densenet_flax.training.trainer import Trainer
 
@@ -55,10 +55,10 @@ class Run:
     def __call__(self, variables):
         """Starts, or goes on from the last checkpoint."""
         if not self.checkpoints.steps:
-            self.position = Position()
+            self.position = TrainProgress()
             return self.trainer.run(variables, self.position)
         restored = self.checkpoints.restore(self.checkpoints.steps[-1])
-        self.position = Position(**restored.meta["position"])
+        self.position = TrainProgress(**restored.meta["position"])
         return self.trainer.run(restored.variables, self.position, restored)
 
 
@@ -103,7 +103,7 @@ def test_a_run_from_start_to_end(straight, split):
 
 def test_metrics_are_means_over_examples(straight, tiny, dataset, split, tiny_variables):
     """The last epoch's validation, computed in one piece."""
-    from densenet_flax.models.densenet import preprocess_input
+    from densenet_flax.models.preprocessing import preprocess_input
 
     rows = split.validation
     logits = np.asarray(tiny.apply(straight.result, preprocess_input(dataset.images[rows])))

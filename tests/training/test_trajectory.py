@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate
-from densenet_flax.inference.segments import Pipeline
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier as fr
-from densenet_flax.models.densenet import DenseNet, init_variables, preprocess_input
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.init import init_variables
+from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.optimizer import OptimizerSettings
-from densenet_flax.training.train_step import Loss, Stage, StageProgram
+from densenet_flax.training.train_step import Loss, Stage, TrainStep
 from tests.conftest import TINY_BLOCKS, randomise
 
 keras = pytest.importorskip("keras")
@@ -72,7 +74,7 @@ def test_both_stages_follow_keras(both):
     label = rng.integers(0, 2, STEPS * BATCH).astype(np.int32)
     images[label == 1] //= 2  # something to learn
     mesh = make_mesh()
-    pipeline = Pipeline(model, mesh, cuts=[fr.resolve(FRONTIER, BLOCKS).cut])
+    pipeline = SegmentedModel(model, mesh, cuts=[fr.resolve(FRONTIER, BLOCKS).cut])
     base = theirs.get_layer("base")
 
     for at in ("head", FRONTIER):
@@ -80,7 +82,7 @@ def test_both_stages_follow_keras(both):
         for i, layer in enumerate(base.layers):
             layer.trainable = i >= stage.frontier.index
         theirs.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
-        program = StageProgram(model, stage, variables, mesh, seed=0, loss=Loss(dropout=False))
+        program = TrainStep(model, stage, variables, mesh, seed=0, loss=Loss(dropout=False))
         state = program.init(0)
         prefix = replicate(variables, mesh)
         begin = [np.array(w) for w in theirs.get_weights()]
@@ -159,14 +161,14 @@ def test_the_first_update_is_kerass(both):
     label = np.arange(BATCH, dtype=np.int32) % 2
     mesh = make_mesh()
     stage = Stage("one", at, 1, OptimizerSettings(1e-3))
-    program = StageProgram(model, stage, start, mesh, seed=0, loss=Loss(dropout=False))
+    program = TrainStep(model, stage, start, mesh, seed=0, loss=Loss(dropout=False))
     batch = put_batch(
         np.arange(BATCH),
         np.ones(BATCH, np.float32),
         lambda i: {"inputs": images, "label": label},
         mesh,
     )
-    pipeline = Pipeline(model, mesh, cuts=[at.cut])
+    pipeline = SegmentedModel(model, mesh, cuts=[at.cut])
     batch["inputs"] = pipeline.run(replicate(start, mesh), batch["inputs"], stop=at.cut)
     state, _ = program.run_step(program.init(0), batch)
     theirs_clone.train_on_batch(np.asarray(preprocess_input(images)), label)

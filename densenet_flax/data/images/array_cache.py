@@ -133,7 +133,7 @@ def _write(
     skipped: list[str],
     keep_pixels: bool,
 ) -> None:
-    normalise = stains.normaliser(stain)
+    normalize = stains.normaliser(stain)
     seasoning = f" {json.dumps(stain, sort_keys=True)}" if stains.active(stain) else ""
     digest = hashlib.sha256(f"{size} {_PIXELS}{seasoning}\n".encode())
 
@@ -147,7 +147,7 @@ def _write(
             return error
         content = hashlib.sha256(f"{decoded.shape}\n".encode())
         content.update(decoded.data)
-        image = image_files.resize(normalise(decoded), size).tobytes() if keep_pixels else b""
+        image = image_files.resize(normalize(decoded), size).tobytes() if keep_pixels else b""
         return image, hashlib.sha256(data).hexdigest(), content.hexdigest()
 
     kept: list[Row] = []

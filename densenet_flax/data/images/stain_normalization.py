@@ -128,7 +128,7 @@ def normaliser(settings: Mapping[str, Any]) -> Normaliser:
     change = _METHODS[settings["method"]](settings)
     min_tissue = settings["min_tissue"]
 
-    def normalise(pixels: np.ndarray) -> np.ndarray:
+    def normalize(pixels: np.ndarray) -> np.ndarray:
         if not _has_tissue(pixels, min_tissue):
             return pixels
         try:
@@ -137,7 +137,7 @@ def normaliser(settings: Mapping[str, Any]) -> Normaliser:
         except np.linalg.LinAlgError:
             return pixels
 
-    return normalise
+    return normalize
 
 
 def _has_tissue(pixels: np.ndarray, share: float) -> bool:

@@ -64,7 +64,7 @@ def test_settings_survive_json(method, reference):
 
 @pytest.mark.parametrize("method", WITH_REFERENCE)
 def test_tiles_come_closer_to_the_reference(method, reference):
-    normalise = stain.normaliser(resolved(method, reference))
+    normalize = stain.normaliser(resolved(method, reference))
 
     def distance(images):
         goal = tile(5).reshape(-1, 3).mean(0)
@@ -72,7 +72,7 @@ def test_tiles_come_closer_to_the_reference(method, reference):
 
     # The same tissue in other stains: what differs is the stain alone.
     before = [tile(seed, tissue=5) for seed in range(6, 18)]
-    after = [normalise(image) for image in before]
+    after = [normalize(image) for image in before]
     # Deconvolution keeps the colours of the dyes and changes their strengths only.
     assert distance(after) < (0.9 if method == "deconvolution" else 0.6) * distance(before)
 
@@ -126,7 +126,7 @@ def test_the_limit_of_clahe_means_what_it_means_to_opencv():
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_tiles_without_tissue_come_back_as_they_are(method, reference):
-    normalise = stain.normaliser(resolved(method, reference))
+    normalize = stain.normaliser(resolved(method, reference))
     rng = np.random.default_rng(0)
     empty = rng.integers(236, 250, (32, 32, 3)).astype(np.uint8)
     speck = empty.copy()
@@ -134,18 +134,18 @@ def test_tiles_without_tissue_come_back_as_they_are(method, reference):
     flat = np.full((32, 32, 3), (180, 90, 160), np.uint8)
     black = np.zeros((32, 32, 3), np.uint8)
     for image in (empty, speck, flat, black, empty[:1, :1]):
-        np.testing.assert_array_equal(normalise(image), image)
+        np.testing.assert_array_equal(normalize(image), image)
 
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_odd_tiles_do_no_harm(method, reference):
-    normalise = stain.normaliser(resolved(method, reference))
+    normalize = stain.normaliser(resolved(method, reference))
     noise = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
     grey = np.repeat(noise[..., :1], 3, -1)
     red = np.zeros((32, 32, 3), np.uint8)
     red[:16] = (200, 0, 0)
     for image in (noise, grey, red, tile(0)[:9, :9]):
-        done = normalise(image)
+        done = normalize(image)
         assert done.shape == image.shape and done.dtype == np.uint8
 
 

@@ -190,7 +190,7 @@ def test_several_chunks_make_one_table(folder, classifier, tmp_path, monkeypatch
 
 
 def test_more_than_two_classes(tiny, folder, tmp_path):
-    from densenet_flax.models.densenet import init_variables
+    from densenet_flax.models.init import init_variables
     from densenet_flax.weights import WeightsInfo, save_weights
 
     model = tiny.clone(num_classes=3)

@@ -1,0 +1,32 @@
+"""Pixels to what the network was trained on."""
+
+import jax
+import jax.numpy as jnp
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def preprocess_input(images, mode: str = "torch") -> jax.Array:
+    """Pixels to what the network was trained on.
+
+    Args:
+      images: `[..., H, W, 3]` RGB, 0 to 255, usually uint8.
+      mode: `'torch'`, x/255 less the ImageNet mean, over the ImageNet standard deviation, which is
+        what `keras.applications.densenet.preprocess_input` does; or `'scale'`, x/255 alone.
+
+    Returns:
+      float32 of the same shape.
+
+    Raises:
+      ValueError: the mode is unknown, or the last axis is not three channels.
+    """
+    x = jnp.asarray(images)
+    if x.shape[-1] != 3:
+        raise ValueError(f"images: expected RGB with 3 channels last, got shape {x.shape}")
+    x = x.astype(jnp.float32) / 255.0
+    if mode == "torch":
+        return (x - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    if mode == "scale":
+        return x
+    raise ValueError(f"preprocessing mode {mode!r}: expected 'torch' or 'scale'")
