@@ -8,7 +8,7 @@ from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from densenet_flax.models import densenet as dn
 from densenet_flax.models import init, preprocessing, units
-from densenet_flax.models.layers import moved
+from densenet_flax.models.layers import ema_update
 
 
 def count(tree):
@@ -145,7 +145,7 @@ def test_moments_can_be_had_instead_of_moved_statistics(tiny, tiny_variables):
             functools.reduce(lambda tree, key: tree[key.key], path, stats)
             for stats in (tiny_variables["batch_stats"], found["batch_stats"])
         )
-        np.testing.assert_array_equal(moved(old, batch, tiny.momentum), new)
+        np.testing.assert_array_equal(ema_update(old, batch, tiny.momentum), new)
 
 
 def test_bfloat16_computes_half_and_keeps_float32(tiny, tiny_variables):
