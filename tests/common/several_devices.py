@@ -33,7 +33,8 @@ from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.train_step import Loss, Stage
 from densenet_flax.training.trainer import Trainer
-from tests.conftest import TINY_BLOCKS, make_dataset, randomise
+from tests.helpers.datasets import make_dataset
+from tests.helpers.networks import TINY_BLOCKS, randomize
 
 dataset = make_dataset(patients=10, images=5)
 model = DenseNet(blocks=TINY_BLOCKS, num_classes=2, hidden=(8,), dropout=0.5)
@@ -70,7 +71,7 @@ trainer = Trainer(
     write_metrics=lines.append,
 )
 position, restored = TrainProgress(), None
-variables = randomise(init_variables(model, seed=1), seed=2)
+variables = randomize(init_variables(model, seed=1), seed=2)
 if checkpoints.steps:
     restored = checkpoints.restore(checkpoints.steps[-1])
     position, variables = TrainProgress(**restored.meta["position"]), restored.variables

@@ -17,7 +17,7 @@ from densenet_flax.export import export_classifier, onnx_graph, stablehlo
 from densenet_flax.models.init import init_variables
 from densenet_flax.weights import WeightsInfo, save_weights
 from densenet_flax.weights.layout import Layout
-from tests.conftest import TINY_BLOCKS, randomise
+from tests.helpers.networks import TINY_BLOCKS, randomize
 
 _POINT = OperatingPoint(0.4, 2.5, "youden", "40 validation images of 4 patients")
 _RECIPE = {"num_classes": 2, "hidden": (8,), "class_names": ("benign", "malignant")}
@@ -46,7 +46,7 @@ def make_file(path, kind="recipe", blocks=TINY_BLOCKS):
     extra = {**extra, "operating_point": {**_POINT.to_dict(), "tta": tta}}
     network = Layout(tuple(blocks)).network
     info = WeightsInfo(network=network, blocks=blocks, extra=extra, **values)
-    variables = randomise(init_variables(info.build_model(), seed=3), seed=4)
+    variables = randomize(init_variables(info.build_model(), seed=3), seed=4)
     kernel = variables["params"]["head"]["predictions"]["kernel"]
     kernel *= 3  # so that probabilities are not all alike
     save_weights(path, variables, info)

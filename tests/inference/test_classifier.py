@@ -19,7 +19,7 @@ from densenet_flax.inference.tta import views
 from densenet_flax.models.init import init_variables
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights import WeightsInfo, convert, load_weights, save_weights
-from tests.conftest import randomise
+from tests.helpers.networks import randomize
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_run_judged_by_its_symmetries_predicts_by_them(run, config, drawn, tmp
 def nine(tiny, tmp_path_factory):
     """A file with nine classes and nothing said of sizes, as TIAToolbox has."""
     model = tiny.clone(num_classes=9, hidden=(), final_relu=False, epsilon=1e-5)
-    variables = randomise(init_variables(model, seed=3), seed=4)
+    variables = randomize(init_variables(model, seed=3), seed=4)
     names = ("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM")
     info = WeightsInfo.of(model, preprocessing="scale", class_names=names)
     path = tmp_path_factory.mktemp("nine") / "nine.safetensors"
@@ -202,7 +202,7 @@ def test_one_output_that_says_yes_or_no(tiny, tmp_path):
     model = tiny.clone(num_classes=1)
     info = WeightsInfo.of(model, activation="sigmoid", class_names=("tumour",))
     path = tmp_path / "one.safetensors"
-    save_weights(path, randomise(init_variables(model, seed=5), seed=6), info)
+    save_weights(path, randomize(init_variables(model, seed=5), seed=6), info)
     classifier = densenet_flax.load_classifier(path, image_size=(32, 32))
     found = classifier.predict(np.full((2, 32, 32, 3), 90, np.uint8))
     assert found.class_names == ("not tumour", "tumour")

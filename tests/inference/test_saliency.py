@@ -13,7 +13,6 @@ from densenet_flax.inference.saliency import (
     explain,
     following,
     is_exact,
-    randomise,
     sanity_check,
     similarity,
 )
@@ -21,8 +20,8 @@ from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
 from densenet_flax.models.preprocessing import preprocess_input
-from tests.conftest import TINY_BLOCKS
-from tests.conftest import randomise as randomise_norms
+from tests.helpers.networks import TINY_BLOCKS
+from tests.helpers.networks import randomize as randomize_norms
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
 TARGET = np.array([1, 0, 2])
@@ -30,7 +29,7 @@ TARGET = np.array([1, 0, 2])
 
 def network(**kwargs):
     model = DenseNet(blocks=TINY_BLOCKS, num_classes=3, **kwargs)
-    return model, randomise_norms(init_variables(model, seed=1), seed=2)
+    return model, randomize_norms(init_variables(model, seed=1), seed=2)
 
 
 @pytest.fixture(scope="module")

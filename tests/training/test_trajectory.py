@@ -24,7 +24,7 @@ from densenet_flax.models.init import init_variables
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.train_step import Loss, Stage, TrainStep
-from tests.conftest import TINY_BLOCKS, randomise
+from tests.helpers.networks import TINY_BLOCKS, randomize
 
 keras = pytest.importorskip("keras")
 
@@ -40,7 +40,7 @@ def both():
     from keras.src.applications.densenet import DenseNet as KerasDenseNet
 
     model = DenseNet(blocks=BLOCKS, num_classes=2, hidden=(8,))
-    variables = randomise(init_variables(model, seed=1), seed=2)
+    variables = randomize(init_variables(model, seed=1), seed=2)
     base = KerasDenseNet(
         BLOCKS, include_top=False, weights=None, input_shape=(PIXELS, PIXELS, 3), name="base"
     )
