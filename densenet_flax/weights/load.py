@@ -173,7 +173,7 @@ def _check_meaning(
 
 def _checkpoint(path: FilePath) -> Source:
     """A checkpoint directory of our training."""
-    from densenet_flax import checkpoint  # training is above this package
+    from densenet_flax.storage import checkpoint  # Orbax is slow to import
 
     variables, values = checkpoint.read_model(path)
     shapes = {name: tuple(np.shape(value)) for name, value in flatten(variables).items()}
