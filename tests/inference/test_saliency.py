@@ -13,6 +13,7 @@ from densenet_flax.inference.saliency import (
     explain,
     following,
     is_exact,
+    randomise,
     sanity_check,
     similarity,
 )
