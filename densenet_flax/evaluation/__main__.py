@@ -12,7 +12,8 @@ from densenet_flax.evaluation.metrics.folds import cross_validation_summary, sum
 from densenet_flax.evaluation.metrics.intervals import LEVEL, RESAMPLES
 from densenet_flax.evaluation.predictions import CLASS_NAMES
 from densenet_flax.evaluation.predictions_csv import read_csv
-from densenet_flax.evaluation.report.report import verdict, write_report
+from densenet_flax.evaluation.report.cautions import verdict
+from densenet_flax.evaluation.report.report import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -214,7 +214,8 @@ def _evaluate(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     # Here and not above, because scikit-learn and matplotlib would delay the first step.
-    from densenet_flax.evaluation.report.report import verdict, write_report
+    from densenet_flax.evaluation.report.cautions import verdict
+    from densenet_flax.evaluation.report.report import write_report
 
     started = time.perf_counter()
     last = checkpoints.restore(checkpoints.steps[-1])

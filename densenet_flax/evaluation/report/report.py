@@ -20,8 +20,6 @@ from densenet_flax.evaluation.report.model_card import model_card
 from densenet_flax.evaluation.report.wording import PICTURES
 from densenet_flax.storage.atomic import replace_files
 
-__all__ = ["verdict", "write_report"]
-
 
 def write_report(
     directory: str | os.PathLike[str],

@@ -1,0 +1,10 @@
+from .common.errors import InputError as InputError
+from .inference.classifier import load_classifier as load_classifier
+from .models.densenet import DenseNet as DenseNet
+from .models.densenet import DenseNet121 as DenseNet121
+from .models.densenet import DenseNet161 as DenseNet161
+from .models.densenet import DenseNet169 as DenseNet169
+from .models.densenet import DenseNet201 as DenseNet201
+from .models.frontier import trainable_mask as trainable_mask
+from .models.preprocessing import preprocess_input as preprocess_input
+from .weights import load_weights as load_weights

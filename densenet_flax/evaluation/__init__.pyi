@@ -1,0 +1,10 @@
+from .metrics.comparison import compare as compare
+from .metrics.compute import evaluate as evaluate
+from .metrics.folds import cross_validation_summary as cross_validation_summary
+from .metrics.folds import pool as pool
+from .metrics.operating_point import OperatingPoint as OperatingPoint
+from .metrics.operating_point import choose_operating_point as choose_operating_point
+from .predictions import Predictions as Predictions
+from .predictions_csv import read_csv as read_csv
+from .report.cautions import verdict as verdict
+from .report.report import write_report as write_report
