@@ -98,12 +98,12 @@ def _set_up_logging() -> None:
 
 def _predict() -> None:
     """Predicts the images with the network of the work directory or file."""
-    from densenet_flax.inference import batch as prediction
+    from densenet_flax.inference.batch import OutputOptions, predict
 
-    prediction.predict(
+    predict(
         str(_WORKDIR.value or _MODEL.value),
         str(_IMAGES.value),
-        prediction.Wanted(
+        OutputOptions(
             output=Path(_OUTPUT.value or "predictions.csv").expanduser(),
             overlays=Path(_OVERLAYS.value).expanduser() if _OVERLAYS.value else None,
             embeddings=Path(_EMBEDDINGS.value).expanduser() if _EMBEDDINGS.value else None,

@@ -7,8 +7,8 @@ import numpy as np
 
 from densenet_flax.common.sharding import put_batch
 from densenet_flax.data.loading import Dataset
-from densenet_flax.inference import overlay
-from densenet_flax.inference.saliency import explain, is_exact, sanity_check
+from densenet_flax.inference.overlay import draw_panel, to_png
+from densenet_flax.inference.saliency import is_cam, saliency_maps, sanity_check
 from densenet_flax.inference.segments import SegmentedModel
 
 OF_EACH = 3
@@ -60,7 +60,7 @@ def show(
     )
     x = put["x"]
     target = np.resize(decided[batch], len(x))
-    maps = explain(pipeline, variables, x, target, unit=unit)
+    maps = saliency_maps(pipeline, variables, x, target, unit=unit)
     if maps[0].size < 2:
         height, width = dataset.images.shape[1:3]
         return [], (
@@ -78,7 +78,7 @@ def show(
                 f"(P({names[decided[i]]}) = {probability[i, decided[i]]:.3f}); "
                 f"patient {patients[i]}, {dataset.files[rows[i]]}"
             ),
-            "png": overlay.png(overlay.picture(dataset.images[rows[i]], of_index[i], stacked=True)),
+            "png": to_png(draw_panel(dataset.images[rows[i]], of_index[i], stacked=True)),
         }
         for group, indices in groups.items()
         for i in indices
@@ -139,7 +139,7 @@ def _note(
     images: int,
 ) -> str:
     height, width = maps.shape[1:]
-    exact = is_exact(pipeline.model, unit)
+    exact = is_cam(pipeline.model, unit)
     method = "class-activation map" if exact else "Grad-CAM"
     steps = [f"{name} {value:.2f}" for name, value in found.items() if value is not None]
     last = list(found.values())[-1]

@@ -37,7 +37,7 @@ from densenet_flax.experiments.from_config import (
     build_views,
     initial_variables,
 )
-from densenet_flax.inference import saliency as explain
+from densenet_flax.inference.saliency import next_unit
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.inference.tta import predict_probabilities
 from densenet_flax.models.densenet import DenseNet
@@ -189,7 +189,7 @@ def _check_judging(config: ConfigDict, model: DenseNet) -> None:
     """Refuses, before anything takes time, what the evaluation could not do."""
     if config.explain:
         try:
-            explain.following(model, config.explain)
+            next_unit(model, config.explain)
         except InputError as error:
             raise InputError(f"config.explain: {error}") from error
 

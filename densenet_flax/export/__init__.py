@@ -3,6 +3,6 @@
 export.export_classifier('runs/breakhis', 'exported')   # or main.py --mode=export
 """
 
-from densenet_flax.export.export import FORMATS, Exported, export_classifier
+from densenet_flax.export.export import FORMATS, ExportResult, export_classifier
 
-__all__ = ["FORMATS", "Exported", "export_classifier"]
+__all__ = ["FORMATS", "ExportResult", "export_classifier"]

@@ -38,19 +38,19 @@ _IN_KERAS = ("densenet121", "densenet169", "densenet201")
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written.
 
     Attributes:
       folder: where.
       differences: by format, the largest difference of a probability from this package's own; None
         where nothing is installed that runs the file.
-      left_out: by format, why it is not there.
+      skipped: by format, why it is not there.
     """
 
     folder: Path
     differences: Mapping[str, float | None]
-    left_out: Mapping[str, str]
+    skipped: Mapping[str, str]
 
 
 def export_classifier(
@@ -59,7 +59,7 @@ def export_classifier(
     *,
     formats: Sequence[str] | None = None,
     overwrite: bool = False,
-) -> Exported:
+) -> ExportResult:
     """Writes a trained classifier as files that need nothing of this package.
 
     The files take prepared images and give probabilities, calibrated probabilities and decisions:
@@ -101,21 +101,21 @@ def export_classifier(
     description = _describe(classifier)
 
     makers: dict[str, Callable[[], bytes]] = {
-        "stablehlo": lambda: stablehlo.serialise(classifier),
-        "onnx": lambda: onnx_graph.serialise(classifier, description),
+        "stablehlo": lambda: stablehlo.serialize(classifier),
+        "onnx": lambda: onnx_graph.serialize(classifier, description),
         "keras": lambda: _keras(classifier),
     }
     loaders = {"stablehlo": stablehlo.load, "onnx": onnx_graph.load}
     contents: dict[str, bytes] = {}
     differences: dict[str, float | None] = {}
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for name in formats or FORMATS:
         try:
             data = makers[name]()
         except InputError as error:
             if formats:
                 raise
-            left_out[name] = str(error)
+            skipped[name] = str(error)
             continue
         theirs = loaders[name](data) if name in loaders else None
         threshold = classifier.point.threshold
@@ -133,18 +133,18 @@ def export_classifier(
     replace_files(folder, contents)
     for file in set(NAMES.values()) - contents.keys():
         (folder / file).unlink(missing_ok=True)  # of an earlier network
-    _log(folder, contents, differences, left_out)
-    return Exported(folder, differences, left_out)
+    _log(folder, contents, differences, skipped)
+    return ExportResult(folder, differences, skipped)
 
 
-def _log(folder, contents, differences, left_out) -> None:
+def _log(folder, contents, differences, skipped) -> None:
     for name, difference in differences.items():
         size = len(contents[NAMES[name]]) / 1e6
         said = "read back: every number the same" if name == "keras" else "not run: see its README"
         if difference is not None:
             said = f"largest difference from this package {difference:.1e}"
         logging.info("%s: %.1f MB, %s", folder / NAMES[name], size, said)
-    for name, reason in left_out.items():
+    for name, reason in skipped.items():
         logging.warning("%s is left out: %s", NAMES[name], reason)
     logging.info("How to use them: %s", folder / "README.md")
 

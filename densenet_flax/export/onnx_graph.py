@@ -36,7 +36,7 @@ def require() -> None:
         raise InputError(f"ONNX files need the package onnx; {_INSTALL}") from error
 
 
-def serialise(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
+def serialize(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
     """The classifier as an ONNX model, images uint8 [batch, height, width, 3] in.
 
     Args:
@@ -56,7 +56,7 @@ def serialise(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
     graph = _Graph()
     x, count = "images", 1
     if classifier.tta:
-        x, count = _views(graph, x, classifier.image_size), tta.count_views(classifier.image_size)
+        x, count = _views(graph, x, classifier.image_size), tta.num_views(classifier.image_size)
     x = _preprocess(graph, x, classifier.info.preprocessing)
     _judge(graph, _network(graph, x, classifier), classifier, count)
 

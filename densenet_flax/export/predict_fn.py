@@ -28,7 +28,7 @@ def check_activation(classifier: Classifier) -> None:
         )
 
 
-def judge(classifier: Classifier, variables: Mapping[str, Any], images: jax.Array) -> Outputs:
+def predict_fn(classifier: Classifier, variables: Mapping[str, Any], images: jax.Array) -> Outputs:
     """The classifier as one traceable function.
 
     Logarithms of probabilities are what it reckons with, so that float32 loses nothing where the
@@ -40,13 +40,13 @@ def judge(classifier: Classifier, variables: Mapping[str, Any], images: jax.Arra
       images: uint8 [N, height, width, 3], as `Classifier.prepare` gives them; N may be symbolic.
     """
     info, point = classifier.info, classifier.point
-    x = tta.views(images) if classifier.tta else images
+    x = tta.symmetric_views(images) if classifier.tta else images
     logits: Any = classifier.model.apply(dict(variables), preprocess_input(x, info.preprocessing))
     if info.num_classes == 1:
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     score = jax.nn.log_softmax(logits, axis=-1)
     if classifier.tta:
-        count = tta.count_views(images.shape[1:3])
+        count = tta.num_views(images.shape[1:3])
         of_views = score.reshape(-1, count, score.shape[-1])
         score = jax.nn.logsumexp(of_views, axis=1) - jnp.log(jnp.float32(count))
     probability = jnp.exp(score)

@@ -18,7 +18,6 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate, to_host
 from densenet_flax.data.images import decode as image_files
 from densenet_flax.data.images import stain_normalization as stain
-from densenet_flax.inference import saliency as explanations
 from densenet_flax.inference import tta
 from densenet_flax.inference.inputs import ImageLike, list_images, read_pixels
 from densenet_flax.inference.results import (
@@ -29,6 +28,7 @@ from densenet_flax.inference.results import (
     operating_point_of,
     to_probabilities,
 )
+from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
@@ -154,7 +154,7 @@ class Classifier:
         Raises:
           InputError: something is no image, no class or no unit.
         """
-        explanations.following(self.model, unit)
+        next_unit(self.model, unit)
         listed = list_images(images)
         wanted = None if target is None else self._labels(target, len(listed))
         maps, labels = [np.empty((0, 1, 1), np.float32)], [np.empty(0, np.int64)]
@@ -164,7 +164,7 @@ class Classifier:
             label = label if wanted is None else wanted[done : done + count]
             maps.append(self.maps(batch, label, output, unit=unit))
             labels.append(label)
-        method = "CAM" if explanations.is_exact(self.model, unit) else "Grad-CAM"
+        method = "CAM" if is_cam(self.model, unit) else "Grad-CAM"
         return Explanation(
             np.concatenate(maps[1:] or maps), np.concatenate(labels), self.class_names, unit, method
         )
@@ -190,14 +190,16 @@ class Classifier:
         Args:
           batch: uint8 [N, height, width, 3]; filled up, so that one shape is compiled.
         """
-        count = tta.count_views(self.image_size) if self.tta else 1
+        count = tta.num_views(self.image_size) if self.tta else 1
         x = self._put(batch, self.images_at_a_time)
-        entering = self.pipeline.run(self.variables, tta.views(x) if self.tta else x, stop="norm")
+        entering = self.pipeline.run(
+            self.variables, tta.symmetric_views(x) if self.tta else x, stop="norm"
+        )
         features = self.pipeline.run(self.variables, entering, start="norm", stop="head")
         logits = to_host(self.pipeline.run(self.variables, features, start="head"))
         probability = to_probabilities(logits, self.info.activation)
         if count > 1:
-            probability, features = tta.average(probability, count), features[::count]
+            probability, features = tta.mean_over_views(probability, count), features[::count]
             entering = entering[::count]
         n = len(batch)
         return Output(probability[:n], to_host(features).astype(np.float32)[:n], entering)
@@ -210,7 +212,7 @@ class Classifier:
         padded = np.zeros(size, np.int64)
         padded[: len(label)] = label
         x = self._put(batch, size) if unit != "norm" else None
-        found = explanations.explain(
+        found = saliency_maps(
             self.pipeline, self.variables, x, padded, unit=unit, entering=output.entering
         )
         return found[: len(batch)]
@@ -222,7 +224,7 @@ class Classifier:
     @property
     def images_at_a_time(self) -> int:
         """How many images `forward` takes."""
-        return max(1, self.batch_size // (tta.count_views(self.image_size) if self.tta else 1))
+        return max(1, self.batch_size // (tta.num_views(self.image_size) if self.tta else 1))
 
     def _outputs(self, given: Any) -> Iterator[tuple[Output, np.ndarray]]:
         """The output for each batch of images, and the batch."""

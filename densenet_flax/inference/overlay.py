@@ -20,14 +20,14 @@ def upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def strength(values: np.ndarray) -> np.ndarray:
+def relative_strength(values: np.ndarray) -> np.ndarray:
     """A map's positive part as a share of its strongest place; all 0 if nothing is positive."""
     positive = np.maximum(np.asarray(values, np.float32), 0)
     largest = positive.max()
     return positive / largest if largest > 0 else positive
 
 
-def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+def overlay_map(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The image with what speaks for the class in colour, and a line around half the strongest.
 
     Args:
@@ -37,7 +37,7 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
       uint8 [H, W, 3].
     """
-    shares = np.clip(upsample(strength(values), image.shape[:2]), 0, 1)
+    shares = np.clip(upsample(relative_strength(values), image.shape[:2]), 0, 1)
     mixed = _lay(image, shares)
     inside = Image.fromarray((255 * (shares >= 0.5)).astype(np.uint8))
     edge = np.asarray(inside) != np.asarray(inside.filter(ImageFilter.MinFilter(3)))
@@ -45,7 +45,7 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def picture(
+def draw_panel(
     image: np.ndarray, values: np.ndarray, *, stacked: bool = False, caption: str = ""
 ) -> Image.Image:
     """The image, the same with its map laid over, and the scale.
@@ -65,7 +65,7 @@ def picture(
     left = x + width + gap
     canvas = Image.new("RGB", (left + bar + labels, y + height + foot), "white")
     canvas.paste(Image.fromarray(shown), (0, 0))
-    canvas.paste(Image.fromarray(overlay(shown, values)), (x, y))
+    canvas.paste(Image.fromarray(overlay_map(shown, values)), (x, y))
     shares = np.linspace(1, 0, 256)[:, None, None]
     tissue = shown.reshape(-1, 3).mean(0)  # so that the scale looks as the colours do on it
     ramp = Image.fromarray(_lay(np.broadcast_to(tissue, (256, bar, 3)), shares[..., 0]))
@@ -84,14 +84,14 @@ def picture(
     return canvas
 
 
-def png(image: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
     """The content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def shrink(image: np.ndarray) -> np.ndarray:
+def shrink_to_display(image: np.ndarray) -> np.ndarray:
     """The image, no larger than a picture shows it."""
     longer = max(image.shape[:2])
     return _resized(image, _LARGEST / longer) if longer > _LARGEST else image
@@ -107,7 +107,9 @@ def _lay(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def _fit(image: np.ndarray) -> np.ndarray:
     longer = max(image.shape[:2])
     # By a whole number, so that the pixels of a small tile stay even.
-    return _resized(image, -(-_SMALLEST // longer)) if longer < _SMALLEST else shrink(image)
+    return (
+        _resized(image, -(-_SMALLEST // longer)) if longer < _SMALLEST else shrink_to_display(image)
+    )
 
 
 def _resized(image: np.ndarray, factor: float) -> np.ndarray:

@@ -9,8 +9,8 @@ import scipy  # its parts are imported when they are first used
 from PIL import Image
 
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
-from densenet_flax.inference import overlay
 from densenet_flax.inference.inputs import ImageLike, read_pixels
+from densenet_flax.inference.overlay import draw_panel
 from densenet_flax.inference.segments import probabilities
 from densenet_flax.weights import WeightsInfo
 
@@ -70,7 +70,7 @@ class Explanation:
           index: which map.
           image: the image that it is of, at any size.
         """
-        return overlay.picture(read_pixels(image, f"image {index}"), self.maps[index])
+        return draw_panel(read_pixels(image, f"image {index}"), self.maps[index])
 
 
 def class_names_of(info: WeightsInfo) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from densenet_flax.models.units import param_key, select_units
 Variables = Mapping[str, Any]
 
 
-def following(model: DenseNet, unit: str) -> str:
+def next_unit(model: DenseNet, unit: str) -> str:
     """The unit after this one: what enters there is what this one hands on.
 
     Raises:
@@ -40,12 +40,12 @@ def following(model: DenseNet, unit: str) -> str:
     return model.units[model.units.index(unit) + 1]
 
 
-def is_exact(model: DenseNet, unit: str) -> bool:
+def is_cam(model: DenseNet, unit: str) -> bool:
     """Whether maps of this unit are CAMs, parts of the score itself, or a linearisation of it."""
     return unit == "norm" and not model.hidden
 
 
-def explain(
+def saliency_maps(
     pipeline: SegmentedModel,
     variables: Variables,
     images: Any,
@@ -62,7 +62,7 @@ def explain(
     Grad-CAM as published shows what is positive.
 
     Args:
-      pipeline: the compiled network; it is cut before 'norm', and should be at `following(unit)`
+      pipeline: the compiled network; it is cut before 'norm', and should be at `next_unit(unit)`
         if that lies further up.
       variables: of the whole network, on the devices.
       images: uint8 [N, H, W, 3], on the devices.
@@ -76,7 +76,7 @@ def explain(
     Raises:
       InputError: there is no such unit.
     """
-    model, after = pipeline.model, following(pipeline.model, unit)
+    model, after = pipeline.model, next_unit(pipeline.model, unit)
     start = "norm" if unit == "norm" else after
     x = entering
     if x is None or unit != "norm":
@@ -120,7 +120,7 @@ def _contrast(target: jax.Array, classes: int) -> jax.Array:
     return chosen - (1 - chosen) / (classes - 1)
 
 
-def randomise(variables: Variables, units: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """The same network with the numbers of each tensor of these units put in random order.
 
     What was learned is gone, while sizes and spreads stay those that the layers work with.
@@ -140,7 +140,7 @@ def randomise(variables: Variables, units: Sequence[str], seed: int = 0) -> dict
     }
 
 
-def cascade(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
+def cascading_units(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
     """From the head down to the stem, a dense stage at a time: (name, units random so far)."""
     groups: dict[str, list[str]] = {"head": ["head"]}
     for unit in reversed([name for name in model.units if name != "head"]):
@@ -156,7 +156,7 @@ def cascade(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-def similarity(a: np.ndarray, b: np.ndarray) -> float | None:
+def mean_rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Mean over images of Spearman's rank correlation of two maps [N, h, w].
 
     A map that is the same everywhere ranks nothing and counts as 0; None if a map is one place.
@@ -186,12 +186,12 @@ def sanity_check(
     a high one says that the maps show the image, an edge filter for one, and not the network.
 
     Args:
-      pipeline: as for `explain`.
+      pipeline: as for `saliency_maps`.
       variables: of the whole network.
-      images: as for `explain`.
-      target: as for `explain`.
-      maps: what `explain` gave.
-      unit: as for `explain`.
+      images: as for `saliency_maps`.
+      target: as for `saliency_maps`.
+      maps: what `saliency_maps` gave.
+      unit: as for `saliency_maps`.
       seed: of the random order.
 
     Returns:
@@ -199,8 +199,8 @@ def sanity_check(
       head down to it is random; None where a map is one place and ranks nothing.
     """
     found = {}
-    for name, units in cascade(pipeline.model):
-        shuffled = replicate(randomise(variables, units, seed), pipeline.mesh)
-        others = explain(pipeline, shuffled, images, target, unit=unit)
-        found[name] = similarity(maps, others[: len(maps)])
+    for name, units in cascading_units(pipeline.model):
+        shuffled = replicate(shuffle_weights(variables, units, seed), pipeline.mesh)
+        others = saliency_maps(pipeline, shuffled, images, target, unit=unit)
+        found[name] = mean_rank_correlation(maps, others[: len(maps)])
     return found

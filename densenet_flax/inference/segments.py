@@ -10,7 +10,7 @@ import scipy  # its parts are imported when they are first used
 from jax.sharding import Mesh
 
 from densenet_flax.common.sharding import process_slice, put_batch, to_host
-from densenet_flax.data.batching import batches
+from densenet_flax.data.batching import batches as cut_batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import images_ahead
 from densenet_flax.models.densenet import DenseNet, pool
@@ -71,7 +71,7 @@ class SegmentedModel:
             )
         return x
 
-    def entering(self, cut: str, images: Sequence[int]) -> jax.ShapeDtypeStruct:
+    def input_spec(self, cut: str, images: Sequence[int]) -> jax.ShapeDtypeStruct:
         """Shape and dtype of what enters at a cut after the stem, of images `[N, H, W, 3]`."""
         dtype = np.float32 if cut == "head" else self.model.dtype
         return jax.ShapeDtypeStruct(self.model.entering(cut, images), np.dtype(dtype))
@@ -100,7 +100,7 @@ def predict_logits(
     batch_size: int,
     *,
     start: str = "stem",
-    entering: Batches | None = None,
+    batches: Batches | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
     """Logits `[len(ids), num_classes]`, one row for each id in the order given.
@@ -111,14 +111,14 @@ def predict_logits(
       dataset: where the images are.
       ids: rows of the data set.
       batch_size: any; the last batch is padded and the padding dropped.
-      start: where the batches of `entering` enter the network.
-      entering: ids, weights and batches with `inputs`; by default the images.
+      start: where the batches of `batches` enter the network.
+      batches: ids, weights and batches with `inputs`; by default the images.
       progress: called with the number of images done after each batch.
     """
     found = []
-    if entering is None:
-        entering = image_batches(dataset, ids, batch_size, pipeline.mesh)
-    for _, weight, batch in entering:
+    if batches is None:
+        batches = image_batches(dataset, ids, batch_size, pipeline.mesh)
+    for _, weight, batch in batches:
         logits = pipeline.run(variables, batch["inputs"], start=start)
         count = int(weight.sum())
         found.append(to_host(logits)[:count])
@@ -129,7 +129,7 @@ def predict_logits(
 
 def image_batches(dataset: Dataset, ids: np.ndarray, batch_size: int, mesh: Mesh) -> Batches:
     """Batches of images as they are, on the devices, read ahead of their use."""
-    parts = list(batches(ids, batch_size))
+    parts = list(cut_batches(ids, batch_size))
     images = images_ahead(dataset, [process_slice(rows, mesh) for rows, _ in parts])
     for rows, weight in parts:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)

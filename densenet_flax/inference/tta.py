@@ -23,13 +23,13 @@ from densenet_flax.inference.segments import (
 )
 
 
-def count_views(size: tuple[int, ...]) -> int:
+def num_views(size: tuple[int, ...]) -> int:
     """How many symmetries an image of (height, width) has: 8 if it is square, else 4."""
     return 8 if size[0] == size[1] else 4
 
 
 @jax.jit
-def views(images: jax.Array) -> jax.Array:
+def symmetric_views(images: jax.Array) -> jax.Array:
     """All symmetries of each image, exact to the bit.
 
     Args:
@@ -38,7 +38,7 @@ def views(images: jax.Array) -> jax.Array:
     Returns:
       uint8 [N · V, H, W, 3]: the V views of the first image, itself first, then the next's.
     """
-    matrices = jnp.asarray(SYMMETRIES[: count_views(images.shape[1:3])])
+    matrices = jnp.asarray(SYMMETRIES[: num_views(images.shape[1:3])])
 
     def view(image: jax.Array, matrix: jax.Array) -> jax.Array:
         return sample(image, matrix, jnp.zeros(2), "reflect", interpolate=False)
@@ -47,7 +47,7 @@ def views(images: jax.Array) -> jax.Array:
     return of_all.reshape(-1, *images.shape[1:])
 
 
-def average(probability: np.ndarray, count: int) -> np.ndarray:
+def mean_over_views(probability: np.ndarray, count: int) -> np.ndarray:
     """Mean over views: [N · V, K] to [N, K]. Probabilities are averaged, not logits."""
     return probability.reshape(-1, count, probability.shape[-1]).mean(axis=1)
 
@@ -76,14 +76,14 @@ def predict_probabilities(
     if not tta:
         logits = predict_logits(pipeline, variables, dataset, ids, batch_size, progress=progress)
         return probabilities(logits)
-    count = count_views(dataset.images.shape[1:3])
+    count = num_views(dataset.images.shape[1:3])
     found = []
     # As many images as give a batch of views: the shape that the network is compiled for already.
     at_a_time = max(1, batch_size // count)
     for _, weight, batch in image_batches(dataset, ids, at_a_time, pipeline.mesh):
-        logits = to_host(pipeline.run(variables, views(batch["inputs"])))
+        logits = to_host(pipeline.run(variables, symmetric_views(batch["inputs"])))
         done = int(weight.sum())
-        found.append(average(probabilities(logits), count)[:done])
+        found.append(mean_over_views(probabilities(logits), count)[:done])
         if progress:
             progress(done)
     return np.concatenate(found)

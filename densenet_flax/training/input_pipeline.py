@@ -208,7 +208,7 @@ def batch_shapes(
         (rows, *images[1:]), np.dtype(np.float32 if mixes else np.uint8)
     )
     if cut != "stem":
-        entering = pipeline.entering(cut, entering.shape)
+        entering = pipeline.input_spec(cut, entering.shape)
     shapes = {
         "inputs": (entering.shape, entering.dtype),
         "label": ((rows,), np.int32),

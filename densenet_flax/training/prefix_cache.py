@@ -221,7 +221,7 @@ class PrefixCache:
     def _shapes(self, order: Sequence[str]) -> Shapes:
         rows = len(self.train) * self.views.reach + len(self.validation)
         images = (rows, *self.dataset.images.shape[1:])
-        return {cut: self.pipeline.entering(cut, images) for cut in order}
+        return {cut: self.pipeline.input_spec(cut, images) for cut in order}
 
     def _key(self, variables: Mapping[str, Any], order: Sequence[str]) -> str:
         """A name that changes with whatever the features depend on."""

@@ -419,7 +419,7 @@ class Trainer:
             ids,
             self.batch_size,
             start=cut,
-            entering=inputs.batches(ids, self.batch_size),
+            batches=inputs.batches(ids, self.batch_size),
         )
         labels = self.dataset.labels[ids]
         losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)

@@ -64,7 +64,7 @@ def test_the_files_say_what_the_classifier_says(kind, tmp_path):
     folder = tmp_path / "out"
     done = export_classifier(str(network), folder)
     assert max(done.differences["stablehlo"], done.differences["onnx"]) <= 1e-5
-    assert "densenet121, densenet169, densenet201" in done.left_out["keras"]
+    assert "densenet121, densenet169, densenet201" in done.skipped["keras"]
 
     classifier = densenet_flax.load_classifier(network, dtype="float32")
     assert classifier.tta == _KINDS[kind][2]
@@ -89,8 +89,8 @@ def test_the_threshold_is_inside(tmp_path):
     for threshold, wanted in ((0.0, 1), (1.0, 0)):
         classifier.point = dataclasses.replace(classifier.point, threshold=threshold)
         for data, load in (
-            (stablehlo.serialise(classifier), stablehlo.load),
-            (onnx_graph.serialise(classifier, {}), onnx_graph.load),
+            (stablehlo.serialize(classifier), stablehlo.load),
+            (onnx_graph.serialize(classifier, {}), onnx_graph.load),
         ):
             assert (load(data)(images)["decision"] == wanted).all()
 
@@ -107,7 +107,7 @@ def test_the_readme_is_true_where_this_package_is_not(tmp_path):
     network = make_file(tmp_path / "network.safetensors", blocks=(6, 12, 24, 16))
     folder = tmp_path / "out"
     done = export_classifier(str(network), folder)
-    assert set(done.differences) == set(files.FORMATS) and not done.left_out
+    assert set(done.differences) == set(files.FORMATS) and not done.skipped
     text = (folder / "README.md").read_text()
     examples = re.findall(r"## With (\w+).*?```python\n(.*?)```", text, re.S)
     assert [name for name, _ in examples] == list(_CHECKS)
@@ -170,7 +170,7 @@ def test_what_cannot_be(network, tmp_path, monkeypatch):
         assert not folder.exists()
         done = export_classifier(str(network), folder)
         assert set(done.differences) == {"stablehlo"}
-        assert "pip install" in done.left_out["onnx"]
+        assert "pip install" in done.skipped["onnx"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(InputError, match="--overwrite"):
         export_classifier(str(network), folder)

@@ -15,7 +15,7 @@ from densenet_flax import InputError
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.experiments import run as experiment
-from densenet_flax.inference.tta import views
+from densenet_flax.inference.tta import symmetric_views
 from densenet_flax.models.init import init_variables
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights import WeightsInfo, convert, load_weights, save_weights
@@ -149,7 +149,9 @@ def test_a_run_judged_by_its_symmetries_predicts_by_them(run, config, drawn, tmp
     found = classifier.predict(files)
     assert np.allclose(found.probability[:, 1], table.probability, atol=1e-6)
     prepared = np.stack([classifier.prepare(path) for path in files])
-    turned = np.asarray(views(prepared)).reshape(len(files), -1, *prepared.shape[1:])[:, 5]
+    turned = np.asarray(symmetric_views(prepared)).reshape(len(files), -1, *prepared.shape[1:])[
+        :, 5
+    ]
     outputs = [classifier.forward(turned[i : i + 1]).probability for i in range(3)]
     assert np.allclose(np.concatenate(outputs), found.probability[:3], atol=1e-6)
     # Features and maps are those of the image as it is.

@@ -7,22 +7,21 @@ import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import make_mesh
-from densenet_flax.inference import saliency as explanations
+from densenet_flax.inference import saliency
 from densenet_flax.inference.saliency import (
-    cascade,
-    explain,
-    following,
-    is_exact,
-    randomise,
+    cascading_units,
+    is_cam,
+    mean_rank_correlation,
+    next_unit,
+    saliency_maps,
     sanity_check,
-    similarity,
+    shuffle_weights,
 )
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
 from densenet_flax.models.preprocessing import preprocess_input
-from tests.helpers.networks import TINY_BLOCKS
-from tests.helpers.networks import randomize as randomize_norms
+from tests.helpers.networks import TINY_BLOCKS, randomize
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), np.uint8)
 TARGET = np.array([1, 0, 2])
@@ -30,7 +29,7 @@ TARGET = np.array([1, 0, 2])
 
 def network(**kwargs):
     model = DenseNet(blocks=TINY_BLOCKS, num_classes=3, **kwargs)
-    return model, randomize_norms(init_variables(model, seed=1), seed=2)
+    return model, randomize(init_variables(model, seed=1), seed=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def deep():
 
 def run(network, **kwargs):
     model, variables = network
-    return explain(SegmentedModel(model, make_mesh()), variables, IMAGES, TARGET, **kwargs)
+    return saliency_maps(SegmentedModel(model, make_mesh()), variables, IMAGES, TARGET, **kwargs)
 
 
 def margins(logits):
@@ -58,7 +57,7 @@ def margins(logits):
 def test_with_a_linear_head_the_map_is_the_score_itself(linear):
     model, variables = linear
     maps = run(linear)
-    assert maps.shape == (3, 2, 3) and is_exact(model, "norm")
+    assert maps.shape == (3, 2, 3) and is_cam(model, "norm")
     bias = np.asarray(variables["params"]["head"]["predictions"]["bias"])
     logits = np.asarray(model.apply(variables, preprocess_input(IMAGES)))
     wanted = margins(logits) - margins(np.tile(bias, (3, 1)))
@@ -76,7 +75,7 @@ def test_the_gradient_gives_the_same_where_both_exist(linear, monkeypatch):
     pipeline = SegmentedModel(model, make_mesh())
     x = pipeline.run(variables, IMAGES, stop="norm")
     features = model.apply(variables, x, start="norm", stop="head")
-    contrast = explanations._contrast(jnp.asarray(TARGET), 3)
+    contrast = saliency._contrast(jnp.asarray(TARGET), 3)
 
     def score(features):
         return jnp.sum(model.apply(variables, features, start="head") * contrast)
@@ -97,7 +96,7 @@ def test_grad_cam_through_the_recipes_head(deep):
         contrast[target] = 1
         weight = first["kernel"] @ ((hidden[i] > 0) * (last["kernel"] @ contrast))
         assert np.allclose(maps[i], features[i] @ weight, atol=1e-5)
-    assert not is_exact(model, "norm")
+    assert not is_cam(model, "norm")
 
 
 @pytest.mark.parametrize(("unit", "shape"), [("conv4_block3", (4, 6)), ("stem", (16, 24))])
@@ -105,7 +104,7 @@ def test_any_unit_of_the_line(deep, unit, shape):
     model, variables = deep
     maps = run(deep, unit=unit)
     assert maps.shape == (3, *shape)
-    after = following(model, unit)
+    after = next_unit(model, unit)
     x = model.apply(variables, preprocess_input(IMAGES), stop=after)
 
     def score(x):
@@ -131,21 +130,21 @@ def test_what_entered_the_norm_spares_the_network(linear):
     model, variables = linear
     pipeline = SegmentedModel(model, make_mesh())
     entering = pipeline.run(variables, IMAGES, stop="norm")
-    maps = explain(pipeline, variables, None, TARGET, entering=entering)
+    maps = saliency_maps(pipeline, variables, None, TARGET, entering=entering)
     assert np.array_equal(maps, run(linear))
 
 
 def test_units_that_are_none(deep):
     model, _ = deep
-    assert following(model, "conv3_block2") == "pool3" and following(model, "norm") == "head"
+    assert next_unit(model, "conv3_block2") == "pool3" and next_unit(model, "norm") == "head"
     for wrong in ("head", "conv9", ""):
         with pytest.raises(InputError, match=r"expected a unit of the line, such as norm"):
-            following(model, wrong)
+            next_unit(model, wrong)
 
 
 def test_the_cascade_goes_down_the_line_and_leaves_nothing_out(deep):
     model, _ = deep
-    steps = cascade(model)
+    steps = cascading_units(model)
     assert [name for name, _ in steps] == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
     assert set(steps[-1][1]) == set(model.units)
     order = [model.units.index(unit) for unit in steps[-1][1]]
@@ -155,7 +154,7 @@ def test_the_cascade_goes_down_the_line_and_leaves_nothing_out(deep):
 
 def test_random_weights_keep_their_numbers_and_lose_their_order(deep):
     _, variables = deep
-    shuffled = randomise(variables, ["head", "norm"])
+    shuffled = shuffle_weights(variables, ["head", "norm"])
     flat = lambda tree: jax.tree_util.tree_leaves_with_path(tree)  # noqa: E731
     for (path, before), (_, after) in zip(flat(variables), flat(shuffled), strict=True):
         touched = path[1].key in ("head", "bn")
@@ -167,12 +166,12 @@ def test_random_weights_keep_their_numbers_and_lose_their_order(deep):
 
 def test_how_alike_maps_are():
     maps = np.random.default_rng(5).normal(size=(4, 3, 5))
-    assert similarity(maps, 3 * maps - 1) == pytest.approx(1)
-    assert similarity(maps, -maps) == pytest.approx(-1)
-    assert similarity(maps, np.zeros_like(maps)) == 0
+    assert mean_rank_correlation(maps, 3 * maps - 1) == pytest.approx(1)
+    assert mean_rank_correlation(maps, -maps) == pytest.approx(-1)
+    assert mean_rank_correlation(maps, np.zeros_like(maps)) == 0
     half = np.concatenate([maps[:2], -maps[2:]])
-    assert similarity(maps, half) == pytest.approx(0)
-    assert similarity(maps[:, :1, :1], maps[:, :1, :1]) is None
+    assert mean_rank_correlation(maps, half) == pytest.approx(0)
+    assert mean_rank_correlation(maps[:, :1, :1], maps[:, :1, :1]) is None
 
 
 def test_the_check_by_random_weights(deep):
@@ -182,4 +181,4 @@ def test_the_check_by_random_weights(deep):
     found = sanity_check(pipeline, variables, IMAGES, TARGET, maps)
     assert list(found) == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
     assert all(-1 <= value < 0.999 for value in found.values())
-    assert similarity(maps, run(deep)) == pytest.approx(1)
+    assert mean_rank_correlation(maps, run(deep)) == pytest.approx(1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from densenet_flax.common.sharding import make_mesh
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
-from densenet_flax.inference.saliency import explain, randomise
+from densenet_flax.inference.saliency import saliency_maps, shuffle_weights
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
@@ -92,11 +92,11 @@ def test_maps_lie_on_the_nuclei_and_random_ones_do_not(trained):
     target = np.ones(len(images), int)
 
     def attention(variables):
-        maps = explain(pipeline, variables, jnp.asarray(images), target)
+        maps = saliency_maps(pipeline, variables, jnp.asarray(images), target)
         assert maps.shape[1:] == (6, 6)
         return on_nuclei(maps[malignant], nuclei[malignant])
 
     assert attention(variables) > 0.5
     units = pipeline.model.units
-    others = [attention(randomise(variables, units, seed)) for seed in range(3)]
+    others = [attention(shuffle_weights(variables, units, seed)) for seed in range(3)]
     assert max(map(abs, others)) < 0.3

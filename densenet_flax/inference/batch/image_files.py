@@ -17,7 +17,7 @@ from densenet_flax.data.sources.folder import walk
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class ImageFile:
     """An image file.
 
     Attributes:
@@ -29,7 +29,7 @@ class Found:
     name: str
 
 
-def find_images(images: str) -> list[Found]:
+def find_images(images: str) -> list[ImageFile]:
     """The images of a folder, with all folders in it, of a pattern, or one file; sorted by name.
 
     Args:
@@ -40,14 +40,14 @@ def find_images(images: str) -> list[Found]:
     """
     root = Path(images).expanduser()
     if root.is_dir():
-        found = [Found(path, name) for name, path in walk(root).items()]
+        found = [ImageFile(path, name) for name, path in walk(root).items()]
     elif root.is_file():  # whatever it is called: it was asked for
-        return [Found(root, root.name)]
+        return [ImageFile(root, root.name)]
     else:
         base, matches = _base(root), glob.glob(str(root), recursive=True)
         paths = sorted(path for path in map(Path, matches) if path.is_file())
         found = [
-            Found(path, path.relative_to(base).as_posix())
+            ImageFile(path, path.relative_to(base).as_posix())
             for path in paths
             if path.name.lower().endswith(SUFFIXES)
         ]
@@ -71,7 +71,7 @@ def _base(pattern: Path) -> Path:
     return base
 
 
-def patient_of(found: Found, about: Mapping[str, Any]) -> str:
+def patient_of(found: ImageFile, about: Mapping[str, Any]) -> str:
     """Whose an image is, if its name tells it; else ''.
 
     Args:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.inference.batch import table_writer as tables
-from densenet_flax.inference.batch.image_files import Found
+from densenet_flax.inference.batch.image_files import ImageFile
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class OutputOptions:
     """What a prediction leaves behind.
 
     Attributes:
@@ -46,7 +46,7 @@ class Wanted:
         self._check_free("--embeddings", self.embeddings)
         self._check_free("--overlays", self.overlays)
 
-    def overlay_of(self, found: Found) -> Path:
+    def overlay_of(self, found: ImageFile) -> Path:
         """Where the picture of an image goes: its own name in the folder, as a PNG."""
         path = (self.overlays or Path()) / found.name
         return path if path.suffix == ".png" else path.with_name(f"{path.name}.png")

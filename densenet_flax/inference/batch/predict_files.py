@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import load_ahead
-from densenet_flax.inference import overlay
-from densenet_flax.inference import saliency as explain
 from densenet_flax.inference.batch import table_writer as tables
-from densenet_flax.inference.batch.image_files import Found, find_images, patient_of
+from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
 from densenet_flax.inference.batch.journal import Journal
-from densenet_flax.inference.batch.outputs import Wanted, partial
+from densenet_flax.inference.batch.outputs import OutputOptions, partial
 from densenet_flax.inference.classifier import Classifier, load_classifier
 from densenet_flax.inference.inputs import read_pixels
+from densenet_flax.inference.overlay import draw_panel, shrink_to_display
+from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file, writing
 
 CHUNK = 4096  # rows of the table that are in memory at a time
@@ -41,7 +41,7 @@ class Summary:
     """What came of it: rows of the table, by decision, and a line for each file left out."""
 
     decisions: dict[str, int]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,9 @@ class _Loaded:
     shown: np.ndarray
 
 
-def predict(network: str, images: str, wanted: Wanted, *, batch_size: int | None = None) -> Summary:
+def predict(
+    network: str, images: str, wanted: OutputOptions, *, batch_size: int | None = None
+) -> Summary:
     """Predicts images with a trained network: what `main.py --mode=predict` does.
 
     Args:
@@ -74,17 +76,19 @@ def predict(network: str, images: str, wanted: Wanted, *, batch_size: int | None
     summary = predict_files(classifier, found, wanted)
     decisions = ", ".join(f"{n} {name}" for name, n in summary.decisions.items())
     logging.info("%s: %d images: %s", wanted.output, sum(summary.decisions.values()), decisions)
-    if summary.left_out:
+    if summary.skipped:
         logging.warning(
             "%d of %d files could not be used and have no row, such as %s",
-            len(summary.left_out),
+            len(summary.skipped),
             len(found),
-            summary.left_out[0],
+            summary.skipped[0],
         )
     return summary
 
 
-def predict_files(classifier: Classifier, images: Sequence[Found], wanted: Wanted) -> Summary:
+def predict_files(
+    classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions
+) -> Summary:
     """Predicts every image and writes the table.
 
     Args:
@@ -101,7 +105,7 @@ def predict_files(classifier: Classifier, images: Sequence[Found], wanted: Wante
     """
     wanted.check()
     if wanted.overlays:
-        explain.following(classifier.model, wanted.unit)
+        next_unit(classifier.model, wanted.unit)
     journal = Journal(partial(wanted.output), _key(classifier, images, wanted))
     try:
         if not journal.done:
@@ -121,13 +125,15 @@ def predict_files(classifier: Classifier, images: Sequence[Found], wanted: Wante
     return summary
 
 
-def _run(classifier: Classifier, images: Sequence[Found], wanted: Wanted, journal: Journal) -> None:
+def _run(
+    classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions, journal: Journal
+) -> None:
     """Does what is left of the images."""
     features = _open_features(classifier, wanted, journal)
     size = classifier.images_at_a_time
     bar = tqdm(total=len(images), initial=journal.done, desc="predict", unit="img", disable=None)
     with bar, features or contextlib.nullcontext():
-        waiting: list[tuple[Found, _Loaded | InputError]] = []
+        waiting: list[tuple[ImageFile, _Loaded | InputError]] = []
         good = 0
         load = _loader(classifier, wanted)
         for found, loaded in load_ahead(load, images[journal.done :], 2 * size):
@@ -147,8 +153,8 @@ def _run(classifier: Classifier, images: Sequence[Found], wanted: Wanted, journa
 
 def _do(
     classifier: Classifier,
-    batch: Sequence[tuple[Found, _Loaded | InputError]],
-    wanted: Wanted,
+    batch: Sequence[tuple[ImageFile, _Loaded | InputError]],
+    wanted: OutputOptions,
     journal: Journal,
     features: Any,
 ) -> None:
@@ -169,7 +175,7 @@ def _do(
             maps = classifier.maps(prepared, result.label, output, unit=wanted.unit)
             for i, (found, loaded) in enumerate(good):
                 name, p = result.decision[i], result.probability[i, result.label[i]]
-                picture = overlay.picture(
+                picture = draw_panel(
                     loaded.shown, maps[i], caption=f"called {name}: P({name}) = {p:.3f}"
                 )
                 with atomic_file(wanted.overlay_of(found)) as temporary:
@@ -184,12 +190,14 @@ def _do(
     )
 
 
-def _loader(classifier: Classifier, wanted: Wanted) -> Callable[[Found], _Loaded | InputError]:
-    def load(found: Found) -> _Loaded | InputError:
+def _loader(
+    classifier: Classifier, wanted: OutputOptions
+) -> Callable[[ImageFile], _Loaded | InputError]:
+    def load(found: ImageFile) -> _Loaded | InputError:
         try:
             pixels = read_pixels(found.path, found.path)
             prepared = classifier.prepare(pixels)
-            return _Loaded(prepared, overlay.shrink(pixels) if wanted.overlays else prepared)
+            return _Loaded(prepared, shrink_to_display(pixels) if wanted.overlays else prepared)
         except InputError as error:
             return error
 
@@ -197,16 +205,16 @@ def _loader(classifier: Classifier, wanted: Wanted) -> Callable[[Found], _Loaded
 
 
 def _finish(
-    classifier: Classifier, images: Sequence[Found], wanted: Wanted, journal: Journal
+    classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions, journal: Journal
 ) -> Summary:
     """From the journal to the table, a chunk at a time."""
-    left_out = [value for _, value in journal.read() if isinstance(value, str)]
-    if len(left_out) == len(images):
+    skipped = [value for _, value in journal.read() if isinstance(value, str)]
+    if len(skipped) == len(images):
         journal.path.unlink(missing_ok=True)  # so that mended files are looked at again
-        raise InputError(f"none of the {len(images)} images can be used, such as {left_out[0]}")
+        raise InputError(f"none of the {len(images)} images can be used, such as {skipped[0]}")
     about, counts = classifier.info.extra, Counter[str]()
 
-    def rows() -> Iterator[tuple[Found, list[float]]]:
+    def rows() -> Iterator[tuple[ImageFile, list[float]]]:
         for found, (_, value) in zip(images, journal.read(), strict=True):
             if not isinstance(value, str):
                 yield found, value
@@ -236,10 +244,10 @@ def _finish(
     tables.write_table(wanted.output, columns())
     if wanted.embeddings:
         partial(wanted.embeddings).unlink(missing_ok=True)
-    return Summary({name: counts[name] for name in classifier.class_names}, tuple(left_out))
+    return Summary({name: counts[name] for name in classifier.class_names}, tuple(skipped))
 
 
-def _open_features(classifier: Classifier, wanted: Wanted, journal: Journal) -> Any:
+def _open_features(classifier: Classifier, wanted: OutputOptions, journal: Journal) -> Any:
     """The features so far, cut to what the journal knows of; None if none are wanted."""
     if not wanted.embeddings:
         return None
@@ -256,7 +264,7 @@ def _open_features(classifier: Classifier, wanted: Wanted, journal: Journal) -> 
     return file
 
 
-def _key(classifier: Classifier, images: Sequence[Found], wanted: Wanted) -> str:
+def _key(classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions) -> str:
     """A digest of the network, the files and what is made of them."""
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(classifier.variables)

@@ -20,10 +20,10 @@ from densenet_flax import InputError, load_classifier
 from densenet_flax.common.errors import Stopped
 from densenet_flax.common.prefetch import load_ahead
 from densenet_flax.evaluation.predictions_csv import read_csv
-from densenet_flax.inference.batch import Wanted, predict, predict_files
+from densenet_flax.inference.batch import OutputOptions, predict, predict_files
 from densenet_flax.inference.batch import predict_files as many
 from densenet_flax.inference.batch import table_writer as tables
-from densenet_flax.inference.batch.image_files import Found, find_images, patient_of
+from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
 from densenet_flax.inference.batch.journal import Journal
 from densenet_flax.weights import convert
 
@@ -59,7 +59,7 @@ def rows_of(path):
 def test_a_table_of_what_the_evaluation_said(folder, tiny_run, tmp_path, caplog):
     output = tmp_path / "new" / "out.csv"
     caplog.set_level(logging.INFO, "absl")
-    summary = predict(str(tiny_run[0]), str(folder), Wanted(output))
+    summary = predict(str(tiny_run[0]), str(folder), OutputOptions(output))
     rows, table = rows_of(output), tiny_run[3]
     assert list(rows[0]) == ["file", "patient", "probability", "calibrated", "decision"]
     assert len(rows) == 2 * len(table) == sum(summary.decisions.values())
@@ -75,20 +75,22 @@ def test_a_table_of_what_the_evaluation_said(folder, tiny_run, tmp_path, caplog)
     assert [word in caplog.text for word in ("SOB_B_A-14-1-100-0.png: is damaged", "2 of")] == [
         True
     ] * 2
-    assert "empty.jpg: is empty" in caplog.text and len(summary.left_out) == 2
+    assert "empty.jpg: is empty" in caplog.text and len(summary.skipped) == 2
     assert os.listdir(output.parent) == ["out.csv"]
     caplog.clear()
     again = predict_files(
-        load_classifier(tiny_run[0]), find_images(str(folder)), Wanted(tmp_path / "again.csv")
+        load_classifier(tiny_run[0]),
+        find_images(str(folder)),
+        OutputOptions(tmp_path / "again.csv"),
     )
     assert again == summary and (tmp_path / "again.csv").read_bytes() == output.read_bytes()
 
 
 def test_stopped_at_any_batch_it_goes_on(folder, classifier, tmp_path, monkeypatch):
     found = find_images(str(folder))
-    straight = Wanted(tmp_path / "straight.csv", tmp_path / "s", tmp_path / "straight.npy")
+    straight = OutputOptions(tmp_path / "straight.csv", tmp_path / "s", tmp_path / "straight.npy")
     predict_files(classifier, found, straight)
-    wanted = Wanted(tmp_path / "stopped.csv", tmp_path / "o", tmp_path / "stopped.npy")
+    wanted = OutputOptions(tmp_path / "stopped.csv", tmp_path / "o", tmp_path / "stopped.npy")
     forward, calls = classifier.forward, []
 
     def stop_at(number):
@@ -129,7 +131,7 @@ def test_stopped_at_any_batch_it_goes_on(folder, classifier, tmp_path, monkeypat
 
 def test_another_job_does_not_go_on_with_it(folder, classifier, tmp_path, monkeypatch):
     found = find_images(str(folder))
-    wanted = Wanted(tmp_path / "out.csv")
+    wanted = OutputOptions(tmp_path / "out.csv")
     forward = classifier.forward
 
     def break_off(batch):
@@ -147,7 +149,7 @@ def test_another_job_does_not_go_on_with_it(folder, classifier, tmp_path, monkey
 def test_of_two_at_once_the_second_says_so(folder, classifier, tmp_path):
     held = Journal(tmp_path / "out.csv.partial", "x")
     with pytest.raises(InputError, match=r"out\.csv\.partial: another process"):
-        predict_files(classifier, find_images(str(folder)), Wanted(tmp_path / "out.csv"))
+        predict_files(classifier, find_images(str(folder)), OutputOptions(tmp_path / "out.csv"))
     held.close()
 
 
@@ -156,10 +158,10 @@ def test_parquet_and_embeddings(folder, classifier, tmp_path):
     predict_files(
         classifier,
         found,
-        Wanted(tmp_path / "out.parquet", embeddings=tmp_path / "features.parquet"),
+        OutputOptions(tmp_path / "out.parquet", embeddings=tmp_path / "features.parquet"),
     )
     predict_files(
-        classifier, found, Wanted(tmp_path / "out.csv", embeddings=tmp_path / "features.npy")
+        classifier, found, OutputOptions(tmp_path / "out.csv", embeddings=tmp_path / "features.npy")
     )
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pydict()
     rows = rows_of(tmp_path / "out.csv")
@@ -178,12 +180,14 @@ def test_several_chunks_make_one_table(folder, classifier, tmp_path, monkeypatch
     found = find_images(str(folder))
     for name in ("one.csv", "one.parquet"):
         predict_files(
-            classifier, found, Wanted(tmp_path / name, embeddings=tmp_path / f"f{name[3:]}.npy")
+            classifier,
+            found,
+            OutputOptions(tmp_path / name, embeddings=tmp_path / f"f{name[3:]}.npy"),
         )
     monkeypatch.setattr(many, "CHUNK", 3)
     for name in ("many.csv", "many.parquet"):
         embeddings = tmp_path / f"m{name[4:]}.parquet"
-        predict_files(classifier, found, Wanted(tmp_path / name, embeddings=embeddings))
+        predict_files(classifier, found, OutputOptions(tmp_path / name, embeddings=embeddings))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "many.csv").read_bytes()
     one, other = (pyarrow.parquet.read_table(tmp_path / f"{n}.parquet") for n in ("one", "many"))
     assert one.equals(other)
@@ -196,7 +200,7 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
     model = tiny.clone(num_classes=3)
     info = WeightsInfo.of(model, class_names=("a", "b", "c"), extra={"image_size": [32, 32]})
     save_weights(tmp_path / "three.safetensors", init_variables(model, 0), info)
-    wanted = Wanted(tmp_path / "out.csv")
+    wanted = OutputOptions(tmp_path / "out.csv")
     predict(str(tmp_path / "three.safetensors"), str(folder / "a"), wanted)
     rows = rows_of(wanted.output)
     names = [f"{what}_{name}" for what in ("probability", "calibrated") for name in "abc"]
@@ -208,7 +212,7 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
 
 def test_images_are_not_loaded_far_ahead():
     loaded = []
-    images = (Found(Path(f"{i}"), f"{i}") for i in range(1000))
+    images = (ImageFile(Path(f"{i}"), f"{i}") for i in range(1000))
     for number, (found, value) in enumerate(
         load_ahead(lambda f: loaded.append(f) or f.name, images, 10)
     ):
@@ -229,27 +233,37 @@ def test_what_cannot_be_gets_one_line(folder, classifier, tiny_run, tmp_path, mo
     (bad / "x.png").write_bytes(b"no")
     run, images, out = str(tiny_run[0]), str(folder), tmp_path / "o.csv"
     for network, files, wanted, words in (
-        (run, str(tmp_path / "none" / "*.png"), Wanted(out), "no image found"),
-        (run, str(tmp_path / "full"), Wanted(out), "no image found"),
-        (str(tmp_path / "none"), images, Wanted(out), "no such file or directory"),
-        (run, images, Wanted(there), "there already.*--overwrite"),
-        (run, images, Wanted(out, embeddings=there.with_suffix(".csv")), r"\.npy or \.parquet"),
-        (run, images, Wanted(out, overlays=tmp_path / "full"), "--overlays=.*there already"),
-        (run, images, Wanted(out, overlays=tmp_path / "p", unit="conv9"), "conv9.*norm"),
-        (run, images, Wanted(tmp_path / "o.xlsx"), r"o\.xlsx: expected a name that ends in \.csv"),
-        (run, str(bad), Wanted(out), "none of the 1 images.*x.png: is not an image"),
-        (run, images, Wanted(there / "o.csv"), "cannot write here"),
+        (run, str(tmp_path / "none" / "*.png"), OutputOptions(out), "no image found"),
+        (run, str(tmp_path / "full"), OutputOptions(out), "no image found"),
+        (str(tmp_path / "none"), images, OutputOptions(out), "no such file or directory"),
+        (run, images, OutputOptions(there), "there already.*--overwrite"),
+        (
+            run,
+            images,
+            OutputOptions(out, embeddings=there.with_suffix(".csv")),
+            r"\.npy or \.parquet",
+        ),
+        (run, images, OutputOptions(out, overlays=tmp_path / "full"), "--overlays=.*there already"),
+        (run, images, OutputOptions(out, overlays=tmp_path / "p", unit="conv9"), "conv9.*norm"),
+        (
+            run,
+            images,
+            OutputOptions(tmp_path / "o.xlsx"),
+            r"o\.xlsx: expected a name that ends in \.csv",
+        ),
+        (run, str(bad), OutputOptions(out), "none of the 1 images.*x.png: is not an image"),
+        (run, images, OutputOptions(there / "o.csv"), "cannot write here"),
     ):
         with pytest.raises(InputError, match=words) as told:
             predict(network, files, wanted)
         assert "\n" not in str(told.value)
     assert there.read_text() == "mine" and not out.exists()
     assert not list(tmp_path.glob("*.partial*"))
-    predict_files(classifier, find_images(images), Wanted(there, overwrite=True))
+    predict_files(classifier, find_images(images), OutputOptions(there, overwrite=True))
     assert len(rows_of(there)) == 16
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'densenet_flax\[parquet\]'"):
-        predict(run, images, Wanted(tmp_path / "o.parquet"))
+        predict(run, images, OutputOptions(tmp_path / "o.parquet"))
 
 
 def test_which_images_are_meant(folder, tmp_path, monkeypatch):
@@ -275,11 +289,11 @@ def test_which_images_are_meant(folder, tmp_path, monkeypatch):
 
 def test_whose_an_image_is():
     name = "SOB_M_DC-14-2523AB-100-004.png"
-    found = Found(Path("x") / name, name)
+    found = ImageFile(Path("x") / name, name)
     assert patient_of(found, {}) == "2523"
     assert patient_of(found, {"patient_group": "slide81"}) == "2523AB"
     assert patient_of(found, {"patient_group": "id82"}) == "ductal_carcinoma/2523AB"
-    mine = Found(Path("benign/p17_003.png"), "p17_003.png")
+    mine = ImageFile(Path("benign/p17_003.png"), "p17_003.png")
     assert patient_of(mine, {}) == ""
     assert patient_of(mine, {"patient_pattern": r"/(\w+)_\d+\.png$"}) == "p17"
     assert patient_of(mine, {"patient_pattern": r"p\d+"}) == "p17"
