@@ -1,0 +1,106 @@
+"""The numbers of metrics.json, of a comparison and of folds stay what they were.
+
+`expected_metrics.json` was written by the code at commit 61df2c6, which took the values of the
+table from scikit-learn and those of the resamples from NumPy.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from densenet_flax.evaluation import Predictions, compare, cross_validation_summary
+
+EXPECTED = Path(__file__).with_name("expected_metrics.json")
+RESAMPLES = 40
+
+
+def fixed_table(classes, patients, images=72, shift=0, tag=""):
+    """Predictions by arithmetic alone, so that no random generator can change them."""
+    row = np.arange(images)
+    patient = row % patients
+    label = patient % classes
+    image_noise = (row[:, None] * (37 + 8 * np.arange(classes)) + shift) % 101 / 100
+    patient_noise = (patient[:, None] * (29 + 12 * np.arange(classes)) + shift) % 97 / 96
+    score = image_noise + patient_noise + 0.5 * np.eye(classes)[label]
+    probability = np.round(score / score.sum(axis=1, keepdims=True), 3)
+    probability[:, 0] += 1 - probability.sum(axis=1)
+    names = ("benign", "malignant", "normal", "in_situ")[:classes]
+    return Predictions(
+        file=[f"{tag}{i}.png" for i in row],
+        patient=[f"{tag}p{i}" for i in patient],
+        subtype=[names[k] for k in label],  # of two classes a group, of four the class itself
+        magnification=np.where(row // patients % 2, 100, 40),
+        slide=[f"{tag}s{i}" for i in patient],
+        label=label,
+        probability=probability,
+        class_names=names,
+    )
+
+
+def results():
+    """Everything that the evaluation writes as JSON, of small tables."""
+    from densenet_flax.evaluation import choose_operating_point
+    from densenet_flax.evaluation.metrics.assessment import assess
+    from densenet_flax.evaluation.metrics.intervals import Settings
+
+    def levels(table):
+        found = assess(table, settings=Settings(RESAMPLES))
+        intervals = found["intervals"]
+        for key in ("by_magnification", "by_subtype"):
+            intervals.pop(key)
+        return {key: found[key] for key in ("image", "patient", "by_patient")} | {
+            "by_class": found.get("by_class"),
+            "intervals": intervals,
+        }
+
+    settings = Settings(RESAMPLES)
+    two, four = fixed_table(2, 9), fixed_table(4, 14)
+    validation = fixed_table(2, 6, 36, shift=5, tag="v")
+    point = choose_operating_point(validation, "youden")
+    both = replace(two, patient=np.where(two.patient == "p1", "p0", two.patient))
+    # One class has a single patient; in the second table another is only in a patient of two.
+    rare = four.select(~np.isin(four.patient, ["p4", "p8", "p12"]))
+    mixed = replace(rare, patient=np.where(rare.label == 3, "p1", rare.patient))
+    parts = [two.select(np.isin(two.patient, own)) for own in (["p0", "p1"], ["p2", "p3", "p5"])]
+    return {
+        "two_classes": assess(point.apply(two), point.apply(validation), point, settings),
+        "four_classes": assess(four, settings=settings),
+        "one_class": levels(two.select(two.label == 1)),
+        "patients_of_both_classes": levels(both),
+        "rare_classes": levels(rare),
+        "patients_of_several_classes": levels(mixed),
+        "comparison": compare(two, fixed_table(2, 9, shift=11), RESAMPLES),
+        "comparison_of_four_classes": compare(four, fixed_table(4, 14, shift=11), RESAMPLES),
+        "folds": cross_validation_summary(parts, resamples=RESAMPLES),
+        "folds_of_four_classes": cross_validation_summary([four, four], resamples=RESAMPLES),
+    }
+
+
+def as_lists(value):
+    """Dictionaries as lists of pairs, so that the order of keys counts as well."""
+    return parse(json.dumps(value, allow_nan=False))
+
+
+def parse(text):
+    return json.loads(text, object_pairs_hook=lambda pairs: [[*pair] for pair in pairs])
+
+
+def assert_same(found, expected, where=""):
+    if isinstance(expected, list) and isinstance(found, list):
+        assert len(found) == len(expected), where
+        for i, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f"{where}[{i}]")
+    elif isinstance(expected, float) and isinstance(found, float):
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12), where
+    else:
+        assert found == expected and type(found) is type(expected), where
+
+
+def test_numbers_and_keys_are_unchanged():
+    expected = dict(parse(EXPECTED.read_text()))
+    for name, found in results().items():
+        assert_same(as_lists(found), expected.pop(name), name)
+    assert not expected
