@@ -8,21 +8,19 @@ from densenet_flax.evaluation.report import figures
 
 
 def table(**columns):
-    """Predictions with every column that is not given filled in."""
+    """Predictions with the columns that are needed and not given."""
     n = len(columns["label"])
     filled = {
         "file": [f"image{i}.png" for i in range(n)],
         "patient": ["p"] * n,
-        "subtype": [""] * n,
         "magnification": [40] * n,
-        "slide": [""] * n,
     }
     return Predictions(**{**filled, **columns})
 
 
 @pytest.fixture
 def quick_figures(monkeypatch):
-    """Pictures take longer than all the rest, and most tests can do without their content."""
+    """Skips the encoding of figures, the slowest part: most tests do not need their content."""
     monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG\r\n\x1a\n")
     monkeypatch.setattr(figures, "pdf", lambda figure: b"%PDF-")
 
@@ -67,7 +65,7 @@ CLASSES = ("adenosis", "fibroadenoma", "ductal_carcinoma", "lobular_carcinoma")
 
 @pytest.fixture
 def several():
-    """Random predictions of four classes, probabilities that add up to 1, a class per patient."""
+    """Random predictions of four classes; every patient has one class."""
 
     def build(seed, n=200, patients=14, tag="", spread=1.0):
         rng = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ def same(a: Predictions, b: Predictions) -> bool:
     )
 
 
-def test_threshold_itself_is_positive(make):
+def test_a_probability_at_the_threshold_is_positive(make):
     table = make(label=[0, 0, 0], probability=[0.7, np.nextafter(0.7, 0), 0.8], threshold=0.7)
     assert table.prediction.tolist() == [1, 0, 1]
 
@@ -52,7 +52,7 @@ def test_csv_round_trip_is_exact(make, tmp_path):
     assert same(read_csv(path, class_names=names), other)
 
 
-def test_a_calibrated_column_travels_along(hand, tmp_path):
+def test_the_calibrated_column_is_kept_and_changes_no_decision(hand, tmp_path):
     done = replace(hand, calibrated=hand.probability / 3)
     done.write_csv(tmp_path / "p.csv")
     again = read_csv(tmp_path / "p.csv")
@@ -74,6 +74,16 @@ def test_csv_holds_names_not_indices(hand, tmp_path):
     row = dict(zip(first.split(","), second.split(","), strict=True))
     assert row["label"] == "benign" and row["prediction"] == "benign"
     assert row["probability"] == "0.1" and row["patient"] == "a" and row["magnification"] == "40"
+
+
+def test_columns_may_be_unknown(tmp_path):
+    table = Predictions(file=["a", "b"], patient=["p", "q"], label=[0, 1], probability=[0.1, 0.9])
+    explicit = replace(table, subtype=["", ""], magnification=[0, 0], slide=["", ""])
+    assert same(table, explicit) and table.to_csv() == explicit.to_csv()
+    table.write_csv(tmp_path / "p.csv")
+    assert same(read_csv(tmp_path / "p.csv"), table)
+    assert same(replace(table, subtype=None, magnification=None, slide=None), table)
+    assert same(table.select(np.array([1, 0])).select(np.array([1, 0])), table)
 
 
 def test_a_minimal_table_of_another_tool_can_be_read(tmp_path):
@@ -117,7 +127,7 @@ def test_a_minimal_table_of_another_tool_can_be_read(tmp_path):
         ),
     ],
 )
-def test_a_bad_file_is_named(tmp_path, text, message):
+def test_errors_name_the_file_and_what_is_wrong(tmp_path, text, message):
     path = tmp_path / "p.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as error:
@@ -125,7 +135,7 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     assert str(path) in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_an_error_names_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"absent\.csv: cannot be read"):
         read_csv(tmp_path / "absent.csv")
 
@@ -143,12 +153,12 @@ def test_a_missing_file_is_named(tmp_path):
         ({"file": ["x", "x"]}, "'x' occurs 2 times"),
     ],
 )
-def test_a_table_that_contradicts_itself_is_refused(make, change, message):
+def test_a_table_that_contradicts_itself_is_rejected(make, change, message):
     with pytest.raises(InputError, match=message):
         make(**{"label": [0, 1], "probability": [0.1, 0.9], **change})
 
 
-def test_a_table_without_one_column_is_refused(hand):
+def test_a_table_with_a_column_of_another_length_is_rejected(hand):
     columns = {name: getattr(hand, name) for name in COLUMNS}
     with pytest.raises(InputError, match="'slide' has shape"):
         Predictions(**{**columns, "slide": []})
@@ -160,14 +170,14 @@ def test_select_keeps_the_rows_together(hand):
     assert part.label.tolist() == [1] * 4 and len(part) == 4
 
 
-def test_replaced_files_are_whole_or_old(tmp_path):
+def test_replaced_files_are_all_new_or_all_old(tmp_path):
     replace_files(tmp_path, {"a": b"old", "b": b"old"})
     with pytest.raises(TypeError):
         replace_files(tmp_path, {"a": b"new", "b": "not bytes"})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
 
 
-def test_an_unwritable_directory_is_the_users_to_mend(tmp_path):
+def test_an_unwritable_directory_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write here"):
         replace_files(tmp_path / "file" / "report", {"a": b""})
