@@ -1,12 +1,8 @@
 """Images, labels and patients: from folders and archives to batches, without TensorFlow."""
 
-from densenet_flax.data.loading import (
-    Dataset,
-    batches,
-    check_batch_size,
-    epoch_order,
-    open_dataset,
-)
+from densenet_flax.data.batching import batches, check_batch_size, epoch_order
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import Split, assert_disjoint, load_split, patient_split
 from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree

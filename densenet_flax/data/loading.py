@@ -10,23 +10,13 @@ import numpy as np
 from absl import logging
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.batching import batches, check_batch_size, epoch_order
 from densenet_flax.data.breakhis import counts, prepare
 from densenet_flax.data.breakhis import layout as files
-from densenet_flax.data.dataset import GROUPS, Dataset
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images import array_cache as arrays
 from densenet_flax.data.images.stain_normalization import resolve
 from densenet_flax.data.sources import generic as others
 from densenet_flax.data.synthetic import breakhis_tree as drawn
-
-__all__ = [
-    "GROUPS",
-    "Dataset",
-    "batches",
-    "check_batch_size",
-    "epoch_order",
-    "open_dataset",
-]
 
 
 def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset:
@@ -71,13 +61,13 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
         )
     for note in dataset.notes:
         logging.warning("%s: %s", dataset.name, note)
-    shares = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    images = np.bincount(dataset.labels, minlength=len(dataset.class_names))
     logging.info(
-        "%s: %d images of %d patients (%s) from %s",
+        "%s: %d images (%s); number of groups: %s; from %s",
         dataset.name,
         len(dataset),
-        len(np.unique(dataset.patients(dataset.groups[-1 if "patient" in dataset.groups else 0]))),
-        ", ".join(f"{n} {name}" for n, name in zip(shares, dataset.class_names, strict=True)),
+        ", ".join(f"{n} {name}" for n, name in zip(images, dataset.class_names, strict=True)),
+        ", ".join(f"{len(np.unique(of))} {group}" for group, of in dataset.groups.items()),
         data_config.path or cache,
     )
     return dataset
@@ -124,7 +114,8 @@ def _open_breakhis(config: Any, cache: Path, duplicates: str, options: dict[str,
         labels=np.array(labels, np.int32)[kept],
         class_names=class_names,
         files=np.array(rows["file"], dtype=str),
-        metadata={
+        groups=files.patient_groups(rows["subtype"], rows["slide_id"], rows["case"]),
+        columns={
             "subtype": np.array(rows["subtype"], dtype=str),
             "magnification": np.array(rows["magnification"], np.int32),
             "slide_id": np.array(rows["slide_id"], dtype=str),

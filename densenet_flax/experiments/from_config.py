@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.augmentation.views import settings_for
-from densenet_flax.data.loading import Dataset, epoch_order
+from densenet_flax.data.batching import epoch_order
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import Sampler, make_sampler
 from densenet_flax.data.splits.split import Split
 from densenet_flax.kernels.dense_block import REMAT

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.common.sharding import put_batch
-from densenet_flax.data.loading import Dataset
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.inference.overlay import draw_panel, to_png
 from densenet_flax.inference.saliency import is_cam, saliency_maps, sanity_check
 from densenet_flax.inference.segments import SegmentedModel

@@ -21,7 +21,9 @@ from densenet_flax.common.host_memory import trim_host_memory
 from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.data.augmentation.preview import write_preview
 from densenet_flax.data.augmentation.views import settings_for
-from densenet_flax.data.loading import Dataset, check_batch_size, open_dataset
+from densenet_flax.data.batching import check_batch_size
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.overlap_table import overlap_rows
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import Split, load_split
@@ -272,12 +274,19 @@ def _predict(
             tta=config.tta,
             progress=bar.update,
         )
+    # The table has these columns for all data; where the data lacks them: class, 0 and patient.
+    columns = {
+        "subtype": np.array(dataset.class_names)[dataset.labels],
+        "magnification": np.zeros(len(dataset), np.int32),
+        "slide_id": list(dataset.groups.values())[-1],
+        **dataset.columns,
+    }
     return Predictions(
         file=dataset.files[rows],
         patient=dataset.patients(split.policy["group"])[rows],
-        subtype=dataset.metadata["subtype"][rows],
-        magnification=dataset.metadata["magnification"][rows],
-        slide=dataset.metadata["slide_id"][rows],
+        subtype=columns["subtype"][rows],
+        magnification=columns["magnification"][rows],
+        slide=columns["slide_id"][rows],
         label=dataset.labels[rows],
         probability=probability,
         class_names=dataset.class_names,

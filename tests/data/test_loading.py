@@ -35,10 +35,10 @@ def test_what_is_in_a_dataset(from_folder, drawn_tree):
         expected = np.asarray(Image.open(paths[file]).convert("RGB").resize(size, filter_))
         np.testing.assert_array_equal(dataset.images[i], expected)
         assert dataset.class_names[dataset.labels[i]] in str(paths[file])
-        assert dataset.metadata["subtype"][i] in str(paths[file])
-        assert f"14-{dataset.metadata['slide_id'][i]}-" in file
-        assert f"/{dataset.metadata['magnification'][i]}X/" in str(paths[file])
-        assert dataset.metadata["sequence"][i] == 1
+        assert dataset.columns["subtype"][i] in str(paths[file])
+        assert f"14-{dataset.columns['slide_id'][i]}-" in file
+        assert f"/{dataset.columns['magnification'][i]}X/" in str(paths[file])
+        assert dataset.columns["sequence"][i] == 1
     assert len(set(dataset.patients("case70"))) == 8
 
 
@@ -69,7 +69,10 @@ def test_a_second_run_prepares_nothing(make_config, drawn_tree, tmp_path, monkey
     assert first.fingerprint == again.fingerprint
     lines = [record.getMessage() for record in caplog.records]
     assert lines.pop(0).startswith("breakhis: not all of BreakHis: 16 of 7909 images; missing: ad")
-    assert lines == [f"breakhis: 16 images of 8 patients (8 benign, 8 malignant) from {drawn_tree}"]
+    assert lines == [
+        "breakhis: 16 images (8 benign, 8 malignant); number of groups: 8 case70, 8 slide81, "
+        f"8 id82; from {drawn_tree}"
+    ]
 
 
 def test_a_changed_folder_is_prepared_afresh(make_config, drawn_tree, tmp_path):
@@ -92,8 +95,8 @@ def test_one_magnification(make_config, drawn_tree, tmp_path):
         return open_dataset(config, tmp_path)
 
     everything, some = opened(0), opened(200)
-    chosen = everything.metadata["magnification"] == 200
-    assert len(some) == 8 and set(some.metadata["magnification"]) == {200}
+    chosen = everything.columns["magnification"] == 200
+    assert len(some) == 8 and set(some.columns["magnification"]) == {200}
     np.testing.assert_array_equal(some.files, everything.files[chosen])
     np.testing.assert_array_equal(some.images, everything.images[chosen])
     with pytest.raises(InputError, match=r"data\.magnification=100.*only 40, 200"):

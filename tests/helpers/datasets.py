@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from densenet_flax.data.breakhis.layout import patient_groups
 from densenet_flax.data.dataset import Dataset
 
 
@@ -15,15 +16,17 @@ def make_dataset(patients, images, size=32):
         0, 30, (n, size, size, 3)
     )
     case = np.repeat([f"{9000 + i}" for i in range(patients)], images)
+    subtype = np.where(label, "ductal_carcinoma", "adenosis")
     return Dataset(
         images=np.clip(pixels, 0, 255).astype(np.uint8),
         labels=label,
         class_names=("benign", "malignant"),
         files=np.array([f"tile-{i:03d}.png" for i in range(n)]),
-        metadata={
+        groups=patient_groups(subtype, case, case),
+        columns={
             "case": case,
             "slide_id": case,
-            "subtype": np.where(label, "ductal_carcinoma", "adenosis"),
+            "subtype": subtype,
             "magnification": np.full(n, 100, np.int32),
             "sequence": np.arange(n, dtype=np.int32),
         },

@@ -28,7 +28,7 @@ _TESTED = {
 
 
 def _ids() -> dict[str, frozenset[int]]:
-    """`subtype/slide id`, as `Dataset.patients('id82')` writes it -> the folds that test on it."""
+    """`subtype/slide id`, as the group 'id82' writes it -> the folds that test on it."""
     found = {}
     for token, text in _TESTED.items():
         for entry in text.split():

@@ -10,10 +10,11 @@ import struct
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
@@ -33,6 +34,10 @@ SUBTYPES = {
     "PC": ("papillary_carcinoma", "malignant"),
 }
 LABELS = ("binary", "subtype")
+# The ways to tell patients apart, from coarse to fine: the number on the slide (several slides are
+# blocks of one case), the slide (one appears under two subtypes), and subtype with slide, which is
+# what the literature counts.
+GROUPS = ("case70", "slide81", "id82")
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
 
@@ -81,6 +86,15 @@ def class_names(labels: str) -> tuple[str, ...]:
     if labels not in LABELS:
         raise InputError(f"data.labels={labels!r}: expected one of {', '.join(LABELS)}")
     return CLASS_NAMES if labels == "binary" else tuple(name for name, _ in SUBTYPES.values())
+
+
+def patient_groups(
+    subtypes: Iterable[str], slide_ids: Iterable[str], cases: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Returns `Dataset.groups` of images: for each of GROUPS the group of each image."""
+    ids = [f"{subtype}/{slide}" for subtype, slide in zip(subtypes, slide_ids, strict=True)]
+    columns = (list(cases), list(slide_ids), ids)
+    return {name: np.array(column, str) for name, column in zip(GROUPS, columns, strict=True)}
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:

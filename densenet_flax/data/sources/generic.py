@@ -118,24 +118,21 @@ def _dataset(
     )
     known = {name: np.array(column, dtype=str)[kept] for name, column in columns.items()}
     names = np.array(rows["file"], dtype=str)
-    patients_known = "patient" in known
+    # A patient has one site, so sites are the coarser groups.
+    groups: dict[str, np.ndarray] = {
+        name: known.pop(name) for name in ("site", "patient") if name in known
+    }
+    patients_known = "patient" in groups
     if not patients_known:
+        groups["patient"] = names
         notes.append("nothing says whose the images are: each counts as a patient of its own")
-    patient = known.setdefault("patient", names)
-    kept_labels = np.array(labels, np.int32)[kept]
     return Dataset(
         images=images,
-        labels=kept_labels,
+        labels=np.array(labels, np.int32)[kept],
         class_names=class_names,
         files=names,
-        metadata=known
-        | {
-            "subtype": np.array(class_names, dtype=str)[kept_labels],
-            "magnification": np.zeros(len(names), np.int32),
-            "slide_id": patient,
-            "case": patient,
-            "sequence": np.arange(len(names), dtype=np.int32),
-        },
+        groups=groups,
+        columns=known,
         name=config.name,
         fingerprint=rows["fingerprint"],
         patients_known=patients_known,

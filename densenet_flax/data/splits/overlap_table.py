@@ -34,15 +34,17 @@ def catalogue(names: Iterable[str], labels: str = "binary", name: str = "breakhi
     rows = dict(sorted(rows.items()))
     class_names = files.class_names(labels)
     key = "label" if labels == "binary" else "subtype"
+    columns = {
+        column: np.array([getattr(row, column) for row in rows.values()])
+        for column in ("subtype", "magnification", "slide_id", "case", "sequence")
+    }
     return Dataset(
         images=np.zeros((len(rows), 0, 0, 3), np.uint8),
         labels=np.array([class_names.index(getattr(row, key)) for row in rows.values()], np.int32),
         class_names=class_names,
         files=np.array(list(rows), dtype=str),
-        metadata={
-            column: np.array([getattr(row, column) for row in rows.values()])
-            for column in ("subtype", "magnification", "slide_id", "case", "sequence")
-        },
+        groups=files.patient_groups(columns["subtype"], columns["slide_id"], columns["case"]),
+        columns=columns,
         name=name,
         fingerprint="",
     )
@@ -74,8 +76,8 @@ def overlap(split: Split, dataset: Dataset) -> dict[str, dict[str, tuple[int, in
     """
     found: dict[str, dict[str, tuple[int, int]]] = {}
     labels = dataset.labels[split.test]
-    for group in dataset.groups:
-        related = relatives(split, dataset.patients(group))
+    for group, patients in dataset.groups.items():
+        related = relatives(split, patients)
         found[group] = {"": (int(related.sum()), len(related))}
         for label, name in enumerate(dataset.class_names):
             mine = labels == label
@@ -109,21 +111,19 @@ def table(split: Split, dataset: Dataset) -> str:
     ]
     sides = [getattr(split, side) for side in SIDES]
     sides.append(np.concatenate(sides))
-    for group in dataset.groups:
-        groups = dataset.patients(group)
-        counts = (len(np.unique(groups[rows])) for rows in sides)
+    for group, patients in dataset.groups.items():
+        counts = (len(np.unique(patients[rows])) for rows in sides)
         lines.append(_line(f"patients by {group}", *counts))
     lines.append(_line("images", *map(len, sides)))
     names = np.array(dataset.class_names)
     columns = {"class": names[dataset.labels]}
-    columns |= {key: dataset.metadata[key] for key in ("subtype", "magnification")}
+    columns |= {
+        key: dataset.columns[key] for key in ("subtype", "magnification") if key in dataset.columns
+    }
     for title, values in columns.items():
         if title == "subtype" and np.array_equal(values, columns["class"]):
             continue
-        different = np.unique(values)
-        if title == "magnification" and not different.any():
-            continue
-        for value in different:
+        for value in np.unique(values):
             shown = f"{value}X" if title == "magnification" else str(value)
             lines.append(_line(f"  {shown}", *((values[rows] == value).sum() for rows in sides)))
     lines += ["", "Test images with a relative in training:"]

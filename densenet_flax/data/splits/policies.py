@@ -22,7 +22,7 @@ from densenet_flax.data.splits.split import (
 )
 
 if TYPE_CHECKING:
-    from densenet_flax.data.loading import Dataset
+    from densenet_flax.data.dataset import Dataset
 
 POLICIES = ("patient", "official", "kfold", "given", LEAKY)
 
@@ -210,7 +210,7 @@ def given_split(
       InputError: the data set states none, or no test side.
     """
     check_numbers(seed=seed, validation_fraction=validation_fraction)
-    stated = dataset.metadata.get("split")
+    stated = dataset.columns.get("split")
     if stated is None:
         raise InputError(
             f"split.policy='given': {dataset.name} does not say who trains and who tests; choose "

@@ -16,7 +16,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import write_text
 
 if TYPE_CHECKING:
-    from densenet_flax.data.loading import Dataset
+    from densenet_flax.data.dataset import Dataset
 
 SIDES = ("train", "validation", "test")
 LEAKY = "image"  # the kind of split that puts the patient of every test image into training

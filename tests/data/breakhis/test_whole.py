@@ -12,7 +12,7 @@ from densenet_flax.data.splits.overlap_table import catalogue, names_at
 
 
 def pairs(dataset):
-    return list(zip(dataset.metadata["subtype"], dataset.metadata["magnification"], strict=True))
+    return list(zip(dataset.columns["subtype"], dataset.columns["magnification"], strict=True))
 
 
 def test_the_known_counts_are_those_of_the_fold_files(breakhis_folds):
@@ -32,7 +32,7 @@ def test_eight_classes_from_the_same_prepared_data(make_config, drawn_tree, tmp_
     eight = open_dataset(make_config(**config.to_dict() | {"labels": "subtype"}), tmp_path)
     assert len(eight.class_names) == 8 and eight.class_names[5] == "lobular_carcinoma"
     names = np.array(eight.class_names)[eight.labels]
-    np.testing.assert_array_equal(names, two.metadata["subtype"])
+    np.testing.assert_array_equal(names, two.columns["subtype"])
     np.testing.assert_array_equal(eight.labels >= 4, two.labels == 1)
     assert len(list(tmp_path.rglob("images.npy"))) == 1
     with pytest.raises(InputError, match=r"data\.labels='nine'"):
@@ -64,13 +64,13 @@ def test_the_slide_that_is_two(doubled, make_config, tmp_path):
         return open_dataset(config, tmp_path / "cache")
 
     kept = opened()
-    copies = np.isin(kept.metadata["subtype"], ["ductal_carcinoma"]).sum()
+    copies = np.isin(kept.columns["subtype"], ["ductal_carcinoma"]).sum()
     assert copies == 2 and len(kept) == 18
     assert "2 image(s) appear more than once" in kept.notes[-1]
     assert "0 of them under different labels" in kept.notes[-1]
     dropped = opened(duplicates="drop")
     assert len(dropped) == 16
-    assert "ductal_carcinoma" in dropped.metadata["subtype"]  # the first of each stays
+    assert "ductal_carcinoma" in dropped.columns["subtype"]  # the first of each stays
     eight = opened(duplicates="drop", labels="subtype")
     assert len(eight) == 14 and "2 of them under different labels" in eight.notes[-1]
     with pytest.raises(InputError, match=r"SOB_M_DC-.*and SOB_M_LC-"):

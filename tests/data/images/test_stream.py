@@ -45,8 +45,10 @@ def test_a_streamed_data_set_is_the_same_data_set(pair):
     assert stream.fingerprint == array.fingerprint and len(stream.images) == len(stream)
     np.testing.assert_array_equal(stream.files, array.files)
     np.testing.assert_array_equal(stream.labels, array.labels)
-    for name, column in array.metadata.items():
-        np.testing.assert_array_equal(stream.metadata[name], column)
+    for kept in ("groups", "columns"):
+        assert getattr(stream, kept).keys() == getattr(array, kept).keys()
+        for name, column in getattr(array, kept).items():
+            np.testing.assert_array_equal(getattr(stream, kept)[name], column)
 
 
 def test_it_is_indexed_like_an_array(pair):

@@ -56,6 +56,7 @@ def test_a_folder_per_class(opened, root):
         assert dataset.class_names[dataset.labels[i]] == file.split("/")[0]
         expected = Image.open(root / file).resize((32, 24), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(dataset.images[i], np.asarray(expected))
+    assert tuple(dataset.groups) == ("patient",) and not dataset.columns
     assert not dataset.patients_known and len(set(dataset.patients("patient"))) == 20
     assert "nothing says whose" in dataset.notes[0]
     assert not make_split(dataset, {"group": "patient"}).patient_disjoint
@@ -82,7 +83,7 @@ def test_a_table_says_who_is_who(opened, root):
         root, full_table(root, patient=lambda name: name[:2], site=lambda name: name[1])
     )
     dataset = opened(csv=str(table))
-    assert dataset.patients_known and dataset.groups == ("site", "patient")
+    assert dataset.patients_known and tuple(dataset.groups) == ("site", "patient")
     assert dataset.files[3] == "normal/n1_1.png"
     assert dataset.patients("patient")[3] == "n1" and dataset.patients("site")[3] == "1"
     split = make_split(dataset, {"group": "site", "mixed_patients": "error"} | {"policy": "image"})

@@ -16,16 +16,15 @@ from densenet_flax.data.splits.policies import POLICIES
 SIDES = ("train", "validation", "test")
 
 
-def make_dataset(rows, metadata=(), class_names=("no", "yes"), **fields):
+def make_dataset(rows, class_names=("no", "yes"), **fields):
     """A data set that is not BreakHis, without pixels, from (label, patient) rows."""
     labels, patients = zip(*rows, strict=True)
-    columns = {"patient": np.array(patients), "slide_id": np.array(patients)}
     return Dataset(
         images=np.zeros((len(rows), 1, 1, 3), np.uint8),
         labels=np.array(labels, np.int32),
         class_names=class_names,
         files=np.array([f"{i:05d}.png" for i in range(len(rows))]),
-        metadata=columns | {"subtype": np.array(labels)} | dict(metadata),
+        groups={"patient": np.array(patients)},
         name="made",
         fingerprint="",
         **fields,
@@ -251,14 +250,14 @@ def test_a_patient_with_both_labels_goes_whole():
 
 def test_given_sides_are_kept_and_checked():
     dataset = patients(6, 6, images=2)
-    stated = np.where(np.char.endswith(dataset.metadata["patient"], "0"), "test", "train")
-    dataset.metadata["split"] = stated
+    stated = np.where(np.char.endswith(dataset.patients("patient"), "0"), "test", "train")
+    dataset = dataclasses.replace(dataset, columns={"split": stated})
     split = make_split(dataset, {"policy": "given", "group": "patient"})
     np.testing.assert_array_equal(split.test, np.flatnonzero(stated == "test"))
     assert len(split.validation) == 4
     stated[1] = "train"  # an image of a patient who is tested
     with pytest.raises(InputError, match="patient 0-0 is in both"):
         make_split(dataset, {"policy": "given", "group": "patient"})
-    dataset.metadata["split"] = np.full(len(dataset), "train")
+    stated[:] = "train"
     with pytest.raises(InputError, match="no images for test, only for train"):
         make_split(dataset, {"policy": "given", "group": "patient"})

@@ -20,7 +20,7 @@ def made(owners, labels):
         labels=np.array(labels, np.int32),
         class_names=("a", "b", "c", "d"),
         files=np.array([f"{i:04d}.png" for i in range(n)]),
-        metadata={"patient": names},
+        groups={"patient": names},
         name="made",
         fingerprint="",
     )

@@ -7,23 +7,20 @@ from hypothesis import strategies as st
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import Dataset, Split, assert_disjoint, load_split, patient_split
-from densenet_flax.data.loading import GROUPS
+from densenet_flax.data.breakhis.layout import GROUPS, patient_groups
 
 
 def make_dataset(rows):
     """A data set without pixels from (label, subtype, slide id) rows."""
     labels, subtypes, slides = zip(*rows, strict=True)
+    cases = [slide.rstrip("ABCDEFG") for slide in slides]
     files = [f"{label}-{slide}-{i:04d}.png" for i, (label, _, slide) in enumerate(rows)]
     return Dataset(
         images=np.zeros((len(rows), 1, 1, 3), np.uint8),
         labels=np.array(labels, np.int32),
         class_names=("benign", "malignant"),
         files=np.array(files),
-        metadata={
-            "subtype": np.array(subtypes),
-            "slide_id": np.array(slides),
-            "case": np.array([slide.rstrip("ABCDEFG") for slide in slides]),
-        },
+        groups=patient_groups(subtypes, slides, cases),
         name="made",
         fingerprint="",
     )
@@ -99,7 +96,7 @@ def test_blocks_of_one_case_stay_together():
     rows += [(1, "DC", f"{n}{letter}") for n in range(5, 10) for letter in "ABCD"]
     dataset = make_dataset(rows)
     by_case = patient_split(dataset, group="case70")
-    assert len(set(dataset.metadata["case"][by_case.test])) == 2
+    assert len(set(dataset.patients("case70")[by_case.test])) == 2
     by_slide = patient_split(dataset, group="slide81")
     with pytest.raises(InputError, match="the split leaks"):
         assert_disjoint(by_slide, dataset.patients("case70"))
