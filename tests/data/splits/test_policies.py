@@ -146,7 +146,7 @@ def test_no_policy_but_image_shares_a_patient(drawn, mixed, fold, folds, fractio
     groups = np.array([patient for _, patient in listed])
     members = data.draw(st.permutations(sorted(set(groups))))
     stated = np.where(np.isin(groups, members[: len(members) // 2]), "train", "test")
-    dataset = make_dataset(listed, {"split": stated}, class_names=("a", "b", "c"))
+    dataset = make_dataset(listed, class_names=("a", "b", "c"), columns={"split": stated})
     for policy in POLICIES:
         config = {"policy": policy, "group": "patient", "fold": fold, "folds": folds, "seed": seed}
         config |= {"validation_fraction": fraction, "mixed_patients": "rarest"}
