@@ -34,7 +34,8 @@ def measure(
     from densenet_flax.models import frontier
     from densenet_flax.models.densenet import DenseNet201
     from densenet_flax.models.init import init_variables
-    from densenet_flax.training.train_step import Stage, TrainStep
+    from densenet_flax.training.stage import Stage
+    from densenet_flax.training.train_step import TrainStep
 
     model = DenseNet201(
         num_classes=2, hidden=(256,), dropout=0.5, remat=remat, dtype=jnp.dtype(dtype)

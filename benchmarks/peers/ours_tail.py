@@ -12,7 +12,8 @@ from densenet_flax.common.host_memory import restart_with_huge_pages
 from densenet_flax.common.sharding import make_mesh, put_batch
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet201
-from densenet_flax.training.train_step import Stage, TrainStep
+from densenet_flax.training.stage import Stage
+from densenet_flax.training.train_step import TrainStep
 from densenet_flax.weights import load_weights
 
 

@@ -22,8 +22,8 @@ from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.models.init import draw_variables
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.input_pipeline import Views
-from densenet_flax.training.optimizer import OptimizerSettings, steps_of
-from densenet_flax.training.train_step import Loss, Stage
+from densenet_flax.training.optimizer import OptimizerSettings, duration_to_steps
+from densenet_flax.training.stage import Loss, Stage
 from densenet_flax.weights import WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.load import load_with_info, open_source
@@ -98,7 +98,7 @@ def build_stages(config: ConfigDict, examples: int) -> list[Stage]:
 
 def _build_stage(name: str, config: ConfigDict, blocks: Sequence[int], examples: int) -> Stage:
     stage = config.stages[name]
-    in_steps = functools.partial(steps_of, examples=examples, batch_size=config.batch_size)
+    in_steps = functools.partial(duration_to_steps, examples=examples, batch_size=config.batch_size)
     steps = in_steps(stage.duration)
     settings = OptimizerSettings(
         learning_rate=stage.learning_rate,

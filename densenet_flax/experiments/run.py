@@ -47,7 +47,7 @@ from densenet_flax.storage.atomic import write_text
 from densenet_flax.storage.checkpoint import OPERATING_POINT_FILE, Checkpoints, Restored
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.training.progress import TrainProgress, best_step
-from densenet_flax.training.train_step import Stage
+from densenet_flax.training.stage import Stage
 from densenet_flax.training.trainer import Trainer
 from densenet_flax.weights import WeightsInfo
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.training.optimizer import plateau_scale
-from densenet_flax.training.train_step import Stage
+from densenet_flax.training.stage import Stage
 
 SUMS = ("loss", "correct", "count")
 

@@ -1,6 +1,5 @@
 """One optimizer step of a stage: what it changes, what it leaves, and the compiled program."""
 
-import dataclasses
 import functools
 import threading
 import time
@@ -20,101 +19,12 @@ from densenet_flax.models.frontier import Frontier
 from densenet_flax.models.layers import ema_update
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.models.units import param_key, select_units
-from densenet_flax.training.optimizer import (
-    OptimizerSettings,
-    alike,
-    learning_rate_schedule,
-    make_optimizer,
-)
+from densenet_flax.training.optimizer import alike, learning_rate_schedule, make_optimizer
 from densenet_flax.training.raveled import Raveled, unravel_to_host
+from densenet_flax.training.stage import Loss, Stage
+from densenet_flax.training.train_state import TrainState, merge, partition, select_masked
 
 Variables = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A frontier with its own length and optimizer.
-
-    Attributes:
-      name: what messages call it.
-      frontier: what trains.
-      steps: its length.
-      optimizer: how it trains.
-      keep_moments: start with the Adam moments of what the stage before trained.
-      patience: stop after so many epochs without a lower validation loss; 0 for never.
-      restore_best: hand the epoch with the lowest validation loss on, not the last one.
-    """
-
-    name: str
-    frontier: Frontier
-    steps: int
-    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
-    keep_moments: bool = False
-    patience: int = 0
-    restore_best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """Categorical cross-entropy and its options; the defaults are the recipe's.
-
-    Attributes:
-      label_smoothing: share of a label that is spread over all classes.
-      class_weights: factor on the loss of each class's examples, as Keras's `class_weight`: the
-        weighted losses are summed and divided by the number of examples. Empty: all 1.
-      dropout: whether the head's dropout is on.
-    """
-
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] = ()
-    dropout: bool = True
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What a step changes. All that it does not change is kept apart and never copied.
-
-    Trees are packed into vectors: a program that takes and gives a thousand arrays has as many
-    small programs in it.
-
-    Attributes:
-      step: steps of the whole run so far, int32.
-      params: what trains, `optax.MaskedNode` in place of what is frozen; packed.
-      batch_stats: running statistics of the live BatchNorms, likewise.
-      opt_state: the optimizer's, for what trains.
-      ema: the average of `params`, or None where no average is kept.
-    """
-
-    step: jax.Array
-    params: Raveled
-    batch_stats: Raveled
-    opt_state: Any
-    ema: Raveled | None = None
-
-
-def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
-    """Splits a tree by a mask into where it is True and where not; the gaps are `MaskedNode`s."""
-    gap = optax.MaskedNode()
-    chosen = jax.tree.map(lambda m, x: x if m else gap, mask, tree)
-    rest = jax.tree.map(lambda m, x: gap if m else x, mask, tree)
-    return chosen, rest
-
-
-def merge(chosen: Any, rest: Any, mask: Any) -> Any:
-    """The inverse of `partition`."""
-    return jax.tree.map(lambda m, a, b: a if m else b, mask, chosen, rest)
-
-
-def _where(mask: Any, found: Mapping[str, Any]) -> Any:
-    """A tree like `mask` with what a tree of less holds where it is True, else a gap."""
-
-    def leaf(path: tuple[Any, ...], wanted: bool) -> Any:
-        if not wanted:
-            return optax.MaskedNode()
-        return functools.reduce(lambda node, entry: node[entry.key], path, found)
-
-    return jax.tree_util.tree_map_with_path(leaf, mask)
 
 
 def _ages(params: Any, frontiers: Sequence[Frontier]) -> Any:
@@ -350,7 +260,7 @@ class TrainStep:
         )
         moves = self._pack(updates, "params")
         params = optax.apply_updates(state.params, moves)
-        of_live = _where(self._masks["batch_stats"], moments)
+        of_live = select_masked(self._masks["batch_stats"], moments)
         observed = self._pack(of_live, "batch_stats")
         new_state = TrainState(
             step=state.step + 1,

@@ -39,7 +39,9 @@ from densenet_flax.training import prefix_cache
 from densenet_flax.training.input_pipeline import StageInputs, Views, batch_shapes
 from densenet_flax.training.progress import SUMS, TrainProgress, best_step
 from densenet_flax.training.raveled import ravel_like, unravel_to_host
-from densenet_flax.training.train_step import Loss, Stage, TrainState, TrainStep
+from densenet_flax.training.stage import Loss, Stage
+from densenet_flax.training.train_state import TrainState
+from densenet_flax.training.train_step import TrainStep
 
 
 @dataclasses.dataclass

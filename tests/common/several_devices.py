@@ -31,7 +31,7 @@ from densenet_flax.models.init import init_variables
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.progress import TrainProgress
-from densenet_flax.training.train_step import Loss, Stage
+from densenet_flax.training.stage import Loss, Stage
 from densenet_flax.training.trainer import Trainer
 from tests.helpers.datasets import make_dataset
 from tests.helpers.networks import TINY_BLOCKS, randomize

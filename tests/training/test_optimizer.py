@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densenet_flax.training import optimizer as opt
+from densenet_flax.training.keras_adam import scale_by_keras_adam
 from densenet_flax.training.optimizer import OptimizerSettings
 
 
@@ -74,7 +75,7 @@ def test_updates_are_keras_updates(settings, make, scale):
 
 def test_optax_adam_would_not_do():
     gradient = jax.tree.map(lambda x: x * 1e-6, tree(2))
-    ours, _ = (o := opt.scale_by_keras_adam()).update(gradient, o.init(tree()))
+    ours, _ = (o := scale_by_keras_adam()).update(gradient, o.init(tree()))
     theirs, _ = (o := optax.scale_by_adam(eps=1e-7)).update(gradient, o.init(tree()))
     ratio = ours["head"]["predictions"]["bias"] / theirs["head"]["predictions"]["bias"]
     assert float(jnp.abs(ratio - 1).max()) > 0.5
@@ -188,20 +189,20 @@ def test_a_plateau_is_kerass_plateau():
     ],
 )
 def test_durations(duration, steps):
-    assert opt.steps_of(duration, examples=100, batch_size=32, total=200) == steps
+    assert opt.duration_to_steps(duration, examples=100, batch_size=32, total=200) == steps
 
 
 @pytest.mark.parametrize("duration", ["10", "ten epochs", "-1 steps", "5 minutes", ""])
 def test_what_is_no_duration(duration):
     with pytest.raises(ValueError, match="no duration"):
-        opt.steps_of(duration, examples=100, batch_size=32)
+        opt.duration_to_steps(duration, examples=100, batch_size=32)
     with pytest.raises(ValueError, match="no duration"):
-        opt.steps_of("5%", examples=100, batch_size=32)
+        opt.duration_to_steps("5%", examples=100, batch_size=32)
 
 
 @given(st.integers(1, 50), st.integers(1, 300), st.integers(1, 64))
 def test_epochs_are_whole_epochs(epochs, examples, batch_size):
-    steps = opt.steps_of(f"{epochs} epochs", examples=examples, batch_size=batch_size)
+    steps = opt.duration_to_steps(f"{epochs} epochs", examples=examples, batch_size=batch_size)
     assert steps == epochs * -(-examples // batch_size)
 
 

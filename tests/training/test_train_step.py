@@ -10,7 +10,9 @@ from densenet_flax.models import frontier as fr
 from densenet_flax.models.units import select_units
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.raveled import unravel_to_host
-from densenet_flax.training.train_step import Loss, Stage, TrainStep, merge, partition
+from densenet_flax.training.stage import Loss, Stage
+from densenet_flax.training.train_state import merge, partition
+from densenet_flax.training.train_step import TrainStep
 
 TINY = (2, 2, 3, 2)
 HARSH = OptimizerSettings(1e-2, name="adamw", weight_decay=0.3, clip_norm=0.1)

@@ -17,7 +17,7 @@ from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.prefix_cache import share_a_pass
 from densenet_flax.training.progress import TrainProgress, best_step
-from densenet_flax.training.train_step import Loss, Stage
+from densenet_flax.training.stage import Loss, Stage
 from densenet_flax.training.trainer import Trainer
 
 TINY = (2, 2, 3, 2)

@@ -23,7 +23,8 @@ from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.optimizer import OptimizerSettings
-from densenet_flax.training.train_step import Loss, Stage, TrainStep
+from densenet_flax.training.stage import Loss, Stage
+from densenet_flax.training.train_step import TrainStep
 from tests.helpers.networks import TINY_BLOCKS, randomize
 
 keras = pytest.importorskip("keras")
