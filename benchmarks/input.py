@@ -30,16 +30,16 @@ BATCH = 32
 def draw(where: Path, images: int, distinct: int) -> None:
     """Writes the stand-in: `distinct` tiles, each shifted anew for every name that shows it."""
     from densenet_flax.data.breakhis import counts, folds
-    from densenet_flax.data.breakhis import layout as files
+    from densenet_flax.data.breakhis.names import CLASS_NAMES, MAGNIFICATIONS, SUBTYPES
     from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
     from densenet_flax.storage.atomic import atomic_dir
 
     names = []
-    tokens = {folder: token for token, (folder, _) in files.SUBTYPES.items()}
+    tokens = {folder: token for token, (folder, _) in SUBTYPES.items()}
     for subtype, per_power in counts.KNOWN.items():
         slides = [i.partition("/")[2] for i in folds.IDS if i.startswith(f"{subtype}/")]
-        label = files.CLASS_NAMES.index(files.SUBTYPES[tokens[subtype]][1])
-        for power, count in zip(files.MAGNIFICATIONS, per_power, strict=True):
+        label = CLASS_NAMES.index(SUBTYPES[tokens[subtype]][1])
+        for power, count in zip(MAGNIFICATIONS, per_power, strict=True):
             for number in range(count):
                 slide = slides[number % len(slides)]
                 letter = "BM"[label]

@@ -11,7 +11,9 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import counts, prepare
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.layout import find_source
+from densenet_flax.data.breakhis.names import MAGNIFICATIONS, patient_groups
+from densenet_flax.data.breakhis.names import class_names as class_names_of
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images import array_cache as arrays
 from densenet_flax.data.images.stain_normalization import resolve
@@ -75,12 +77,12 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
 
 def _open_breakhis(config: Any, cache: Path, duplicates: str, options: dict[str, Any]) -> Dataset:
     magnification = config.magnification
-    if magnification not in (0, *files.MAGNIFICATIONS):
+    if magnification not in (0, *MAGNIFICATIONS):
         raise InputError(
             f"data.magnification={magnification}: expected 0 (all) or one of "
-            f"{', '.join(map(str, files.MAGNIFICATIONS))}"
+            f"{', '.join(map(str, MAGNIFICATIONS))}"
         )
-    class_names = files.class_names(config.get("labels", "binary"))
+    class_names = class_names_of(config.get("labels", "binary"))
     if config.name == "drawn":
         place = _draw(config.drawn, cache)
     elif config.path:
@@ -91,7 +93,7 @@ def _open_breakhis(config: Any, cache: Path, duplicates: str, options: dict[str,
             "--config.data.path=..."
         )
     images, rows, target = prepare.prepare(
-        files.find_source(place), cache, options.pop("size"), magnification, **options
+        find_source(place), cache, options.pop("size"), magnification, **options
     )
     notes = arrays.log_skipped(config.name, rows["skipped"])
     if config.name == "breakhis":
@@ -114,7 +116,7 @@ def _open_breakhis(config: Any, cache: Path, duplicates: str, options: dict[str,
         labels=np.array(labels, np.int32)[kept],
         class_names=class_names,
         files=np.array(rows["file"], dtype=str),
-        groups=files.patient_groups(rows["subtype"], rows["slide_id"], rows["case"]),
+        groups=patient_groups(rows["subtype"], rows["slide_id"], rows["case"]),
         columns={
             "subtype": np.array(rows["subtype"], dtype=str),
             "magnification": np.array(rows["magnification"], np.int32),

@@ -12,7 +12,6 @@ from PIL import Image
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import batches, check_batch_size, epoch_order, open_dataset
 from densenet_flax.data.breakhis import breakhis_dataset_builder, prepare
-from densenet_flax.data.breakhis import layout as files
 from densenet_flax.data.images import array_cache as arrays
 
 
@@ -132,7 +131,7 @@ def test_another_process_is_first(make_config, drawn_tree, tmp_path, monkeypatch
     config = make_config(name="breakhis", path=str(drawn_tree))
     owner, name = {
         "before TFDS looks": (breakhis_dataset_builder.Builder, "download_and_prepare"),
-        "while TFDS writes": (files, "read_images"),
+        "while TFDS writes": (breakhis_dataset_builder, "read_images"),
     }[moment]
     original = getattr(owner, name)
     met = []

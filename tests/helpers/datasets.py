@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from densenet_flax.data.breakhis.layout import patient_groups
+from densenet_flax.data.breakhis.names import patient_groups
 from densenet_flax.data.dataset import Dataset
 
 

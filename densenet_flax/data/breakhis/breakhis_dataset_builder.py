@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from densenet_flax.data.breakhis import VERSION
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.layout import find_source, read_images
+from densenet_flax.data.breakhis.names import CLASS_NAMES, SUBTYPES, parse_name
 from densenet_flax.data.sources.tfds_local_files import local_files
 
 
@@ -61,9 +62,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=files.CLASS_NAMES),
+                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
                     "subtype": tfds.features.ClassLabel(
-                        names=[folder for folder, _ in files.SUBTYPES.values()]
+                        names=[folder for folder, _ in SUBTYPES.values()]
                     ),
                     "magnification": tfds.features.Scalar(np.int32),
                     "year": tfds.features.Scalar(np.int32),
@@ -80,13 +81,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         # One split with everything, because who trains and who tests is decided by patient
         # elsewhere. TFDS keeps the name 'all' for itself and calls an only split 'train'.
-        source = files.find_source(self._source or dl_manager.manual_dir)
+        source = find_source(self._source or dl_manager.manual_dir)
         return {"train": self._generate_examples(source)}
 
     def _generate_examples(self, source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         skipped = self.skipped if self._on_bad_image == "skip" else None
-        for file, data in files.read_images(source, skipped):
-            name = files.parse_name(file)
+        for file, data in read_images(source, skipped):
+            name = parse_name(file)
             assert name is not None  # read_images lets no other name through
             yield (
                 file,

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.names import MAGNIFICATIONS
 
 # Images per subtype at 40, 100, 200 and 400X: 7,909 in all.
 KNOWN = {
@@ -29,7 +29,7 @@ def compare(pairs: Iterable[tuple[str, int]], magnification: int = 0) -> str:
     known = {
         (subtype, power): count
         for subtype, counts in KNOWN.items()
-        for power, count in zip(files.MAGNIFICATIONS, counts, strict=True)
+        for power, count in zip(MAGNIFICATIONS, counts, strict=True)
         if magnification in (0, power)
     }
     parts = []
@@ -38,7 +38,7 @@ def compare(pairs: Iterable[tuple[str, int]], magnification: int = 0) -> str:
         for subtype in KNOWN:
             powers = [
                 f"{power}X {off}"
-                for power in files.MAGNIFICATIONS
+                for power in MAGNIFICATIONS
                 if (off := sign * (known.get((subtype, power), 0) - there[subtype, power])) > 0
             ]
             if powers:

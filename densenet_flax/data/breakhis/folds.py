@@ -6,7 +6,7 @@ validation part. Written down from the fold files that the authors publish with 
 """
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.names import SUBTYPES
 
 FOLDS = (1, 2, 3, 4, 5)
 
@@ -33,7 +33,7 @@ def _ids() -> dict[str, frozenset[int]]:
     for token, text in _TESTED.items():
         for entry in text.split():
             slide, _, digits = entry.partition(":")
-            found[f"{files.SUBTYPES[token][0]}/{slide}"] = frozenset(map(int, digits))
+            found[f"{SUBTYPES[token][0]}/{slide}"] = frozenset(map(int, digits))
     return found
 
 

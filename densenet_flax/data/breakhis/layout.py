@@ -1,100 +1,25 @@
-"""BreakHis as it lies on disk: its file names, its tree, its archive. Knows nothing of TFDS."""
+"""BreakHis as it lies on disk: its tree and its archive. Knows nothing of TFDS."""
 
-import dataclasses
 import gzip
 import hashlib
 import io
 import os
-import re
 import struct
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
 from densenet_flax.data.images import decode as image_files
 
-CLASS_NAMES = ("benign", "malignant")
-MAGNIFICATIONS = (40, 100, 200, 400)
-# The token in a file name -> (the name of its folder, the class it belongs to).
-SUBTYPES = {
-    "A": ("adenosis", "benign"),
-    "F": ("fibroadenoma", "benign"),
-    "PT": ("phyllodes_tumor", "benign"),
-    "TA": ("tubular_adenoma", "benign"),
-    "DC": ("ductal_carcinoma", "malignant"),
-    "LC": ("lobular_carcinoma", "malignant"),
-    "MC": ("mucinous_carcinoma", "malignant"),
-    "PC": ("papillary_carcinoma", "malignant"),
-}
-LABELS = ("binary", "subtype")
-# The ways to tell patients apart, from coarse to fine: the number on the slide (several slides are
-# blocks of one case), the slide (one appears under two subtypes), and subtype with slide, which is
-# what the literature counts.
-GROUPS = ("case70", "slide81", "id82")
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
-
-_NAME = re.compile(
-    r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)-(\d\d)-(\d+)([A-Z]*)-(40|100|200|400)-(\d+)\.png"
-)
-_EXAMPLE = "SOB_B_A-14-22549AB-40-001.png"
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """What a BreakHis file name says."""
-
-    label: str  # 'benign' or 'malignant'
-    subtype: str  # 'adenosis', …
-    year: int  # 14 in all of BreakHis
-    slide_id: str  # '22549AB'
-    case: str  # '22549', the slide id without its letters
-    magnification: int
-    sequence: int
-
-
-def parse_name(name: str) -> Name | None:
-    """Reads a file name; `None` if it is not one of BreakHis's.
-
-    Folders are not consulted: they write `SOB_B_A_14-…` where files write `SOB_B_A-14-…`.
-    """
-    match = _NAME.fullmatch(name)
-    if not match:
-        return None
-    letter, token, year, number, block, magnification, sequence = match.groups()
-    subtype, label = SUBTYPES[token]
-    if label[0].upper() != letter:
-        return None
-    return Name(
-        label, subtype, int(year), number + block, number, int(magnification), int(sequence)
-    )
-
-
-def class_names(labels: str) -> tuple[str, ...]:
-    """The classes in the order of their labels: two, or the eight subtypes.
-
-    Raises:
-      InputError: `labels` is neither 'binary' nor 'subtype'.
-    """
-    if labels not in LABELS:
-        raise InputError(f"data.labels={labels!r}: expected one of {', '.join(LABELS)}")
-    return CLASS_NAMES if labels == "binary" else tuple(name for name, _ in SUBTYPES.values())
-
-
-def patient_groups(
-    subtypes: Iterable[str], slide_ids: Iterable[str], cases: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Returns `Dataset.groups` of images: for each of GROUPS the group of each image."""
-    ids = [f"{subtype}/{slide}" for subtype, slide in zip(subtypes, slide_ids, strict=True)]
-    columns = (list(cases), list(slide_ids), ids)
-    return {name: np.array(column, str) for name, column in zip(GROUPS, columns, strict=True)}
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:
@@ -137,7 +62,8 @@ def list_images(source: Path) -> list[Path]:
     if not parsed:
         raise InputError(
             f"{source}: none of its {len(images)} PNG files is named as in BreakHis "
-            f"({images[0].name if images else 'there is none'}; expected names such as {_EXAMPLE})"
+            f"({images[0].name if images else 'there is none'}; expected names such as "
+            f"{EXAMPLE_NAME})"
         )
     if len(parsed) < len(images):
         stranger = next(path for path in images if not parse_name(path.name))
@@ -189,7 +115,9 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
                 f"{seen[name][0]}; keep one of them"
             )
     if not seen:
-        raise InputError(f"{source}: no BreakHis images in it; expected names such as {_EXAMPLE}")
+        raise InputError(
+            f"{source}: no BreakHis images in it; expected names such as {EXAMPLE_NAME}"
+        )
 
 
 def check_image(where: str, data: bytes) -> bytes:
@@ -242,8 +170,8 @@ def _is_png(name: str) -> bool:
 
 def _bad_name(where: object) -> InputError:
     return InputError(
-        f"{where}: not a BreakHis file name (expected one such as {_EXAMPLE}); rename it or move "
-        "it out of the data set"
+        f"{where}: not a BreakHis file name (expected one such as {EXAMPLE_NAME}); rename it or "
+        "move it out of the data set"
     )
 
 

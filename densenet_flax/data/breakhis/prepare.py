@@ -9,7 +9,8 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import VERSION
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.layout import source_key
+from densenet_flax.data.breakhis.names import class_names
 from densenet_flax.data.images import array_cache as arrays
 from densenet_flax.data.images.stream import Images
 from densenet_flax.data.sources import tfds as from_tfds
@@ -35,7 +36,7 @@ def prepare(
     prepared afresh, and two folders never mix.
 
     Args:
-      source: what `files.find_source` found.
+      source: what `find_source` found.
       cache: where to keep things.
       size: (height, width) of the images.
       magnification: which to take, 0 for all.
@@ -50,7 +51,7 @@ def prepare(
     """
     stain = stain or {}
     chosen = f"{magnification}X" if magnification else "all"
-    home = cache / "tfds" / files.source_key(source)[:20]
+    home = cache / "tfds" / source_key(source)[:20]
     target = home / "arrays" / arrays.array_name(size, chosen, stain)
     if on_bad_image == "skip" and not target.is_dir():  # if it is there, no image was bad
         home = home.with_name(f"{home.name}-skip")
@@ -74,7 +75,7 @@ def prepare(
 
 def _rows(records: Any, source: Path, magnification: int) -> list[arrays.Row]:
     """What is known about each image that is wanted, by file name."""
-    subtypes = files.class_names("subtype")
+    subtypes = class_names("subtype")
     rows = []
     for number in range(len(records)):
         record = records[number]

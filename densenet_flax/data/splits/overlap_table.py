@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.layout import find_source, list_names
+from densenet_flax.data.breakhis.names import class_names, parse_name, patient_groups
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import SIDES, Split, relatives
 
@@ -25,14 +26,14 @@ def catalogue(names: Iterable[str], labels: str = "binary", name: str = "breakhi
     """
     rows = {}
     for file in names:
-        parsed = files.parse_name(file)
+        parsed = parse_name(file)
         if parsed is None:
             raise InputError(f"{name}: {file}: not a BreakHis file name")
         rows[file] = parsed
     if not rows:
         raise InputError(f"{name}: no file names in it")
     rows = dict(sorted(rows.items()))
-    class_names = files.class_names(labels)
+    classes = class_names(labels)
     key = "label" if labels == "binary" else "subtype"
     columns = {
         column: np.array([getattr(row, column) for row in rows.values()])
@@ -40,10 +41,10 @@ def catalogue(names: Iterable[str], labels: str = "binary", name: str = "breakhi
     }
     return Dataset(
         images=np.zeros((len(rows), 0, 0, 3), np.uint8),
-        labels=np.array([class_names.index(getattr(row, key)) for row in rows.values()], np.int32),
-        class_names=class_names,
+        labels=np.array([classes.index(getattr(row, key)) for row in rows.values()], np.int32),
+        class_names=classes,
         files=np.array(list(rows), dtype=str),
-        groups=files.patient_groups(columns["subtype"], columns["slide_id"], columns["case"]),
+        groups=patient_groups(columns["subtype"], columns["slide_id"], columns["case"]),
         columns=columns,
         name=name,
         fingerprint="",
@@ -66,7 +67,7 @@ def names_at(path: str | os.PathLike[str]) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{place}: cannot be read as text ({error})") from error
         return [name for line in lines if (name := line.partition("|")[0].strip())]
-    return files.list_names(files.find_source(place))
+    return list_names(find_source(place))
 
 
 def overlap(split: Split, dataset: Dataset) -> dict[str, dict[str, tuple[int, int]]]:

@@ -17,7 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.layout import ROOT
+from densenet_flax.data.breakhis.names import MAGNIFICATIONS, SUBTYPES
 from densenet_flax.data.synthetic.tissue import SUBTYPES_OF, draw_stain, draw_tile
 from densenet_flax.storage.atomic import atomic_dir, writing
 
@@ -70,14 +71,14 @@ def write_breakhis_tree(
         and all(isinstance(side, int) and 16 <= side <= 4096 for side in size)
     ):
         raise InputError(f"drawn.size={size}: expected (width, height), each 16 to 4096")
-    if not magnifications or not set(magnifications) <= set(files.MAGNIFICATIONS):
+    if not magnifications or not set(magnifications) <= set(MAGNIFICATIONS):
         raise InputError(
-            f"drawn.magnifications={magnifications}: expected some of {files.MAGNIFICATIONS}"
+            f"drawn.magnifications={magnifications}: expected some of {MAGNIFICATIONS}"
         )
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"drawn.seed={seed}: expected 0 or a positive number")
 
-    target = Path(root).expanduser() / files.ROOT
+    target = Path(root).expanduser() / ROOT
     record = json.dumps(
         counts
         | {
@@ -117,7 +118,7 @@ def _plan(
         label = int(patient >= counts["benign_patients"])
         tokens = SUBTYPES_OF[label]
         token = tokens[(patient - label * counts["benign_patients"]) % len(tokens)]
-        folder, name = files.SUBTYPES[token]
+        folder, name = SUBTYPES[token]
         letter = name[0].upper()
         for tile in range(counts["tiles_per_patient"]):
             magnification = magnifications[tile % len(magnifications)]

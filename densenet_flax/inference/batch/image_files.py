@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis.layout import parse_name
+from densenet_flax.data.breakhis.names import parse_name
 from densenet_flax.data.images.decode import SUFFIXES
 from densenet_flax.data.sources.folder import walk
 

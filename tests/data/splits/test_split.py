@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import Dataset, Split, assert_disjoint, load_split, patient_split
-from densenet_flax.data.breakhis.layout import GROUPS, patient_groups
+from densenet_flax.data.breakhis.names import GROUPS, patient_groups
 
 
 def make_dataset(rows):

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import draw_stain, draw_tile, write_breakhis_tree
-from densenet_flax.data.breakhis import layout as files
+from densenet_flax.data.breakhis.names import SUBTYPES, parse_name
 from densenet_flax.data.synthetic import breakhis_tree as drawn
 from densenet_flax.data.synthetic.tissue import SUBTYPES_OF
 
@@ -52,7 +52,7 @@ def test_malignant_nuclei_are_larger():
 def test_no_two_patients_share_a_number(tmp_path):
     counts = {"benign_patients": 500, "malignant_patients": 500, "tiles_per_patient": 1}
     paths = [item[-1] for item in drawn._plan(tmp_path, counts, (32, 24), (100,), 0)]
-    assert len({files.parse_name(path.name).case for path in paths}) == 1000
+    assert len({parse_name(path.name).case for path in paths}) == 1000
 
 
 def test_the_same_seed_draws_the_same_bytes(tmp_path):
@@ -71,12 +71,12 @@ def test_the_tree_is_breakhis(drawn_tree):
     assert len(found) == 16
     for path in found:
         match = pattern.fullmatch(path.relative_to(drawn_tree).as_posix())
-        name = files.parse_name(path.name)
+        name = parse_name(path.name)
         assert match and name, path
         assert (name.label, name.subtype) == match.groups()[:2]
         assert Image.open(path).size == (64, 48)
-    names = [files.parse_name(path.name) for path in found]
-    assert {name.subtype for name in names} == {folder for folder, _ in files.SUBTYPES.values()}
+    names = [parse_name(path.name) for path in found]
+    assert {name.subtype for name in names} == {folder for folder, _ in SUBTYPES.values()}
     assert len({name.case for name in names}) == 8
     assert {name.magnification for name in names} == {40, 200}
 
