@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import Dataset, assert_disjoint, load_split, make_split
 from densenet_flax.data.breakhis import folds
+from densenet_flax.data.breakhis.names import SUBTYPES
 from densenet_flax.data.splits.overlap_table import catalogue, names_at
 from densenet_flax.data.splits.policies import POLICIES
 
@@ -67,11 +68,11 @@ def test_the_official_ids_are_28_of_82():
 
 def official_dataset():
     """Two drawn names for each of the 82 ids."""
-    tokens = {folder: token for token, (folder, _) in folds.files.SUBTYPES.items()}
+    tokens = {folder: token for token, (folder, _) in SUBTYPES.items()}
     names = []
     for name in folds.IDS:
         subtype, slide = name.split("/")
-        letter = folds.files.SUBTYPES[tokens[subtype]][1][0].upper()
+        letter = SUBTYPES[tokens[subtype]][1][0].upper()
         names += [f"SOB_{letter}_{tokens[subtype]}-14-{slide}-40-00{i}.png" for i in (1, 2)]
     return catalogue(names)
 
