@@ -241,7 +241,7 @@ def test_a_weights_file_brings_its_meaning_along(
         for name, tree in tiny_variables.items()
     }
     bare = tiny.clone(num_classes=0, hidden=(), final_relu=False, epsilon=1e-5)
-    about = {"preprocessing": "scale", "licence": "CC0", "source": "far.pth"}
+    about = {"preprocessing": "scale", "license": "CC0", "source": "far.pth"}
     file = tmp_path / "pretrained.safetensors"
     with monkeypatch.context() as patch:
         patch.setitem(NETWORKS, "tiny", tiny.clone)  # as the configuration does

@@ -24,7 +24,7 @@ from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.optimizer import OptimizerSettings, duration_to_steps
 from densenet_flax.training.stage import Loss, Stage
-from densenet_flax.weights import WeightsInfo
+from densenet_flax.weights import InferenceSettings, WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.load import load_with_info, open_source
 
@@ -188,14 +188,13 @@ def initial_variables(
     variables = draw_variables(Layout.of(model).shapes(), config.seed)
     about = {
         "class_names": tuple(dataset.class_names),
-        # What a user of the network needs besides the network; see `classifier`.
-        "extra": {
-            "image_size": list(config.data.image_size),
-            "stain": dict(dataset.stain),
-            "dtype": config.model.dtype,
-            "patient_group": split.policy["group"],
-            "patient_pattern": config.data.get("patient_pattern", ""),
-        },
+        "inference": InferenceSettings(
+            image_size=tuple(config.data.image_size),
+            stain=dataset.stain,
+            dtype=config.model.dtype,
+            patient_group=split.policy["group"],
+            patient_pattern=config.data.get("patient_pattern", ""),
+        ),
     }
     source = config.model.weights
     if source != "random":
@@ -204,11 +203,10 @@ def initial_variables(
                 meaning = {"epsilon": 1.001e-5, "final_relu": True, **file.meaning}
             model = model.clone(epsilon=meaning["epsilon"], final_relu=meaning["final_relu"])
         backbone, found = load_with_info(source, model, ignore_head=True)
-        layout = WeightsInfo.of(model, **about).to_dict()
-        kept = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "licence")
+        kept = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
         origin = {name: getattr(found, name) for name in kept}
         merged = {name: {**tree, **backbone[name]} for name, tree in variables.items()}
-        return merged, WeightsInfo.from_dict({**layout, **origin})
+        return merged, WeightsInfo.of(model, **about, **origin)
 
     logging.warning("starting from random weights: config.model.weights is 'random'")
     order = epoch_order(len(split.train), config.seed, 0)

@@ -342,7 +342,7 @@ def _about_the_run(
         "network": config.model.name,
         "started from": info.source,
         "SHA-256 of that file": info.sha256,
-        "licence of that file": info.licence,
+        "licence of that file": info.license,
         "checkpoint": f"step {chosen.step} of {last_step} ({config.evaluate})",
     }
     warnings += dataset.notes

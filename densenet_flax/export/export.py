@@ -241,7 +241,7 @@ def _describe(classifier: Classifier) -> dict[str, Any]:
         "preprocessing": info.preprocessing,
         "test_time_augmentation": classifier.tta,
         "operating_point": point,
-        "stain": info.extra.get("stain") or {},
-        "weights": {"source": info.source, "sha256": info.sha256, "licence": info.licence},
+        "stain": dict(info.inference.stain),
+        "weights": {"source": info.source, "sha256": info.sha256, "licence": info.license},
         "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
     }

@@ -73,7 +73,7 @@ class Classifier:
 
         Args:
           variables: of the whole network, with a head.
-          info: what they mean; `extra` may hold image_size, stain, dtype and operating_point.
+          info: what they mean; `inference` holds image size, stain, dtype and operating point.
           image_size: by default that of training, or 224 × 224 where the weights do not say.
           batch_size: images, or views of them, at a time; one shape is compiled.
           cuts: units that the compiled network is cut at, as it was when it was evaluated: it is
@@ -87,8 +87,8 @@ class Classifier:
                 f"{info.source or 'the weights'}: a backbone without a head, which tells no "
                 "classes apart; train one with main.py --config.model.weights=…"
             )
-        extra = info.extra
-        height, width = image_size or extra.get("image_size") or IMAGE_SIZE
+        settings = info.inference
+        height, width = image_size or settings.image_size or IMAGE_SIZE
         if min(height, width) < 32:
             raise InputError(f"image_size=({height}, {width}): expected at least 32 each way")
         if batch_size < 1:
@@ -97,10 +97,10 @@ class Classifier:
         self.class_names = class_names_of(info)
         self.image_size = (int(height), int(width))
         self.point = operating_point_of(info)
-        self.tta = bool((extra.get("operating_point") or {}).get("tta", False))
+        self.tta = settings.operating_point is not None and settings.operating_point.tta
         self.batch_size = batch_size
-        self._normalise = stain.normaliser(extra.get("stain") or {})
-        model = info.build_model(dtype=jnp.dtype(extra.get("dtype", "float32")))
+        self._normalise = stain.normaliser(stain.resolve(settings.stain))
+        model = info.build_model(dtype=jnp.dtype(settings.dtype))
         self.pipeline = SegmentedModel(
             model, make_mesh(), cuts=cuts, preprocessing=info.preprocessing
         )
@@ -286,10 +286,15 @@ def load_classifier(
             f"{place}: no such file or directory; expected a work directory or a weights file"
         )
     variables, info = read_weights(place)
+    try:
+        stain.resolve(info.inference.stain)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype={dtype!r}: expected 'float32' or 'bfloat16'")
     if dtype:
-        info = dataclasses.replace(info, extra={**info.extra, "dtype": dtype})
+        inference = dataclasses.replace(info.inference, dtype=dtype)
+        info = dataclasses.replace(info, inference=inference)
     config = Workdir(place).read_config()
     return Classifier(
         variables,

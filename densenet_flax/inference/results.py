@@ -1,8 +1,6 @@
 """What using a network gives: from logits to decisions, and maps to look at."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported when they are first used
@@ -84,12 +82,13 @@ def class_names_of(info: WeightsInfo) -> tuple[str, ...]:
 
 def operating_point_of(info: WeightsInfo) -> OperatingPoint:
     """Threshold and temperature that came with the weights; 0.5 and 1 if none did."""
-    judged: Mapping[str, Any] = info.extra.get("operating_point") or {}
-    if not judged:
+    stored = info.inference.operating_point
+    if stored is None:
         return OperatingPoint()
-    threshold = judged.get("threshold")  # None where there are more than two classes
-    threshold = 0.5 if threshold is None else threshold
-    return OperatingPoint.from_dict({**judged, "threshold": threshold})
+    threshold = 0.5 if stored.threshold is None else stored.threshold  # None: more than two classes
+    return OperatingPoint(
+        threshold, stored.temperature, stored.rule, stored.chosen_on, stored.notes
+    )
 
 
 def to_probabilities(logits: np.ndarray, activation: str) -> np.ndarray:

@@ -68,12 +68,12 @@ def _add_meaning(command: argparse.ArgumentParser) -> None:
         help="whether a ReLU follows the last norm",
     )
     group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
-    group.add_argument("--licence", help="of the weights")
+    group.add_argument("--license", "--licence", help="of the weights")
 
 
 def _converter(run):
     def command(arguments: argparse.Namespace) -> None:
-        names = ("preprocessing", "epsilon", "final_relu", "class_names", "licence")
+        names = ("preprocessing", "epsilon", "final_relu", "class_names", "license")
         meaning = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
         if "class_names" in meaning:
             meaning["class_names"] = tuple(n.strip() for n in meaning["class_names"].split(","))
@@ -105,7 +105,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         "because": "; ".join(found.reasons),
         "first source": info.source,
         "its sha256": info.sha256,
-        "licence": info.licence or "unknown",
+        "license": info.license or "unknown",
         "size": f"{found.size:,} bytes",
     }
     if not info.num_classes:

@@ -1,11 +1,26 @@
-"""What a weights file means, beyond its numbers: it travels with them."""
+"""What a weights file says besides its numbers: which network it is and how to use it.
+
+It is kept as one JSON object: in the header of our `.safetensors`, in an attribute of our `.h5`,
+and in each checkpoint. Files come from anywhere, so every value is checked when it is read: a bad
+one is one line that names it, and not a crash or a hang in the middle of a prediction.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
 from densenet_flax.models.densenet import DenseNet
+from densenet_flax.weights.inference_settings import InferenceSettings
+from densenet_flax.weights.json_checks import (
+    are_strings,
+    as_list,
+    as_tuple,
+    expect_valid,
+    is_integer,
+    is_object,
+)
 from densenet_flax.weights.layout import Layout
 
 PREPROCESSING = ("torch", "scale")
@@ -14,13 +29,13 @@ ACTIVATIONS = ("softmax", "sigmoid")
 
 @dataclasses.dataclass(frozen=True)
 class WeightsInfo:
-    """What one must know to use a set of weights as it was trained. JSON-serialisable.
+    """What one must know to use a set of weights as it was trained. JSON-serializable.
 
     Attributes:
       network: 'densenet121', 'densenet161', 'densenet169', 'densenet201', or 'densenet' for one of
         another size.
-      blocks: blocks in each dense stage.
-      growth_rate: channels that a block adds.
+      blocks: dense layers in each dense block.
+      growth_rate: channels that a dense layer adds.
       stem_features: channels of the stem.
       num_classes: 0 if there is no head.
       hidden: sizes of the ReLU layers between pooling and the last Dense layer.
@@ -31,8 +46,9 @@ class WeightsInfo:
       class_names: in the order of the logits; empty if unknown.
       source: name of the file that the weights first came from.
       sha256: of that file.
-      licence: of the weights, as their source states it; empty if unknown.
-      extra: anything else that whoever made the file wants to keep with it.
+      license: of the weights, as their source states it; empty if unknown.
+      inference: how to use the network on new images.
+      extra: any other JSON values to keep with the weights.
     """
 
     network: str
@@ -48,8 +64,9 @@ class WeightsInfo:
     class_names: tuple[str, ...] = ()
     source: str = ""
     sha256: str = ""
-    licence: str = ""
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    license: str = ""
+    inference: InferenceSettings = dataclasses.field(default_factory=InferenceSettings)
+    extra: JsonDict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check(self)
@@ -72,28 +89,32 @@ class WeightsInfo:
         """The inverse of `to_dict`. Keys that this version does not know go to `extra`.
 
         Raises:
-          InputError: a value is missing or makes no sense.
+          InputError: a value is missing or cannot be used.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
-        for name in ("blocks", "hidden", "class_names"):
-            if isinstance(known.get(name), list):
-                known[name] = tuple(known[name])
-        extra = known.get("extra") or {}
-        if not isinstance(extra, Mapping):
-            raise InputError(f"extra: expected a mapping, got {extra!r}; convert the file anew")
-        known["extra"] = {**extra, **{k: v for k, v in values.items() if k not in names}}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise InputError(f"weights info: {error}; convert the file anew") from error
+        expect_valid("the whole", values, is_object(values), "a JSON object")
+        # Files spell it 'licence', so that versions before this one find it.
+        values = {"license" if name == "licence" else name: value for name, value in values.items()}
+        extra = values.pop("extra", None) or {}
+        expect_valid("extra", extra, is_object(extra), "a JSON object")
+        names = {field.name for field in dataclasses.fields(cls)} - {"inference"}
+        known = {name: as_tuple(value) for name, value in values.items() if name in names}
+        for name in ("network", "blocks"):
+            if name not in known:
+                raise InputError(f"weights info: {name} is missing; convert the file again")
+        extra = {**extra, **{name: value for name, value in values.items() if name not in names}}
+        inference = InferenceSettings.from_dict(extra)
+        for field in dataclasses.fields(inference):
+            extra.pop(field.name, None)
+        return cls(**known, inference=inference, extra=extra)
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain lists, numbers and strings, for JSON."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
+    def to_dict(self) -> JsonDict:
+        """As JSON values, in the form that files have had since the first version."""
+        values = {
+            field.name: as_list(getattr(self, field.name)) for field in dataclasses.fields(self)
         }
+        values["licence"] = values.pop("license")
+        values["extra"] = {**self.extra, **values.pop("inference").to_dict()}
+        return values
 
     @property
     def layout(self) -> Layout:
@@ -117,37 +138,34 @@ class WeightsInfo:
 
 
 def _check(info: WeightsInfo) -> None:
-    def expect(name: str, good: bool, expected: str) -> None:
-        if not good:
-            value = getattr(info, name)
-            raise InputError(f"weights info: {name} is {value!r}; expected {expected}")
+    def expect(name: str, is_valid: bool, expected: str) -> None:
+        expect_valid(name, getattr(info, name), is_valid, expected)
 
-    def sizes(values: Any) -> bool:
-        return isinstance(values, tuple) and all(whole(value, 1) for value in values)
+    def are_sizes(values: Any) -> bool:
+        return isinstance(values, tuple) and all(is_integer(value, 1) for value in values)
 
-    def whole(value: Any, smallest: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
-
-    expect("blocks", sizes(info.blocks) and len(info.blocks) > 0, "positive integers")
-    expect("growth_rate", whole(info.growth_rate, 1), "a positive integer")
-    expect("stem_features", whole(info.stem_features, 1), "a positive integer")
-    expect("num_classes", whole(info.num_classes, 0), "an integer from 0")
-    expect("hidden", sizes(info.hidden), "positive integers")
+    expect("blocks", are_sizes(info.blocks) and len(info.blocks) > 0, "positive integers")
+    expect("growth_rate", is_integer(info.growth_rate, 1), "a positive integer")
+    expect("stem_features", is_integer(info.stem_features, 1), "a positive integer")
+    expect("num_classes", is_integer(info.num_classes, 0), "an integer from 0")
+    expect("hidden", are_sizes(info.hidden), "positive integers")
     expect("hidden", not info.hidden or info.num_classes > 0, "none where there are no classes")
     expect("preprocessing", info.preprocessing in PREPROCESSING, f"one of {PREPROCESSING}")
     is_small = isinstance(info.epsilon, float) and 0 < info.epsilon < 1
     expect("epsilon", is_small, "a number between 0 and 1")
     expect("final_relu", isinstance(info.final_relu, bool), "true or false")
     expect("activation", info.activation in ACTIVATIONS, f"one of {ACTIVATIONS}")
-    are_names = isinstance(info.class_names, tuple) and all(
-        isinstance(name, str) for name in info.class_names
-    )
-    expect("class_names", are_names, "a list of strings")
-    fits = not info.class_names or len(info.class_names) == info.num_classes
-    expect("class_names", fits, f"{info.num_classes} names, one for each class")
-    for name in ("network", "source", "sha256", "licence"):
+    expect("class_names", are_strings(info.class_names), "a list of strings")
+    is_complete = not info.class_names or len(info.class_names) == info.num_classes
+    expect("class_names", is_complete, f"{info.num_classes} names, one for each class")
+    for name in ("network", "source", "sha256", "license"):
         expect(name, isinstance(getattr(info, name), str), "a string")
     name = info.layout.network
     # A size without a name may get one later; files that were written before stay readable.
-    named = info.network in (name, "densenet")
-    expect("network", named, f"{name!r}, which blocks and growth rate make it")
+    is_named = info.network in (name, "densenet")
+    expect("network", is_named, f"{name!r}, which blocks and growth rate make it")
+    expect("inference", isinstance(info.inference, InferenceSettings), "InferenceSettings")
+    expect("extra", is_object(info.extra), "a JSON object")
+    for field in dataclasses.fields(InferenceSettings):
+        in_extra = field.name in info.extra
+        expect("extra", not in_extra, f"no {field.name}, which belongs into `inference`")

@@ -75,9 +75,9 @@ def torch_meaning(file: FilePath, tensors: list[Tensor]) -> tuple[dict[str, Any]
         reasons = [f"TIAToolbox, by {where}: pixels / 255, no ReLU after the last norm"]
         classes = _classes(tensors)
         if classes == len(_KATHER_CLASSES):
-            meaning |= {"class_names": _KATHER_CLASSES, "licence": "CC BY 4.0"}
+            meaning |= {"class_names": _KATHER_CLASSES, "license": "CC BY 4.0"}
         elif classes == 2 and "pcam" in hint.lower():
-            meaning |= {"licence": "CC0 1.0"}
+            meaning |= {"license": "CC0 1.0"}
     elif config:
         meaning |= _timm_meaning(file, config["pretrained_cfg"])
         reasons = ["timm's config.json beside the file"]
@@ -101,7 +101,7 @@ def _timm_config(file: FilePath) -> dict[str, Any]:
 def _timm_meaning(file: FilePath, config: dict[str, Any]) -> dict[str, Any]:
     with reading(file.parent / "config.json"):
         pixels = [float(v) for key in ("mean", "std") for v in config.get(key, ())]
-    result = {"licence": str(config["license"])} if config.get("license") else {}
+    result = {"license": str(config["license"])} if config.get("license") else {}
     if np.allclose(pixels, [*IMAGENET_MEAN, *IMAGENET_STD], atol=1e-4):
         return {**result, "preprocessing": "torch"}
     if np.allclose(pixels, [0, 0, 0, 1, 1, 1]):

@@ -15,7 +15,7 @@ from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.export import export as files
 from densenet_flax.export import export_classifier, onnx_graph, stablehlo
 from densenet_flax.models.init import init_variables
-from densenet_flax.weights import WeightsInfo, save_weights
+from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
 from densenet_flax.weights.layout import Layout
 from tests.helpers.networks import TINY_BLOCKS, randomize
 
@@ -42,10 +42,12 @@ _KINDS = {
 
 
 def make_file(path, kind="recipe", blocks=TINY_BLOCKS):
-    values, extra, tta = _KINDS[kind]
-    extra = {**extra, "operating_point": {**_POINT.to_dict(), "tta": tta}}
+    values, settings, tta = _KINDS[kind]
+    inference = InferenceSettings.from_dict(
+        {**settings, "operating_point": {**_POINT.to_dict(), "tta": tta}}
+    )
     network = Layout(tuple(blocks)).network
-    info = WeightsInfo(network=network, blocks=blocks, extra=extra, **values)
+    info = WeightsInfo(network=network, blocks=blocks, inference=inference, **values)
     variables = randomize(init_variables(info.build_model(), seed=3), seed=4)
     kernel = variables["params"]["head"]["predictions"]["kernel"]
     kernel *= 3  # so that probabilities are not all alike

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import densenet_flax
@@ -18,7 +19,14 @@ from densenet_flax.experiments import run as experiment
 from densenet_flax.inference.tta import symmetric_views
 from densenet_flax.models.init import init_variables
 from densenet_flax.storage.workdir import Workdir
-from densenet_flax.weights import WeightsInfo, convert, load_weights, save_weights
+from densenet_flax.weights import (
+    InferenceSettings,
+    StoredOperatingPoint,
+    WeightsInfo,
+    convert,
+    load_weights,
+    save_weights,
+)
 from tests.helpers.networks import randomize
 
 
@@ -109,7 +117,7 @@ def test_one_file_carries_everything(run, drawn, tmp_path):
     classifier = densenet_flax.load_classifier(tmp_path / "elsewhere.safetensors")
     there = densenet_flax.load_classifier(run)
     assert (classifier.point, classifier.tta) == (there.point, False)
-    assert classifier.info.extra["stain"]["method"] == "channel"
+    assert classifier.info.inference.stain["method"] == "channel"
     assert classifier.image_size == there.image_size
     found = classifier.predict(files)
     assert np.allclose(found.calibrated[:, 1], table.calibrated, atol=1e-6)
@@ -190,8 +198,9 @@ def test_any_weights_with_a_head(nine, drawn):
 def test_a_temperature_for_many_classes(nine, tmp_path):
     path, _, _ = nine
     variables, info = densenet_flax.weights.read_weights(path)
-    point = {"threshold": None, "temperature": 2.0, "rule": "likeliest", "chosen_on": "x"}
-    warm = dataclasses.replace(info, extra={"image_size": [32, 32], "operating_point": point})
+    point = StoredOperatingPoint(None, temperature=2.0, rule="likeliest", chosen_on="x")
+    settings = InferenceSettings(image_size=(32, 32), operating_point=point)
+    warm = dataclasses.replace(info, inference=settings)
     save_weights(tmp_path / "warm.safetensors", variables, warm)
     classifier = densenet_flax.load_classifier(tmp_path / "warm.safetensors")
     found = classifier.predict(np.zeros((1, 40, 40, 3), np.uint8))
@@ -232,6 +241,35 @@ def test_what_cannot_classify_gets_one_line(nine, run, tmp_path):
         densenet_flax.load_classifier(path, image_size=(16, 64))
     with pytest.raises(InputError, match="batch_size"):
         densenet_flax.load_classifier(path, batch_size=-1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"image_size": [1_000_000, 1_000_000]}, r"extra\.image_size is \[1000000, 1000000\]"),
+        ({"image_size": [-224, 224]}, r"extra\.image_size"),
+        ({"dtype": "object"}, r"extra\.dtype"),
+        ({"patient_pattern": "("}, r"extra\.patient_pattern"),
+        ({"operating_point": {"temperature": 0}}, r"operating_point has no 'threshold'"),
+        ({"stain": {"method": "henna"}}, r"stain\.method='henna'"),
+        ({"stain": {"method": "channel", "mean": [1, 2], "std": [1, 1, 1]}}, r"stain\.mean"),
+        ({"stain": {"method": "macenko", "stains": [1, 2, 3]}}, r"stain\.stains"),
+        ({"stain": {"method": "clahe", "grid": 0.5}}, r"stain\.grid"),
+        ({"stain": {"method": "clahe", "grid": 1e6}}, r"stain\.grid"),
+        ({"stain": {"method": "channel", "reference": "/dev/zero"}}, r"stain\.reference"),
+    ],
+    ids=str,
+)
+def test_a_hostile_header_gets_one_line(extra, words, nine, tmp_path):
+    variables, info = densenet_flax.weights.read_weights(nine[0])
+    path = tmp_path / "hostile.safetensors"
+    save_weights(path, variables, info)
+    arrays = safetensors.numpy.load_file(path)
+    header = json.dumps({**info.to_dict(), "extra": extra})
+    safetensors.numpy.save_file(arrays, path, {"densenet_flax": header})
+    with pytest.raises(InputError, match=words) as error:
+        densenet_flax.load_classifier(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 
 def test_importing_the_package_does_not_wait_for_it():

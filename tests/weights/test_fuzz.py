@@ -4,7 +4,9 @@ Nothing else may come out: no other exception, no wrong shapes, no hang. The exa
 that found something, or stand for a kind of damage.
 """
 
+import dataclasses
 import functools
+import json
 import types
 import warnings
 
@@ -15,7 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights import hdf5_probe, read_weights, save_weights
+from densenet_flax.weights import (
+    StoredOperatingPoint,
+    hdf5_probe,
+    read_weights,
+    save_weights,
+)
 from densenet_flax.weights.layout import Layout, flatten
 from densenet_flax.weights.save import export_weights
 from tests.weights.helpers import info_of, keras_tiny, random_variables, torch_state
@@ -148,6 +155,53 @@ def test_a_child_that_does_not_end_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "m.h5").write_bytes(content("m.h5"))
     with pytest.raises(InputError, match="does not end"):
         read_weights(tmp_path / "m.h5")
+
+
+# What our own files say of themselves, in every shape that JSON can have.
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=8,
+)
+point_names = [field.name for field in dataclasses.fields(StoredOperatingPoint)]
+point = st.fixed_dictionaries(
+    {"threshold": st.floats(0, 1), "temperature": st.floats(0.1, 9), "rule": st.text()},
+    optional={"chosen_on": st.text(), **{name: json_values for name in point_names[4:]}},
+)
+settings_values = st.fixed_dictionaries(
+    {},
+    optional={
+        "image_size": st.lists(st.integers(-1, 5000), max_size=3) | json_values,
+        "stain": st.dictionaries(st.sampled_from(["method", "mean", "grid"]), json_values),
+        "dtype": st.sampled_from(["float32", "bfloat16", "float64"]) | json_values,
+        "patient_group": json_values,
+        "patient_pattern": st.text("(a|b)*+?{}[]\\1", max_size=30) | json_values,
+        "operating_point": point | json_values,
+        "later": json_values,
+    },
+)
+
+
+@settings(fuzzing, max_examples=200)
+@given(extra=settings_values | json_values, key=st.text(max_size=9), value=json_values)
+@example(extra={"image_size": [1_000_000, 1_000_000]}, key="", value=None)
+@example(extra={"operating_point": {"temperature": 0}}, key="", value=None)
+def test_any_json_in_the_header(extra, key, value, tmp_path):
+    """One line that names the file, or settings that are written as they were read."""
+    path = tmp_path / "m.safetensors"
+    values = {**info_of(SMALL).to_dict(), key: value, "extra": extra}
+    arrays = safetensors.numpy.load(content("m.safetensors"))
+    safetensors.numpy.save_file(arrays, path, {"densenet_flax": json.dumps(values)})
+    try:
+        variables, info = read_weights(path)
+    except InputError as error:
+        assert str(error).startswith(str(path))
+        assert "\n" not in str(error) and len(str(error)) < 1500
+        return
+    save_weights(path, variables, info)
+    again = read_weights(path)[1]
+    written, first = (json.dumps(x.to_dict(), sort_keys=True) for x in (again, info))
+    assert written == first
 
 
 @pytest.mark.parametrize("name", FORMS)

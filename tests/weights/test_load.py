@@ -128,7 +128,8 @@ def test_a_checkpoint_directory_is_asked_of_the_checkpoint_module(tmp_path, monk
     found, meaning = read_weights(tmp_path)
     assert_same(found, variables)
     assert (meaning.class_names, meaning.preprocessing) == (("b", "m"), "scale")
-    assert (meaning.layout, meaning.extra) == (RECIPE, {"image_size": [96, 96]})
+    assert (meaning.layout, meaning.extra) == (RECIPE, {})
+    assert meaning.inference.image_size == (96, 96)
     values["class_names"] = ["b"]
     with pytest.raises(InputError, match=r"says of itself.*class_names"):
         read_weights(tmp_path)
@@ -169,10 +170,10 @@ def test_imagenet_comes_with_or_without_top(cache):
 
 
 def test_what_the_loaded_weights_mean_comes_along(tmp_path):
-    path, _ = save(tmp_path, preprocessing="scale", class_names=("b", "m"), licence="CC0 1.0")
+    path, _ = save(tmp_path, preprocessing="scale", class_names=("b", "m"), license="CC0 1.0")
     model = info_of(RECIPE).build_model()
     _, info = load_with_info(path, model)
-    assert (info.preprocessing, info.class_names, info.licence) == ("scale", ("b", "m"), "CC0 1.0")
+    assert (info.preprocessing, info.class_names, info.license) == ("scale", ("b", "m"), "CC0 1.0")
     _, info = load_with_info(path, model, ignore_head=True)
     assert (info.preprocessing, info.class_names, info.num_classes) == ("scale", (), 0)
 

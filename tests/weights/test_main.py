@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def ours(tmp_path):
-    info = info_of(RECIPE, class_names=("benign", "malignant"), licence="CC0 1.0")
+    info = info_of(RECIPE, class_names=("benign", "malignant"), license="CC0 1.0")
     save_weights(tmp_path / "m.safetensors", random_variables(RECIPE), info)
     return str(tmp_path / "m.safetensors")
 

@@ -22,7 +22,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_what_is_written_is_read(name, tmp_path):
-    info = info_of(RECIPE, class_names=("benign", "malignant"), licence="CC0 1.0", sha256="ab")
+    info = info_of(RECIPE, class_names=("benign", "malignant"), license="CC0 1.0", sha256="ab")
     variables = random_variables(RECIPE)
     path = tmp_path / "new" / "folder" / name
     WRITERS[name](path, variables, info)

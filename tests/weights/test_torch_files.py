@@ -61,7 +61,7 @@ def test_feat_extract_means_tiatoolbox(tmp_path):
     _, info = read_weights(save(tmp_path / "m.safetensors", state))
     assert (info.preprocessing, info.final_relu, info.epsilon) == ("scale", False, 1e-5)
     assert info.class_names[3] == "TUM"
-    assert info.licence == "CC BY 4.0"
+    assert info.license == "CC BY 4.0"
 
 
 @pytest.mark.parametrize("name", ["densenet201-kather100k", "densenet201.tiatoolbox-pcam"])
@@ -71,7 +71,7 @@ def test_a_name_of_tiatoolbox_means_tiatoolbox(name, tmp_path):
     for path in (tmp_path / f"{name}.safetensors", tmp_path / name / "model.safetensors"):
         _, info = read_weights(save(path, state))
         assert (info.preprocessing, info.final_relu) == ("scale", False)
-        assert info.licence == ("CC BY 4.0" if "kather" in name else "CC0 1.0")
+        assert info.license == ("CC BY 4.0" if "kather" in name else "CC0 1.0")
 
 
 def test_timms_config_beside_the_file_is_read(tmp_path):
@@ -85,7 +85,7 @@ def test_timms_config_beside_the_file_is_read(tmp_path):
         return read_weights(path)[1]
 
     info = beside(config)
-    assert (info.preprocessing, info.licence) == ("torch", "apache-2.0")
+    assert (info.preprocessing, info.license) == ("torch", "apache-2.0")
     assert info.class_names == tuple(names)
     nothing = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     info = beside(nothing)

@@ -35,6 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "deconvolution": {"maximum": _MAXIMUM},
     "clahe": {"clip": 2.0, "grid": 8},
 }
+_LARGEST_GRID = 256  # CLAHE keeps a histogram for each cell
 _SHAPES = {"mean": (3,), "std": (3,), "stains": (3, 2), "maximum": (2,), "clip": (), "grid": ()}
 
 
@@ -106,6 +107,10 @@ def resolve(settings: Mapping[str, Any] | None) -> dict[str, Any]:
             raise InputError(
                 f"data.stain.{key}={value}: expected {'x'.join(map(str, _SHAPES[key])) or 'one'} "
                 "number(s)" + (" above 0" if low == 0 else "")
+            )
+        if key == "grid" and not 1 <= array <= _LARGEST_GRID:
+            raise InputError(
+                f"data.stain.grid={value}: expected a number from 1 to {_LARGEST_GRID}"
             )
         resolved[key] = array.tolist()
     return json.loads(json.dumps({**resolved, "min_tissue": float(min_tissue)}))

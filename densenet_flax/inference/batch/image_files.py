@@ -4,9 +4,7 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
@@ -14,6 +12,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import parse_name
 from densenet_flax.data.images.decode import SUFFIXES
 from densenet_flax.data.sources.folder import walk
+from densenet_flax.weights.inference_settings import InferenceSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +70,20 @@ def _base(pattern: Path) -> Path:
     return base
 
 
-def patient_of(found: ImageFile, about: Mapping[str, Any]) -> str:
+def patient_of(found: ImageFile, settings: InferenceSettings) -> str:
     """Whose an image is, if its name tells it; else ''.
 
     Args:
       found: the image.
-      about: what the network says of its training: `patient_pattern`, a regular expression as in
+      settings: of the network: `patient_pattern`, a regular expression as in
         `data.patient_pattern`; and for names of BreakHis `patient_group`, 'case70' by default.
     """
-    if pattern := about.get("patient_pattern"):
+    if pattern := settings.patient_pattern:
         match = re.search(pattern, os.path.join("/", found.path.as_posix()))
         return (match.group(1) if match.re.groups else match.group()) or "" if match else ""
     name = parse_name(found.path.name)
     if name is None:
         return ""
-    group = about.get("patient_group")
-    if group == "id82":
+    if settings.patient_group == "id82":
         return f"{name.subtype}/{name.slide_id}"
-    return name.slide_id if group == "slide81" else name.case
+    return name.slide_id if settings.patient_group == "slide81" else name.case

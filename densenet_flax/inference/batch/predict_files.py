@@ -212,7 +212,7 @@ def _finish(
     if len(skipped) == len(images):
         journal.path.unlink(missing_ok=True)  # so that mended files are looked at again
         raise InputError(f"none of the {len(images)} images can be used, such as {skipped[0]}")
-    about, counts = classifier.info.extra, Counter[str]()
+    settings, counts = classifier.info.inference, Counter[str]()
 
     def rows() -> Iterator[tuple[ImageFile, list[float]]]:
         for found, (_, value) in zip(images, journal.read(), strict=True):
@@ -225,7 +225,7 @@ def _finish(
             counts.update(result.decision.tolist())
             table: dict[str, Any] = {
                 "file": [str(found.path) for found, _ in some],
-                "patient": [patient_of(found, about) for found, _ in some],
+                "patient": [patient_of(found, settings) for found, _ in some],
             }
             for title in ("probability", "calibrated"):
                 values = getattr(result, title)

@@ -25,7 +25,7 @@ from densenet_flax.inference.batch import predict_files as many
 from densenet_flax.inference.batch import table_writer as tables
 from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
 from densenet_flax.inference.batch.journal import Journal
-from densenet_flax.weights import convert
+from densenet_flax.weights import InferenceSettings, convert
 
 ROOT = Path(__file__).parents[3]
 
@@ -198,7 +198,8 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
     from densenet_flax.weights import WeightsInfo, save_weights
 
     model = tiny.clone(num_classes=3)
-    info = WeightsInfo.of(model, class_names=("a", "b", "c"), extra={"image_size": [32, 32]})
+    settings = InferenceSettings(image_size=(32, 32))
+    info = WeightsInfo.of(model, class_names=("a", "b", "c"), inference=settings)
     save_weights(tmp_path / "three.safetensors", init_variables(model, 0), info)
     wanted = OutputOptions(tmp_path / "out.csv")
     predict(str(tmp_path / "three.safetensors"), str(folder / "a"), wanted)
@@ -290,14 +291,14 @@ def test_which_images_are_meant(folder, tmp_path, monkeypatch):
 def test_whose_an_image_is():
     name = "SOB_M_DC-14-2523AB-100-004.png"
     found = ImageFile(Path("x") / name, name)
-    assert patient_of(found, {}) == "2523"
-    assert patient_of(found, {"patient_group": "slide81"}) == "2523AB"
-    assert patient_of(found, {"patient_group": "id82"}) == "ductal_carcinoma/2523AB"
+    assert patient_of(found, InferenceSettings()) == "2523"
+    assert patient_of(found, InferenceSettings(patient_group="slide81")) == "2523AB"
+    assert patient_of(found, InferenceSettings(patient_group="id82")) == "ductal_carcinoma/2523AB"
     mine = ImageFile(Path("benign/p17_003.png"), "p17_003.png")
-    assert patient_of(mine, {}) == ""
-    assert patient_of(mine, {"patient_pattern": r"/(\w+)_\d+\.png$"}) == "p17"
-    assert patient_of(mine, {"patient_pattern": r"p\d+"}) == "p17"
-    assert patient_of(mine, {"patient_pattern": "q"}) == ""
+    assert patient_of(mine, InferenceSettings()) == ""
+    assert patient_of(mine, InferenceSettings(patient_pattern=r"/(\w+)_\d+\.png$")) == "p17"
+    assert patient_of(mine, InferenceSettings(patient_pattern=r"p\d+")) == "p17"
+    assert patient_of(mine, InferenceSettings(patient_pattern="q")) == ""
 
 
 def test_a_table_without_a_part_is_no_table(tmp_path):
