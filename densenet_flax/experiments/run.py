@@ -39,9 +39,9 @@ from densenet_flax.experiments.from_config import (
     build_views,
     initial_variables,
 )
+from densenet_flax.inference.dataset_predictions import predict_probabilities
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.inference.segments import SegmentedModel
-from densenet_flax.inference.tta import predict_probabilities
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.atomic import write_text
 from densenet_flax.storage.checkpoint import OPERATING_POINT_FILE, Checkpoints, Restored

@@ -213,7 +213,7 @@ class Classifier:
         padded[: len(label)] = label
         x = self._put(batch, size) if unit != "norm" else None
         found = saliency_maps(
-            self.pipeline, self.variables, x, padded, unit=unit, entering=output.entering
+            self.pipeline, self.variables, x, padded, unit=unit, norm_input=output.entering
         )
         return found[: len(batch)]
 

@@ -1,65 +1,68 @@
-"""Whatever stands for an image in a notebook, as pixels."""
+"""The kinds of images that a classifier accepts, as pixels."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images import decode as images
+from densenet_flax.data.images.decode import FAILURES, decode, to_array
 
-# A uint8 array, an opened image, the content of an image file, or where one lies.
-ImageLike = np.ndarray | Image.Image | bytes | str | os.PathLike[str]
+# A uint8 array [H, W, 3], an opened Pillow image, the bytes of an image file, or a path to one.
+ImageLike: TypeAlias = np.ndarray | Image.Image | bytes | str | os.PathLike[str]
+# One of these, any number of them, or a uint8 array [N, H, W, 3].
+ImagesLike: TypeAlias = ImageLike | jax.Array | Iterable[ImageLike]
 
 
-def list_images(given: Any) -> Sequence[ImageLike]:
-    """One image, an array of several or a list of any, as a list.
+def list_images(images: ImagesLike) -> Sequence[ImageLike]:
+    """Makes a sequence of images, of one image or of several.
 
     Raises:
-      InputError: an array of another shape.
+      InputError: an array is neither [N, H, W, 3] nor [H, W, 3].
     """
-    if isinstance(given, np.ndarray | jax.Array):
-        given = np.asarray(given)
-        if given.ndim == 3:
-            given = given[None]
-        if given.ndim != 4:
-            raise InputError(f"images: shape {given.shape}; expected [N, H, W, 3] or [H, W, 3]")
-        return given
-    if isinstance(given, str | bytes | os.PathLike | Image.Image):
-        return [given]
-    return list(given)
+    if isinstance(images, np.ndarray | jax.Array):
+        array = np.asarray(images)
+        if array.ndim == 3:
+            array = array[None]
+        if array.ndim != 4:
+            raise InputError(f"images: shape {array.shape}; expected [N, H, W, 3] or [H, W, 3]")
+        return array  # type: ignore[return-value]  # a sequence of its images
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+        return [images]
+    return list(images)
 
 
-def read_pixels(image: ImageLike, where: object) -> np.ndarray:
-    """uint8 [H, W, 3] of whatever stands for an image.
+def read_pixels(image: ImageLike, name: object) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads or decodes one image.
 
     Args:
-      image: a uint8 array, a Pillow image, the bytes of an image file, or a path.
-      where: what messages call it, if it is no path.
+      image: see `ImageLike`.
+      name: name of the image in error messages; a path is named by itself.
 
     Raises:
-      InputError: it is no image.
+      InputError: it is not an image.
     """
     if isinstance(image, str | os.PathLike):
         try:
-            return images.decode(Path(image).expanduser().read_bytes(), image)
+            return decode(Path(image).expanduser().read_bytes(), image)
         except OSError as error:
             raise InputError(f"{image}: cannot be read ({error.strerror or error})") from error
     if isinstance(image, bytes):
-        return images.decode(image, where)
+        return decode(image, name)
     if isinstance(image, Image.Image):
         try:
-            return images.to_array(image)
-        except images.FAILURES as error:
-            raise InputError(f"{where}: is damaged or cut short ({error})") from error
+            return to_array(image)
+        except FAILURES as error:
+            raise InputError(f"{name}: is damaged or cut short ({error})") from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
         raise InputError(
-            f"{where}: {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W, 3], RGB from 0 "
+            f"{name}: {pixels.dtype} {list(pixels.shape)}; expected uint8 [H, W, 3], RGB from 0 "
             "to 255 and not preprocessed"
         )
     return pixels

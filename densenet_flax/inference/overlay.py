@@ -1,124 +1,139 @@
-"""A map laid over its image: what a person looks at. Pixels only; knows no network."""
+"""Pictures of saliency maps laid over their images. Works on pixels; knows no network."""
 
 import functools
 import io
+import math
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-# From nothing to yellow over violet tissue; told apart with any colour vision, and in print.
-_COLOURS = "viridis"
-_STRONGEST = 0.62  # how much of the tissue the strongest place hides
-_SMALLEST, _LARGEST = 200, 1024  # pixels of the longer side that a picture of a tile has
-_GAP, _BAR, _LABELS, _FOOT = 8, 14, 62, 22
+# From violet, transparent, to yellow over violet tissue: the steps can be told apart with any
+# color vision, and in print.
+_COLORMAP = "viridis"
+_MAX_OPACITY = 0.62  # of the color at the maximum of a map
+_MIN_SIDE, _MAX_SIDE = 200, 1024  # pixels of the longer side of a tile in a panel
+_GAP, _BAR, _LABELS, _CAPTION = 8, 14, 62, 22  # pixels, at the scale of a small tile
 
 
-def upsample(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A map [h, w] as float32 [height, width], bilinear between the middles of its places."""
+def upsample(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> Float[np.ndarray, "H W"]:
+    """Resizes a map to (height, width), bilinear between the centers of its positions."""
     height, width = size
     image = Image.fromarray(np.asarray(values, np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def relative_strength(values: np.ndarray) -> np.ndarray:
-    """A map's positive part as a share of its strongest place; all 0 if nothing is positive."""
+def relative_strength(values: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """Divides the positive part of a map by its maximum; all 0 if nothing is positive."""
     positive = np.maximum(np.asarray(values, np.float32), 0)
-    largest = positive.max()
-    return positive / largest if largest > 0 else positive
+    maximum = positive.max()
+    return positive / maximum if maximum > 0 else positive
 
 
-def overlay_map(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image with what speaks for the class in colour, and a line around half the strongest.
+def overlay_map(
+    image: UInt8[np.ndarray, "H W 3"], values: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Colors the regions of positive values and draws a contour at half the maximum.
 
     Args:
-      image: uint8 [H, W, 3].
-      values: float [h, w], a map of it at any resolution.
-
-    Returns:
-      uint8 [H, W, 3].
+      image: RGB.
+      values: a map of the image, at any resolution.
     """
-    shares = np.clip(upsample(relative_strength(values), image.shape[:2]), 0, 1)
-    mixed = _lay(image, shares)
-    inside = Image.fromarray((255 * (shares >= 0.5)).astype(np.uint8))
-    edge = np.asarray(inside) != np.asarray(inside.filter(ImageFilter.MinFilter(3)))
-    mixed[edge] = 255
-    return mixed
+    strength = np.clip(upsample(relative_strength(values), image.shape[:2]), 0, 1)
+    blended = _blend(image, strength)
+    inside = Image.fromarray((255 * (strength >= 0.5)).astype(np.uint8))
+    # The contour: pixels inside that lose a neighbor when the region is eroded by one pixel.
+    contour = np.asarray(inside) != np.asarray(inside.filter(ImageFilter.MinFilter(3)))
+    blended[contour] = 255
+    return blended
 
 
 def draw_panel(
-    image: np.ndarray, values: np.ndarray, *, stacked: bool = False, caption: str = ""
+    image: UInt8[np.ndarray, "H W 3"],
+    values: Float[np.ndarray, "h w"],
+    *,
+    stacked: bool = False,
+    caption: str = "",
 ) -> Image.Image:
-    """The image, the same with its map laid over, and the scale.
+    """Draws an image, a copy with its map laid over, and the color scale.
 
     Args:
-      image: uint8 [H, W, 3]; small ones are shown larger, large ones smaller.
-      values: float [h, w].
-      stacked: one below the other instead of side by side.
-      caption: a line below.
+      image: RGB; a small one is enlarged, a large one reduced.
+      values: a map of the image, at any resolution.
+      stacked: whether the copy lies below the image instead of beside it.
+      caption: a line of text below both.
     """
-    shown = _fit(image)
-    height, width = shown.shape[:2]
-    scale = max(1, round(height / 240))  # letters of a large picture are read in a smaller one
+    tile = _fit_to_display(image)
+    height, width = tile.shape[:2]
+    scale = max(1, round(height / 240))  # of text and bar: a large panel is read at a smaller size
     gap, bar, labels = scale * _GAP, scale * _BAR, scale * _LABELS
-    foot = scale * _FOOT if caption else 0
+    caption_height = scale * _CAPTION if caption else 0
     x, y = (0, height + gap) if stacked else (width + gap, 0)
-    left = x + width + gap
-    canvas = Image.new("RGB", (left + bar + labels, y + height + foot), "white")
-    canvas.paste(Image.fromarray(shown), (0, 0))
-    canvas.paste(Image.fromarray(overlay_map(shown, values)), (x, y))
-    shares = np.linspace(1, 0, 256)[:, None, None]
-    tissue = shown.reshape(-1, 3).mean(0)  # so that the scale looks as the colours do on it
-    ramp = Image.fromarray(_lay(np.broadcast_to(tissue, (256, bar, 3)), shares[..., 0]))
-    canvas.paste(ramp.resize((bar, height), Image.Resampling.BILINEAR), (left, y))
+    bar_x = x + width + gap
+    canvas = Image.new("RGB", (bar_x + bar + labels, y + height + caption_height), "white")
+    canvas.paste(Image.fromarray(tile), (0, 0))
+    canvas.paste(Image.fromarray(overlay_map(tile, values)), (x, y))
+    tissue = tile.reshape(-1, 3).mean(0)  # so that the scale looks as the colors do over the image
+    canvas.paste(_color_bar(tissue, (bar, height)), (bar_x, y))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12 * scale)
     middle = y + height // 2
-    draw.line([(left, middle), (left + bar, middle)], "white", 2 * scale)
-    for text, at, anchor in (
+    draw.line([(bar_x, middle), (bar_x + bar, middle)], "white", 2 * scale)
+    for text, text_y, anchor in (
         ("strongest", y + 1, "la"),
         ("half", middle, "lm"),
         ("none", y + height - 1, "ld"),
     ):
-        draw.text((left + bar + 4, at), text, "black", font, anchor=anchor)
+        draw.text((bar_x + bar + 4, text_y), text, "black", font, anchor=anchor)
     if caption:
-        draw.text((0, y + height + foot // 2), caption, "black", font, anchor="lm")
+        draw.text((0, y + height + caption_height // 2), caption, "black", font, anchor="lm")
     return canvas
 
 
 def to_png(image: Image.Image) -> bytes:
-    """The content of a PNG file."""
+    """Encodes an image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def shrink_to_display(image: np.ndarray) -> np.ndarray:
-    """The image, no larger than a picture shows it."""
+def shrink_to_display(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Reduces an image to the largest size that a panel shows; smaller ones are returned as is."""
     longer = max(image.shape[:2])
-    return _resized(image, _LARGEST / longer) if longer > _LARGEST else image
+    return _resize(image, _MAX_SIDE / longer) if longer > _MAX_SIDE else image
 
 
-def _lay(image: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The colour of each share over the image, the stronger the less of the image is seen."""
-    colour = _colours()[np.rint(255 * shares).astype(np.int64)]
-    cover = _STRONGEST * shares[..., None]
-    return np.rint(image * (1 - cover) + colour * cover).astype(np.uint8)
-
-
-def _fit(image: np.ndarray) -> np.ndarray:
+def _fit_to_display(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
     longer = max(image.shape[:2])
-    # By a whole number, so that the pixels of a small tile stay even.
-    return (
-        _resized(image, -(-_SMALLEST // longer)) if longer < _SMALLEST else shrink_to_display(image)
-    )
+    if longer >= _MIN_SIDE:
+        return shrink_to_display(image)
+    # By a whole number, so that all pixels of a small tile are shown at the same size.
+    return _resize(image, math.ceil(_MIN_SIDE / longer))
 
 
-def _resized(image: np.ndarray, factor: float) -> np.ndarray:
-    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+def _resize(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:
+    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-@functools.cache
-def _colours() -> np.ndarray:
-    from matplotlib import colormaps  # slow to import
+def _blend(
+    image: Float[np.ndarray, "H W 3"] | UInt8[np.ndarray, "H W 3"],
+    strength: Float[np.ndarray, "H W"],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Lays the color of each strength over the image; the stronger, the more opaque."""
+    color = _colormap()[np.rint(255 * strength).astype(np.int64)]
+    opacity = _MAX_OPACITY * strength[..., None]
+    return np.rint(image * (1 - opacity) + color * opacity).astype(np.uint8)
 
-    return np.rint(255 * colormaps[_COLOURS](np.arange(256))[:, :3]).astype(np.uint8)
+
+def _color_bar(background: Float[np.ndarray, "3"], size: tuple[int, int]) -> Image.Image:
+    """The colors of all strengths over a background, strongest at the top; size (width, height)."""
+    strength = np.broadcast_to(np.linspace(1, 0, 256)[:, None], (256, size[0]))
+    colors = _blend(np.broadcast_to(background, (256, size[0], 3)), strength)
+    return Image.fromarray(colors).resize(size, Image.Resampling.BILINEAR)
+
+
+@functools.cache
+def _colormap() -> UInt8[np.ndarray, "256 3"]:
+    from matplotlib import colormaps  # imported when first used: it is slow to import
+
+    return np.rint(255 * colormaps[_COLORMAP](np.arange(256))[:, :3]).astype(np.uint8)

@@ -1,59 +1,61 @@
-"""What using a network gives: from logits to decisions, and maps to look at."""
+"""What a network returns to its user: probabilities, decisions and saliency maps."""
 
 import dataclasses
 
 import numpy as np
 import scipy  # its parts are imported when they are first used
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.inference.inputs import ImageLike, read_pixels
 from densenet_flax.inference.overlay import draw_panel
-from densenet_flax.inference.segments import probabilities
 from densenet_flax.weights import WeightsInfo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of some images.
+    """Probabilities and decisions for some images.
 
     Attributes:
-      class_names: in the order of the columns.
-      probability: float64 [N, K], the network's own; decisions are made with these.
-      calibrated: float64 [N, K], after temperature scaling; the same if no temperature is known.
-      label: int64 [N], the decision: of two classes the second where its probability reaches the
-        threshold; of more the likeliest.
+      class_names: names of the K classes, in the order of the columns.
+      probability: float64, the network's own probabilities; decisions are made with these.
+      calibrated: float64, the probabilities after temperature scaling; equal to `probability`
+        where no temperature is known.
+      label: int64, index of the decided class. Of two classes the second where its probability
+        reaches the threshold; of more the most probable.
     """
 
     class_names: tuple[str, ...]
-    probability: np.ndarray
-    calibrated: np.ndarray
-    label: np.ndarray
+    probability: Float[np.ndarray, "N K"]
+    calibrated: Float[np.ndarray, "N K"]
+    label: Int[np.ndarray, "N"]
 
     def __len__(self) -> int:
         return len(self.label)
 
     @property
-    def decision(self) -> np.ndarray:
-        """The name of the class that was decided on, str [N]."""
+    def decision(self) -> Shaped[np.ndarray, "N"]:
+        """The name of the decided class of each image, a string array."""
         return np.array(self.class_names)[self.label]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where a network found what speaks for a class.
+    """Saliency maps of some images: which regions support a class.
 
     Attributes:
-      maps: float32 [N, h, w] at the resolution of the unit; what each position adds to the score
-        of the class, negative where it lowers it. See `inference.saliency.explain`.
-      label: int64 [N], the class that is explained.
+      maps: float32, at the resolution of the unit. Each value is the contribution of a position to
+        the score of the class: positive where it increases the score, negative where it lowers
+        it. See `densenet_flax.inference.saliency`.
+      label: int64, index of the class that is explained.
       class_names: names of the classes.
-      unit: whose channels are weighed.
-      method: 'CAM', exact, or 'Grad-CAM'.
+      unit: name of the unit whose channels are weighted.
+      method: 'CAM', which is exact, or 'Grad-CAM'.
     """
 
-    maps: np.ndarray
-    label: np.ndarray
+    maps: Float[np.ndarray, "N h w"]
+    label: Int[np.ndarray, "N"]
     class_names: tuple[str, ...]
     unit: str
     method: str
@@ -62,11 +64,14 @@ class Explanation:
         return len(self.maps)
 
     def picture(self, index: int, image: ImageLike) -> Image.Image:
-        """An image beside itself with its map laid over, and the scale.
+        """Draws an image beside a copy with its map laid over, and the color scale.
 
         Args:
-          index: which map.
-          image: the image that it is of, at any size.
+          index: number of the map.
+          image: the image that the map explains, of any size.
+
+        Raises:
+          InputError: `image` cannot be read as an image.
         """
         return draw_panel(read_pixels(image, f"image {index}"), self.maps[index])
 
@@ -91,18 +96,29 @@ def operating_point_of(info: WeightsInfo) -> OperatingPoint:
     )
 
 
-def to_probabilities(logits: np.ndarray, activation: str) -> np.ndarray:
-    """float64 [N, K], K = 2 also of one output that says yes or no."""
+def to_probabilities(
+    logits: Float[np.ndarray, "N outputs"], activation: str = "softmax"
+) -> Float[np.ndarray, "N K"]:
+    """Applies softmax or sigmoid, in float64 so that confident predictions stay distinguishable.
+
+    Args:
+      logits: one column for each output. A single output is P(positive), whatever the activation.
+      activation: 'softmax' over the outputs, or 'sigmoid' of each.
+
+    Returns:
+      float64; K = 2, negative and positive, for a single output, else one column per output.
+    """
+    logits = np.asarray(logits, np.float64)
     if activation == "softmax" and logits.shape[-1] > 1:
-        return probabilities(logits)
-    positive = scipy.special.expit(np.asarray(logits, np.float64))
+        return scipy.special.softmax(logits, axis=-1)
+    positive = scipy.special.expit(logits)
     return np.concatenate([1 - positive, positive], -1) if logits.shape[-1] == 1 else positive
 
 
 def decide(
-    probability: np.ndarray, class_names: tuple[str, ...], point: OperatingPoint
+    probability: Float[np.ndarray, "N K"], class_names: tuple[str, ...], point: OperatingPoint
 ) -> Prediction:
-    """From the network's own probabilities [N, K] to calibrated ones and decisions."""
+    """Calibrates the network's own probabilities and decides on a class for each row."""
     if len(class_names) == 2:
         positive = probability[:, 1]
         calibrated = point.calibrate(positive)
@@ -111,7 +127,7 @@ def decide(
     else:
         calibrated, label = probability, probability.argmax(axis=1)
         if point.temperature != 1:
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore"):  # log(0) is -inf, whose softmax is 0 again
                 scores = np.log(probability) / point.temperature
             calibrated = scipy.special.softmax(scores, axis=1)
     return Prediction(class_names, probability, calibrated, label)

@@ -1,134 +1,163 @@
-"""Where a network found what speaks for a class: class-activation maps, and a check of them.
+"""Saliency maps: which regions of an image are evidence for a class, and a test of the maps.
 
-The score that is explained is a class's logit less the mean of the other logits: adding the same
-to all logits changes no probability, and so it should change no map.
+The score S of a class is its logit minus the mean of the other logits. A constant added to all
+logits changes no probability; with this contrast it changes no map either.
 
-CAM: Zhou et al., CVPR 2016. Grad-CAM: Selvaraju et al., ICCV 2017. The check by randomising the
-weights: Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018.
+A map is a weighted sum over the channels c of one unit's output A,
+
+    map[h, w] = Σ_c  weight[c] · A[h, w, c]
+
+with the weights of one of two methods:
+
+* **CAM** (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016) at the
+  last unit, 'norm', of a network with a linear head: the head's kernel, contrasted as S is. It is
+  exact: the mean of the map over all positions, plus the contrasted bias, is S.
+* **Grad-CAM** (Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via
+  Gradient-based Localization", ICCV 2017) everywhere else: the sum over all positions of ∂S/∂A.
+  It differs from the publication twice: the sum replaces the mean, so that both methods agree
+  where both exist; and there is no ReLU, so that positions which lower the score are negative.
+
+(HiResCAM would multiply ∂S/∂A and A at each position before it sums over channels.)
+
+The test is the cascading randomization of Adebayo et al., "Sanity Checks for Saliency Maps",
+NeurIPS 2018: maps that explain what was learned change when the weights are shuffled.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported when they are first used
+from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import replicate, to_host
+from densenet_flax.common.types import PyTree, Variables
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.units import param_key, select_units
 
-Variables = Mapping[str, Any]
-
 
 def next_unit(model: DenseNet, unit: str) -> str:
-    """The unit after this one: what enters there is what this one hands on.
+    """Name of the unit that takes the output of this one.
 
     Raises:
-      InputError: it is no unit of the backbone; the message has some that are.
+      InputError: `unit` is no unit of the backbone; the message names some.
     """
-    line = [name for name in model.units if name != "head"]
-    if unit not in line:
+    backbone = [name for name in model.units if name != "head"]
+    if unit not in backbone:
         raise InputError(
-            f"unit {unit!r}: expected a unit of the line, such as norm, {line[-2]}, pool3 or "
-            f"conv2_block1; the last is {line[-1]}"
+            f"unit {unit!r}: expected a unit of the backbone, such as norm, {backbone[-2]}, pool3 "
+            f"or conv2_block1; the last is {backbone[-1]}"
         )
     return model.units[model.units.index(unit) + 1]
 
 
 def is_cam(model: DenseNet, unit: str) -> bool:
-    """Whether maps of this unit are CAMs, parts of the score itself, or a linearisation of it."""
+    """Whether maps of this unit are CAMs, exact parts of the score, or else Grad-CAMs."""
     return unit == "norm" and not model.hidden
 
 
 def saliency_maps(
-    pipeline: SegmentedModel,
+    segmented: SegmentedModel,
     variables: Variables,
-    images: Any,
-    target: Any,
+    images: UInt8[Array, "N H W 3"] | None,
+    target: Int[Array | np.ndarray, "N"],
     *,
     unit: str = "norm",
-    entering: Any = None,
-) -> np.ndarray:
-    """What each place of an image adds to the score of a class.
+    norm_input: Float[Array, "N h w C"] | None = None,
+) -> Float[np.ndarray, "N h w"]:
+    """Computes the contribution of each position to the score of a class.
 
-    At the last unit with a linear head that is exact: the mean of a map, plus the biases, is the
-    score. Elsewhere it is Grad-CAM: the unit's channels, weighted by the sum over places of the
-    score's gradient. Signs are kept, so that places that speak against the class are negative;
-    Grad-CAM as published shows what is positive.
+    CAM at the last unit of a network with a linear head, signed Grad-CAM elsewhere; the formulas
+    are at the top of this module.
 
     Args:
-      pipeline: the compiled network; it is cut before 'norm', and should be at `next_unit(unit)`
-        if that lies further up.
-      variables: of the whole network, on the devices.
-      images: uint8 [N, H, W, 3], on the devices.
-      target: int [N], which class.
-      unit: of the backbone, whose channels are weighed.
-      entering: what enters at 'norm', if it is known; spares running the network for unit 'norm'.
+      segmented: the compiled network; a cut at `next_unit(unit)` saves a compilation.
+      variables: those of the whole network, on the devices.
+      images: on the devices; not needed where `norm_input` is given and used.
+      target: index of the class to explain, for each image.
+      unit: name of a unit of the backbone, whose output channels are weighted.
+      norm_input: the input of the last norm, if it is known; for unit 'norm' the backbone then
+        does not run again.
 
     Returns:
-      float32 [N, h, w], at the resolution of the unit.
+      float32, at the resolution of the unit: positive where a position is evidence for the class,
+      negative where it lowers the score.
 
     Raises:
       InputError: there is no such unit.
     """
-    model, after = pipeline.model, next_unit(pipeline.model, unit)
+    model, after = segmented.model, next_unit(segmented.model, unit)
+    # The last norm runs in `_weighted_channels`, because its input is what callers have at hand.
     start = "norm" if unit == "norm" else after
-    x = entering
-    if x is None or unit != "norm":
-        if start not in pipeline.cuts:
-            pipeline = SegmentedModel(
-                model,
-                pipeline.mesh,
-                cuts=[*pipeline.cuts, start],
-                preprocessing=pipeline.preprocessing,
-            )
-        x = pipeline.run(variables, images, stop=start)
+    x = norm_input if unit == "norm" else None
+    if x is None:
+        assert images is not None, "expected images, or norm_input and unit 'norm'"
+        x = segmented.with_cut(start).run(variables, images, stop=start)
     units = model.units[model.units.index(start) :]
-    part = {name: select_units(tree, units) for name, tree in variables.items()}
+    selected = {name: select_units(tree, units) for name, tree in variables.items()}
     target = jnp.asarray(target, jnp.int32)
-    return to_host(_maps(model, part, x, target, start=start, after=after))
+    return to_host(_weighted_channels(model, selected, x, target, start=start, after=after))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "start", "after"))
-def _maps(model: DenseNet, variables, x, target, *, start: str, after: str) -> jax.Array:
-    if start != after:  # the last norm itself, which is not part of what is weighed
-        x = model.apply(variables, x, start=start, stop=after)
+def _weighted_channels(
+    model: DenseNet,
+    variables: Variables,
+    x: Float[Array, "N h w C"],
+    target: Int[Array, "N"],
+    *,
+    start: str,
+    after: str,
+) -> Float[Array, "N h w"]:
+    """The maps of the unit before `after`, from the input of `start`."""
+    if start != after:
+        x = cast(Array, model.apply(variables, x, start=start, stop=after))
     x = x.astype(jnp.float32)
+    contrast = _contrast(target, model.num_classes)
     if after == "head" and not model.hidden:
         kernel = variables["params"]["head"]["predictions"]["kernel"]  # [C, K]
-        contrast = _contrast(target, model.num_classes)
         return jnp.einsum("nhwc,ck,nk->nhw", x, kernel, contrast, precision="highest")
 
-    def score(features: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, features, start=after)
-        return jnp.sum(logits * _contrast(target, model.num_classes))
+    def total_score(features: Float[Array, "N h w C"]) -> Float[Array, ""]:
+        logits = cast(Array, model.apply(variables, features, start=after))
+        return jnp.sum(logits * contrast)
 
-    weight = jax.grad(score)(x).sum(axis=(1, 2))
+    # In inference mode the images do not mix: the gradient of the sum is that of each score.
+    weight = jax.grad(total_score)(x).sum(axis=(1, 2))
     return jnp.einsum("nhwc,nc->nhw", x, weight, precision="highest")
 
 
-def _contrast(target: jax.Array, classes: int) -> jax.Array:
-    """[N, K]: times logits, the target's less the mean of the others."""
-    if classes == 1:  # one output that says yes or no
+def _contrast(target: Int[Array, "N"], outputs: int) -> Float[Array, "N outputs"]:
+    """Coefficients that make the score S of the target from the logits."""
+    if outputs == 1:  # the logit of P(positive): the other class has its negative
         return jnp.where(target == 1, 1.0, -1.0)[:, None]
-    chosen = jax.nn.one_hot(target, classes)
-    return chosen - (1 - chosen) / (classes - 1)
+    chosen = jax.nn.one_hot(target, outputs)
+    return chosen - (1 - chosen) / (outputs - 1)
 
 
-def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """The same network with the numbers of each tensor of these units put in random order.
+def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -> Variables:
+    """Puts the values of each tensor of these units in random order.
 
-    What was learned is gone, while sizes and spreads stay those that the layers work with.
+    What was learned is lost, while every tensor keeps its values, so activations keep scales that
+    the layers work with. (Adebayo et al. draw new initial values.)
+
+    Args:
+      variables: those of the whole network.
+      units: names of the units to shuffle.
+      seed: of the random order.
+
+    Returns:
+      Variables of the same shapes, NumPy arrays where they were shuffled.
     """
     keys = {param_key(unit) for unit in units}
     rng = np.random.default_rng(seed)
 
-    def shuffle(path: tuple[Any, ...], leaf: Any) -> Any:
+    def shuffle(path: tuple[jax.tree_util.DictKey, ...], leaf: PyTree) -> PyTree:
         if path[0].key not in keys:
             return leaf
         values = np.asarray(leaf)
@@ -141,66 +170,77 @@ def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -
 
 
 def cascading_units(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
-    """From the head down to the stem, a dense stage at a time: (name, units random so far)."""
+    """The steps of a cascading randomization, from the head down to the stem.
+
+    Returns:
+      For each step its name, which is 'head', a dense block with the norm or transition after it
+      ('conv5', …, 'conv2') or 'stem'; and all units that are shuffled by then.
+    """
     groups: dict[str, list[str]] = {"head": ["head"]}
     for unit in reversed([name for name in model.units if name != "head"]):
-        stage = unit.partition("_block")[0]
-        if unit == "norm" or unit.startswith("pool"):
-            stage = f"conv{len(model.blocks) + 1}" if unit == "norm" else f"conv{unit[4:]}"
-        groups.setdefault(stage, []).append(unit)
-    found: list[tuple[str, tuple[str, ...]]] = []
-    so_far: tuple[str, ...] = ()
+        group = unit.partition("_block")[0]
+        if unit == "norm":
+            group = f"conv{len(model.blocks) + 1}"
+        elif unit.startswith("pool"):
+            group = unit.replace("pool", "conv")
+        groups.setdefault(group, []).append(unit)
+    steps = []
+    shuffled: tuple[str, ...] = ()
     for name, units in groups.items():
-        so_far = (*so_far, *units)
-        found.append((name, so_far))
-    return found
+        shuffled = (*shuffled, *units)
+        steps.append((name, shuffled))
+    return steps
 
 
-def mean_rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Mean over images of Spearman's rank correlation of two maps [N, h, w].
+def mean_rank_correlation(
+    maps: Float[np.ndarray, "N h w"], others: Float[np.ndarray, "N h w"]
+) -> float | None:
+    """Spearman's rank correlation of two maps of an image, averaged over the images.
 
-    A map that is the same everywhere ranks nothing and counts as 0; None if a map is one place.
+    A constant map ranks no position and counts as 0. None if the maps have a single position.
     """
-    if a[0].size < 2:
+    if maps[0].size < 2:
         return None
-    found = []
-    for one, other in zip(a, b, strict=True):
-        flat = not np.ptp(one) > 0 or not np.ptp(other) > 0  # not finite either
-        found.append(0.0 if flat else scipy.stats.spearmanr(one, other, axis=None).statistic)
-    return float(np.mean(found))
+    correlations = []
+    for a, b in zip(maps, others, strict=True):
+        ranks_nothing = not np.ptp(a) > 0 or not np.ptp(b) > 0  # true of NaN as well
+        correlation = 0.0 if ranks_nothing else scipy.stats.spearmanr(a, b, axis=None).statistic
+        correlations.append(correlation)
+    return float(np.mean(correlations))
 
 
 def sanity_check(
-    pipeline: SegmentedModel,
+    segmented: SegmentedModel,
     variables: Variables,
-    images: Any,
-    target: np.ndarray,
-    maps: np.ndarray,
+    images: UInt8[Array, "N H W 3"],
+    target: Int[np.ndarray, "N"],
+    maps: Float[np.ndarray, "M h w"],
     *,
     unit: str = "norm",
     seed: int = 0,
 ) -> dict[str, float | None]:
-    """How alike maps stay when weights are made random from the head downwards.
+    """Compares maps with those of the network whose weights are shuffled from the head down.
 
-    An explanation of what was learned has to change. Correlations near 0 at the end are good news;
-    a high one says that the maps show the image, an edge filter for one, and not the network.
+    Maps that explain what was learned have to change: correlations near 0 at the last step are
+    good news. High ones say that the maps show the image, as an edge detector does, and not the
+    network.
 
     Args:
-      pipeline: as for `saliency_maps`.
-      variables: of the whole network.
+      segmented: as for `saliency_maps`.
+      variables: as for `saliency_maps`.
       images: as for `saliency_maps`.
       target: as for `saliency_maps`.
-      maps: what `saliency_maps` gave.
+      maps: the result of `saliency_maps`, or its first M rows if the rest are padding.
       unit: as for `saliency_maps`.
       seed: of the random order.
 
     Returns:
-      For each dense stage, in this order, the mean rank correlation with `maps` once all from the
-      head down to it is random; None where a map is one place and ranks nothing.
+      For each step of `cascading_units`, in that order, the mean rank correlation with `maps`;
+      None where a map has a single position.
     """
-    found = {}
-    for name, units in cascading_units(pipeline.model):
-        shuffled = replicate(shuffle_weights(variables, units, seed), pipeline.mesh)
-        others = saliency_maps(pipeline, shuffled, images, target, unit=unit)
-        found[name] = mean_rank_correlation(maps, others[: len(maps)])
-    return found
+    correlations = {}
+    for name, units in cascading_units(segmented.model):
+        shuffled = replicate(shuffle_weights(variables, units, seed), segmented.mesh)
+        others = saliency_maps(segmented, shuffled, images, target, unit=unit)
+        correlations[name] = mean_rank_correlation(maps, others[: len(maps)])
+    return correlations

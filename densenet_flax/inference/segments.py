@@ -1,140 +1,121 @@
-"""A network and images in; features, logits and probabilities out."""
+"""The network in inference mode, compiled in segments that end where training stages cut it."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import cast
 
 import jax
 import numpy as np
-import scipy  # its parts are imported when they are first used
 from jax.sharding import Mesh
+from jaxtyping import Array, Shaped
 
-from densenet_flax.common.sharding import process_slice, put_batch, to_host
-from densenet_flax.data.batching import batches as cut_batches
-from densenet_flax.data.dataset import Dataset
-from densenet_flax.data.images.stream import images_ahead
+from densenet_flax.common.types import PyTree, Variables
 from densenet_flax.models.densenet import DenseNet, pool
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.models.units import select_units
 
 
-@functools.partial(jax.jit, static_argnames=("model", "start", "stop", "preprocessing"))
-def _forward(model: DenseNet, variables, x, *, start: str, stop: str | None, preprocessing: str):
-    if start == "stem":
-        x = preprocess_input(x, preprocessing)
-    y: Any = model.apply(variables, x, start=start, stop=stop)
-    return pool(y) if stop == "head" else y
-
-
 class SegmentedModel:
-    """The network in inference mode, compiled in segments that end where stages cut it.
+    """A network as a chain of compiled segments, each from one cut to the next.
 
-    Every stage's frozen prefix, its validation and the final evaluation are then chains of the
-    same few compiled functions, and none is compiled twice.
+    Every stage's frozen prefix, its validation and the final evaluation are chains of the same few
+    compiled functions, so none is compiled twice.
+
+    Attributes:
+      model: the Flax module.
+      mesh: the devices that batches are spread over.
+      cuts: names of the units at which segments begin, in order.
+      preprocessing: mode of `preprocess_input`.
     """
 
     def __init__(
         self, model: DenseNet, mesh: Mesh, *, cuts: Iterable[str] = (), preprocessing: str = "torch"
     ):
-        """Takes the units at which stages cut the network.
-
-        The last norm, where explanations begin, and pooled features are always a cut.
+        """Declares the segments; each is compiled when it first runs.
 
         Args:
-          model: with a head.
+          model: a network with a head.
           mesh: the devices to spread batches over.
-          cuts: names of units.
+          cuts: names of the units at which stages cut the network. The stem, the last norm, whose
+            input the saliency maps need, and the head, whose input are the pooled features, are
+            always cuts.
           preprocessing: mode of `preprocess_input`.
         """
         self.model = model
         self.mesh = mesh
         self.preprocessing = preprocessing
-        wanted = {*cuts, "stem", "norm", "head"}
-        self.cuts: tuple[str, ...] = tuple(unit for unit in model.units if unit in wanted)
+        cuts = {*cuts, "stem", "norm", "head"}
+        self.cuts: tuple[str, ...] = tuple(unit for unit in model.units if unit in cuts)
+
+    def with_cut(self, unit: str) -> "SegmentedModel":
+        """The same network with one more cut; segments that end elsewhere stay compiled."""
+        if unit in self.cuts:
+            return self
+        return SegmentedModel(
+            self.model, self.mesh, cuts=(*self.cuts, unit), preprocessing=self.preprocessing
+        )
 
     def run(
-        self, variables: Mapping[str, Any], x: Any, *, start: str = "stem", stop: str | None = None
-    ) -> jax.Array:
+        self,
+        variables: Variables,
+        x: Shaped[Array, "N ..."],
+        *,
+        start: str = "stem",
+        stop: str | None = None,
+    ) -> Shaped[Array, "N ..."]:
         """Runs the network from one cut to another.
 
         Args:
-          variables: at least those of the units that run.
-          x: uint8 images `[N, H, W, 3]` if `start` is the stem, else what the cut before gave;
-            pooled features `[N, C]` if it is the head.
+          variables: those of the units that run; may hold more.
+          x: the input of `start`, NumPy arrays included: uint8 images `[N, H, W, 3]` at the stem,
+            pooled features `[N, C]` at the head, else feature maps `[N, h, w, C]`.
           start: a cut.
-          stop: a later cut; None gives logits `[N, num_classes]`.
+          stop: a later cut, which does not run; None runs to the end.
+
+        Returns:
+          The input of `stop`; logits `[N, num_classes]` if that is None.
         """
         for begin, end in self._segments(start, stop):
-            part = self._part(variables, begin, end)
-            x = _forward(
-                self.model, part, x, start=begin, stop=end, preprocessing=self.preprocessing
+            x = _run_segment(
+                self.model,
+                self._select(variables, begin, end),
+                x,
+                start=begin,
+                stop=end,
+                preprocessing=self.preprocessing,
             )
         return x
 
-    def input_spec(self, cut: str, images: Sequence[int]) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of what enters at a cut after the stem, of images `[N, H, W, 3]`."""
+    def input_spec(self, cut: str, image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the input of a cut after the stem, for images `[N, H, W, 3]`."""
         dtype = np.float32 if cut == "head" else self.model.dtype
-        return jax.ShapeDtypeStruct(self.model.entering(cut, images), np.dtype(dtype))
+        return jax.ShapeDtypeStruct(self.model.entering(cut, image_shape), np.dtype(dtype))
 
     def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:
-        ends: Sequence[str | None] = (*self.cuts, None)
-        first, last = ends.index(start), ends.index(stop)
-        for begin, end in zip(ends[first:last], ends[first + 1 : last + 1], strict=True):
+        ends = (*self.cuts, None)
+        for begin, end in pairwise(ends[ends.index(start) : ends.index(stop) + 1]):
             assert begin is not None
             yield begin, end
 
-    def _part(self, variables: Mapping[str, Any], begin: str, end: str | None) -> dict[str, Any]:
+    def _select(self, variables: Variables, begin: str, end: str | None) -> dict[str, PyTree]:
         units = self.model.units
-        here = units[units.index(begin) : units.index(end) if end else None]
-        return {name: select_units(tree, here) for name, tree in variables.items()}
+        units = units[units.index(begin) : units.index(end) if end else None]
+        return {name: select_units(tree, units) for name, tree in variables.items()}
 
 
-Batches = Iterable[tuple[np.ndarray, np.ndarray, Mapping[str, Any]]]
-
-
-def predict_logits(
-    pipeline: SegmentedModel,
-    variables: Mapping[str, Any],
-    dataset: Dataset,
-    ids: np.ndarray,
-    batch_size: int,
+# Not a method: segments of equal arguments share one compilation, whichever object runs them.
+@functools.partial(jax.jit, static_argnames=("model", "start", "stop", "preprocessing"))
+def _run_segment(
+    model: DenseNet,
+    variables: Variables,
+    x: Shaped[Array, "N ..."],
     *,
-    start: str = "stem",
-    batches: Batches | None = None,
-    progress: Callable[[int], Any] | None = None,
-) -> np.ndarray:
-    """Logits `[len(ids), num_classes]`, one row for each id in the order given.
-
-    Args:
-      pipeline: the compiled network.
-      variables: of the whole network, or from `start` on.
-      dataset: where the images are.
-      ids: rows of the data set.
-      batch_size: any; the last batch is padded and the padding dropped.
-      start: where the batches of `batches` enter the network.
-      batches: ids, weights and batches with `inputs`; by default the images.
-      progress: called with the number of images done after each batch.
-    """
-    found = []
-    if batches is None:
-        batches = image_batches(dataset, ids, batch_size, pipeline.mesh)
-    for _, weight, batch in batches:
-        logits = pipeline.run(variables, batch["inputs"], start=start)
-        count = int(weight.sum())
-        found.append(to_host(logits)[:count])
-        if progress:
-            progress(count)
-    return np.concatenate(found)
-
-
-def image_batches(dataset: Dataset, ids: np.ndarray, batch_size: int, mesh: Mesh) -> Batches:
-    """Batches of images as they are, on the devices, read ahead of their use."""
-    parts = list(cut_batches(ids, batch_size))
-    images = images_ahead(dataset, [process_slice(rows, mesh) for rows, _ in parts])
-    for rows, weight in parts:
-        yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Softmax over classes, in float64 so that sure predictions stay distinguishable."""
-    return scipy.special.softmax(np.asarray(logits, np.float64), axis=-1)
+    start: str,
+    stop: str | None,
+    preprocessing: str,
+) -> Shaped[Array, "N ..."]:
+    if start == "stem":
+        x = preprocess_input(x, preprocessing)
+    y = cast(Array, model.apply(variables, x, start=start, stop=stop))
+    return pool(y) if stop == "head" else y

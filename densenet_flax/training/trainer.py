@@ -31,7 +31,8 @@ from densenet_flax.common.sharding import multiple_processes, replicate
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import Sampler
 from densenet_flax.data.splits.split import Split
-from densenet_flax.inference.segments import SegmentedModel, predict_logits
+from densenet_flax.inference.dataset_predictions import predict_logits
+from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.storage.checkpoint import Checkpoints, Restored, by_name, from_names

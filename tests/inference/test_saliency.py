@@ -1,4 +1,4 @@
-"""Where a network found what speaks for a class."""
+"""Saliency maps against their definitions, and the test of maps by shuffled weights."""
 
 import jax
 import jax.numpy as jnp
@@ -47,33 +47,33 @@ def run(network, **kwargs):
     return saliency_maps(SegmentedModel(model, make_mesh()), variables, IMAGES, TARGET, **kwargs)
 
 
-def margins(logits):
-    """Of each image the target's logit less the mean of the others."""
+def scores(logits):
+    """The target's logit minus the mean of the others, for each image."""
     rows = np.arange(len(TARGET))
     others = (logits.sum(1) - logits[rows, TARGET]) / (logits.shape[1] - 1)
     return logits[rows, TARGET] - others
 
 
-def test_with_a_linear_head_the_map_is_the_score_itself(linear):
+def test_a_cam_decomposes_the_score_exactly(linear):
     model, variables = linear
     maps = run(linear)
     assert maps.shape == (3, 2, 3) and is_cam(model, "norm")
     bias = np.asarray(variables["params"]["head"]["predictions"]["bias"])
     logits = np.asarray(model.apply(variables, preprocess_input(IMAGES)))
-    wanted = margins(logits) - margins(np.tile(bias, (3, 1)))
-    assert np.allclose(maps.mean((1, 2)), wanted, atol=1e-5)
-    # Each place adds what it would if only it were there: leave one out and see what is lost.
+    expected = scores(logits) - scores(np.tile(bias, (3, 1)))
+    assert np.allclose(maps.mean((1, 2)), expected, atol=1e-5)
+    # A position contributes what the score loses when its features are removed.
     x = np.array(model.apply(variables, preprocess_input(IMAGES), stop="head"))
     x[:, 1, 2] = 0
     without = np.asarray(model.apply(variables, x, start="head"))
-    assert np.allclose(margins(logits) - margins(without), maps[:, 1, 2] / 6, atol=1e-5)
+    assert np.allclose(scores(logits) - scores(without), maps[:, 1, 2] / 6, atol=1e-5)
 
 
-def test_the_gradient_gives_the_same_where_both_exist(linear, monkeypatch):
+def test_cam_and_grad_cam_agree_where_both_exist(linear):
     exact = run(linear)
     model, variables = linear
-    pipeline = SegmentedModel(model, make_mesh())
-    x = pipeline.run(variables, IMAGES, stop="norm")
+    segmented = SegmentedModel(model, make_mesh())
+    x = segmented.run(variables, IMAGES, stop="norm")
     features = model.apply(variables, x, start="norm", stop="head")
     contrast = saliency._contrast(jnp.asarray(TARGET), 3)
 
@@ -84,8 +84,8 @@ def test_the_gradient_gives_the_same_where_both_exist(linear, monkeypatch):
     assert np.allclose(jnp.einsum("nhwc,nc->nhw", features, weight), exact, atol=1e-5)
 
 
-def test_grad_cam_through_the_recipes_head(deep):
-    """Against the head's weights by hand, which of a ReLU network are exact where it is linear."""
+def test_grad_cam_through_a_hidden_layer(deep):
+    """Against the gradient of a Dense, ReLU, Dense head written by hand."""
     model, variables = deep
     features = np.asarray(model.apply(variables, preprocess_input(IMAGES), stop="head"))
     first, last = (variables["params"]["head"][name] for name in ("dense_1", "predictions"))
@@ -100,7 +100,7 @@ def test_grad_cam_through_the_recipes_head(deep):
 
 
 @pytest.mark.parametrize(("unit", "shape"), [("conv4_block3", (4, 6)), ("stem", (16, 24))])
-def test_any_unit_of_the_line(deep, unit, shape):
+def test_grad_cam_of_any_unit(deep, unit, shape):
     model, variables = deep
     maps = run(deep, unit=unit)
     assert maps.shape == (3, *shape)
@@ -116,33 +116,33 @@ def test_any_unit_of_the_line(deep, unit, shape):
     assert np.allclose(maps, jnp.einsum("nhwc,nc->nhw", x, weight), atol=1e-4)
 
 
-def test_what_all_classes_share_is_no_evidence(linear):
+def test_logits_shifted_alike_change_no_map(linear):
     model, variables = linear
     head = variables["params"]["head"]["predictions"]
     shift = np.random.default_rng(3).normal(0, 1, (head["kernel"].shape[0], 1))
-    moved = {**head, "kernel": np.asarray(head["kernel"] + shift, np.float32)}
-    params = {**variables["params"], "head": {"predictions": moved}}
+    shifted = {**head, "kernel": np.asarray(head["kernel"] + shift, np.float32)}
+    params = {**variables["params"], "head": {"predictions": shifted}}
     same = run((model, {**variables, "params": params}))
     assert np.allclose(same, run(linear), atol=1e-4)
 
 
-def test_what_entered_the_norm_spares_the_network(linear):
+def test_the_known_input_of_the_norm_replaces_the_images(linear):
     model, variables = linear
-    pipeline = SegmentedModel(model, make_mesh())
-    entering = pipeline.run(variables, IMAGES, stop="norm")
-    maps = saliency_maps(pipeline, variables, None, TARGET, entering=entering)
+    segmented = SegmentedModel(model, make_mesh())
+    norm_input = segmented.run(variables, IMAGES, stop="norm")
+    maps = saliency_maps(segmented, variables, None, TARGET, norm_input=norm_input)
     assert np.array_equal(maps, run(linear))
 
 
-def test_units_that_are_none(deep):
+def test_an_unknown_unit_is_rejected(deep):
     model, _ = deep
     assert next_unit(model, "conv3_block2") == "pool3" and next_unit(model, "norm") == "head"
-    for wrong in ("head", "conv9", ""):
-        with pytest.raises(InputError, match=r"expected a unit of the line, such as norm"):
-            next_unit(model, wrong)
+    for name in ("head", "conv9", ""):
+        with pytest.raises(InputError, match=r"expected a unit of the backbone, such as norm"):
+            next_unit(model, name)
 
 
-def test_the_cascade_goes_down_the_line_and_leaves_nothing_out(deep):
+def test_the_cascade_runs_from_the_head_to_the_stem_and_omits_no_unit(deep):
     model, _ = deep
     steps = cascading_units(model)
     assert [name for name, _ in steps] == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
@@ -152,7 +152,7 @@ def test_the_cascade_goes_down_the_line_and_leaves_nothing_out(deep):
     assert "norm" in steps[1][1] and "pool4" in steps[2][1] and "pool4" not in steps[1][1]
 
 
-def test_random_weights_keep_their_numbers_and_lose_their_order(deep):
+def test_shuffled_tensors_keep_their_values_and_lose_their_order(deep):
     _, variables = deep
     shuffled = shuffle_weights(variables, ["head", "norm"])
     flat = lambda tree: jax.tree_util.tree_leaves_with_path(tree)  # noqa: E731
@@ -164,7 +164,7 @@ def test_random_weights_keep_their_numbers_and_lose_their_order(deep):
             assert not np.array_equal(before, after)
 
 
-def test_how_alike_maps_are():
+def test_rank_correlation_of_maps():
     maps = np.random.default_rng(5).normal(size=(4, 3, 5))
     assert mean_rank_correlation(maps, 3 * maps - 1) == pytest.approx(1)
     assert mean_rank_correlation(maps, -maps) == pytest.approx(-1)
@@ -174,11 +174,11 @@ def test_how_alike_maps_are():
     assert mean_rank_correlation(maps[:, :1, :1], maps[:, :1, :1]) is None
 
 
-def test_the_check_by_random_weights(deep):
+def test_the_sanity_check_reports_every_step_of_the_cascade(deep):
     model, variables = deep
-    pipeline = SegmentedModel(model, make_mesh())
+    segmented = SegmentedModel(model, make_mesh())
     maps = run(deep)
-    found = sanity_check(pipeline, variables, IMAGES, TARGET, maps)
-    assert list(found) == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
-    assert all(-1 <= value < 0.999 for value in found.values())
+    correlations = sanity_check(segmented, variables, IMAGES, TARGET, maps)
+    assert list(correlations) == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
+    assert all(-1 <= value < 0.999 for value in correlations.values())
     assert mean_rank_correlation(maps, run(deep)) == pytest.approx(1)

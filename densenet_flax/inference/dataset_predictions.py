@@ -1,0 +1,115 @@
+"""Logits and probabilities of a data set's images, in batches of one shape."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from densenet_flax.common.sharding import process_slice, put_batch, to_host
+from densenet_flax.common.types import Variables
+from densenet_flax.data import batching
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.images.stream import images_ahead
+from densenet_flax.inference.results import to_probabilities
+from densenet_flax.inference.segments import SegmentedModel
+from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
+
+# Row ids, weights (0 for padding) and arrays on the devices, of which `inputs` enter the network.
+Batch: TypeAlias = tuple[Int[np.ndarray, "N"], Float[np.ndarray, "N"], Mapping[str, jax.Array]]
+
+
+def predict_logits(
+    segmented: SegmentedModel,
+    variables: Variables,
+    dataset: Dataset,
+    ids: Int[np.ndarray, "N"],
+    batch_size: int,
+    *,
+    start: str = "stem",
+    batches: Iterable[Batch] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Float[np.ndarray, "N K"]:
+    """Computes the logits of some rows of a data set, in the order of `ids`.
+
+    Args:
+      segmented: the compiled network.
+      variables: those of the whole network, or from `start` on; on the devices.
+      dataset: the images.
+      ids: row numbers.
+      batch_size: of each batch; the last one is padded and the padding dropped.
+      start: the unit that the inputs of `batches` enter.
+      batches: batches of `ids` whose `inputs` enter at `start`, such as cached features; by
+        default the images of the data set.
+      progress: called after each batch with the number of images done in it.
+    """
+    if batches is None:
+        batches = image_batches(dataset, ids, batch_size, segmented.mesh)
+
+    def predict(inputs: jax.Array) -> Float[np.ndarray, "N K"]:
+        return to_host(segmented.run(variables, inputs, start=start))
+
+    return _predict_batches(predict, batches, progress)
+
+
+def predict_probabilities(
+    segmented: SegmentedModel,
+    variables: Variables,
+    dataset: Dataset,
+    ids: Int[np.ndarray, "N"],
+    batch_size: int,
+    *,
+    tta: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Float[np.ndarray, "N K"]:
+    """Computes float64 probabilities of some rows of a data set, in the order of `ids`.
+
+    Args:
+      segmented: the compiled network.
+      variables: those of the whole network, on the devices.
+      dataset: the images.
+      ids: row numbers.
+      batch_size: images, or views of them, that the network takes at a time.
+      tta: whether to average the probabilities over each image's symmetric views.
+      progress: called after each batch with the number of images done in it.
+    """
+    if not tta:
+        return to_probabilities(
+            predict_logits(segmented, variables, dataset, ids, batch_size, progress=progress)
+        )
+    views = num_views(dataset.images.shape[1:3])
+    # As many images as give one batch of views: a shape that is compiled already.
+    images_per_batch = max(1, batch_size // views)
+
+    def predict(images: jax.Array) -> Float[np.ndarray, "N K"]:
+        logits = to_host(segmented.run(variables, symmetric_views(images)))
+        return mean_over_views(to_probabilities(logits), views)
+
+    batches = image_batches(dataset, ids, images_per_batch, segmented.mesh)
+    return _predict_batches(predict, batches, progress)
+
+
+def image_batches(
+    dataset: Dataset, ids: Int[np.ndarray, "N"], batch_size: int, mesh: Mesh
+) -> Iterator[Batch]:
+    """Yields batches of images without augmentation, on the devices; the next are read ahead."""
+    batches = list(batching.batches(ids, batch_size))
+    images = images_ahead(dataset, [process_slice(rows, mesh) for rows, _ in batches])
+    for rows, weight in batches:
+        yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
+
+
+def _predict_batches(
+    predict: Callable[[jax.Array], Float[np.ndarray, "N K"]],
+    batches: Iterable[Batch],
+    progress: Callable[[int], object] | None,
+) -> Float[np.ndarray, "N K"]:
+    predictions = []
+    for _, weight, batch in batches:
+        count = int(weight.sum())  # the padding comes last
+        predictions.append(predict(batch["inputs"])[:count])
+        if progress:
+            progress(count)
+    return np.concatenate(predictions)
