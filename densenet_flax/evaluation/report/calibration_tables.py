@@ -1,94 +1,104 @@
-"""The report's section on calibration."""
+"""The report's section on threshold and calibration."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from densenet_flax.evaluation.report import page
-from densenet_flax.evaluation.report.page import Measured
-from densenet_flax.evaluation.report.tables import measured
+from densenet_flax.common.types import JsonDict
+from densenet_flax.evaluation.report.views import Cell, KeyValues, Measured, Table, measured
+
+# Before and after temperature scaling, as keys of metrics.json and in words.
+_STATES = (("before", "as the network says"), ("after", "calibrated"))
 
 
-def calibration(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """The operating point, and how well the probabilities mean what they say."""
-    point, found = metrics["operating_point"], metrics["calibration"]
-    positive = metrics["positive_class"]
+@dataclass(frozen=True)
+class CalibrationSection:
+    """How well the probabilities mean what they say.
+
+    Attributes:
+      positive: name of the positive class; None if there are more than two classes.
+      threshold: as text; '' if there are more than two classes.
+      operating_point: how threshold and temperature were chosen; empty if they were given.
+      scores: Brier score, log-loss and calibration errors.
+      bins: how many there are.
+      bin_tables: the bins of the test images, before and after temperature scaling.
+    """
+
+    positive: str | None
+    threshold: str
+    operating_point: KeyValues
+    scores: Table
+    bins: int
+    bin_tables: list[Table]
+
+
+def calibration_section(metrics: JsonDict) -> CalibrationSection:
+    """The operating point, the scores and the bins."""
+    calibration, positive = metrics["calibration"], metrics["positive_class"]
+    return CalibrationSection(
+        positive=positive,
+        threshold=f"{metrics['threshold']:.3g}" if positive else "",
+        operating_point=_operating_point(metrics["operating_point"], positive),
+        scores=_scores(calibration, positive),
+        bins=calibration["bins"],
+        bin_tables=[
+            _bins(calibration["test"][state], caption)
+            for state, caption in _STATES
+            if calibration["test"][state]
+        ],
+    )
+
+
+def _operating_point(point: JsonDict | None, positive: str | None) -> KeyValues:
     if point is None:
-        given = "" if positive is None else f"The threshold {metrics['threshold']:.3g} was given, "
-        yield page.paragraph(
-            (f"{given}not chosen on validation images, and the" if given else "The")
-            + " probabilities are as the network says them."
-        )
-    else:
-        threshold = {}
-        if positive:
-            threshold["threshold"] = (
-                f"{point['threshold']:.4g} on the network's own P({positive}), which is "
-                f"{point['calibrated_threshold']:.4g} calibrated"
+        return []
+    threshold = (
+        f"{point['threshold']:.4g} on the network's own P({positive}), which is "
+        f"{point['calibrated_threshold']:.4g} calibrated"
+        if positive
+        else ""
+    )
+    return [
+        *([("threshold", threshold)] if threshold else []),
+        ("rule", point["rule"]),
+        ("temperature", f"{point['temperature']:.4g}"),
+        ("chosen on", point["chosen_on"] or "nothing: defaults"),
+    ]
+
+
+def _scores(calibration: JsonDict, positive: str | None) -> Table:
+    rows: list[list[Cell]] = []
+    for subset, name in (("test", "test"), ("validation", "validation, where it was fitted")):
+        for state, probability in _STATES:
+            values = (calibration[subset] or {}).get(state)
+            if not values:
+                continue
+            # Validation images have no intervals: the temperature was fitted to them.
+            all_intervals = calibration[subset].get("intervals", {})
+            intervals = {key: all_intervals.get(f"{key}_{state}") for key in ("brier", "nll")}
+            rows.append(
+                [
+                    name,
+                    probability,
+                    *(measured(values, intervals, key) for key in ("brier", "nll")),
+                    *(values[key] for key in ("ece", "ece_top_label") if key in values),
+                ]
             )
-        yield page.key_values(
-            {
-                **threshold,
-                "rule": point["rule"],
-                "temperature": f"{point['temperature']:.4g}",
-                "chosen on": point["chosen_on"] or "nothing: defaults",
-            }
-        )
-    sides = [("test", found["test"])]
-    if found["validation"]:
-        sides.append(("validation, where it was fitted", found["validation"]))
-    spans = found["test"]["intervals"]
-    rows = []
-    for name, side in sides:
-        for when, said in (("before", "as the network says"), ("after", "calibrated")):
-            values = side[when]
-            if values:
-                own = {key: spans.get(f"{key}_{when}") for key in ("brier", "nll")}
-                drawn = own if name == "test" else None
-                rows.append(
-                    [
-                        name,
-                        said,
-                        *(measured(values, drawn, key) for key in ("brier", "nll")),
-                        *(values[key] for key in ("ece", "ece_top_label") if key in values),
-                    ]
-                )
     header = ["images", "probability", "Brier score"]
     header += ["NLL", "ECE", "ECE, likelier class"] if positive else ["log-loss", "ECE"]
-    yield page.table(header, rows)
-    error = f"expected calibration error over {found['bins']} bins of equal width"
-    if positive:
-        text = (
-            f"Brier score of P({positive}), negative log-likelihood in nats, and {error}: of "
-            f"P({positive}), and of the likelier class's probability, as many papers count it."
-        )
-    else:
-        text = (
-            "Brier score summed over classes (0 to 2), negative log-likelihood of the true class "
-            f"in nats, and {error}: of the likeliest class's probability against how often it is "
-            "right."
-        )
-    yield page.paragraph(
-        f"{text} Lower is better. An ECE has no interval here: it is biased upwards, and in a "
-        "resample even more so.",
-        "soft",
-    )
-    yield page.folded(f"The {found['bins']} bins of the test images", _bins(found["test"]))
+    return Table(header, rows)
 
 
-def _bins(test: Mapping[str, Any]) -> str:
-    parts = []
-    for when, said in (("before", "as the network says"), ("after", "calibrated")):
-        if test[when]:
-            rows: Sequence[Any] = [
-                [
-                    f"{row['lower_edge']:.3f} to {row['upper_edge']:.3f}",
-                    row["count"],
-                    row["confidence"],
-                    Measured(row["accuracy"], *(row["accuracy_interval"] or ())),
-                ]
-                for row in test[when].get("bins") or test[when]["bins_top_label"]
-            ]
-            event = "positive" if "bins" in test[when] else "right"
-            header = ["bin", "images", "mean probability", f"share that is {event}"]
-            parts.append(page.table(header, rows, said))
-    return "".join(parts)
+def _bins(values: Mapping[str, Any], caption: str) -> Table:
+    # P(positive) if there are two classes, else the probability of the likeliest class.
+    event = "positive" if "bins" in values else "right"
+    rows = [
+        [
+            f"{row['lower_edge']:.3f} to {row['upper_edge']:.3f}",
+            row["count"],
+            row["confidence"],
+            Measured(row["accuracy"], *(row["accuracy_interval"] or ())),
+        ]
+        for row in values.get("bins") or values["bins_top_label"]
+    ]
+    return Table(["bin", "images", "mean probability", f"share that is {event}"], rows, caption)

@@ -6,16 +6,22 @@ The rows carry the item numbers of TRIPOD+AI (2024) and CLAIM (2020); None is wh
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from densenet_flax.common.types import JsonDict
+from densenet_flax.evaluation.report.cautions import verdict
+from densenet_flax.evaluation.report.views import Table
 from densenet_flax.evaluation.report.wording import wording_of, wrong_images
 
 UNKNOWN = "not recorded"
 
 
-def checklist(
-    verdict: str, metrics: Mapping[str, Any], card: Mapping[str, Any]
-) -> Iterator[list[Any]]:
-    """Rows: item, its number in TRIPOD+AI, in CLAIM, and what the run says."""
-    run, drawn = metrics["run"], metrics["intervals"]
+def checklist_table(metrics: JsonDict) -> Table:
+    """A row per item: its number in TRIPOD+AI and in CLAIM, and what this run says of it."""
+    return Table(["item", "TRIPOD+AI", "CLAIM", "this run"], list(_rows(metrics)))
+
+
+def _rows(metrics: JsonDict) -> Iterator[list[str | None]]:
+    run, intervals = metrics["run"], metrics["intervals"]
+    card = run.get("card") or {}
     split = run.get("split") or {}
     image, patient = metrics["image"], metrics["patient"]
     classes = ", ".join(f"{patient['n_by_class'][name]} {name}" for name in metrics["class_names"])
@@ -33,9 +39,14 @@ def checklist(
     yield ["Level of disjointness", "12a", "21", disjoint.get(split.get("patient_disjoint"))]
     yield ["Model, libraries", "12c, 22", "22, 23", model_of(run)]
     yield ["Initial weights", "12c", "24", flat_of(run.get("weights"))]
-    yield ["Training, choice of the model", "12c", "25, 26", "; ".join(run.get("stages") or [])]
+    yield [
+        "Training, choice of the model",
+        "12c",
+        "25, 26",
+        "; ".join(run.get("stages") or []) or None,
+    ]
     yield ["Performance measures", "12e", "28", "see Results; metrics.json"]
-    uncertainty = f"{drawn['method']}, {drawn['resamples']} resamples"
+    uncertainty = f"{intervals['method']}, {intervals['resamples']} resamples"
     yield ["Uncertainty", "12e, 23a", "29, 36", uncertainty]
     yield ["Recalibration", "12f, 24", "28", calibration_of(metrics)]
     yield ["Output and threshold", "15", "28", _output(metrics)]
@@ -49,7 +60,7 @@ def checklist(
     test = f"{image['n']} test images of {patient['n']} patients ({classes})"
     yield ["Flow and number of participants", "20a, 21", "33", test]
     yield ["Characteristics of participants", "20b, 20c", "34", card.get("demographics")]
-    yield ["Performance with intervals", "23a", "36", verdict]
+    yield ["Performance with intervals", "23a", "36", verdict(metrics)]
     groups = f"{len(metrics['by_magnification'])} magnifications, "
     subtypes = len(metrics["by_subtype"])
     kinds = f"{len(metrics['class_names'])} classes" if "by_class" in metrics else ""

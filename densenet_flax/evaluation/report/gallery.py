@@ -11,7 +11,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
-class Picture:
+class GalleryImage:
     """One image of the gallery.
 
     Attributes:
@@ -25,7 +25,7 @@ class Picture:
     group: str = ""
 
 
-def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[Picture]:
+def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[GalleryImage]:
     """Reads `info['gallery']`.
 
     Args:
@@ -47,5 +47,7 @@ def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[Picture]:
                 raise InputError(f"{where}: cannot be read ({error.strerror})") from error
         if not isinstance(data, bytes) or not data.startswith(_SIGNATURE):
             raise InputError(f"{where}: is no PNG; expected 'png' (bytes) or 'path' to a PNG file")
-        pictures.append(Picture(str(item.get("caption", "")), data, str(item.get("group", ""))))
+        pictures.append(
+            GalleryImage(str(item.get("caption", "")), data, str(item.get("group", "")))
+        )
     return pictures

@@ -1,23 +1,28 @@
-"""MODEL_CARD.md: the usual headings, filled from the run, and honest about what it cannot know.
+"""What MODEL_CARD.md shows, and what no run can know, which stays open unless an author says it.
 
-An author adds what no run can know, such as ethics and funding, through `info['card']`.
+An author adds the latter, such as ethics and funding, through `info['card']`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.measures import BY_MEAN
+from densenet_flax.evaluation.report.cautions import verdict
 from densenet_flax.evaluation.report.checklist import (
     UNKNOWN,
     calibration_of,
-    checklist,
+    checklist_table,
     dataset_of,
     flat_of,
     model_of,
     split_of,
     threshold_of,
 )
+from densenet_flax.evaluation.report.sections import subset_counts
+from densenet_flax.evaluation.report.tables import magnification
+from densenet_flax.evaluation.report.views import Table, measured
 from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_of
 
 CARD_KEYS = (
@@ -44,225 +49,133 @@ CARD_KEYS = (
 )
 
 
-def model_card(verdict: str, metrics: Mapping[str, Any]) -> str:
-    """The card as Markdown.
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything that the card shows, from top to bottom; None is shown as `unknown`."""
 
-    Args:
-        verdict: The sentence at the top of the report.
-        metrics: As in metrics.json.
-    """
-    run = metrics["run"]
-    card = run.get("card") or {}
-    parts = [
-        _front_matter(metrics, card),
-        f"# {_text(run.get('title') or 'Model card')}",
-        f"**{_text(verdict)}.**",
-        "Research use only, not for diagnosis.",
-        *_details(run, card),
-        *_uses(card),
-        *_risks(metrics),
-        *_training(metrics, card),
-        *_evaluation(metrics),
-        "## Environmental impact",
-        _text(card.get("environment") or UNKNOWN.capitalize())
-        + f". Time: {_seconds(run)}. Device: {_text(run.get('device') or UNKNOWN)}.",
-        "## Citation",
-        _text(card.get("citation") or f"{UNKNOWN.capitalize()}."),
-        "## Reporting checklist",
-        "Items of TRIPOD+AI (Collins et al., BMJ 2024) and CLAIM (Mongan et al., Radiology: AI "
-        f"2020). “{UNKNOWN.capitalize()}” is for the authors to fill in.",
-        _table(["item", "TRIPOD+AI", "CLAIM", "this run"], checklist(verdict, metrics, card)),
-    ]
-    return "\n\n".join(parts) + "\n"
+    license: str | None
+    title: str | None
+    dataset: str
+    results: list[tuple[str, str, float]]  # key, name and value of the metrics of images
+    verdict: str
+    details: Mapping[str, Any]
+    intended_use: str | None
+    warnings: list[str]
+    training_data: Mapping[str, Any]
+    counts: Table
+    stages: list[str]
+    time: str
+    images: int
+    patients: int
+    decision: str
+    intervals: str
+    scores: Table
+    by_class: Table | None
+    by_magnification: Table
+    calibration: str
+    environment: str | None
+    device: str | None
+    citation: str | None
+    checklist: Table
+    unknown: str = UNKNOWN
 
 
-def _front_matter(metrics: Mapping[str, Any], card: Mapping[str, Any]) -> str:
-    """The header that model hubs read; JSON strings are YAML strings."""
-    results = [
-        f"    - type: {key}\n      name: {name}\n      value: {metrics['image'][key]:.6f}"
+def model_card(metrics: JsonDict) -> ModelCard:
+    """Collects what the card shows from the content of metrics.json."""
+    run, intervals = metrics["run"], metrics["intervals"]
+    card, split = run.get("card") or {}, run.get("split") or {}
+    binary = metrics["positive_class"] is not None
+    return ModelCard(
+        license=card.get("license"),
+        title=run.get("title"),
+        dataset=dataset_of(run),
+        results=[
+            (key, name, metrics["image"][key])
+            for key, name, _ in wording_of(metrics).metrics
+            if metrics["image"][key] is not None
+        ],
+        verdict=verdict(metrics),
+        details={
+            "Model": model_of(run),
+            "Weights": flat_of(run.get("weights")),
+            "Developed by": card.get("authors"),
+            "License": card.get("license"),
+            "Libraries": flat_of(run.get("versions")),
+            "Device": run.get("device"),
+        },
+        intended_use=card.get("intended_use"),
+        warnings=metrics["warnings"],
+        training_data={
+            "Data set": dataset_of(run),
+            "Source": card.get("data_source"),
+            "Split": split_of(split),
+            "Split hash": split.get("hash"),
+        },
+        counts=subset_counts(split),
+        stages=[str(stage) for stage in run.get("stages") or []],
+        time=_time(run),
+        images=metrics["image"]["n"],
+        patients=metrics["patient"]["n"],
+        decision=f"Threshold {threshold_of(metrics)}"
+        if binary
+        else "The likeliest class is called",
+        intervals=f"{intervals['level']:.0%} intervals, {intervals['method']}, "
+        f"{intervals['resamples']} resamples, seed {intervals['seed']}",
+        scores=_scores(metrics),
+        by_class=_by_class(metrics) if "by_class" in metrics else None,
+        by_magnification=_by_magnification(metrics),
+        calibration=calibration_of(metrics),
+        environment=card.get("environment"),
+        device=run.get("device"),
+        citation=card.get("citation"),
+        checklist=checklist_table(metrics),
+    )
+
+
+def _scores(metrics: JsonDict) -> Table:
+    def value(level: str, key: str) -> Any:
+        return measured(metrics[level], metrics["intervals"][level], key)
+
+    rows = [
+        [name, value("image", key), value("patient", BY_MEAN if key == "accuracy" else key)]
         for key, name, _ in wording_of(metrics).metrics
-        if metrics["image"][key] is not None
     ]
-    title = json.dumps(str(metrics["run"].get("title") or "densenet_flax"))
-    dataset = json.dumps(dataset_of(metrics["run"]))
-    return "\n".join(
-        [
-            "---",
-            "library_name: densenet_flax",
-            "pipeline_tag: image-classification",
-            f"license: {json.dumps(str(card.get('license') or 'unknown'))}",
-            "tags: [histopathology, breast-cancer, densenet, jax, flax]",
-            "model-index:",
-            f"- name: {title}",
-            "  results:",
-            "  - task: {type: image-classification}",
-            f"    dataset: {{name: {dataset}, type: {dataset}, split: test}}",
-            "    metrics:",
-            *results,
-            "---",
-        ]
-    )
+    rows.append(["Patient recognition rate", "", value("patient", "patient_recognition_rate")])
+    return Table(["metric", "images", "patients by mean probability"], rows)
 
 
-def _details(run: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {value}" for name, value in (run.get("versions") or {}).items())
-    return [
-        "## Model details",
-        _bullets(
-            {
-                "Model": model_of(run),
-                "Weights": flat_of(run.get("weights")),
-                "Developed by": card.get("authors"),
-                "License": card.get("license"),
-                "Libraries": versions,
-                "Device": run.get("device"),
-            }
-        ),
-    ]
-
-
-def _uses(card: Mapping[str, Any]) -> list[str]:
-    return [
-        "## Uses",
-        "### Direct use",
-        _text(
-            card.get("intended_use")
-            or "Research on histopathology image classification, and comparison of methods on the "
-            "same test images."
-        ),
-        "### Out-of-scope use",
-        "Diagnosis, triage or any decision about a patient; other organs, stains, magnifications "
-        "or scanners than the images it was judged by, without judging it anew.",
-    ]
-
-
-def _risks(metrics: Mapping[str, Any]) -> list[str]:
-    warnings = metrics["warnings"]
-    return [
-        "## Bias, risks and limitations",
-        "\n".join(f"- {_text(line)}" for line in warnings) or "- The report gives no warning.",
-        "Intervals cover the choice of test patients only: not another training run, another "
-        "laboratory, another scanner or another share of the classes.",
-    ]
-
-
-def _training(metrics: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
-    run = metrics["run"]
-    split = run.get("split") or {}
-    stages = run.get("stages") or []
-    return [
-        "## Training details",
-        "### Training data",
-        _bullets(
-            {
-                "Data set": dataset_of(run),
-                "Source": card.get("data_source"),
-                "Split": split_of(split),
-                "Split hash": split.get("hash"),
-            }
-        ),
-        *([_counts(split)] if split.get("counts") else []),
-        "### Training procedure",
-        "\n".join(f"- {_text(stage)}" for stage in stages) or UNKNOWN.capitalize() + ".",
-        f"Time: {_seconds(run)}.",
-    ]
-
-
-def _evaluation(metrics: Mapping[str, Any]) -> Iterator[str]:
-    drawn = metrics["intervals"]
-    image, patient = metrics["image"], metrics["patient"]
-    yield "## Evaluation"
-    yield "### Testing data, factors and metrics"
-    two = metrics["positive_class"] is not None
-    called = f"Threshold {threshold_of(metrics)}" if two else "The likeliest class is called"
-    yield (
-        f"{image['n']} images of {patient['n']} patients. {called}. "
-        f"In brackets: {drawn['level']:.0%} intervals, {drawn['method']}, "
-        f"{drawn['resamples']} resamples, seed {drawn['seed']}."
-    )
-    yield "### Results"
-    rows = []
-    for key, name, _ in wording_of(metrics).metrics:
-        ours = BY_MEAN if key == "accuracy" else key
-        rows.append([name, _value(metrics, "image", key), _value(metrics, "patient", ours)])
-    rate = _value(metrics, "patient", "patient_recognition_rate")
-    rows.append(["Patient recognition rate", "", rate])
-    yield _table(["metric", "images", "patients by mean probability"], rows)
-    if "by_class" in metrics:
-        yield "By class, each against the rest:"
-        yield _by_class(metrics)
-    columns = wording_of(metrics).card
-    if metrics["by_magnification"]:
-        yield "By magnification:"
-        yield _table(
-            ["magnification", "images", "patients", *columns.values()],
-            [
-                [
-                    f"{row['magnification']}×" if row["magnification"] else "unknown",
-                    row["n"],
-                    row["patients"],
-                    *(_with_interval(row[key], span["image"][key]) for key in columns),
-                ]
-                for row, span in zip(
-                    metrics["by_magnification"], drawn["by_magnification"], strict=True
-                )
-            ],
-        )
-    yield "Calibration: " + calibration_of(metrics) + "."
-
-
-def _by_class(metrics: Mapping[str, Any]) -> str:
+def _by_class(metrics: JsonDict) -> Table:
     rows = [
         [
             row["class"],
             row["n"],
             row["patients"],
-            *(_with_interval(row[key], span[key]) for key in CLASS_COLUMNS),
+            *(measured(row, intervals, key) for key in CLASS_COLUMNS),
         ]
-        for row, span in zip(metrics["by_class"], metrics["intervals"]["by_class"], strict=True)
+        for row, intervals in zip(
+            metrics["by_class"], metrics["intervals"]["by_class"], strict=True
+        )
     ]
-    return _table(["class", "images", "patients", *CLASS_COLUMNS.values()], rows)
+    return Table(["class", "images", "patients", *CLASS_COLUMNS.values()], rows)
 
 
-def _value(metrics: Mapping[str, Any], unit: str, name: str) -> str:
-    return _with_interval(metrics[unit][name], metrics["intervals"][unit].get(name))
-
-
-def _with_interval(value: float | None, span: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "does not exist"
-    return f"{value:.3f}" + (f" [{span['low']:.3f}, {span['high']:.3f}]" if span else "")
-
-
-def _counts(split: Mapping[str, Any]) -> str:
+def _by_magnification(metrics: JsonDict) -> Table:
+    columns = wording_of(metrics).card
     rows = [
-        [side, name, numbers.get("images"), numbers.get("patients")]
-        for side, classes in split["counts"].items()
-        for name, numbers in classes.items()
+        [
+            magnification(row["magnification"]) or "unknown",
+            row["n"],
+            row["patients"],
+            *(measured(row, intervals["image"], key) for key in columns),
+        ]
+        for row, intervals in zip(
+            metrics["by_magnification"], metrics["intervals"]["by_magnification"], strict=True
+        )
     ]
-    return _table(["side", "class", "images", "patients"], rows)
+    return Table(["magnification", "images", "patients", *columns.values()], rows)
 
 
-def _seconds(run: Mapping[str, Any]) -> str:
-    known = {name: value for name, value in (run.get("seconds") or {}).items() if value is not None}
-    return ", ".join(f"{_text(name)} {value:.0f} s" for name, value in known.items()) or UNKNOWN
-
-
-def _bullets(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- **{name}:** {_text(value or UNKNOWN)}" for name, value in values.items())
-
-
-def _table(header: list[str], rows: Any) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join("–" if cell == "" else _text(cell or UNKNOWN) for cell in line) + " |"
-        for line in lines
-    )
-
-
-def _text(value: Any) -> str:
-    """Outside text on one line, with nothing in it that Markdown or HTML would act on."""
-    text = " ".join(str(value).split())
-    for mark in ("\\", "|", "*", "_", "`", "[", "]", "#"):
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _time(run: Mapping[str, Any]) -> str:
+    phases = (run.get("seconds") or {}).items()
+    known = [f"{name} {seconds:.0f} s" for name, seconds in phases if seconds is not None]
+    return ", ".join(known) or UNKNOWN

@@ -1,154 +1,184 @@
-"""What report.html says, in the order a reader asks.
+"""What report.html shows, in the order a reader asks; the template says it in words."""
 
-How good, how far to trust it, how it came about, where it fails, and what exactly was run.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import calibration_tables, class_tables, page, tables
-from densenet_flax.evaluation.report.gallery import Picture
-from densenet_flax.evaluation.report.page import Measured
+from densenet_flax.evaluation.report import calibration_tables, tables
+from densenet_flax.evaluation.report.cautions import verdict
+from densenet_flax.evaluation.report.gallery import GalleryImage
+from densenet_flax.evaluation.report.views import (
+    EmbeddedImage,
+    KeyValues,
+    Measured,
+    Table,
+    flat_items,
+    measured,
+)
 from densenet_flax.evaluation.report.wording import class_totals, wording_of
 
-FOOTER = "Research use only, not for diagnosis."
+
+@dataclass(frozen=True)
+class SplitSection:
+    """The training, validation and test images.
+
+    Attributes:
+      counts: images and patients of each subset and class.
+      overlap: the groups of images that are in more than one subset.
+      facts: whatever else the run says of its split.
+    """
+
+    counts: Table
+    overlap: Table
+    facts: KeyValues
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """What was run; every part may be empty."""
+
+    details: KeyValues
+    stages: list[str]
+    seconds: KeyValues
+    config: KeyValues
+    versions: KeyValues
+
+
+@dataclass(frozen=True)
+class ReportPage:
+    """Everything that report.html shows, from top to bottom."""
+
+    title: str
+    verdict: str
+    summary: str
+    tiles: list[tuple[str, Measured]]
+    warnings: list[str]
+    has_history: bool
+    figures: list[EmbeddedImage]
+    metrics: tables.MetricsSection
+    by_class: tables.ClassSection | None
+    calibration: calibration_tables.CalibrationSection
+    by_magnification: Table
+    by_subtype: Table
+    by_patient: Table
+    mistakes: tables.MistakesSection
+    gallery: Mapping[str, list[EmbeddedImage]]
+    gallery_note: str
+    split: SplitSection
+    run: RunSection
 
 
 def report_page(
-    verdict: str,
-    metrics: Mapping[str, Any],
+    metrics: JsonDict,
     predictions: Predictions,
-    history: Sequence[Mapping[str, Any]],
     pngs: Mapping[str, bytes],
-    gallery: Sequence[Picture] = (),
-) -> str:
-    """The whole page.
+    gallery: Sequence[GalleryImage] = (),
+) -> ReportPage:
+    """Collects what the page shows.
 
     Args:
-        verdict: The sentence at the top.
-        metrics: As `assess` returns them, with 'warnings' and 'run'.
-        predictions: For the list of mistakes.
-        history: One mapping per epoch; may be empty.
-        pngs: Pictures by file name.
-        gallery: Images to look at, such as overlays of what the network looked at.
+      metrics: as `assess` returns them, with 'warnings' and 'run'.
+      predictions: of the test images, for the list of mistakes.
+      pngs: the figures by name; 'curves' is missing if there was no training.
+      gallery: images to look at, such as overlays of the regions that a decision rests on.
     """
     run = metrics["run"]
-    title = str(run.get("title") or "Evaluation report")
-    parts = [
-        page.heading(title, verdict),
-        page.paragraph(_second_sentence(metrics), "soft"),
-        page.tiles(_tiles(metrics)),
-        page.warnings(metrics["warnings"]),
-        page.section("In pictures", _pictures(metrics, history, pngs)),
-        page.section("All metrics", *tables.all_metrics(metrics)),
-        page.section("By class", *class_tables.by_class(metrics)),
-        page.section(_calibration_title(metrics), *calibration_tables.calibration(metrics)),
-        page.section("By magnification", tables.by_magnification(metrics)),
-        page.section("By subtype", tables.by_subtype(metrics)),
-        page.section("By patient", tables.by_patient(metrics)),
-        page.section("Most confident mistakes", _mistakes(predictions)),
-        page.section("Gallery", *_gallery(gallery, run.get("gallery_note"))),
-        page.section("Training and test data", *_split(run.get("split") or {})),
-        page.section("How it was made", *_run(run)),
-    ]
-    return page.document(title, "".join(parts), FOOTER)
+    return ReportPage(
+        title=str(run.get("title") or "Evaluation report"),
+        verdict=verdict(metrics),
+        summary=_summary(metrics),
+        tiles=[
+            (name, measured(metrics[level], metrics["intervals"][level], key))
+            for level, key, name in wording_of(metrics).tiles
+        ],
+        warnings=metrics["warnings"],
+        has_history="curves" in pngs,
+        figures=[
+            EmbeddedImage(pngs[name], title, f"{title}. {text}")
+            for name, (title, text) in wording_of(metrics).pictures.items()
+            if name in pngs
+        ],
+        metrics=tables.metrics_section(metrics),
+        by_class=tables.class_section(metrics),
+        calibration=calibration_tables.calibration_section(metrics),
+        by_magnification=tables.by_magnification(metrics),
+        by_subtype=tables.by_subtype(metrics),
+        by_patient=tables.by_patient(metrics),
+        mistakes=tables.mistakes_section(predictions),
+        gallery=_gallery(gallery),
+        gallery_note=run.get("gallery_note") or "",
+        split=_split(run.get("split") or {}),
+        run=_run(run),
+    )
 
 
-def _calibration_title(metrics: Mapping[str, Any]) -> str:
-    return "Threshold and calibration" if metrics["positive_class"] else "Calibration"
-
-
-def _mistakes(predictions: Predictions) -> str:
-    two = len(predictions.class_names) == 2
-    return tables.mistakes(predictions) if two else class_tables.mistakes(predictions)
-
-
-def _second_sentence(metrics: Mapping[str, Any]) -> str:
+def _summary(metrics: JsonDict) -> str:
     totals, n = class_totals(metrics), metrics["image"]["n"]
     common = metrics["class_names"][totals.index(max(totals))]
-    always = f"Calling every image {common} would score {max(totals) / n:.2f}."
+    baseline = f"Calling every image {common} would score {max(totals) / n:.2f}."
     positive, point = metrics["positive_class"], metrics["operating_point"]
     if positive is None:
-        return f"{always} Of {len(totals)} classes the likeliest is called."
-    ruled = point and point["rule"] != "fixed"
-    fell_back = ruled and any(note.startswith("threshold left") for note in point["notes"])
-    how = ", chosen on validation images" if ruled and not fell_back else ""
+        return f"{baseline} Of {len(totals)} classes the likeliest is called."
+    has_rule = point and point["rule"] != "fixed"
+    fell_back = has_rule and any(note.startswith("threshold left") for note in point["notes"])
+    how = ", chosen on validation images" if has_rule and not fell_back else ""
     return (
-        f"{always} An image is called {positive} where P({positive}) is at least "
+        f"{baseline} An image is called {positive} where P({positive}) is at least "
         f"{metrics['threshold']:.3g}{how}."
     )
 
 
-def _tiles(metrics: Mapping[str, Any]) -> Iterator[tuple[Measured, str]]:
-    for unit, key, name in wording_of(metrics).tiles:
-        yield tables.measured(metrics[unit], metrics["intervals"][unit], key), name
+def _gallery(gallery: Sequence[GalleryImage]) -> dict[str, list[EmbeddedImage]]:
+    groups: dict[str, list[EmbeddedImage]] = {}
+    for item in gallery:
+        image = EmbeddedImage(item.png, item.caption, item.caption)
+        groups.setdefault(item.group, []).append(image)
+    return groups
 
 
-def _pictures(
-    metrics: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    pngs: Mapping[str, bytes],
-) -> str:
-    shown = page.pictures(
-        page.picture(pngs[f"{name}.png"], alt, f"{alt}. {text}")
-        for name, (alt, text) in wording_of(metrics).pictures.items()
-        if f"{name}.png" in pngs
-    )
-    if history:
-        return shown
-    return page.paragraph("No training history was given, so there are no curves.", "soft") + shown
-
-
-def _gallery(pictures: Sequence[Picture], note: str | None = None) -> Iterator[str]:
-    if note:
-        yield page.paragraph(note, "soft")
-    groups: dict[str, list[str]] = {}
-    for found in pictures:
-        markup = page.picture(found.png, found.caption, found.caption)
-        groups.setdefault(found.group, []).append(markup)
-    for name, markups in groups.items():
-        yield (page.subheading(name) if name else "") + page.gallery(markups)
-
-
-def _split(split: Mapping[str, Any]) -> Iterator[str]:
-    counts = split.get("counts") or {}
+def subset_counts(split: Mapping[str, Any]) -> Table:
+    """Images and patients of each subset and class; without rows if they are not known."""
     rows = [
-        [side, name, count.get("images"), count.get("patients")]
-        for side, classes in counts.items()
+        [subset, name, count.get("images"), count.get("patients")]
+        for subset, classes in (split.get("counts") or {}).items()
         for name, count in classes.items()
     ]
-    if rows:
-        yield page.table(["side", "class", "images", "patients"], rows)
-    spoken = {True: "yes", False: "no"}
-    overlap = split.get("overlap")
-    tabular = isinstance(overlap, list) and all(isinstance(row, Mapping) for row in overlap)
-    if overlap and tabular:
-        columns = list(overlap[0])
-        yield page.table(
-            [column.replace("_", " ") for column in columns],
-            [[row.get(column) for column in columns] for row in overlap],
+    return Table(["side", "class", "images", "patients"], rows)
+
+
+def _split(split: Mapping[str, Any]) -> SplitSection:
+    rest = {key: value for key, value in split.items() if key != "counts" and value is not None}
+    overlap = Table([], [])
+    # A list of rows is a table; an older run, or another program, may say it in a sentence.
+    rows = rest.get("overlap")
+    if isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
+        del rest["overlap"]
+        keys = list(rows[0]) if rows else []
+        overlap = Table(
+            [key.replace("_", " ") for key in keys],
+            [[row.get(key) for key in keys] for row in rows],
             "Who is on more than one side",
         )
-    rest = {
-        key.replace("_", " "): spoken[value] if isinstance(value, bool) else value
-        for key, value in split.items()
-        if value is not None and key != "counts" and not (key == "overlap" and tabular)
+    yes_no = {
+        key.replace("_", " "): {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else value
+        for key, value in rest.items()
     }
-    if rest:
-        yield page.key_values(rest)
+    return SplitSection(subset_counts(split), overlap, flat_items(yes_no))
 
 
-def _run(run: Mapping[str, Any]) -> Iterator[str]:
-    lines = {key: run[key] for key in ("weights", "device") if run.get(key)}
-    if lines:
-        yield page.key_values(lines)
-    if run.get("stages"):
-        yield page.subheading("Stages") + page.bullets(map(str, run["stages"]))
-    if run.get("seconds"):
-        rows = [[name, page.number(value, 1)] for name, value in run["seconds"].items()]
-        yield page.subheading("Seconds") + page.key_values(dict(rows))
-    if run.get("config"):
-        yield page.folded("Configuration", page.key_values(run["config"]))
-    if run.get("versions"):
-        yield page.folded("Versions", page.key_values(run["versions"]))
+def _run(run: Mapping[str, Any]) -> RunSection:
+    details = {key: run[key] for key in ("weights", "device") if run.get(key)}
+    return RunSection(
+        details=flat_items(details),
+        stages=[str(stage) for stage in run.get("stages") or []],
+        seconds=[
+            (name, "–" if value is None else f"{value:.1f}")
+            for name, value in (run.get("seconds") or {}).items()
+        ],
+        config=flat_items(run.get("config") or {}),
+        versions=flat_items(run.get("versions") or {}),
+    )

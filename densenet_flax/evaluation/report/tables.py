@@ -1,40 +1,71 @@
-"""The tables of report.html: every metric, every group, and the worst mistakes."""
+"""The tables of report.html: every metric, every group of images, and the worst mistakes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.measures import BY_MEAN
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import page
-from densenet_flax.evaluation.report.page import Measured
-from densenet_flax.evaluation.report.wording import wording_of
+from densenet_flax.evaluation.report.views import Cell, Table, measured
+from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_of
 
-MISTAKES = 10
-# Longer tables start folded.
-_OPEN_ROWS = 20
+_MAX_MISTAKES = 10
 
 
-def measured(points: Mapping[str, Any], intervals: Mapping[str, Any] | None, name: str) -> Measured:
-    """A metric with its interval, where both exist."""
-    span = (intervals or {}).get(name) or {}
-    return Measured(points[name], span.get("low"), span.get("high"))
+@dataclass(frozen=True)
+class MetricsSection:
+    """Every metric of images and of patients.
+
+    Attributes:
+      table: a row per metric.
+      confidence: of the intervals, such as '95%'.
+      resamples: how many the intervals are from.
+      seed: of the resampling.
+      resample_gaps: in how many resamples something does not exist.
+      undefined: which metrics do not exist, by reason.
+      without_interval: which metrics exist but have no interval, by reason.
+    """
+
+    table: Table
+    confidence: str
+    resamples: int
+    seed: int
+    resample_gaps: str
+    undefined: list[str]
+    without_interval: list[str]
 
 
-def all_metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Every metric at both levels, and why some do not exist."""
-    image, patient, drawn = metrics["image"], metrics["patient"], metrics["intervals"]
+@dataclass(frozen=True)
+class ClassSection:
+    """Each class against the rest, and why some of these metrics do not exist."""
+
+    table: Table
+    undefined: list[str]
+
+
+@dataclass(frozen=True)
+class MistakesSection:
+    """The wrong images with the highest probability, and how many wrong images there are."""
+
+    table: Table
+    total: int
+
+
+def metrics_section(metrics: JsonDict) -> MetricsSection:
+    """Every metric of images and of patients."""
+    image, patient, intervals = metrics["image"], metrics["patient"], metrics["intervals"]
     negative, positive = metrics["class_names"][:2]
-    words = wording_of(metrics)
-    rows: list[list[Any]] = []
-    for key, name, text in words.metrics:
-        ours = BY_MEAN if key == "accuracy" else key
+    rows: list[list[Cell]] = []
+    for key, name, text in wording_of(metrics).metrics:
+        patient_key = BY_MEAN if key == "accuracy" else key
         rows.append(
             [
                 name,
-                measured(image, drawn["image"], key),
-                measured(patient, drawn["patient"], ours),
+                measured(image, intervals["image"], key),
+                measured(patient, intervals["patient"], patient_key),
                 text.format(negative=negative, positive=positive),
             ]
         )
@@ -42,143 +73,181 @@ def all_metrics(metrics: Mapping[str, Any]) -> Iterator[str]:
         [
             "Patient recognition rate",
             None,
-            measured(patient, drawn["patient"], "patient_recognition_rate"),
+            measured(patient, intervals["patient"], "patient_recognition_rate"),
             "mean over patients of the share of their images that is right",
         ]
     )
-    yield page.table(["", "images", "patients by mean probability", "what it is"], rows)
-    yield page.paragraph(
-        "The patient recognition rate is the BreakHis protocol's. It is not the accuracy of "
-        "patients by mean probability, which calls each patient once."
+    return MetricsSection(
+        table=Table(["", "images", "patients by mean probability", "what it is"], rows),
+        confidence=f"{intervals['level']:.0%}",
+        resamples=intervals["resamples"],
+        seed=intervals["seed"],
+        resample_gaps=_resample_gaps(metrics),
+        undefined=_undefined(metrics, metrics),
+        without_interval=_undefined(metrics, intervals),
     )
-    yield page.paragraph(
-        f"Below each number: {drawn['level']:.0%} interval from {drawn['resamples']} resamples of "
-        f"patients (not of images), drawn within their class, seed {drawn['seed']}. "
-        f"{_resamples_without(metrics)} The intervals do not cover what another training run, "
-        "another laboratory or another share of the classes would change.",
-        "soft",
-    )
-    yield from _missing(metrics)
 
 
-def _resamples_without(metrics: Mapping[str, Any]) -> str:
-    """In how many resamples something does not exist."""
-    drawn, words = metrics["intervals"], wording_of(metrics)
-    count = drawn.get("one_class_resamples", drawn.get("resamples_without_a_class"))
-    gaps = [f"{count} resamples {words.gap}"]
-    names = {key: name for key, name, _ in words.metrics}
-    for unit in ("image", "patient"):
-        for key, span in drawn[unit].items():
-            if key != "undefined" and span and span["undefined_resamples"]:
+def _resample_gaps(metrics: JsonDict) -> str:
+    intervals, wording = metrics["intervals"], wording_of(metrics)
+    count = intervals.get("one_class_resamples", intervals.get("resamples_without_a_class"))
+    names = {key: name for key, name, _ in wording.metrics}
+    gaps = [f"{count} resamples {wording.gap}"]
+    for level in ("image", "patient"):
+        for key, interval in intervals[level].items():
+            if key != "undefined" and interval and interval["undefined_resamples"]:
                 gaps.append(
-                    f"{names.get(key, key)} of {unit}s does not exist in "
-                    f"{span['undefined_resamples']}"
+                    f"{names.get(key, key)} of {level}s does not exist in "
+                    f"{interval['undefined_resamples']}"
                 )
-    return "; ".join(gaps) + "."
+    return "; ".join(gaps)
 
 
-def _missing(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _undefined(metrics: JsonDict, source: Mapping[str, Any]) -> list[str]:
+    """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
     names = {key: name for key, name, _ in wording_of(metrics).metrics}
     names[BY_MEAN] = names["accuracy"]
     names["patient_recognition_rate"] = "Patient recognition rate"
-    for title, source in (
-        ("What does not exist, and why:", metrics),
-        ("What has no interval, and why:", metrics["intervals"]),
-    ):
-        missing: dict[str, list[str]] = {}  # few reasons, many metrics
-        for unit in ("image", "patient"):
-            for key, reason in source[unit]["undefined"].items():
-                known = source is metrics or metrics[unit][key] is not None
-                if key in names and known:
-                    missing.setdefault(f"{unit}s: {reason}", []).append(names[key])
-        if missing:
-            yield page.paragraph(title, "soft") + page.bullets(
-                f"{reason}, so no {', '.join(which)}" for reason, which in missing.items()
-            )
+    by_reason: dict[str, list[str]] = {}  # few reasons, many metrics
+    for level in ("image", "patient"):
+        for key, reason in source[level]["undefined"].items():
+            # A metric that does not exist has no interval either; it is listed once.
+            listed_already = source is not metrics and metrics[level][key] is None
+            if key in names and not listed_already:
+                by_reason.setdefault(f"{level}s: {reason}", []).append(names[key])
+    return _by_reason(by_reason)
 
 
-def by_magnification(metrics: Mapping[str, Any]) -> str:
+def _by_reason(names: Mapping[str, list[str]]) -> list[str]:
+    return [f"{reason}, so no {', '.join(which)}" for reason, which in names.items()]
+
+
+def class_section(metrics: JsonDict) -> ClassSection | None:
+    """A row per class, each against the rest; None if there are two classes."""
+    if "by_class" not in metrics:
+        return None
+    rows: list[list[Cell]] = []
+    by_reason: dict[str, list[str]] = {}
+    for row, intervals in zip(metrics["by_class"], metrics["intervals"]["by_class"], strict=True):
+        name = _spaced(row["class"])
+        cells = [measured(row, intervals, key) for key in CLASS_COLUMNS]
+        rows.append([name, *cells, row["n"], row["called"], row["patients"]])
+        for key, reason in {**intervals["undefined"], **row["undefined"]}.items():
+            kind = "" if row[key] is None else "interval of "
+            by_reason.setdefault(reason, []).append(f"{kind}{CLASS_COLUMNS[key]} ({name})")
+    header = ["class", *CLASS_COLUMNS.values(), "images", "called", "patients"]
+    return ClassSection(Table(header, rows), _by_reason(by_reason))
+
+
+def by_magnification(metrics: JsonDict) -> Table:
     """A row per magnification."""
     columns = wording_of(metrics).magnification
-    drawn = metrics["intervals"]["by_magnification"]
-    rows = []
-    for row, span in zip(metrics["by_magnification"], drawn, strict=True):
-        spans = {**span["image"], "patient_recognition_rate": _rate(span)}
-        name = f"{row['magnification']}×" if row["magnification"] else "unknown"
-        cells = [measured(row, spans, key) for key in columns]
-        rows.append([name, row["n"], row["patients"], *cells])
-    return page.table(["magnification", "images", "patients", *columns.values()], rows)
-
-
-def by_subtype(metrics: Mapping[str, Any]) -> str:
-    """A row per subtype."""
-    rows = []
-    drawn = {span["subtype"]: span for span in metrics["intervals"]["by_subtype"]}
-    for row in metrics["by_subtype"]:
-        span = drawn[row["subtype"]]
-        spans = {**span["image"], "patient_recognition_rate": _rate(span)}
-        rows.append(
-            [
-                row["subtype"].replace("_", " "),
-                measured(row, spans, "accuracy"),
-                measured(row, spans, "patient_recognition_rate"),
-                f"{row['correct']}/{row['n']}",
-                row["patients"],
-                row["mean_probability"],
-                row["class"],
-            ]
-        )
-    header = ["subtype", "accuracy", "patient rec. rate", "images right", "patients"]
-    header.append(wording_of(metrics).mean_probability)
-    return page.table([*header, "class"], rows) if rows else ""
-
-
-def _rate(span: Mapping[str, Any]) -> Any:
-    return span["patient"]["patient_recognition_rate"]
-
-
-def by_patient(metrics: Mapping[str, Any]) -> str:
-    """A row per patient, the worst first."""
-    rows = sorted(metrics["by_patient"], key=lambda row: row["accuracy"])
-    said = wording_of(metrics).mean_probability
-    table = page.table(
-        ["patient", "accuracy", "images right", said, "class", "subtype"],
+    rows = [
         [
-            [
-                row["patient"],
-                row["accuracy"],
-                f"{row['correct']}/{row['n']}",
-                row["mean_probability"],
-                row["class"],
-                ", ".join(row["subtypes"]).replace("_", " ") or None,
-            ]
-            for row in rows
-        ],
-    )
-    return page.folded(f"{len(rows)} patients, worst first", table, len(rows) <= _OPEN_ROWS)
+            magnification(row["magnification"]) or "unknown",
+            row["n"],
+            row["patients"],
+            *(measured(row, _of_group(intervals), key) for key in columns),
+        ]
+        for row, intervals in zip(
+            metrics["by_magnification"], metrics["intervals"]["by_magnification"], strict=True
+        )
+    ]
+    return Table(["magnification", "images", "patients", *columns.values()], rows)
 
 
-def mistakes(predictions: Predictions) -> str:
+def by_subtype(metrics: JsonDict) -> Table:
+    """A row per subtype; without rows if the subtypes are the classes."""
+    intervals = {group["subtype"]: group for group in metrics["intervals"]["by_subtype"]}
+    rows = [
+        [
+            _spaced(row["subtype"]),
+            measured(row, _of_group(intervals[row["subtype"]]), "accuracy"),
+            measured(row, _of_group(intervals[row["subtype"]]), "patient_recognition_rate"),
+            f"{row['correct']}/{row['n']}",
+            row["patients"],
+            row["mean_probability"],
+            row["class"],
+        ]
+        for row in metrics["by_subtype"]
+    ]
+    header = ["subtype", "accuracy", "patient rec. rate", "images right", "patients"]
+    return Table([*header, wording_of(metrics).mean_probability, "class"], rows)
+
+
+def _of_group(intervals: Mapping[str, Any]) -> dict[str, Any]:
+    """The intervals of a group of images, with the one metric of patients that is shown."""
+    rate = intervals["patient"]["patient_recognition_rate"]
+    return {**intervals["image"], "patient_recognition_rate": rate}
+
+
+def by_patient(metrics: JsonDict) -> Table:
+    """A row per patient, the worst first."""
+    rows = [
+        [
+            row["patient"],
+            row["accuracy"],
+            f"{row['correct']}/{row['n']}",
+            row["mean_probability"],
+            row["class"],
+            _spaced(", ".join(row["subtypes"])) or None,
+        ]
+        for row in sorted(metrics["by_patient"], key=lambda row: row["accuracy"])
+    ]
+    mean_probability = wording_of(metrics).mean_probability
+    header = ["patient", "accuracy", "images right", mean_probability, "class", "subtype"]
+    return Table(header, rows)
+
+
+def mistakes_section(predictions: Predictions) -> MistakesSection:
     """The wrong images that the network was surest of."""
     wrong = np.flatnonzero(predictions.prediction != predictions.label)
-    if not len(wrong):
-        return page.paragraph("None: every image is right.")
-    # How sure of the wrong class: P(positive) of a negative image, 1 - P of a positive one.
-    surety = np.abs(predictions.probability - predictions.label)[wrong]
-    worst = wrong[np.argsort(-surety, kind="stable")][:MISTAKES]
-    positive = predictions.class_names[1]
-    return page.paragraph(
-        f"{len(worst)} of {len(wrong)} wrong images; all are in predictions.csv.", "soft"
-    ) + page.table(
-        ["file", f"P({positive})", "true class", "patient", "magnification"],
+    binary = len(predictions.class_names) == 2
+    if binary:
+        # P(positive) of a negative image, 1 − P(positive) of a positive one.
+        confidence = np.abs(predictions.probability - predictions.label)[wrong]
+    else:
+        confidence = predictions.probability.max(axis=1)[wrong]
+    worst = wrong[np.argsort(-confidence, kind="stable")][:_MAX_MISTAKES].tolist()
+    rows = [
         [
-            [
-                str(predictions.file[i]),
-                float(predictions.probability[i]),
-                predictions.class_names[predictions.label[i]],
-                str(predictions.patient[i]),
-                f"{predictions.magnification[i]}×" if predictions.magnification[i] else None,
-            ]
-            for i in worst
-        ],
+            str(predictions.file[i]),
+            *(_binary_call if binary else _multiclass_call)(predictions, i),
+            str(predictions.patient[i]),
+            magnification(predictions.magnification[i]),
+        ]
+        for i in worst
+    ]
+    if binary:
+        columns = [f"P({predictions.class_names[1]})", "true class"]
+    else:
+        columns = ["called", "P(called)", "true class", "P(true)"]
+    return MistakesSection(
+        Table(["file", *columns, "patient", "magnification"], rows), total=len(wrong)
     )
+
+
+def _binary_call(predictions: Predictions, i: int) -> Sequence[Cell]:
+    return [
+        float(predictions.probability[i]),
+        predictions.class_names[predictions.label[i]],
+    ]
+
+
+def _multiclass_call(predictions: Predictions, i: int) -> Sequence[Cell]:
+    names, probability = predictions.class_names, predictions.probability[i]
+    return [
+        _spaced(names[predictions.prediction[i]]),
+        float(probability.max()),
+        _spaced(names[predictions.label[i]]),
+        float(probability[predictions.label[i]]),
+    ]
+
+
+def magnification(value: int) -> str | None:
+    """'40×'; None if it is not known."""
+    return f"{value}×" if value else None
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

@@ -2,10 +2,11 @@ import re
 
 import pytest
 
-from densenet_flax.evaluation import OperatingPoint
+from densenet_flax.evaluation import OperatingPoint, verdict
 from densenet_flax.evaluation.metrics.assessment import assess
 from densenet_flax.evaluation.metrics.intervals import Settings
 from densenet_flax.evaluation.report.model_card import CARD_KEYS, model_card
+from densenet_flax.evaluation.report.rendering import render
 
 HEADINGS = [
     "Model details",
@@ -24,7 +25,7 @@ def card(table, run=None, point=None):
         table = point.apply(table)
     metrics = assess(table, operating_point=point, settings=Settings(50))
     metrics |= {"run": run or {}, "warnings": ["mind the gap"]}
-    return metrics, model_card("the verdict", metrics)
+    return metrics, render("model_card.md", model_card(metrics)).decode()
 
 
 def test_an_empty_run_is_not_recorded(random_table):
@@ -34,7 +35,7 @@ def test_an_empty_run_is_not_recorded(random_table):
     span = metrics["intervals"]["image"]["roc_auc"]
     value = metrics["image"]["roc_auc"]
     assert f"| ROC-AUC | {value:.3f} \\[{span['low']:.3f}, {span['high']:.3f}\\] |" in text
-    assert "- mind the gap" in text and "**the verdict.**" in text
+    assert "- mind the gap" in text and f"**{verdict(metrics)}.**" in text
 
 
 def test_what_the_run_knows_is_filled_in(random_table):

@@ -1,0 +1,99 @@
+"""What the templates render: tables, numbers with their intervals, and embedded images."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+
+class Measured(NamedTuple):
+    """A metric and its interval; None where they do not exist."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+Cell: TypeAlias = str | int | float | Measured | None
+KeyValues: TypeAlias = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+      header: title of each column.
+      rows: cells of each row; None is shown as a dash.
+      caption: shown above the table, unless it is ''.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether each column holds only numbers; such a column is aligned to the right."""
+        return [
+            all(row[i] is None or isinstance(row[i], int | float | Measured) for row in self.rows)
+            for i in range(len(self.header))
+        ]
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """A PNG inside the page, so that the page is one file."""
+
+    png: bytes
+    alt: str
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        """The `src` of an `<img>`."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+def measured(values: Mapping[str, Any], intervals: Mapping[str, Any] | None, key: str) -> Measured:
+    """The metric `key` with its interval."""
+    interval = (intervals or {}).get(key) or {}
+    return Measured(values[key], interval.get("low"), interval.get("high"))
+
+
+def format_number(value: Cell) -> str:
+    """A count as it is, a fraction with three digits, None as a dash, text as it is."""
+    if isinstance(value, Measured):
+        value = value.value
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def format_interval(value: Cell) -> str:
+    """The interval of a metric with as many digits as its number; '' if there is none."""
+    if not isinstance(value, Measured) or value.low is None or value.high is None:
+        return ""
+    return f"{format_number(value.low)} to {format_number(value.high)}"
+
+
+def format_estimate(value: Cell) -> str:
+    """A cell on one line: a metric as '0.715 [0.651, 0.773]', '' as a dash, the rest as it is."""
+    if not isinstance(value, Measured):
+        return str(value) or "–"
+    if value.value is None:
+        return "does not exist"
+    interval = f" [{value.low:.3f}, {value.high:.3f}]" if format_interval(value) else ""
+    return f"{value.value:.3f}{interval}"
+
+
+def flat_items(values: Mapping[str, Any], prefix: str = "") -> KeyValues:
+    """Pairs of key and value as text; the keys of nested mappings are joined by dots."""
+    pairs: KeyValues = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            pairs += flat_items(value, f"{prefix}{key}.")
+        else:
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
+            pairs.append((f"{prefix}{key}", text))
+    return pairs
