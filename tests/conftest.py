@@ -18,7 +18,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import pytest
 
-from densenet_flax.data.splits.split import patient_split
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
 from tests.helpers.datasets import make_dataset
@@ -45,7 +46,7 @@ def dataset():
 
 @pytest.fixture(scope="session")
 def split(dataset):
-    return patient_split(dataset, test_fraction=0.2, validation_fraction=0.25)
+    return make_split(dataset, SplitConfig(validation_fraction=0.25))
 
 
 @pytest.fixture(scope="session")

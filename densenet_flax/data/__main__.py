@@ -11,9 +11,11 @@ import sys
 from collections.abc import Sequence
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.splits import overlap_table as table
-from densenet_flax.data.splits import policies
-from densenet_flax.data.splits import split as splits
+from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split import load_split
+from densenet_flax.data.splits.split_config import POLICIES, SplitConfig
+from densenet_flax.data.splits.split_table import format_split
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show = commands.add_parser("table", help="print patients, images and the overlap of a split")
     show.add_argument("--path", required=True, help="folder, archive, or text file of file names")
     show.add_argument("--split", help="a saved split.json, in place of a policy")
-    show.add_argument("--policy", default="patient", choices=policies.POLICIES)
+    show.add_argument("--policy", default="patient", choices=POLICIES)
     show.add_argument("--labels", default="binary", choices=("binary", "subtype"))
     show.add_argument("--group", default="case70")
     show.add_argument("--fold", type=int, default=1)
@@ -38,12 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show.add_argument("--mixed_patients", default="error", choices=("error", "rarest"))
     options = parser.parse_args(arguments)
     try:
-        dataset = table.catalogue(table.names_at(options.path), options.labels, options.path)
+        names = list_file_names(options.path)
+        dataset = dataset_of_names(names, options.labels, options.path)
         if options.split:
-            split = splits.load_split(options.split, dataset)
+            split = load_split(options.split, dataset)
         else:
-            split = policies.make_split(dataset, vars(options))
-        print(table.table(split, dataset))
+            keys = SplitConfig.keys()
+            config = SplitConfig.from_config({key: getattr(options, key) for key in keys}, "split")
+            split = make_split(dataset, config)
+        print(format_split(split, dataset))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

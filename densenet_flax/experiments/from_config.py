@@ -192,7 +192,7 @@ def initial_variables(
             image_size=tuple(config.data.image_size),
             stain=dataset.stain,
             dtype=config.model.dtype,
-            patient_group=split.policy["group"],
+            patient_group=split.policy.group,
             patient_pattern=config.data.get("patient_pattern", ""),
         ),
     }

@@ -24,9 +24,10 @@ from densenet_flax.data.augmentation.views import settings_for
 from densenet_flax.data.batching import check_batch_size
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.loading import open_dataset
-from densenet_flax.data.splits.overlap_table import overlap_rows
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import Split, load_split
+from densenet_flax.data.splits.split_config import SplitConfig
+from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import check_rule, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments import gallery as showcase
@@ -177,10 +178,14 @@ def preview(config: ConfigDict, workdir: str) -> Path:
     place = Workdir(workdir)
     dataset = open_dataset(config.data, cache_directory(config))
     begun = place.has_begun and place.split.exists()
-    split = load_split(place.split, dataset) if begun else make_split(dataset, config.split)
+    split = (
+        load_split(place.split, dataset)
+        if begun
+        else make_split(dataset, SplitConfig.from_config(config.split, "config.split"))
+    )
     settings = settings_for(config.augment, dataset, split.train)
     path = place.path / "preview.png"
-    group = split.policy["group"]
+    group = split.policy.group
     if is_first_process():
         write_preview(path, dataset, split.train, settings, group=group, seed=config.seed)
         logging.info("preview: %s", path)
@@ -199,7 +204,7 @@ def _check_judging(config: ConfigDict, model: DenseNet) -> None:
 def open_split(config: ConfigDict, dataset: Dataset, place: Workdir, *, anew: bool) -> Split:
     """The split of the work directory, checked against the data; made at the first start."""
     if anew or not place.split.exists():
-        split = make_split(dataset, config.split)
+        split = make_split(dataset, SplitConfig.from_config(config.split, "config.split"))
         if not is_first_process():
             return split  # the first one writes the same
         split.save(place.split)
@@ -283,7 +288,7 @@ def _predict(
     }
     return Predictions(
         file=dataset.files[rows],
-        patient=dataset.patients(split.policy["group"])[rows],
+        patient=dataset.patients(split.policy.group)[rows],
         subtype=columns["subtype"][rows],
         magnification=columns["magnification"][rows],
         slide=columns["slide_id"][rows],
@@ -350,7 +355,7 @@ def _about_the_run(
         "title": place.path.name,
         "warnings": warnings,
         "split": {
-            **split.policy,
+            **split.policy.to_dict(),
             "hash": split.hash,
             "counts": split.counts,
             "patient_disjoint": split.patient_disjoint,

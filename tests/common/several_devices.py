@@ -24,7 +24,8 @@ if len(sys.argv) > 4:
 assert jax.local_device_count() == DEVICES
 
 from densenet_flax.common.errors import Stopped
-from densenet_flax.data.splits.split import patient_split
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.models import frontier as fr
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
@@ -61,7 +62,7 @@ trainer = Trainer(
     model=model,
     stages=stages,
     dataset=type("D", (), {**vars(dataset), "images": Counting()})(),
-    split=patient_split(dataset, test_fraction=0.2, validation_fraction=0.25),
+    split=make_split(dataset, SplitConfig(validation_fraction=0.25)),
     checkpoints=checkpoints,
     mesh=sharding.make_mesh(),
     batch_size=11,  # divided by no number of devices; the last batch of an epoch is shorter

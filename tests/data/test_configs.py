@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import breakhis, keras_recipe
-from densenet_flax.data import make_split
+from densenet_flax.data import SplitConfig, make_split
 from densenet_flax.data.augmentation.views import AugmentSettings, settings_for
-from densenet_flax.data.splits.overlap_table import catalogue, names_at
+from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
 
 NAMES = ("breakhis", "colorectal_histology", "folder", "keras_recipe", "patch_camelyon")
 
@@ -37,9 +37,9 @@ def test_the_recipe_has_no_views():
 @pytest.mark.parametrize("arguments", ["", "fold=3", "labels=subtype", "labels=subtype,seed=7"])
 def test_all_of_breakhis_can_be_split_as_recommended(breakhis_folds, arguments):
     config = breakhis.get_config(arguments)
-    dataset = catalogue(names_at(breakhis_folds / "dsfold1.txt"), config.data.labels)
-    split = make_split(dataset, config.split)
-    assert split.patient_disjoint and split.policy["group"] == (
+    dataset = dataset_of_names(list_file_names(breakhis_folds / "dsfold1.txt"), config.data.labels)
+    split = make_split(dataset, SplitConfig.from_config(config.split, "config.split"))
+    assert split.patient_disjoint and split.policy.group == (
         "id82" if "fold" in arguments else config.split.group
     )
     for side in (split.train, split.validation, split.test):

@@ -1,1 +1,1 @@
-"""Which images train, validate and test."""
+"""Splitting into training, validation and test images, and sampling of the training images."""

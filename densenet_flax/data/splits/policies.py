@@ -1,315 +1,275 @@
-"""The rules by which a data set is split besides `patient_split`, and the choice among them."""
+"""The policies by which a data set is split.
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+- 'patient': a share of the patients of each class tests, another validates.
+- 'kfold': cross-validation; each patient is tested in exactly one fold.
+- 'official': one of BreakHis's five published folds.
+- 'given': the subsets that the data itself states.
+- 'image': a share of the images of each class, whoever they are of. Leaky: most published results
+  were obtained like that, and it exists to compare with them.
+
+Patients are dealt class by class, so that each subset has patients of each class. Scikit-learn's
+splitters balance well too, but may leave a subset without a class when patients are few, and their
+splits depend on its version, where these have to stay the same for years.
+"""
+
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import folds as breakhis_folds
+from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import (
-    LEAKY,
-    SIDES,
+    SUBSETS,
     Split,
-    assert_sound,
+    SplitPolicy,
     build_split,
-    check_numbers,
-    patient_split,
-    patients_of_class,
-    relatives,
-    share,
+    check_patients_apart,
+    seen_in_training,
 )
+from densenet_flax.data.splits.split_config import LEAKY, SplitConfig
 
-if TYPE_CHECKING:
-    from densenet_flax.data.dataset import Dataset
-
-POLICIES = ("patient", "official", "kfold", "given", LEAKY)
+Rows = dict[str, Int[np.ndarray, "rows"]]  # subset -> its rows
 
 
-def make_split(dataset: "Dataset", split_config: Any) -> Split:
-    """Splits a data set as a configuration says, and asserts that patients are kept apart.
+def make_split(dataset: Dataset, config: SplitConfig) -> Split:
+    """Splits a data set, and checks that no patient is in two subsets.
 
     Args:
-      dataset: what to split.
-      split_config: a mapping; all keys are optional. `policy` ('patient', 'official', 'kfold',
-        'given' or 'image'), `group` ('case70'), `test_fraction` (0.2), `validation_fraction`
-        (0.15), `seed` (0), `fold` (1), `folds` (5), `mixed_patients` ('error').
+      dataset: the data set to split.
+      config: the policy and what it needs.
 
     Raises:
-      InputError: a key makes no sense, or the data cannot be split so.
+      InputError: the data cannot be split like that.
     """
-    get = split_config.get
-    policy = get("policy", "patient")
-    common = {
-        "group": get("group", "case70"),
-        "validation_fraction": get("validation_fraction", 0.15),
-        "seed": get("seed", 0),
-        "mixed_patients": get("mixed_patients", "error"),
+    policies: dict[str, Callable[[Dataset, SplitConfig], Rows]] = {
+        "patient": _split_by_patient,
+        "kfold": _split_into_folds,
+        "official": _split_officially,
+        "given": _split_as_stated,
+        LEAKY: _split_by_image,
     }
-    if policy == "patient":
-        split = patient_split(dataset, test_fraction=get("test_fraction", 0.2), **common)
-    elif policy == "official":
-        split = official_split(dataset, fold=get("fold", 1), **common)
-    elif policy == "kfold":
-        split = kfold_split(dataset, fold=get("fold", 1), folds=get("folds", 5), **common)
-    elif policy == "given":
-        split = given_split(dataset, **common)
-    elif policy == LEAKY:
-        del common["mixed_patients"]
-        split = image_split(dataset, test_fraction=get("test_fraction", 0.2), **common)
-    else:
-        raise InputError(f"split.policy={policy!r}: expected one of {', '.join(POLICIES)}")
-    assert_sound(split, dataset)
+    rows = policies[config.policy](dataset, config)
+    for subset in SUBSETS:
+        present = np.isin(np.arange(len(dataset.class_names)), dataset.labels[rows[subset]])
+        if not present.all():
+            raise InputError(
+                f"the {subset} subset of {dataset.name} has no image of class "
+                f"{dataset.class_names[int(present.argmin())]!r}; choose another fold, policy or "
+                "group, or add images"
+            )
+    split = build_split(dataset, rows, _record(config))
+    check_patients_apart(split, dataset)
+    if config.policy == "official":
+        logging.info(
+            "official fold %d: %.0f %% of the test images have a block of the same case in "
+            "training",
+            config.fold,
+            100 * seen_in_training(split, dataset.patients("case70")).mean(),
+        )
     return split
 
 
-def official_split(
-    dataset: "Dataset",
-    *,
-    fold: int = 1,
-    group: str = "case70",
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-    mixed_patients: str = "error",
-) -> Split:
-    """One of BreakHis's five official folds, with validation patients taken out of training.
+def _record(config: SplitConfig) -> SplitPolicy:
+    """Keeps of a configuration what its policy uses."""
+    official = config.policy == "official"
+    return SplitPolicy(
+        kind=config.policy,
+        # The published test images are told apart by this group and no coarser one.
+        group="id82" if official else config.group,
+        validation_group=config.group if official else None,
+        fold=config.fold if config.policy in ("official", "kfold") else None,
+        folds=config.folds if config.policy == "kfold" else None,
+        seed=config.seed,
+        test_fraction=config.test_fraction if config.policy in ("patient", LEAKY) else None,
+        validation_fraction=config.validation_fraction,
+        mixed_patients=config.mixed_patients if config.policy != LEAKY else None,
+        patient_disjoint=config.policy != LEAKY,
+    )
 
-    The test side is the published one to the image, so patients are told apart there, and counted
-    in the report, as the protocol does: by 'id82'. Validation is drawn by `group` from those who
-    train. By 'case70' the official folds leak; how much is logged.
 
-    Args:
-      dataset: BreakHis or a part of it.
-      fold: 1 to 5.
-      group: who counts as one patient between training and validation.
-      validation_fraction: share of the training patients of each class.
-      seed: of the choice of validation patients.
-      mixed_patients: see `patients_of_class`.
+def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Rows:
+    groups = dataset.patients(config.group)
+    rng = np.random.default_rng(config.seed)
+    members: dict[str, list[str]] = {subset: [] for subset in SUBSETS}
+    for name, patients in _patients_of_classes(dataset, config).items():
+        if len(patients) < len(SUBSETS):
+            raise InputError(
+                f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by "
+                f"{config.group} and needs at least {len(SUBSETS)}, one each to train, validate "
+                "and test; add patients or choose a finer group"
+            )
+        shuffled = _shuffled(patients, rng)
+        for subset, part in _cut(len(shuffled), config).items():
+            members[subset] += shuffled[part]
+    return {subset: np.flatnonzero(np.isin(groups, members[subset])) for subset in SUBSETS}
 
-    Raises:
-      InputError: no such fold, or images that are not BreakHis's.
+
+def _split_by_image(dataset: Dataset, config: SplitConfig) -> Rows:
+    rng = np.random.default_rng(config.seed)
+    chosen: dict[str, list[np.ndarray]] = {subset: [] for subset in SUBSETS}
+    for label, name in enumerate(dataset.class_names):
+        rows = rng.permutation(np.flatnonzero(dataset.labels == label))
+        if len(rows) < len(SUBSETS):
+            raise InputError(
+                f"class {name!r} of {dataset.name} has {len(rows)} image(s) and needs at least "
+                f"{len(SUBSETS)}, one each to train, validate and test; add images"
+            )
+        for subset, part in _cut(len(rows), config).items():
+            chosen[subset].append(rows[part])
+    return {subset: np.sort(np.concatenate(chosen[subset])) for subset in SUBSETS}
+
+
+def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Rows:
+    """Deals the patients of each class to the folds and tests on one of them.
+
+    Patients with many images come first, each goes to the fold with the fewest images so far, and
+    ties are in the order of the seed: the folds are balanced in images and classes.
     """
-    check_numbers(seed=seed, validation_fraction=validation_fraction)
-    tested = breakhis_folds.test_ids(fold)
+    groups = dataset.patients(config.group)
+    images = dict(zip(*np.unique(groups, return_counts=True), strict=True))
+    rng = np.random.default_rng(config.seed)
+    tested: list[str] = []
+    for name, patients in _patients_of_classes(dataset, config).items():
+        if len(patients) < max(config.folds, 3):
+            raise InputError(
+                f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by "
+                f"{config.group}, too few for config.split.folds={config.folds}; choose fewer "
+                "folds or a finer group"
+            )
+        images_of_fold = np.zeros(config.folds, int)
+        for patient in sorted(_shuffled(patients, rng), key=lambda patient: -images[patient]):
+            fold = int(images_of_fold.argmin())
+            images_of_fold[fold] += images[patient]
+            if fold == config.fold - 1:
+                tested.append(patient)
+    in_test = np.isin(groups, tested)
+    train = np.flatnonzero(~in_test)
+    rows = _take_validation(dataset, config, train, [config.seed, config.fold])
+    return rows | {"test": np.flatnonzero(in_test)}
+
+
+def _split_officially(dataset: Dataset, config: SplitConfig) -> Rows:
+    """Tests on the images of a published fold; validation is taken out of its training images.
+
+    The test subset is the published one to the image, so it is told apart, and counted in the
+    report, by 'id82' as in the protocol; validation is drawn by `config.group`. By 'case70' the
+    official folds leak.
+    """
+    tested = breakhis_folds.test_ids(config.fold)
     if "id82" not in dataset.groups:
-        raise InputError(f"split.policy='official' is of BreakHis, not of {dataset.name}")
-    ids = dataset.patients("id82")
-    strangers = sorted(set(ids.tolist()) - breakhis_folds.IDS.keys())
-    if strangers:
         raise InputError(
-            f"split.policy='official': {strangers[0]} of {dataset.name} is not one of BreakHis's "
-            "82 ids; choose another policy for these images"
+            f"config.split.policy='official' is for BreakHis, not for {dataset.name}; choose "
+            "another policy"
+        )
+    ids = dataset.patients("id82")
+    unknown = sorted(set(ids.tolist()) - breakhis_folds.IDS.keys())
+    if unknown:
+        raise InputError(
+            f"config.split.policy='official': {unknown[0]} of {dataset.name} is not one of "
+            "BreakHis's 82 ids; choose another policy for these images"
         )
     in_test = np.isin(ids, list(tested))
-    rows = {"test": np.flatnonzero(in_test)}
-    rows |= _with_validation(
-        dataset, np.flatnonzero(~in_test), group, validation_fraction, [seed, fold], mixed_patients
-    )
-    policy = {
-        "kind": "official",
-        "group": "id82",
-        "validation_group": group,
-        "fold": fold,
-        "seed": seed,
-        "validation_fraction": validation_fraction,
-        "mixed_patients": mixed_patients,
-    }
-    split = build_split(dataset, _ordered(dataset, rows), policy)
-    logging.info(
-        "official fold %d: %.0f %% of the test images have a block of the same case in training",
-        fold,
-        100 * relatives(split, dataset.patients("case70")).mean(),
-    )
-    return split
+    train = np.flatnonzero(~in_test)
+    rows = _take_validation(dataset, config, train, [config.seed, config.fold])
+    return rows | {"test": np.flatnonzero(in_test)}
 
 
-def kfold_split(
-    dataset: "Dataset",
-    *,
-    fold: int = 1,
-    folds: int = 5,
-    group: str = "case70",
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-    mixed_patients: str = "error",
-) -> Split:
-    """Fold `fold` of a cross-validation by patient: each patient is tested in exactly one fold.
+def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Rows:
+    """Takes the subsets of the column `split` of a CSV, or the splits of TFDS.
 
-    Each class is dealt for itself: patients with many images first, each to the fold with the
-    fewest images so far, ties in the order of the seed. Scikit-learn's StratifiedGroupKFold
-    balances well too, but may leave a fold without a class when patients are few, and its folds
-    are its version's business where these have to stay the same for years.
-
-    Args:
-      dataset: what to split.
-      fold: which one to test on, from 1.
-      folds: how many there are.
-      group: who counts as one patient.
-      validation_fraction: share of the patients of each class that are not tested.
-      seed: same seed, same folds.
-      mixed_patients: see `patients_of_class`.
-
-    Raises:
-      InputError: no such fold, or a class with too few patients.
+    If the data states no validation subset, one is drawn by patient from training.
     """
-    check_numbers(seed=seed, validation_fraction=validation_fraction)
-    if folds < 2 or not 1 <= fold <= folds:
-        raise InputError(
-            f"split.fold={fold}, split.folds={folds}: expected at least 2 folds, and one from 1 on"
-        )
-    groups = dataset.patients(group)
-    images = dict(zip(*np.unique(groups, return_counts=True), strict=True))
-    rng = np.random.default_rng(seed)
-    chosen: list[str] = []
-    for name, patients in patients_of_class(dataset, groups, mixed_patients=mixed_patients).items():
-        if len(patients) < max(folds, 3):
-            raise InputError(
-                f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by {group}, too "
-                f"few for split.folds={folds}; choose fewer folds or a finer group"
-            )
-        order = [patients[i] for i in rng.permutation(len(patients))]
-        order.sort(key=lambda patient: -images[patient])
-        load = np.zeros(folds, int)
-        dealt: list[list[str]] = [[] for _ in range(folds)]
-        for patient in order:
-            lightest = int(load.argmin())
-            load[lightest] += images[patient]
-            dealt[lightest].append(patient)
-        chosen += dealt[fold - 1]
-    in_test = np.isin(groups, chosen)
-    rows = {"test": np.flatnonzero(in_test)}
-    rows |= _with_validation(
-        dataset, np.flatnonzero(~in_test), group, validation_fraction, [seed, fold], mixed_patients
-    )
-    policy = {
-        "kind": "kfold",
-        "group": group,
-        "fold": fold,
-        "folds": folds,
-        "seed": seed,
-        "validation_fraction": validation_fraction,
-        "mixed_patients": mixed_patients,
-    }
-    return build_split(dataset, _ordered(dataset, rows), policy)
-
-
-def given_split(
-    dataset: "Dataset",
-    *,
-    group: str = "patient",
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-    mixed_patients: str = "error",
-) -> Split:
-    """The sides that the data set itself states, by a column `split` or by the splits of TFDS.
-
-    If it states no validation side, one is drawn by patient from training.
-
-    Raises:
-      InputError: the data set states none, or no test side.
-    """
-    check_numbers(seed=seed, validation_fraction=validation_fraction)
     stated = dataset.columns.get("split")
     if stated is None:
         raise InputError(
-            f"split.policy='given': {dataset.name} does not say who trains and who tests; choose "
+            f"config.split.policy='given': {dataset.name} does not state its subsets; choose "
             "another policy, or a CSV with a column 'split'"
         )
-    rows = {side: np.flatnonzero(stated == side) for side in SIDES}
-    for side in ("train", "test"):
-        if not len(rows[side]):
+    rows = {subset: np.flatnonzero(stated == subset) for subset in SUBSETS}
+    for subset in ("train", "test"):
+        if not len(rows[subset]):
             raise InputError(
-                f"split.policy='given': {dataset.name} has no images for {side}, only for "
-                f"{', '.join(sorted(set(stated.tolist())))}"
+                f"config.split.policy='given': {dataset.name} has no images for {subset}, only "
+                f"for {', '.join(sorted(set(stated.tolist())))}"
             )
     if not len(rows["validation"]):
-        rows |= _with_validation(
-            dataset, rows["train"], group, validation_fraction, [seed], mixed_patients
-        )
-    policy = {
-        "kind": "given",
-        "group": group,
-        "seed": seed,
-        "validation_fraction": validation_fraction,
-        "mixed_patients": mixed_patients,
-    }
-    return build_split(dataset, _ordered(dataset, rows), policy)
+        rows |= _take_validation(dataset, config, rows["train"], [config.seed])
+    return rows
 
 
-def image_split(
-    dataset: "Dataset",
-    *,
-    group: str = "case70",
-    test_fraction: float = 0.2,
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-) -> Split:
-    """Splits by image, whoever it is of: leaky, only to compare with results obtained like that.
-
-    Args:
-      dataset: what to split.
-      group: who counts as one patient in the report.
-      test_fraction: share of the images of each class.
-      validation_fraction: share of the other images of each class.
-      seed: same seed, same split.
-
-    Raises:
-      InputError: a class has fewer than three images.
-    """
-    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
-    check_numbers(seed=seed, **fractions)
-    rng = np.random.default_rng(seed)
-    sides = np.full(len(dataset), "train", dtype="U10")
-    for label, name in enumerate(dataset.class_names):
-        order = rng.permutation(np.flatnonzero(dataset.labels == label))
-        if len(order) < len(SIDES):
-            raise InputError(
-                f"class {name!r} of {dataset.name} has {len(order)} image(s) and needs at least "
-                f"{len(SIDES)}, one each to train, validate and test"
-            )
-        tests = share(test_fraction, len(order), leave=2)
-        validations = share(validation_fraction, len(order) - tests, leave=1)
-        sides[order[:tests]] = "test"
-        sides[order[tests : tests + validations]] = "validation"
-    rows = {side: np.flatnonzero(sides == side) for side in SIDES}
-    policy = {"kind": LEAKY, "patient_disjoint": False, "group": group, "seed": seed, **fractions}
-    return build_split(dataset, rows, policy)
-
-
-def _with_validation(
-    dataset: "Dataset",
-    rows: np.ndarray,
-    group: str,
-    fraction: float,
-    seed: list[int],
-    mixed_patients: str,
-) -> dict[str, np.ndarray]:
-    """Takes a share of the patients of each class among these rows out of training."""
-    groups, rng = dataset.patients(group), np.random.default_rng(seed)
+def _take_validation(
+    dataset: Dataset, config: SplitConfig, train: Int[np.ndarray, "rows"], seed: list[int]
+) -> Rows:
+    """Takes a share of the patients of each class out of training."""
+    groups, rng = dataset.patients(config.group), np.random.default_rng(seed)
     chosen: list[str] = []
-    for name, patients in patients_of_class(
-        dataset, groups, rows, mixed_patients=mixed_patients
-    ).items():
+    for name, patients in _patients_of_classes(dataset, config, train).items():
         if len(patients) < 2:
             raise InputError(
                 f"class {name!r} of {dataset.name} has {len(patients)} training patient(s) by "
-                f"{group} and needs at least 2, one to validate; choose a finer group"
+                f"{config.group} and needs at least 2, one to validate; choose a finer group"
             )
-        count = share(fraction, len(patients), leave=1)
-        chosen += [patients[i] for i in rng.permutation(len(patients))[:count]]
-    mine = np.isin(groups[rows], chosen)
-    return {"train": rows[~mine], "validation": rows[mine]}
+        count = _share(config.validation_fraction, len(patients), leave=1)
+        chosen += _shuffled(patients, rng)[:count]
+    validates = np.isin(groups[train], chosen)
+    return {"train": train[~validates], "validation": train[validates]}
 
 
-def _ordered(dataset: "Dataset", rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The sides in their order, having made sure that none lacks a class."""
-    for side in SIDES:
-        there = np.isin(np.arange(len(dataset.class_names)), dataset.labels[rows[side]])
-        if not there.all():
-            raise InputError(
-                f"the {side} side of {dataset.name} has no image of class "
-                f"{dataset.class_names[int(there.argmin())]!r}; choose another fold, policy or "
-                "group, or add images"
-            )
-    return {side: rows[side] for side in SIDES}
+def _patients_of_classes(
+    dataset: Dataset, config: SplitConfig, rows: Int[np.ndarray, "rows"] | None = None
+) -> dict[str, list[str]]:
+    """Returns the sorted patients of each class, each patient once, of these rows or of all.
+
+    Raises:
+      InputError: a patient has images of several classes and `config.mixed_patients` is 'error',
+        or there is only one class.
+    """
+    groups, labels = dataset.patients(config.group), dataset.labels
+    if rows is not None:
+        groups, labels = groups[rows], labels[rows]
+    labels_of: dict[str, list[int]] = {}
+    patients_with: Counter[int] = Counter()
+    for patient, label in sorted(set(zip(groups.tolist(), labels.tolist(), strict=True))):
+        labels_of.setdefault(patient, []).append(label)
+        patients_with[label] += 1
+    mixed = [patient for patient, labels_seen in labels_of.items() if len(labels_seen) > 1]
+    if mixed and config.mixed_patients == "error":
+        raise InputError(
+            f"patient {mixed[0]} of {dataset.name} has images of more than one class; correct the "
+            "labels, choose a finer group, or set config.split.mixed_patients='rarest'"
+        )
+    present = [name for label, name in enumerate(dataset.class_names) if patients_with[label]]
+    if len(present) < 2:
+        raise InputError(
+            f"{dataset.name} has images of one class only ({', '.join(present) or 'none'}); "
+            f"expected {' and '.join(dataset.class_names)}: add the other one"
+        )
+    patients: dict[str, list[str]] = {name: [] for name in dataset.class_names}
+    for patient, labels_seen in labels_of.items():
+        rarest = min(labels_seen, key=lambda label: (patients_with[label], label))
+        patients[dataset.class_names[rarest]].append(patient)
+    return patients
+
+
+def _shuffled(patients: list[str], rng: np.random.Generator) -> list[str]:
+    return [patients[i] for i in rng.permutation(len(patients))]
+
+
+def _cut(count: int, config: SplitConfig) -> dict[str, slice]:
+    """Returns where to cut `count` shuffled patients or rows of a class into subsets."""
+    tests = _share(config.test_fraction, count, leave=2)
+    validations = _share(config.validation_fraction, count - tests, leave=1)
+    return {
+        "train": slice(tests + validations, None),
+        "validation": slice(tests, tests + validations),
+        "test": slice(tests),
+    }
+
+
+def _share(fraction: float, count: int, leave: int) -> int:
+    """Returns how many of `count` make up a fraction: at least one, and `leave` others stay."""
+    return min(max(1, round(fraction * count)), count - leave)

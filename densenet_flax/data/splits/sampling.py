@@ -1,20 +1,22 @@
-"""Which images an epoch shows and how often: each once, or rare classes and patients more often.
+"""Which training images an epoch shows: each once, or rare classes and patients more often.
 
 An epoch is a pure function of (seed, epoch), so resuming needs no state. Where an image comes
-more than once, each turn has a number of its own, from which augmentation makes another view.
+several times in an epoch, each occurrence has a view number of its own, from which augmentation
+makes another view.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, Int32, Shaped
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
 
 SAMPLINGS = ("shuffle", "class", "patient")
-_DRAW = 1  # sets these draws apart from those of the order
+_DRAW = 1  # separates the random stream of these draws from that of `epoch_order`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,98 +26,113 @@ class Sampler:
     Attributes:
       size: examples in an epoch, the same in each.
       repeats: the most often that one id can come in an epoch.
-      seed: of the run.
-      classes: for each class the rows of each of its patients; () for each image once, in which
-        case `rows` are shuffled.
+      seed: seed of the run.
       rows: all rows to train on.
+      classes: for each class the rows of each of its patients; empty to show each row once.
     """
 
     size: int
     repeats: int
     seed: int
-    rows: np.ndarray = dataclasses.field(repr=False)
-    classes: Sequence[Sequence[np.ndarray]] = dataclasses.field(default=(), repr=False)
+    rows: Int[np.ndarray, "rows"] = dataclasses.field(repr=False)
+    classes: Sequence[Sequence[Int[np.ndarray, "images"]]] = dataclasses.field(
+        default=(), repr=False
+    )
 
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The examples of an epoch in their order.
+    def epoch(self, number: int) -> tuple[Int32[np.ndarray, "size"], Int32[np.ndarray, "size"]]:
+        """Returns the examples of an epoch in their order.
 
         Args:
-          number: of the epoch in the whole run, from 0.
+          number: number of the epoch in the whole run, from 0.
 
         Returns:
-          (ids int32 [size], views int32 [size]). A view is `number * repeats` plus how often the
-          id has come before in this epoch, so no two examples of a run share id and view.
+          (ids, views). A view is `number * repeats` plus how often the id has come before in this
+          epoch, so no two examples of a run share id and view.
         """
         ids = self.rows
         if self.classes:
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, number, _DRAW]))
-            each = self.size // len(self.classes)
-            ids = np.concatenate([_draw_class(rng, patients, each) for patients in self.classes])
+            size = self.size // len(self.classes)
+            ids = np.concatenate([_draw_class(rng, patients, size) for patients in self.classes])
         ids = ids[epoch_order(self.size, self.seed, number)].astype(np.int32)
-        return ids, (number * self.repeats + _turns(ids)).astype(np.int32)
+        return ids, (number * self.repeats + _count_before(ids)).astype(np.int32)
 
 
-def make_sampler(dataset: Dataset, rows: np.ndarray, how: str, seed: int, *, group: str) -> Sampler:
+def make_sampler(
+    dataset: Dataset, rows: Int[np.ndarray, "rows"], sampling: str, seed: int, *, group: str
+) -> Sampler:
     """Sets up the epochs of a run.
 
     Args:
       dataset: whose labels and patients to use.
       rows: the rows to train on.
-      how: 'shuffle': each image once. 'class': every class as often as the largest; each image
-        of a class comes equally often, up to one, and who comes once more is drawn anew each
-        epoch. 'patient': the same number for every class, shared equally, up to one, among its
-        patients, and what a patient gets equally, up to one, among his images of that class.
-      seed: of the run.
-      group: who is one patient; see `Dataset.patients`. Counts for 'patient' only.
+      sampling: 'shuffle': each image once. 'class': every class as often as the largest, and each
+        image of a class equally often, up to one; which images come once more is drawn in each
+        epoch. 'patient': every class as often as the largest, shared equally, up to one, among its
+        patients, and what a patient gets equally, up to one, among their images of that class.
+      seed: seed of the run.
+      group: the key of `Dataset.groups` that tells patients apart; used by 'patient' only.
 
     Raises:
-      InputError: another `how`, or patients are wanted and not known.
+      InputError: another `sampling`, or 'patient' where patients are not known.
     """
-    if how not in SAMPLINGS:
-        raise InputError(f"config.sampling={how!r}: expected one of {', '.join(SAMPLINGS)}")
-    if how == "shuffle":
+    if sampling not in SAMPLINGS:
+        raise InputError(f"config.sampling={sampling!r}: expected one of {', '.join(SAMPLINGS)}")
+    if sampling == "shuffle":
         return Sampler(len(rows), 1, seed, rows)
-    if how == "patient" and not dataset.patients_known:
+    if sampling == "patient" and not dataset.patients_known:
         raise InputError(
-            f"config.sampling='patient': nothing says whose the images of {dataset.name} are; "
-            "choose 'class', or say who the patients are"
+            f"config.sampling='patient': the patients of {dataset.name} are not known; choose "
+            "'class', or give the patients"
         )
     labels = dataset.labels[rows]
-    owners = dataset.patients(group)[rows] if how == "patient" else np.zeros(len(rows), int)
-    classes = []
-    for label in np.unique(labels):
-        mine = labels == label
-        classes.append([rows[mine & (owners == owner)] for owner in np.unique(owners[mine])])
-    each = max(sum(map(len, patients)) for patients in classes)
+    # 'class' is 'patient' with all images of a class as those of one patient.
+    by_patient = sampling == "patient"
+    patients = dataset.patients(group)[rows] if by_patient else np.zeros(len(rows), int)
+    classes = [
+        [
+            rows[(labels == label) & (patients == patient)]
+            for patient in np.unique(patients[labels == label])
+        ]
+        for label in np.unique(labels)
+    ]
+    largest = max(sum(map(len, images_of_patients)) for images_of_patients in classes)
     repeats = max(
-        _at_most(_at_most(each, len(patients)), len(images))
-        for patients in classes
-        for images in patients
+        _ceil_div(_ceil_div(largest, len(images_of_patients)), len(images))
+        for images_of_patients in classes
+        for images in images_of_patients
     )
-    return Sampler(each * len(classes), repeats, seed, rows, classes)
+    return Sampler(largest * len(classes), repeats, seed, rows, classes)
 
 
-def _draw_class(rng: np.random.Generator, patients: Sequence[np.ndarray], count: int) -> np.ndarray:
-    turns = np.bincount(_draw(rng, np.arange(len(patients)), count), minlength=len(patients))
+def _draw_class(
+    rng: np.random.Generator, patients: Sequence[Int[np.ndarray, "images"]], size: int
+) -> Int[np.ndarray, "size"]:
+    """Shares `size` examples of a class among its patients, and among the images of each."""
+    drawn = _draw_evenly(rng, np.arange(len(patients)), size)
+    shares = np.bincount(drawn, minlength=len(patients))
     return np.concatenate(
-        [_draw(rng, images, turn) for images, turn in zip(patients, turns, strict=True)]
+        [_draw_evenly(rng, images, share) for images, share in zip(patients, shares, strict=True)]
     )
 
 
-def _draw(rng: np.random.Generator, members: np.ndarray, count: int) -> np.ndarray:
-    """`count` members: all of them as often as goes, and for the rest some, none of them twice."""
-    whole, rest = divmod(int(count), len(members))
+def _draw_evenly(
+    rng: np.random.Generator, members: Int[np.ndarray, "members"], size: int
+) -> Int[np.ndarray, "size"]:
+    """Draws each member equally often, up to one; which come once more is random."""
+    whole, rest = divmod(int(size), len(members))
     return np.concatenate([np.tile(members, whole), rng.permutation(members)[:rest]])
 
 
-def _at_most(count: int, members: int) -> int:
-    return -(-count // members)
+def _ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
 
 
-def _turns(ids: np.ndarray) -> np.ndarray:
-    """For each place how often its id stands before it."""
+def _count_before(ids: Shaped[np.ndarray, "size"]) -> Int[np.ndarray, "size"]:
+    """Returns for each position how often its id stands before it."""
     order = np.argsort(ids, kind="stable")
+    # Sorted stably, equal ids stand in a row, in the order in which they occur.
     _, first, counts = np.unique(ids[order], return_index=True, return_counts=True)
-    turns = np.empty(len(ids), np.int64)
-    turns[order] = np.arange(len(ids)) - np.repeat(first, counts)
-    return turns
+    before = np.empty(len(ids), np.int64)
+    before[order] = np.arange(len(ids)) - np.repeat(first, counts)
+    return before

@@ -1,4 +1,4 @@
-"""Who trains, validates and tests: decided by patient, kept as a file, checked at each load."""
+"""A split into training, validation and test images: kept as `split.json`, checked at each load."""
 
 import dataclasses
 import hashlib
@@ -7,280 +7,239 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import logging
+from jaxtyping import Bool, Int, Shaped
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.splits.split_config import LEAKY
 from densenet_flax.storage.atomic import write_text
 
-if TYPE_CHECKING:
-    from densenet_flax.data.dataset import Dataset
-
-SIDES = ("train", "validation", "test")
-LEAKY = "image"  # the kind of split that puts the patient of every test image into training
+SUBSETS = ("train", "validation", "test")
 _FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitPolicy:
+    """The rule that made a split, as `split.json` and the report record it.
+
+    What a rule does not use is None and not recorded.
+
+    Attributes:
+      kind: one of `split_config.POLICIES`.
+      group: the key of `Dataset.groups` by which no patient is in two subsets.
+      validation_group: under 'official' the key by which training and validation have no patient
+        in common, which may be coarser than that of the protocol.
+      fold: see `SplitConfig`, as for the rest.
+      patient_disjoint: False if patients are known to be in several subsets, or are not known.
+    """
+
+    kind: str
+    group: str
+    validation_group: str | None = None
+    fold: int | None = None
+    folds: int | None = None
+    seed: int | None = None
+    test_fraction: float | None = None
+    validation_fraction: float | None = None
+    mixed_patients: str | None = None
+    patient_disjoint: bool = True
+
+    def to_dict(self) -> JsonDict:
+        """Returns what the rule uses, in the form of `split.json`."""
+        values = {key: value for key, value in vars(self).items() if value is not None}
+        if self.patient_disjoint:
+            del values["patient_disjoint"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SplitPolicy":
+        """Reads what `to_dict` returned.
+
+        Raises:
+          KeyError: there is no kind or no group.
+          TypeError: one of them is not text.
+        """
+        for key in ("kind", "group"):
+            if not isinstance(values[key], str):
+                raise TypeError(f"its policy has the {key} {values[key]!r}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in values.items() if key in known})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Which row of a data set is on which side, and by what rule.
+    """The rows of a data set in each subset, and the rule that put them there.
 
     Attributes:
       train: rows to train on, ascending.
       validation: rows to choose by (early stopping, threshold, temperature).
-      test: rows to judge by.
-      files: the file name of every row, also of those on no side.
-      policy: the rule: its kind, the group key, the seed, the fractions, and what else the
-        kind needs.
-      counts: images and patients of each class on each side.
+      test: rows to evaluate on.
+      files: the file name of every row of the data set, also of those in no subset.
+      policy: the rule.
+      counts: for each subset and class the number of 'images' and of 'patients'.
     """
 
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    files: np.ndarray = dataclasses.field(repr=False)
-    policy: Mapping[str, Any]
-    counts: Mapping[str, Any]
+    train: Int[np.ndarray, "train"]
+    validation: Int[np.ndarray, "validation"]
+    test: Int[np.ndarray, "test"]
+    files: Shaped[np.ndarray, "N"] = dataclasses.field(repr=False)
+    policy: SplitPolicy
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]]
 
     @property
     def hash(self) -> str:
-        """SHA-256 of who is where; equal for equal splits, whatever rule they came from."""
-        lines = sorted(f"{file}\t{side}\n" for file, side in self._sides().items())
+        """SHA-256 of which file is where: equal for equal splits, whatever rule made them."""
+        lines = sorted(f"{file}\t{subset}\n" for file, subset in self._subset_of_file().items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def patient_disjoint(self) -> bool:
-        """Whether it is known that no patient is on two sides; the report says so if not."""
-        return self.policy.get("kind") != LEAKY and self.policy.get("patient_disjoint", True)
+        """Whether it is known that no patient is in two subsets."""
+        return self.policy.kind != LEAKY and self.policy.patient_disjoint
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the split as JSON; a reader finds the old file or the new one, never half."""
+        """Writes the split as JSON; a reader sees the old file or the new one, never a part."""
         content = {
             "format": _FORMAT,
-            "policy": dict(self.policy),
+            "policy": self.policy.to_dict(),
             "hash": self.hash,
             "counts": self.counts,
-            "files": self._sides(),
+            "files": self._subset_of_file(),
         }
         write_text(Path(path), json.dumps(content, indent=1) + "\n")
 
-    def _sides(self) -> dict[str, str]:
-        return {str(self.files[row]): side for side in SIDES for row in getattr(self, side)}
+    def _subset_of_file(self) -> dict[str, str]:
+        return {str(self.files[row]): subset for subset in SUBSETS for row in getattr(self, subset)}
 
 
-def patient_split(
-    dataset: "Dataset",
-    *,
-    group: str = "case70",
-    test_fraction: float = 0.2,
-    validation_fraction: float = 0.15,
-    seed: int = 0,
-    mixed_patients: str = "error",
+def build_split(
+    dataset: Dataset, rows: Mapping[str, Int[np.ndarray, "rows"]], policy: SplitPolicy
 ) -> Split:
-    """Splits by patient, each class for itself, so that every side has patients of each class.
-
-    Patients are drawn class by class and not by scikit-learn's stratified split, which leaves a
-    side without one of the classes when patients are few.
+    """Returns the split with these rows in its subsets, and counts them.
 
     Args:
-      dataset: what to split.
-      group: who counts as one patient; see `Dataset.patients`.
-      test_fraction: share of the patients of each class to test on.
-      validation_fraction: share of the *other* patients of each class to validate on.
-      seed: same seed, same split.
-      mixed_patients: see `patients_of_class`.
+      dataset: the data set that is split.
+      rows: for each subset its rows, ascending.
+      policy: the rule that chose them.
+    """
+    groups = dataset.patients(policy.group)
+
+    def count(rows: Int[np.ndarray, "rows"]) -> dict[str, int]:
+        return {"images": len(rows), "patients": len(np.unique(groups[rows]))}
+
+    counts = {
+        subset: {
+            name: count(rows[subset][dataset.labels[rows[subset]] == label])
+            for label, name in enumerate(dataset.class_names)
+        }
+        for subset in SUBSETS
+    }
+    if not dataset.patients_known:
+        policy = dataclasses.replace(policy, patient_disjoint=False)
+    return Split(
+        **{subset: rows[subset] for subset in SUBSETS},
+        files=dataset.files,
+        policy=policy,
+        counts=counts,
+    )
+
+
+def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
+    """Reads a split and checks that it fits the data set and keeps patients apart.
 
     Raises:
-      InputError: a class has too few patients, there is only one class, a patient is in both, or
-        a fraction is not between 0 and 1.
+      InputError: the file is missing or damaged, was edited by hand, does not list each file of
+        the data set exactly once, or has a patient in two subsets.
     """
-    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
-    check_numbers(seed=seed, **fractions)
-    groups = dataset.patients(group)
-    rng = np.random.default_rng(seed)
-    members: dict[str, list[str]] = {side: [] for side in SIDES}
-    for name, patients in patients_of_class(dataset, groups, mixed_patients=mixed_patients).items():
-        if len(patients) < len(SIDES):
+    subset_of_file, policy, saved_hash = _read(path)
+    files = set(dataset.files.tolist())
+    for unknown, where in (
+        (subset_of_file.keys() - files, "split"),
+        (files - subset_of_file.keys(), "data"),
+    ):
+        if unknown:
             raise InputError(
-                f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by {group} and "
-                f"needs at least {len(SIDES)}, one each to train, validate and test; add patients "
-                "or choose a finer group"
+                f"{path}: does not fit {dataset.name}: {len(unknown)} file(s) only in the {where}, "
+                f"such as {min(unknown)}; make a new split for this data"
             )
-        order = [patients[i] for i in rng.permutation(len(patients))]
-        tests = share(test_fraction, len(order), leave=2)
-        validations = share(validation_fraction, len(order) - tests, leave=1)
-        members["test"] += order[:tests]
-        members["validation"] += order[tests : tests + validations]
-        members["train"] += order[tests + validations :]
-    rows = {side: np.flatnonzero(np.isin(groups, members[side])) for side in SIDES}
-    policy = {"kind": "patient", "group": group, "seed": seed, **fractions}
-    policy["mixed_patients"] = mixed_patients
-    return build_split(dataset, rows, policy)
+    subset_of_row = np.array([subset_of_file[file] for file in dataset.files.tolist()])
+    rows = {subset: np.flatnonzero(subset_of_row == subset) for subset in SUBSETS}
+    split = build_split(dataset, rows, policy)
+    if split.hash != saved_hash:
+        raise InputError(
+            f"{path}: its files do not match its hash, so it was changed after it was made; "
+            "restore it or make a new split"
+        )
+    check_patients_apart(split, dataset)
+    return split
 
 
-def load_split(path: str | os.PathLike[str], dataset: "Dataset") -> Split:
-    """Reads a split and asserts that it fits the data set and keeps patients apart.
-
-    Raises:
-      InputError: the file is missing or damaged, was edited by hand, does not know each file of
-        the data set exactly once, or has a patient on two sides.
-    """
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], SplitPolicy, str]:
+    """Returns the subset of each file, the rule and the hash in a split file."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_no_repeats)
-        assigned, policy, stated = content["files"], content["policy"], content["hash"]
-        known = content["format"] == _FORMAT and set(assigned.values()) <= set(SIDES)
-        group = policy["group"]
+        content = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_refuse_duplicates)
+        subset_of_file, saved_hash = content["files"], content["hash"]
+        policy = SplitPolicy.from_dict(content["policy"])
+        known = content["format"] == _FORMAT and set(subset_of_file.values()) <= set(SUBSETS)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such split file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: not a whole split file ({error}); make the split anew"
+            f"{path}: not a complete split file ({error}); make a new split"
         ) from error
     if not known:
-        raise InputError(f"{path}: not a split file of format {_FORMAT}; make the split anew")
-    files = set(dataset.files.tolist())
-    for unknown, where in ((assigned.keys() - files, "split"), (files - assigned.keys(), "data")):
-        if unknown:
-            raise InputError(
-                f"{path}: does not fit {dataset.name}: {len(unknown)} file(s) only in the {where}, "
-                f"such as {min(unknown)}; make the split anew for this data"
-            )
-    sides = np.array([assigned[file] for file in dataset.files.tolist()])
-    if not isinstance(group, str):
-        raise InputError(f"{path}: its group is {group!r}; make the split anew")
-    split = build_split(dataset, {side: np.flatnonzero(sides == side) for side in SIDES}, policy)
-    if split.hash != stated:
-        raise InputError(
-            f"{path}: its files do not match its hash, so it was changed after it was made; "
-            "restore it or make the split anew"
-        )
-    assert_sound(split, dataset)
-    return split
+        raise InputError(f"{path}: not a split file of format {_FORMAT}; make a new split")
+    return subset_of_file, policy, saved_hash
 
 
-def assert_sound(split: Split, dataset: "Dataset") -> None:
-    """Raises `InputError` unless the split keeps apart whom its policy says it does.
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes a dictionary of a JSON object; `json` itself would keep the last of equal keys."""
+    key, count = Counter(key for key, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+    if count > 1:
+        raise ValueError(f"{key} appears twice")
+    return dict(pairs)
 
-    Only the kind 'image' is let through, with a warning: it is known to leak.
+
+def check_patients_apart(split: Split, dataset: Dataset) -> None:
+    """Raises `InputError` unless the split keeps patients apart as its policy says.
+
+    The policy 'image' only causes a warning: it is known to leak.
     """
-    policy = split.policy
-    if policy.get("kind") == LEAKY:
-        groups = dataset.patients(policy["group"])
+    groups = dataset.patients(split.policy.group)
+    if split.policy.kind == LEAKY:
         logging.warning(
-            "split.policy='image' leaks: %.0f %% of the test images are of a patient who is also "
-            "in training, so the result says nothing about new patients",
-            100 * relatives(split, groups).mean(),
+            "config.split.policy='image' leaks: %.0f %% of the test images are of a patient who is "
+            "also in training, so the result says nothing about new patients",
+            100 * seen_in_training(split, groups).mean(),
         )
         return
-    assert_disjoint(split, dataset.patients(policy["group"]))
-    if "validation_group" in policy:
-        nobody = np.zeros(0, split.test.dtype)
-        without_test = dataclasses.replace(split, test=nobody)
-        assert_disjoint(without_test, dataset.patients(policy["validation_group"]))
+    assert_disjoint(split, groups)
+    if split.policy.validation_group is not None:
+        without_test = dataclasses.replace(split, test=split.test[:0])
+        assert_disjoint(without_test, dataset.patients(split.policy.validation_group))
 
 
-def assert_disjoint(split: Split, groups: np.ndarray) -> None:
-    """Raises `InputError`, naming the patient, if someone is on two sides of the split."""
-    owner: dict[str, str] = {}
-    for side in SIDES:
-        for patient in np.unique(groups[getattr(split, side)]).tolist():
-            if patient in owner:
+def assert_disjoint(split: Split, groups: Shaped[np.ndarray, "N"]) -> None:
+    """Raises `InputError`, naming the patient, if one is in two subsets of the split."""
+    subset_of_patient: dict[str, str] = {}
+    for subset in SUBSETS:
+        for patient in np.unique(groups[getattr(split, subset)]).tolist():
+            if patient in subset_of_patient:
                 raise InputError(
-                    f"patient {patient} is in both {owner[patient]} and {side}: the split leaks; "
-                    "make it anew by patient"
+                    f"patient {patient} is in both {subset_of_patient[patient]} and {subset}: the "
+                    "split leaks; make a new one by patient"
                 )
-            owner[patient] = side
+            subset_of_patient[patient] = subset
 
 
-def relatives(split: Split, groups: np.ndarray) -> np.ndarray:
-    """For each test row, whether its patient also trains or validates."""
-    known = groups[np.concatenate([split.train, split.validation])]
-    return np.isin(groups[split.test], known)
-
-
-def build_split(
-    dataset: "Dataset", rows: Mapping[str, np.ndarray], policy: Mapping[str, Any]
-) -> Split:
-    """The split with these rows on its sides, counted."""
-    groups = dataset.patients(policy["group"])
-    counts = {
-        side: {
-            name: {
-                "images": int((mine := index[dataset.labels[index] == label]).size),
-                "patients": len(np.unique(groups[mine])),
-            }
-            for label, name in enumerate(dataset.class_names)
-        }
-        for side, index in rows.items()
-    }
-    known = {} if dataset.patients_known else {"patient_disjoint": False}
-    return Split(**rows, files=dataset.files, policy={**policy, **known}, counts=counts)
-
-
-def patients_of_class(
-    dataset: "Dataset",
-    groups: np.ndarray,
-    rows: np.ndarray | None = None,
-    *,
-    mixed_patients: str = "error",
-) -> dict[str, list[str]]:
-    """The sorted patients of each class; refuses data that cannot be split at all.
-
-    Args:
-      dataset: whose labels to use.
-      groups: the patient of each row of the data set.
-      rows: the rows to look at; all by default.
-      mixed_patients: what to do with a patient of several classes: 'error', or 'rarest' to count
-        him for the one of his classes that has the fewest patients. All his images stay together.
-    """
-    if mixed_patients not in ("error", "rarest"):
-        raise InputError(f"split.mixed_patients={mixed_patients!r}: expected 'error' or 'rarest'")
-    rows = np.arange(len(groups)) if rows is None else rows
-    pairs = sorted(set(zip(groups[rows].tolist(), dataset.labels[rows].tolist(), strict=True)))
-    classes: dict[str, list[int]] = {}
-    for patient, label in pairs:
-        classes.setdefault(patient, []).append(label)
-    both = [patient for patient, labels in classes.items() if len(labels) > 1]
-    if both and mixed_patients == "error":
-        raise InputError(
-            f"patient {both[0]} of {dataset.name} has images of more than one class; correct the "
-            "labels, choose a finer group, or set split.mixed_patients='rarest'"
-        )
-    sizes = Counter(label for _, label in pairs)
-    patients: dict[str, list[str]] = {name: [] for name in dataset.class_names}
-    for patient, labels in classes.items():
-        label = min(labels, key=lambda label: (sizes[label], label))
-        patients[dataset.class_names[label]].append(patient)
-    present = [name for label, name in enumerate(dataset.class_names) if sizes[label]]
-    if len(present) < 2:
-        raise InputError(
-            f"{dataset.name} has images of one class only ({', '.join(present) or 'none'}); "
-            f"expected {' and '.join(dataset.class_names)}: add the other one"
-        )
-    return patients
-
-
-def check_numbers(*, seed: int, **fractions: float) -> None:
-    """Refuses a seed or a share that makes no sense, by the name of its key."""
-    for key, value in fractions.items():
-        if not 0 < value < 1:
-            raise InputError(f"split.{key}={value}: expected a share between 0 and 1")
-    if seed < 0:
-        raise InputError(f"split.seed={seed}: expected 0 or a positive number")
-
-
-def share(fraction: float, count: int, leave: int) -> int:
-    """How many of `count` make up `fraction`: at least one, and `leave` others stay."""
-    return min(max(1, round(fraction * count)), count - leave)
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
-        raise ValueError(f"{twice} appears twice")
-    return content
+def seen_in_training(split: Split, groups: Shaped[np.ndarray, "N"]) -> Bool[np.ndarray, "test"]:
+    """Returns for each test row whether its patient is also in training or validation."""
+    seen = groups[np.concatenate([split.train, split.validation])]
+    return np.isin(groups[split.test], seen)

@@ -8,7 +8,7 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import open_dataset
 from densenet_flax.data.breakhis import counts
-from densenet_flax.data.splits.overlap_table import catalogue, names_at
+from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
 
 
 def pairs(dataset):
@@ -16,7 +16,7 @@ def pairs(dataset):
 
 
 def test_the_known_counts_are_those_of_the_fold_files(breakhis_folds):
-    there = pairs(catalogue(names_at(breakhis_folds / "dsfold1.txt")))
+    there = pairs(dataset_of_names(list_file_names(breakhis_folds / "dsfold1.txt")))
     assert sum(map(sum, counts.KNOWN.values())) == len(there) == 7909
     assert counts.compare(there) == ""
     assert counts.compare([pair for pair in there if pair[1] == 100], 100) == ""

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import load_split, make_split, open_dataset
+from densenet_flax.data import SplitConfig, load_split, make_split, open_dataset
 from densenet_flax.data.sources.folder import list_folder
 
 
@@ -59,14 +59,14 @@ def test_a_folder_per_class(opened, root):
     assert tuple(dataset.groups) == ("patient",) and not dataset.columns
     assert not dataset.patients_known and len(set(dataset.patients("patient"))) == 20
     assert "nothing says whose" in dataset.notes[0]
-    assert not make_split(dataset, {"group": "patient"}).patient_disjoint
+    assert not make_split(dataset, SplitConfig(group="patient")).patient_disjoint
     assert opened(class_names=("tumour", "normal")).labels[0] == 1
 
 
 def test_patients_by_pattern(opened, tmp_path):
     dataset = opened(patient_pattern=r"/([nt]\d)_")
     assert sorted(set(dataset.patients("patient"))) == [f"{c}{i}" for c in "nt" for i in range(5)]
-    split = make_split(dataset, {"group": "patient"})
+    split = make_split(dataset, SplitConfig(group="patient"))
     assert split.patient_disjoint and dataset.notes == ()
     split.save(tmp_path / "split.json")
     assert load_split(tmp_path / "split.json", dataset).hash == split.hash
@@ -86,7 +86,7 @@ def test_a_table_says_who_is_who(opened, root):
     assert dataset.patients_known and tuple(dataset.groups) == ("site", "patient")
     assert dataset.files[3] == "normal/n1_1.png"
     assert dataset.patients("patient")[3] == "n1" and dataset.patients("site")[3] == "1"
-    split = make_split(dataset, {"group": "site", "mixed_patients": "error"} | {"policy": "image"})
+    split = make_split(dataset, SplitConfig(policy="image", group="site"))
     assert not split.patient_disjoint
     np.testing.assert_array_equal(dataset.images, opened().images)
 
@@ -100,7 +100,7 @@ def test_stated_sides(opened, root):
         ),
     )
     dataset = opened(csv=str(table))
-    split = make_split(dataset, {"policy": "given", "group": "patient"})
+    split = make_split(dataset, SplitConfig(policy="given", group="patient"))
     assert set(dataset.patients("patient")[split.test]) == {"n0", "t0"}
     assert set(dataset.patients("patient")[split.validation]) == {"n1", "t1"}
 
@@ -162,7 +162,7 @@ def test_two_files_with_the_same_name_are_two(opened, root):
 def test_a_patient_with_both_labels_is_named(opened, root):
     table = write_table(root, full_table(root, patient=lambda name: name[1:2]))
     with pytest.raises(InputError, match="patient 0 of folder has images of more than one class"):
-        make_split(opened(csv=str(table)), {"group": "patient"})
+        make_split(opened(csv=str(table)), SplitConfig(group="patient"))
 
 
 def test_bad_images_are_named_or_skipped(opened, root):

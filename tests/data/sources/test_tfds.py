@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import make_split, open_dataset
+from densenet_flax.data import SplitConfig, make_split, open_dataset
 
 
 def tile(seed):
@@ -78,7 +78,7 @@ def test_any_image_classification_set(opened):
     for image, label in zip(dataset.images, dataset.labels, strict=True):
         seed = next(s for s in range(24) if tile(s)[0].tobytes() == image.tobytes())
         assert label == seed % 2
-    split = make_split(dataset, {"policy": "given", "group": "patient"})
+    split = make_split(dataset, SplitConfig(policy="given", group="patient"))
     assert set(dataset.files[split.test]) == {f"test/{i:07d}" for i in range(8)}
     assert set(dataset.files[split.validation]) == {f"valid/{i:07d}" for i in range(8)}
     assert not split.patient_disjoint  # nothing says whose they are
@@ -87,7 +87,7 @@ def test_any_image_classification_set(opened):
 def test_patients_by_a_feature(opened):
     dataset = opened("tfds:tiny_tiles", patient_key="owner")
     assert dataset.patients_known and len(set(dataset.patients("patient"))) == 12
-    config = {"policy": "given", "group": "patient"}
+    config = SplitConfig(policy="given", group="patient")
     assert make_split(dataset, config).patient_disjoint
     with pytest.raises(InputError, match=r"patient_key='who': tiny_tiles has picture, kind, owner"):
         opened("tfds:tiny_tiles", patient_key="who")

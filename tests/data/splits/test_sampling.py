@@ -6,24 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import epoch_order
-from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.splits.sampling import make_sampler
+from tests.helpers.datasets import dataset_of_labels
 
 
-def made(owners, labels):
-    """A data set of one image for each owner and label."""
-    n = len(labels)
-    names = np.array([f"p{owner}" for owner in owners])
-    return Dataset(
-        images=np.zeros((n, 0, 0, 3), np.uint8),
-        labels=np.array(labels, np.int32),
-        class_names=("a", "b", "c", "d"),
-        files=np.array([f"{i:04d}.png" for i in range(n)]),
-        groups={"patient": names},
-        name="made",
-        fingerprint="",
-    )
+def make_dataset(patients, labels):
+    """A data set with an image for each patient and label."""
+    groups = {"patient": np.array([f"p{patient}" for patient in patients])}
+    return dataset_of_labels(labels, ("a", "b", "c", "d"), groups=groups)
 
 
 @st.composite
@@ -31,13 +22,13 @@ def cases(draw):
     """Up to four classes, patients with one class or several, and some rows to train on."""
     n = draw(st.integers(1, 60))
     labels = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
-    owners = draw(st.lists(st.integers(0, 8), min_size=n, max_size=n))
+    patients = draw(st.lists(st.integers(0, 8), min_size=n, max_size=n))
     kept = draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any))
-    return made(owners, labels), np.flatnonzero(kept), draw(st.integers(0, 99))
+    return make_dataset(patients, labels), np.flatnonzero(kept), draw(st.integers(0, 99))
 
 
 @given(cases(), st.integers(0, 20))
-def test_shuffling_is_what_it_always_was(case, epoch):
+def test_shuffle_is_the_epoch_order(case, epoch):
     dataset, rows, seed = case
     sampler = make_sampler(dataset, rows, "shuffle", seed, group="patient")
     ids, views = sampler.epoch(epoch)
@@ -46,9 +37,9 @@ def test_shuffling_is_what_it_always_was(case, epoch):
 
 
 @given(cases(), st.sampled_from(["class", "patient"]))
-def test_every_class_comes_as_often_as_the_largest(case, how):
+def test_every_class_comes_as_often_as_the_largest(case, sampling):
     dataset, rows, seed = case
-    sampler = make_sampler(dataset, rows, how, seed, group="patient")
+    sampler = make_sampler(dataset, rows, sampling, seed, group="patient")
     largest = np.bincount(dataset.labels[rows]).max()
     for epoch in range(3):
         ids, views = sampler.epoch(epoch)
@@ -67,8 +58,7 @@ def test_images_of_a_class_come_equally_often(case):
     sampler = make_sampler(dataset, rows, "class", seed, group="patient")
     ids, _ = sampler.epoch(4)
     for label in np.unique(dataset.labels[rows]):
-        mine = rows[dataset.labels[rows] == label]
-        counts = np.bincount(ids, minlength=len(dataset))[mine]
+        counts = np.bincount(ids, minlength=len(dataset))[rows[dataset.labels[rows] == label]]
         assert counts.min() >= 1 and counts.max() - counts.min() <= 1
 
 
@@ -76,20 +66,23 @@ def test_images_of_a_class_come_equally_often(case):
 def test_patients_of_a_class_come_equally_often(case):
     dataset, rows, seed = case
     sampler = make_sampler(dataset, rows, "patient", seed, group="patient")
-    times = np.bincount(sampler.epoch(4)[0], minlength=len(dataset))
-    owners = dataset.patients("patient")
+    counts = np.bincount(sampler.epoch(4)[0], minlength=len(dataset))
+    patients = dataset.patients("patient")
     for label in np.unique(dataset.labels[rows]):
-        mine = rows[dataset.labels[rows] == label]
-        of_patient = [times[mine[owners[mine] == owner]] for owner in np.unique(owners[mine])]
-        sums = [int(some.sum()) for some in of_patient]
+        of_class = rows[dataset.labels[rows] == label]
+        counts_of_patients = [
+            counts[of_class[patients[of_class] == patient]]
+            for patient in np.unique(patients[of_class])
+        ]
+        sums = [int(each.sum()) for each in counts_of_patients]
         assert max(sums) - min(sums) <= 1
-        assert all(some.max() - some.min() <= 1 for some in of_patient)
+        assert all(each.max() - each.min() <= 1 for each in counts_of_patients)
 
 
 @given(cases(), st.sampled_from(["shuffle", "class", "patient"]))
-def test_no_view_of_an_image_comes_twice_in_a_run(case, how):
+def test_no_view_of_an_image_comes_twice_in_a_run(case, sampling):
     dataset, rows, seed = case
-    sampler = make_sampler(dataset, rows, how, seed, group="patient")
+    sampler = make_sampler(dataset, rows, sampling, seed, group="patient")
     seen = set()
     for epoch in range(4):
         ids, views = sampler.epoch(epoch)
@@ -98,22 +91,22 @@ def test_no_view_of_an_image_comes_twice_in_a_run(case, how):
         pairs = list(zip(ids.tolist(), views.tolist(), strict=True))
         assert len({*pairs}) == len(pairs) and not seen & {*pairs}
         seen |= {*pairs}
-        for one in np.unique(ids):  # turns are counted in the order of the epoch
-            np.testing.assert_array_equal(views[ids == one], first + np.arange((ids == one).sum()))
+        for row in np.unique(ids):  # occurrences are counted in the order of the epoch
+            np.testing.assert_array_equal(views[ids == row], first + np.arange((ids == row).sum()))
 
 
 @given(cases(), st.sampled_from(["class", "patient"]))
-def test_an_epoch_is_a_pure_function_of_seed_and_number(case, how):
+def test_an_epoch_is_a_pure_function_of_seed_and_number(case, sampling):
     dataset, rows, seed = case
-    one, other = (make_sampler(dataset, rows, how, seed, group="patient") for _ in range(2))
+    one, other = (make_sampler(dataset, rows, sampling, seed, group="patient") for _ in range(2))
     late = one.epoch(3)
     for number in range(3):
         other.epoch(number)
     np.testing.assert_array_equal(late, other.epoch(3))
 
 
-def test_the_most_repeats_do_happen_and_the_rest_is_drawn_anew():
-    dataset = made(owners=[0] * 7 + [1, 2, 2], labels=[0] * 7 + [1, 1, 1])
+def test_the_most_repeats_happen_and_the_rest_differs_between_epochs():
+    dataset = make_dataset(patients=[0] * 7 + [1, 2, 2], labels=[0] * 7 + [1, 1, 1])
     rows = np.arange(10)
     by_class = make_sampler(dataset, rows, "class", 0, group="patient")
     assert (by_class.size, by_class.repeats) == (14, 3)  # three images of class b, seven times
@@ -128,10 +121,12 @@ def test_the_most_repeats_do_happen_and_the_rest_is_drawn_anew():
 
 
 def test_bad_input_is_named():
-    dataset = made([0, 1], [0, 1])
+    dataset = make_dataset([0, 1], [0, 1])
     with pytest.raises(InputError, match=r"config\.sampling='rare': expected one of shuffle, cl"):
         make_sampler(dataset, np.arange(2), "rare", 0, group="patient")
     unknown = dataclasses.replace(dataset, patients_known=False)
-    with pytest.raises(InputError, match=r"config\.sampling='patient': nothing says whose"):
+    with pytest.raises(
+        InputError, match=r"config\.sampling='patient': the patients of made are not known"
+    ):
         make_sampler(unknown, np.arange(2), "patient", 0, group="patient")
     assert make_sampler(unknown, np.arange(2), "class", 0, group="patient").size == 2
