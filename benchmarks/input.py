@@ -135,7 +135,7 @@ def forget_pages(where: Path) -> None:
 def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> dict:
     """One measurement, in this process."""
     from densenet_flax.data import batches, epoch_order
-    from densenet_flax.data.images.stream import images_ahead
+    from densenet_flax.data.images.stream import prefetch_images
 
     storage = "stream" if "stream" in what else "array"
     with Memory() as memory:
@@ -153,7 +153,7 @@ def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> di
             lists = [ids[weight > 0] for ids, weight in batches(order, BATCH)]
             processes = workers if "processes" in what else 0
             start, total = time.perf_counter(), 0
-            for images in images_ahead(dataset, lists, workers=processes):
+            for images in prefetch_images(dataset.images, lists, workers=processes):
                 total += int(images[:, ::64, ::64].sum())  # touch it
             seconds = time.perf_counter() - start
     return {

@@ -39,9 +39,7 @@ BACKEND_NAMES = {"default_backend", "platform_dependent", "device_kind", "get_ba
 UPWARD_IMPORTS = {
     "densenet_flax.kernels.dense_block -> densenet_flax.models.layers": "the kernels' operations",
 }
-CIRCULAR_IMPORTS = {
-    ("densenet_flax.data.images.stream", "densenet_flax.data.dataset"),
-}
+CIRCULAR_IMPORTS: set[tuple[str, str]] = set()
 LONG_FILES = {"densenet_flax/training/trainer.py": "stages, epochs and resuming in one file"}
 LONG_FUNCTIONS = {
     "densenet_flax/export/export.py export_classifier": "three formats in one function",

@@ -30,8 +30,8 @@ class Dataset:
       columns: other facts about each image, where the source states them: 'subtype',
         'magnification', 'slide_id', 'case', 'sequence' of BreakHis, 'split' of other data.
       patients_known: False if nothing says whose the images are and each counts as a patient.
-      stain: the normalization that the images went through, as `stain_normalization.resolve`
-        returns it; a new image has to go through the same. {} for none.
+      stain: the normalization that the images went through, as `resolve_settings` of
+        `stain_normalization` returns it; a new image has to go through the same. {} for none.
       notes: what a reader of results should know, such as images that were left out.
     """
 

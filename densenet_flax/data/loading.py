@@ -16,7 +16,7 @@ from densenet_flax.data.breakhis.names import MAGNIFICATIONS, patient_groups
 from densenet_flax.data.breakhis.names import class_names as class_names_of
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images import array_cache as arrays
-from densenet_flax.data.images.stain_normalization import resolve
+from densenet_flax.data.images.stain_normalization import resolve_settings
 from densenet_flax.data.sources import generic as others
 from densenet_flax.data.synthetic import breakhis_tree as drawn
 
@@ -30,7 +30,7 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
         all) and `drawn` (parameters of `write_breakhis_tree`). And if there: `labels` ('binary'
         or 'subtype', of BreakHis), `require_complete`, `duplicates` ('keep', 'drop' or 'error'),
         `on_bad_image` ('error' or 'skip'), `storage` ('array': resized once and mapped; 'stream':
-        decoded on demand), `stain` (see `stain.resolve`), `csv`, `patient_pattern` and
+        decoded on demand), `stain` (see `resolve_settings`), `csv`, `patient_pattern` and
         `class_names` (of a folder), `patient_key` (of TFDS).
       cache_dir: where prepared data is kept for the next run.
 
@@ -40,7 +40,7 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
     get = data_config.get
     options = {
         "size": _check_size(data_config.image_size),
-        "stain": resolve(get("stain")),
+        "stain": resolve_settings(get("stain")),
         "on_bad_image": arrays.check_choice(
             "data.on_bad_image", get("on_bad_image", "error"), arrays.BAD_IMAGES
         ),
@@ -49,6 +49,8 @@ def open_dataset(data_config: Any, cache_dir: str | os.PathLike[str]) -> Dataset
     duplicates = arrays.check_choice(
         "data.duplicates", get("duplicates", "keep"), arrays.DUPLICATES
     )
+    if (workers := get("workers", 0)) < 0:
+        raise InputError(f"data.workers={workers}: expected 0, for threads, or how many processes")
     cache = Path(cache_dir).expanduser().resolve()
     name = data_config.name
     if name in ("breakhis", "drawn"):

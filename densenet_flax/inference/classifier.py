@@ -99,7 +99,7 @@ class Classifier:
         self.point = operating_point_of(info)
         self.tta = settings.operating_point is not None and settings.operating_point.tta
         self.batch_size = batch_size
-        self._normalise = stain.normaliser(stain.resolve(settings.stain))
+        self._normalize = stain.make_normalizer(stain.resolve_settings(settings.stain))
         model = info.build_model(dtype=jnp.dtype(settings.dtype))
         self.pipeline = SegmentedModel(
             model, make_mesh(), cuts=cuts, preprocessing=info.preprocessing
@@ -182,7 +182,7 @@ class Classifier:
         Raises:
           InputError: it is no image.
         """
-        return image_files.resize(self._normalise(read_pixels(image, where)), self.image_size)
+        return image_files.resize(self._normalize(read_pixels(image, where)), self.image_size)
 
     def forward(self, batch: np.ndarray) -> Output:
         """Runs the network on prepared images, at most `batch_size` of them; see `prepare`.
@@ -287,7 +287,7 @@ def load_classifier(
         )
     variables, info = read_weights(place)
     try:
-        stain.resolve(info.inference.stain)
+        stain.resolve_settings(info.inference.stain)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     if dtype not in (None, "float32", "bfloat16"):

@@ -12,7 +12,7 @@ from densenet_flax.common.sharding import process_slice, put_batch, to_host
 from densenet_flax.common.types import Variables
 from densenet_flax.data import batching
 from densenet_flax.data.dataset import Dataset
-from densenet_flax.data.images.stream import images_ahead
+from densenet_flax.data.images.stream import prefetch_images
 from densenet_flax.inference.results import to_probabilities
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
@@ -96,7 +96,7 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Yields batches of images without augmentation, on the devices; the next are read ahead."""
     batches = list(batching.batches(ids, batch_size))
-    images = images_ahead(dataset, [process_slice(rows, mesh) for rows, _ in batches])
+    images = prefetch_images(dataset.images, [process_slice(rows, mesh) for rows, _ in batches])
     for rows, weight in batches:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
 

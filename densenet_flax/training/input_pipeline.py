@@ -13,7 +13,7 @@ from densenet_flax.common.sharding import over_batch, process_slice, put_batch
 from densenet_flax.data.augmentation.views import AugmentSettings, augment, mix
 from densenet_flax.data.batching import batches
 from densenet_flax.data.dataset import Dataset
-from densenet_flax.data.images.stream import images_ahead
+from densenet_flax.data.images.stream import prefetch_images
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.storage.feature_store import Features
 
@@ -145,7 +145,7 @@ class StageInputs:
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:
             wanted = [process_slice(rows, mesh) for rows, _ in parts]
-            images = images_ahead(self.dataset, wanted, workers=self.workers)
+            images = prefetch_images(self.dataset.images, wanted, workers=self.workers)
         for (rows, weight), number in zip(parts, numbers, strict=True):
             take = functools.partial(self._take, rows, number, images)
             batch = put_batch(np.arange(len(rows)), weight, take, mesh)

@@ -4,19 +4,18 @@ import gzip
 import hashlib
 import io
 import os
-import struct
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.prefetch import prefetch
 from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
-from densenet_flax.data.images import decode as image_files
+from densenet_flax.data.images.decode import FAILURES, decode, is_plain
+from densenet_flax.data.images.image_files import listing_digest, read_file, walk_images
 
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
@@ -40,7 +39,7 @@ def find_source(path: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{root}: no such folder or archive; give the folder that holds {ROOT}, or {ARCHIVE}"
         )
-    if _walk(root):
+    if walk_images(root, (".png",)):
         return root
     if os.path.isfile(root / ARCHIVE):
         return root / ARCHIVE
@@ -55,7 +54,7 @@ def list_images(source: Path) -> list[Path]:
     Only what lies in a folder `BreaKHis_v1` counts where there is one, so that a folder above it
     may hold other pictures. Hidden files and all that is not a PNG are ignored.
     """
-    found = _walk(source)
+    found = list(walk_images(source, (".png",)).values())
     inside = [path for path in found if ROOT in path.parts]
     images = inside or found
     parsed = [path for path in images if parse_name(path.name)]
@@ -80,15 +79,10 @@ def list_names(source: Path) -> list[str]:
 
 def source_key(source: Path) -> str:
     """A digest of what is listed at `source`: names, sizes and times, not content."""
-    digest = hashlib.sha256(os.fsencode(source.resolve()))
-    for path in [source] if source.is_file() else list_images(source):
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-        name = path.relative_to(source) if path != source else path.name
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    if source.is_file():
+        return listing_digest(source, {source.name: source})
+    images = {str(path.relative_to(source)): path for path in list_images(source)}
+    return listing_digest(source, images)
 
 
 def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
@@ -126,42 +120,20 @@ def check_image(where: str, data: bytes) -> bytes:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, to the last byte
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image_files.is_plain(image):
+            if is_plain(image):
                 image.load()  # the pixels
                 return data
         problem = ""
     except UnidentifiedImageError:
         problem = "is not a PNG image" if data else "is empty"
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except FAILURES as error:
         problem = f"is damaged or cut short ({error})"
     if problem:
         raise InputError(f"{where}: {problem}; copy the file again or take it out")
     # Saved by some tool as grey, palette, with alpha, 16 bits or turned; or of no tile's size.
     buffer = io.BytesIO()
-    Image.fromarray(image_files.decode(data, where)).save(buffer, "PNG")
+    Image.fromarray(decode(data, where)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _walk(root: Path) -> list[Path]:
-    """All PNG files under `root`, through links but never in circles, without hidden ones."""
-    found, been = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in been:
-            folders.clear()
-            continue
-        been.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        found += [Path(folder, name) for name in names if _is_png(name)]
-    return found
 
 
 def _is_png(name: str) -> bool:
@@ -177,10 +149,7 @@ def _bad_name(where: object) -> InputError:
 
 def _from_folder(source: Path) -> Iterator[tuple[str, bytes]]:
     for path in list_images(source):
-        try:
-            yield str(path), path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        yield str(path), read_file(path)
 
 
 def _from_archive(source: Path) -> Iterator[tuple[str, bytes]]:
@@ -217,26 +186,17 @@ def _checked(
     stream: Iterator[tuple[str, bytes]], skipped: list[str] | None
 ) -> Iterator[tuple[str, bytes]]:
     """Checks images on all cores (Pillow decodes outside the GIL), keeping their order."""
-    workers = os.cpu_count() or 1
-    waiting: deque[tuple[str, Future[bytes]]] = deque()
 
-    def first() -> Iterator[tuple[str, bytes]]:
-        where, checked = waiting.popleft()
+    def check(item: tuple[str, bytes]) -> tuple[str, bytes | InputError]:
         try:
-            yield where, checked.result()
+            return item[0], check_image(*item)
         except InputError as error:
             if skipped is None:
                 raise
-            skipped.append(str(error))
+            return item[0], error
 
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for where, data in stream:
-                waiting.append((where, pool.submit(check_image, where, data)))
-                if len(waiting) > 4 * workers:
-                    yield from first()
-            while waiting:
-                yield from first()
-        finally:
-            for _, checked in waiting:
-                checked.cancel()
+    for where, data in prefetch(check, stream, depth=4 * (os.cpu_count() or 1)):
+        if isinstance(data, bytes):
+            yield where, data
+        elif skipped is not None:
+            skipped.append(str(data))

@@ -1,18 +1,18 @@
 """BreakHis as raw files to a prepared TFDS data set to one array, each made once and kept."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.layout import source_key
 from densenet_flax.data.breakhis.names import class_names
 from densenet_flax.data.images import array_cache as arrays
-from densenet_flax.data.images.stream import Images
+from densenet_flax.data.images.stream import Images, Row
 from densenet_flax.data.sources import tfds as from_tfds
 from densenet_flax.storage.atomic import write_text, writing
 
@@ -26,7 +26,7 @@ def prepare(
     size: tuple[int, int],
     magnification: int,
     *,
-    stain: Mapping[str, Any] | None = None,
+    stain: JsonDict | None = None,
     storage: str = "array",
     on_bad_image: str = "error",
 ) -> tuple[Images, dict[str, Any], Path]:
@@ -40,7 +40,7 @@ def prepare(
       cache: where to keep things.
       size: (height, width) of the images.
       magnification: which to take, 0 for all.
-      stain: normalisation between decoding and resizing, as `stain.resolve` returns it.
+      stain: normalisation between decoding and resizing, as `resolve_settings` returns it.
       storage: 'array', or 'stream' to decode images when they are asked for.
       on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
 
@@ -73,7 +73,7 @@ def prepare(
     return images, columns, target
 
 
-def _rows(records: Any, source: Path, magnification: int) -> list[arrays.Row]:
+def _rows(records: Any, source: Path, magnification: int) -> list[Row]:
     """What is known about each image that is wanted, by file name."""
     subtypes = class_names("subtype")
     rows = []

@@ -19,9 +19,10 @@ from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
 from densenet_flax.data.images import decode as image_files
 from densenet_flax.data.images import stain_normalization as stains
-from densenet_flax.data.images.stream import Images, Reader, StreamedImages
+from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages
 from densenet_flax.storage.atomic import atomic_dir, writing
 
 # In the name of the array: raise it when the same bytes would give other pixels or columns.
@@ -33,12 +34,11 @@ DUPLICATES = ("keep", "drop", "error")
 BAD_IMAGES = ("error", "skip")
 STORAGES = ("array", "stream")
 
-Row = dict[str, Any]
 _ADDRESS = ("file", "source", "number")  # by which readers find an image
 
 
 def array_name(
-    size: tuple[int, int], chosen: str, stain: Mapping[str, Any], on_bad_image: str = "error"
+    size: tuple[int, int], chosen: str, stain: JsonDict, on_bad_image: str = "error"
 ) -> str:
     """The name of the folder of an array: all its pixels depend on besides the images."""
     name = f"{size[0]}x{size[1]}-{chosen}-{_PIXELS}-{_COLUMNS_VERSION}"
@@ -54,7 +54,7 @@ def open_or_write(
     read: Reader,
     size: tuple[int, int],
     *,
-    stain: Mapping[str, Any],
+    stain: JsonDict,
     storage: str = "array",
     on_bad_image: str = "error",
     skipped: Callable[[], Sequence[str]] = tuple,
@@ -99,7 +99,7 @@ def write(
     read: Callable[[Row], bytes],
     size: tuple[int, int],
     *,
-    stain: Mapping[str, Any],
+    stain: JsonDict,
     on_bad_image: str = "error",
     skipped: Sequence[str] = (),
     pixels: bool = True,
@@ -111,7 +111,7 @@ def write(
       rows: what is known about each image, with `file`; in the order of the array.
       read: gives the encoded image of a row; called from one thread.
       size: (height, width) of the images.
-      stain: normalisation between decoding and resizing; see `stain.normaliser`.
+      stain: normalisation between decoding and resizing; see `make_normalizer`.
       on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
       skipped: what had to be left out before.
       pixels: False to check and hash each image and write `rows.json` alone.
@@ -128,12 +128,12 @@ def _write(
     rows: Sequence[Row],
     read: Callable[[Row], bytes],
     size: tuple[int, int],
-    stain: Mapping[str, Any],
+    stain: JsonDict,
     on_bad_image: str,
     skipped: list[str],
     keep_pixels: bool,
 ) -> None:
-    normalize = stains.normaliser(stain)
+    normalize = stains.make_normalizer(stain)
     seasoning = f" {json.dumps(stain, sort_keys=True)}" if stains.active(stain) else ""
     digest = hashlib.sha256(f"{size} {_PIXELS}{seasoning}\n".encode())
 
@@ -256,7 +256,7 @@ def without_doubles(
     key = hashlib.sha256(json.dumps(sorted(dropped)).encode()).hexdigest()[:12]
     short = _columns_of(columns, kept, key)
     if isinstance(images, StreamedImages):
-        return images.take(kept), short, kept, [note]
+        return images.take(np.array(kept)), short, kept, [note]
     place = target.with_name(f"{target.name}-without-{key}")
     if not place.is_dir():
         with atomic_dir(place) as temporary, writing(temporary):

@@ -9,8 +9,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
 
-# Image files that a folder is searched for; what else is in it is not looked at.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 # A tile has at most this many pixels (8192×8192): larger ones are slides, and decoding one could
 # take all memory. Read from the header, before anything is decoded.
 MAX_PIXELS = 2**26

@@ -16,7 +16,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data.images import decode as images
 
 METHODS = ("none", "channel", "reinhard", "macenko", "deconvolution", "clahe")
-Normaliser = Callable[[np.ndarray], np.ndarray]
+Normalizer = Callable[[np.ndarray], np.ndarray]
 
 # Light that comes through an empty slide, and the density below which a pixel shows one: Macenko's.
 _LIGHT, _EMPTY = 240, 0.15
@@ -44,7 +44,7 @@ def active(settings: Mapping[str, Any]) -> bool:
     return settings.get("method", "none") != "none"
 
 
-def resolve(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+def resolve_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Settings as a user writes them to settings that say everything, in plain numbers.
 
     Args:
@@ -116,14 +116,14 @@ def resolve(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     return json.loads(json.dumps({**resolved, "min_tissue": float(min_tissue)}))
 
 
-def normaliser(settings: Mapping[str, Any]) -> Normaliser:
+def make_normalizer(settings: Mapping[str, Any]) -> Normalizer:
     """A function from uint8 [H, W, 3] to the same, normalised; safe to call from threads.
 
     A tile with hardly any tissue, or all of one colour, comes back as it is: there is nothing in it
     to estimate a stain from, and the methods would turn its noise into colour.
 
     Args:
-      settings: what `resolve` returned.
+      settings: what `resolve_settings` returned.
 
     Raises:
       InputError: a library is not installed.
@@ -154,7 +154,7 @@ def _has_tissue(pixels: np.ndarray, share: float) -> bool:
     return bool(density[stained].std(0).max() > 0.02)
 
 
-def _channel(settings: Mapping[str, Any]) -> Normaliser:
+def _channel(settings: Mapping[str, Any]) -> Normalizer:
     mean, std = (np.array(settings[key], np.float32) for key in ("mean", "std"))
 
     def change(pixels: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def _channel(settings: Mapping[str, Any]) -> Normaliser:
     return change
 
 
-def _reinhard(settings: Mapping[str, Any]) -> Normaliser:
+def _reinhard(settings: Mapping[str, Any]) -> Normalizer:
     library = _library("torchstain").normalizers.ReinhardNormalizer(backend="numpy")
     library.target_means = np.array(settings["mean"], np.float32)
     library.target_stds = np.array(settings["std"], np.float32)
@@ -178,7 +178,7 @@ def _reinhard(settings: Mapping[str, Any]) -> Normaliser:
     return change
 
 
-def _macenko(settings: Mapping[str, Any]) -> Normaliser:
+def _macenko(settings: Mapping[str, Any]) -> Normalizer:
     library = _library("torchstain").normalizers.MacenkoNormalizer(backend="numpy")
     library.HERef, library.maxCRef = (np.array(settings[key]) for key in ("stains", "maximum"))
 
@@ -188,7 +188,7 @@ def _macenko(settings: Mapping[str, Any]) -> Normaliser:
     return change
 
 
-def _deconvolution(settings: Mapping[str, Any]) -> Normaliser:
+def _deconvolution(settings: Mapping[str, Any]) -> Normalizer:
     colour, matrix = _library("skimage.color"), _stain_matrix()
     wanted = np.array(settings["maximum"])
 
@@ -203,7 +203,7 @@ def _deconvolution(settings: Mapping[str, Any]) -> Normaliser:
     return change
 
 
-def _clahe(settings: Mapping[str, Any]) -> Normaliser:
+def _clahe(settings: Mapping[str, Any]) -> Normalizer:
     colour, exposure = _library("skimage.color"), _library("skimage.exposure")
     grid = int(settings["grid"])
 
@@ -220,7 +220,7 @@ def _clahe(settings: Mapping[str, Any]) -> Normaliser:
     return change
 
 
-_METHODS: dict[str, Callable[[Mapping[str, Any]], Normaliser]] = {
+_METHODS: dict[str, Callable[[Mapping[str, Any]], Normalizer]] = {
     "channel": _channel,
     "reinhard": _reinhard,
     "macenko": _macenko,

@@ -1,71 +1,62 @@
-"""Images that are decoded when they are asked for, and any images read ahead of their use.
+"""Images that are decoded when they are indexed, and batches of any images read ahead of their use.
 
 For data that is larger than memory or disk. The pixels are those that preparation would have
-written: the same decoding, stain normalisation and resizing, only later and again in each epoch.
+written: the same decoding, stain normalization and resizing, repeated in each epoch.
 """
 
+import dataclasses
+import functools
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
+from jaxtyping import Int, Shaped, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images import decode as image_files
-from densenet_flax.data.images import stain_normalization as stains
+from densenet_flax.common.prefetch import prefetch
+from densenet_flax.common.types import JsonDict
+from densenet_flax.data.images.decode import decode, resize
+from densenet_flax.data.images.stain_normalization import Normalizer, make_normalizer
 
-if TYPE_CHECKING:
-    from densenet_flax.data.dataset import Dataset
+# What is known about an image: its `file` and whatever else its reader needs to find it.
+Row: TypeAlias = dict[str, Any]
+# Returns the encoded image of a row. Can be pickled, so that worker processes get it.
+Reader: TypeAlias = Callable[[Row], bytes]
 
-# From what is known about an image to its encoded bytes. Can be pickled, so that workers get it.
-Reader = Callable[[dict[str, Any]], bytes]
 
-
+@dataclasses.dataclass(frozen=True, eq=False)
 class StreamedImages:
-    """Looks like a uint8 array [N, H, W, 3] and decodes what is asked for.
-
-    Index it with a number, a slice, or an array of row numbers.
+    """Is indexed like a uint8 array [N, H, W, 3] and decodes what is asked for.
 
     Attributes:
-      shape: (N, H, W, 3).
-      dtype: uint8.
+      read: returns the encoded image of a row.
+      columns: the rows of all images as columns, with `file`, which names an image in messages.
+      size: (height, width).
+      stain: settings of `make_normalizer`.
       threads: how many images are read and decoded at a time.
     """
 
-    dtype = np.dtype(np.uint8)
-    ndim = 4
-
-    def __init__(
-        self,
-        read: Reader,
-        columns: Mapping[str, np.ndarray],
-        size: tuple[int, int],
-        stain: Mapping[str, Any],
-        threads: int | None = None,
-    ):
-        """Takes where the images are and what is done to them.
-
-        Args:
-          read: gives the encoded image of a row, from its entry in each column.
-          columns: arrays [N], with `file`, by which messages name an image.
-          size: (height, width).
-          stain: normalisation, as `stain.resolve` returns it.
-          threads: how many images at a time; by default as many as there are cores.
-        """
-        self._read, self._columns, self._stain = read, dict(columns), dict(stain)
-        self.shape = (len(columns["file"]), *size, 3)
-        self.threads = threads or os.cpu_count() or 1
-        self._normalise: stains.Normaliser | None = None
+    read: Reader
+    columns: Mapping[str, Shaped[np.ndarray, "N"]]
+    size: tuple[int, int]
+    stain: JsonDict
+    threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    ndim: ClassVar[int] = 4
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.columns["file"])
 
-    def __getitem__(self, key: Any) -> np.ndarray:
-        """The images of these rows, uint8 [H, W, 3] of one and [n, H, W, 3] of several.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return (len(self), *self.size, 3)
+
+    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "... H W 3"]:
+        """Returns the image of a row number, or the images of a slice, list, array or mask.
 
         Raises:
           InputError: an image cannot be read or is damaged; the message names it.
@@ -73,99 +64,81 @@ class StreamedImages:
         rows = np.arange(len(self))[key]
         if rows.ndim == 0:
             return self._decode(int(rows))
-        found = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
+        images = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
+        decoded: Iterable[np.ndarray] = map(self._decode, rows.tolist())
+        if self.threads > 1 and len(rows) > 1:
+            threads = min(self.threads, len(rows))
+            decoded = prefetch(self._decode, rows.tolist(), depth=2 * threads, threads=threads)
+        for i, image in enumerate(decoded):
+            images[i] = image
+        return images
 
-        def fill(place: int) -> None:
-            found[place] = self._decode(int(rows[place]))
-
-        if self.threads == 1 or len(rows) < 2:
-            for place in range(len(rows)):
-                fill(place)
-        else:
-            with ThreadPoolExecutor(min(self.threads, len(rows))) as pool:
-                list(pool.map(fill, range(len(rows))))
-        return found
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> "StreamedImages":
-        """The same of some rows only; nothing is decoded."""
-        columns = {name: column[np.asarray(rows, int)] for name, column in self._columns.items()}
-        return StreamedImages(self._read, columns, self.shape[1:3], self._stain, self.threads)
-
-    def in_one_thread(self) -> "StreamedImages":
-        """The same for a worker, of which there are several."""
-        return StreamedImages(self._read, self._columns, self.shape[1:3], self._stain, 1)
+    def take(self, rows: Int[np.ndarray, "n"]) -> "StreamedImages":
+        """Returns a subset of the images; nothing is decoded."""
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return dataclasses.replace(self, columns=columns)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_normalise": None}  # made of libraries' functions: made anew
+        # The normalizer holds functions of libraries, which cannot be pickled; it is made again.
+        return {key: value for key, value in self.__dict__.items() if key != "_normalize"}
 
-    def _decode(self, row: int) -> np.ndarray:
-        if self._normalise is None:
-            self._normalise = stains.normaliser(self._stain)
-        known = {name: column[row].item() for name, column in self._columns.items()}
-        decoded = image_files.decode(self._read(known), known["file"])
-        return image_files.resize(self._normalise(decoded), self.shape[1:3])
+    @functools.cached_property
+    def _normalize(self) -> Normalizer:
+        return make_normalizer(self.stain)
+
+    def _decode(self, row_number: int) -> UInt8[np.ndarray, "H W 3"]:
+        row = {name: column[row_number].item() for name, column in self.columns.items()}
+        return resize(self._normalize(decode(self.read(row), row["file"])), self.size)
 
 
-Images = np.ndarray | StreamedImages
+# All images of a data set, uint8 [N, H, W, 3]: in memory, mapped, or decoded when indexed.
+Images: TypeAlias = np.ndarray | StreamedImages
 
 
-def images_ahead(
-    dataset: "Dataset", wanted: Iterable[np.ndarray], *, workers: int = 0, ahead: int = 2
-) -> Iterator[np.ndarray]:
-    """Yields the images of one list of rows after the other, read while the last are in use.
+def prefetch_images(
+    images: Images, batches: Iterable[Int[np.ndarray, "B"]], *, workers: int = 0, depth: int = 2
+) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
+    """Yields the images of one batch after the other, read while earlier ones are in use.
 
-    Workers are started anew by each call, which takes seconds: let one call cover many batches.
-    However many there are, the same images come in the same order.
+    The same images come in the same order, whatever `workers` is. Each call starts its own workers,
+    which takes seconds: let one call cover many batches.
 
     Args:
-      dataset: with images in memory, mapped or streamed.
-      wanted: ids of the images of each batch; of several processes, of this one's part of it.
-      workers: processes that decode what is streamed; 0 for threads of this one, which is also
+      images: in memory, mapped or streamed.
+      batches: row numbers of the images of each batch. In a run of several processes, only those
+        of this process's part of it.
+      workers: processes that decode streamed images; 0 for threads of this process, which is also
         what reads arrays.
-      ahead: how many batches are read before they are asked for; with workers, by each.
-
-    Yields:
-      uint8 [len(rows), H, W, 3].
+      depth: how many batches are read before they are asked for; with workers, by each.
 
     Raises:
-      InputError: an image cannot be read any more, or Grain is not installed.
+      InputError: an image can no longer be read, or Grain is not installed.
     """
-    if workers < 0:
-        raise InputError(f"data.workers={workers}: expected 0, for threads, or how many processes")
-    images = dataset.images
+    rows = (np.asarray(batch, int) for batch in batches)
     if workers and isinstance(images, StreamedImages):
-        yield from _by_grain(images, list(wanted), workers, ahead)
-        return
-    waiting: deque[Future[np.ndarray]] = deque()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            for rows in wanted:
-                waiting.append(pool.submit(images.__getitem__, np.asarray(rows, int)))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield from _prefetch_in_workers(images, list(rows), workers, depth)
+    else:
+        # One thread: streamed images decode with all cores already, and arrays only copy.
+        yield from prefetch(images.__getitem__, rows, depth=depth + 1, threads=1)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Batches:
-    """What Grain's workers read: batch number k is the images of the k-th list of rows."""
+    """The data source of Grain's workers: batch k is the images of the k-th array of rows."""
 
-    def __init__(self, images: StreamedImages, wanted: Sequence[np.ndarray]):
-        self._images, self._wanted = images, wanted
+    images: StreamedImages
+    rows: Sequence[Int[np.ndarray, "B"]]
 
     def __len__(self) -> int:
-        return len(self._wanted)
+        return len(self.rows)
 
-    def __getitem__(self, number: Any) -> np.ndarray:
-        return self._images[np.asarray(self._wanted[number], int)]
+    def __getitem__(self, k: Any) -> UInt8[np.ndarray, "B H W 3"]:
+        return self.images[self.rows[k]]
 
 
-def _by_grain(
-    images: StreamedImages, wanted: Sequence[np.ndarray], workers: int, ahead: int
-) -> Iterator[np.ndarray]:
+def _prefetch_in_workers(
+    images: StreamedImages, rows: Sequence[Int[np.ndarray, "B"]], workers: int, depth: int
+) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
     try:
         import grain
         from absl import flags
@@ -174,27 +147,28 @@ def _by_grain(
             f"data.workers={workers}: needs Grain ({error}); pip install grain, or set "
             "data.workers=0"
         ) from error
-    # With JAX loaded Grain asks absl's flags, which only a program that parses them has parsed.
+    # With JAX loaded Grain reads absl's flags, which only a program that parses them has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    batches: Any = grain.MapDataset.source(_Batches(images.in_one_thread(), wanted))
-    # A worker reads its next batch while Grain moves the last one: more threads would fight.
+    # A worker reads its next batch while Grain moves the last one: more threads would compete.
+    source = _Batches(dataclasses.replace(images, threads=1), rows)
+    batches: Any = grain.MapDataset.source(source)
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     batches = batches.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
-        worker_init_fn=_leave_signals_to_the_parent,
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=depth),
+        worker_init_fn=_ignore_interrupts,
     )
     # Through pipes: containers often have 64 MB of shared memory, and what is in it at the end of
     # the program is reported as a leak.
     options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    found = iter(grain.experimental.WithOptionsIterDataset(batches, options))
+    iterator = iter(grain.experimental.WithOptionsIterDataset(batches, options))
     try:
-        yield from found
+        yield from iterator
     finally:
-        found.close()
+        iterator.close()
 
 
-def _leave_signals_to_the_parent(worker: int, workers: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the trainer decides when its workers end."""
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """Leaves Ctrl-C, which reaches every process of a terminal, to the parent process."""
     del worker, workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)

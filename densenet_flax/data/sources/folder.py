@@ -2,9 +2,7 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
-import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images import decode as images
+from densenet_flax.data.images.image_files import (
+    IMAGE_SUFFIXES,
+    listing_digest,
+    read_file,
+    walk_images,
+)
 
 _REQUIRED = ("file", "label")
 _OPTIONAL = ("patient", "site", "split")
@@ -39,11 +42,7 @@ class FileReader:
 
     def __call__(self, row: dict[str, Any]) -> bytes:
         """The content of the file that a row names."""
-        path = self.root / row["file"]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        return read_file(self.root / row["file"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +63,7 @@ class Listing:
 
     def key(self, root: Path) -> str:
         """A digest of which files there are, with their sizes and times, not their content."""
-        digest = hashlib.sha256(os.fsencode(root.resolve()))
-        for tile in self.tiles:
-            try:
-                stat = tile.path.stat()
-            except OSError as error:
-                raise InputError(
-                    f"{tile.path}: cannot be read ({error.strerror or error})"
-                ) from error
-            digest.update(f"{tile.file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return listing_digest(root, {tile.file: tile.path for tile in self.tiles})
 
 
 def list_folder(
@@ -98,10 +88,10 @@ def list_folder(
     root = root.expanduser()
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of the images as data.path")
-    found = walk(root)
+    found = walk_images(root)
     if not found:
         raise InputError(
-            f"{root}: no images in it; expected files that end in {', '.join(images.SUFFIXES)}"
+            f"{root}: no images in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}"
         )
     columns: set[str] = set()
     if table is None:
@@ -129,23 +119,6 @@ def list_folder(
         frozenset(columns),
         len(found) - len(tiles),
     )
-
-
-def walk(root: Path) -> dict[str, Path]:
-    """All images under `root` by relative name, through links but never in circles."""
-    found, been = {}, set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in been:
-            folders.clear()
-            continue
-        been.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-        for name in names:
-            if name.lower().endswith(images.SUFFIXES) and not name.startswith("."):
-                path = Path(folder, name)
-                found[path.relative_to(root).as_posix()] = path
-    return dict(sorted(found.items()))
 
 
 def _in_class_folder(root: Path, file: str, path: Path) -> Tile:
@@ -235,10 +208,7 @@ def _resolve(
 
 
 def _text(table: Path) -> str:
-    try:
-        data = table.read_bytes()
-    except OSError as error:
-        raise InputError(f"{table}: cannot be read ({error.strerror or error})") from error
+    data = read_file(table)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)

@@ -10,7 +10,7 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images import array_cache as arrays
-from densenet_flax.data.images.stream import Images, Reader
+from densenet_flax.data.images.stream import Images, Reader, Row
 from densenet_flax.data.sources import folder
 from densenet_flax.data.sources import tfds as from_tfds
 
@@ -87,7 +87,7 @@ def open_tfds(config: Any, cache: Path, duplicates: str, options: dict[str, Any]
 
 
 def _images(
-    home: Path, rows: Callable[[], list[arrays.Row]], read: Reader, options: dict[str, Any]
+    home: Path, rows: Callable[[], list[Row]], read: Reader, options: dict[str, Any]
 ) -> tuple[Images, dict[str, Any], Path]:
     size, stain, skip = options["size"], options["stain"], options["on_bad_image"] == "skip"
     target = home / "arrays" / arrays.array_name(size, "all", stain)

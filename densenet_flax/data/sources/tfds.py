@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images.array_cache import Row
+from densenet_flax.data.images.stream import Row
 from densenet_flax.data.sources.tfds_local_files import local_files
 
 # How data sets call the side that the split calls so.

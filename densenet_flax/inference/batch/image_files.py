@@ -10,8 +10,7 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import parse_name
-from densenet_flax.data.images.decode import SUFFIXES
-from densenet_flax.data.sources.folder import walk
+from densenet_flax.data.images.image_files import IMAGE_SUFFIXES, walk_images
 from densenet_flax.weights.inference_settings import InferenceSettings
 
 
@@ -39,7 +38,7 @@ def find_images(images: str) -> list[ImageFile]:
     """
     root = Path(images).expanduser()
     if root.is_dir():
-        found = [ImageFile(path, name) for name, path in walk(root).items()]
+        found = [ImageFile(path, name) for name, path in walk_images(root).items()]
     elif root.is_file():  # whatever it is called: it was asked for
         return [ImageFile(root, root.name)]
     else:
@@ -48,14 +47,14 @@ def find_images(images: str) -> list[ImageFile]:
         found = [
             ImageFile(path, path.relative_to(base).as_posix())
             for path in paths
-            if path.name.lower().endswith(SUFFIXES)
+            if path.name.lower().endswith(IMAGE_SUFFIXES)
         ]
         if found and len(found) < len(paths):
             logging.info("%d other files match %s; not looked at", len(paths) - len(found), images)
     if not found:
         raise InputError(
             f"--images={images}: no image found; expected a folder, a file or a pattern such as "
-            f"'tiles/**/*.png', of files that end in {', '.join(SUFFIXES)}"
+            f"'tiles/**/*.png', of files that end in {', '.join(IMAGE_SUFFIXES)}"
         )
     return found
 

@@ -22,7 +22,7 @@ from absl import logging
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
-from densenet_flax.common.prefetch import load_ahead
+from densenet_flax.common.prefetch import prefetch
 from densenet_flax.inference.batch import table_writer as tables
 from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
 from densenet_flax.inference.batch.journal import Journal
@@ -136,7 +136,8 @@ def _run(
         waiting: list[tuple[ImageFile, _Loaded | InputError]] = []
         good = 0
         load = _loader(classifier, wanted)
-        for found, loaded in load_ahead(load, images[journal.done :], 2 * size):
+        rest = images[journal.done :]
+        for found, loaded in zip(rest, prefetch(load, rest, depth=2 * size), strict=True):
             waiting.append((found, loaded))
             good += isinstance(loaded, _Loaded)
             if isinstance(loaded, InputError):

@@ -42,29 +42,29 @@ def reference(tmp_path):
 def resolved(method, reference):
     need(method)
     more = {"reference": str(reference)} if method in WITH_REFERENCE else {}
-    return stain.resolve({"method": method, **more})
+    return stain.resolve_settings({"method": method, **more})
 
 
 def test_nothing_is_the_default():
     for settings in ({}, None, {"method": "none"}):
-        assert stain.resolve(settings) == {}
+        assert stain.resolve_settings(settings) == {}
     image = tile(0)
-    assert stain.normaliser({})(image) is image
+    assert stain.make_normalizer({})(image) is image
 
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_settings_survive_json(method, reference):
     settings = resolved(method, reference)
     assert json.loads(json.dumps(settings)) == settings and "reference" not in settings
-    assert stain.resolve(settings) == settings
-    again = stain.normaliser(json.loads(json.dumps(settings)))(tile(1))
-    np.testing.assert_array_equal(again, stain.normaliser(settings)(tile(1)))
+    assert stain.resolve_settings(settings) == settings
+    again = stain.make_normalizer(json.loads(json.dumps(settings)))(tile(1))
+    np.testing.assert_array_equal(again, stain.make_normalizer(settings)(tile(1)))
     assert again.dtype == np.uint8 and again.shape == tile(1).shape
 
 
 @pytest.mark.parametrize("method", WITH_REFERENCE)
 def test_tiles_come_closer_to_the_reference(method, reference):
-    normalize = stain.normaliser(resolved(method, reference))
+    normalize = stain.make_normalizer(resolved(method, reference))
 
     def distance(images):
         goal = tile(5).reshape(-1, 3).mean(0)
@@ -79,7 +79,7 @@ def test_tiles_come_closer_to_the_reference(method, reference):
 
 @pytest.mark.parametrize("method", WITH_REFERENCE)
 def test_the_reference_itself_hardly_changes(method, reference):
-    done = stain.normaliser(resolved(method, reference))(tile(5))
+    done = stain.make_normalizer(resolved(method, reference))(tile(5))
     assert np.abs(done.astype(int) - tile(5)).mean() < (6 if method == "macenko" else 1.1)
 
 
@@ -93,13 +93,15 @@ def test_macenko_and_reinhard_are_those_of_torchstain(reference):
         library.fit(tile(5))
         expected = library.normalize(tile(6))
         expected = expected[0] if isinstance(expected, tuple) else expected
-        ours = stain.normaliser(resolved(method, reference))(tile(6))
+        ours = stain.make_normalizer(resolved(method, reference))(tile(6))
         assert np.abs(ours.astype(int) - expected).max() <= 1
 
 
 def test_the_channel_rule_by_hand():
-    settings = stain.resolve({"method": "channel", "mean": (180, 130, 170), "std": [20, 25, 15]})
-    done = stain.normaliser(settings)(tile(3)).reshape(-1, 3)
+    settings = stain.resolve_settings(
+        {"method": "channel", "mean": (180, 130, 170), "std": [20, 25, 15]}
+    )
+    done = stain.make_normalizer(settings)(tile(3)).reshape(-1, 3)
     np.testing.assert_allclose(done.mean(0), [180, 130, 170], atol=2)
     np.testing.assert_allclose(done.std(0), [20, 25, 15], atol=2)
 
@@ -107,7 +109,7 @@ def test_the_channel_rule_by_hand():
 def test_clahe_widens_the_light_and_keeps_the_hue():
     colour = pytest.importorskip("skimage.color")
     image = (tile(3).astype(float) * 0.3 + 150).astype(np.uint8)
-    done = stain.normaliser(stain.resolve({"method": "clahe"}))(image)
+    done = stain.make_normalizer(stain.resolve_settings({"method": "clahe"}))(image)
     before, after = colour.rgb2lab(image), colour.rgb2lab(done)
     assert after[..., 0].std() > 1.2 * before[..., 0].std()
     assert np.abs(after[..., 1:] - before[..., 1:]).mean() < 1.5
@@ -117,7 +119,7 @@ def test_the_limit_of_clahe_means_what_it_means_to_opencv():
     """But for a stretch to the full range, which scikit-image adds."""
     exposure, cv2 = pytest.importorskip("skimage.exposure"), pytest.importorskip("cv2")
     image = np.repeat(tile(3, (704, 464)).mean(-1, keepdims=True), 3, -1).astype(np.uint8)
-    ours = stain.normaliser(stain.resolve({"method": "clahe"}))(image)[..., 0]
+    ours = stain.make_normalizer(stain.resolve_settings({"method": "clahe"}))(image)[..., 0]
     lightness = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     lightness[..., 0] = cv2.createCLAHE(2.0, (8, 8)).apply(lightness[..., 0])
     theirs = cv2.cvtColor(lightness, cv2.COLOR_LAB2RGB)[..., 0]
@@ -126,7 +128,7 @@ def test_the_limit_of_clahe_means_what_it_means_to_opencv():
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_tiles_without_tissue_come_back_as_they_are(method, reference):
-    normalize = stain.normaliser(resolved(method, reference))
+    normalize = stain.make_normalizer(resolved(method, reference))
     rng = np.random.default_rng(0)
     empty = rng.integers(236, 250, (32, 32, 3)).astype(np.uint8)
     speck = empty.copy()
@@ -139,7 +141,7 @@ def test_tiles_without_tissue_come_back_as_they_are(method, reference):
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_odd_tiles_do_no_harm(method, reference):
-    normalize = stain.normaliser(resolved(method, reference))
+    normalize = stain.make_normalizer(resolved(method, reference))
     noise = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
     grey = np.repeat(noise[..., :1], 3, -1)
     red = np.zeros((32, 32, 3), np.uint8)
@@ -165,14 +167,14 @@ def test_odd_tiles_do_no_harm(method, reference):
 )
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(InputError, match=message) as caught:
-        stain.resolve(settings)
+        stain.resolve_settings(settings)
     assert "\n" not in str(caught.value)
 
 
 def test_a_reference_without_tissue(tmp_path):
     Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
     with pytest.raises(InputError, match=r"white\.png: shows no tissue"):
-        stain.resolve({"method": "channel", "reference": str(tmp_path / "white.png")})
+        stain.resolve_settings({"method": "channel", "reference": str(tmp_path / "white.png")})
 
 
 @pytest.mark.parametrize("method", ["macenko", "deconvolution"])
@@ -181,7 +183,7 @@ def test_a_library_that_is_not_there(method, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     package = {"skimage.color": "scikit-image"}.get(name, name)
     with pytest.raises(InputError, match=re.escape(f"needs {package}, which is not installed")):
-        stain.normaliser(stain.resolve({"method": method}))
+        stain.make_normalizer(stain.resolve_settings({"method": method}))
 
 
 def test_data_is_normalised_before_it_is_resized(make_config, drawn_tree, tmp_path):
@@ -192,10 +194,10 @@ def test_data_is_normalised_before_it_is_resized(make_config, drawn_tree, tmp_pa
     plain = opened(method="none")
     settings = {"method": "channel", "mean": (180, 130, 170), "std": (20, 25, 15)}
     done, other = opened(**settings), opened(**settings | {"std": (20, 25, 16)})
-    assert plain.stain == {} and done.stain == stain.resolve(settings)
+    assert plain.stain == {} and done.stain == stain.resolve_settings(settings)
     assert len({plain.fingerprint, done.fingerprint, other.fingerprint}) == 3
     assert len(list(tmp_path.rglob("images.npy"))) == 3
     paths = {path.name: path for path in drawn_tree.rglob("*.png")}
-    image = stain.normaliser(done.stain)(np.asarray(Image.open(paths[done.files[0]])))
+    image = stain.make_normalizer(done.stain)(np.asarray(Image.open(paths[done.files[0]])))
     expected = Image.fromarray(image).resize((32, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(done.images[0], np.asarray(expected))

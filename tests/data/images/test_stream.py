@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import re
@@ -16,7 +17,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data import batches, epoch_order, open_dataset
 from densenet_flax.data.breakhis import prepare
 from densenet_flax.data.images import array_cache as arrays
-from densenet_flax.data.images.stream import StreamedImages, images_ahead
+from densenet_flax.data.images.stream import StreamedImages, prefetch_images
 
 
 @pytest.fixture(params=["breakhis", "folder"])
@@ -99,12 +100,14 @@ def test_the_same_batches_from_memory_and_streamed(pair, workers):
     jax.numpy.zeros(1).block_until_ready()
     array, stream = pair
     lists = wanted(array)
-    found = list(images_ahead(stream, lists, workers=workers))
+    found = list(prefetch_images(stream.images, lists, workers=workers))
     assert len(found) == len(lists) == 4
     for ids, images in zip(lists, found, strict=True):
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(images, array.images[ids])
-    for ids, images in zip(lists, images_ahead(array, lists, workers=workers), strict=True):
+    for ids, images in zip(
+        lists, prefetch_images(array.images, lists, workers=workers), strict=True
+    ):
         np.testing.assert_array_equal(images, array.images[ids])
 
 
@@ -112,20 +115,18 @@ def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
     config = make_config(name="breakhis", path=str(drawn_tree), storage="stream")
     dataset = open_dataset(config, tmp_path)
     lists = wanted(dataset, size=4)
-    whole = list(images_ahead(dataset, lists))
+    whole = list(prefetch_images(dataset.images, lists))
     halves, read = [], []
     for process in range(2):
         share = [ids[2 * process : 2 * process + 2] for ids in lists]
-        images = dataset.images
-        original, seen = images._read, set()
+        seen = set()
 
-        def reading(row, original=original, seen=seen):
+        def reading(row, seen=seen):
             seen.add(row["file"])
-            return original(row)
+            return dataset.images.read(row)
 
-        images._read = reading
-        halves.append(list(images_ahead(dataset, share)))
-        images._read = original
+        images = dataclasses.replace(dataset.images, read=reading)
+        halves.append(list(prefetch_images(images, share)))
         assert seen == set(dataset.files[np.concatenate(share)])
         read.append(seen)
     assert not read[0] & read[1]
@@ -135,7 +136,7 @@ def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
 
 def test_reading_is_ahead_and_bounded(dataset_of_counts):
     dataset, asked = dataset_of_counts
-    ahead = images_ahead(dataset, [np.array([i]) for i in range(20)], ahead=3)
+    ahead = prefetch_images(dataset.images, [np.array([i]) for i in range(20)], depth=3)
     assert next(ahead)[0, 0, 0, 0] == 0
     asked.wait_for(4)
     assert asked.count <= 4
@@ -147,7 +148,7 @@ def test_reading_is_ahead_and_bounded(dataset_of_counts):
 def test_who_stops_early_stops_the_reading(dataset_of_counts):
     dataset, asked = dataset_of_counts
     before = threading.active_count()
-    ahead = images_ahead(dataset, [np.array([i]) for i in range(20)], ahead=2)
+    ahead = prefetch_images(dataset.images, [np.array([i]) for i in range(20)], depth=2)
     next(ahead)
     ahead.close()
     assert asked.count <= 4 and threading.active_count() == before
@@ -156,7 +157,6 @@ def test_who_stops_early_stops_the_reading(dataset_of_counts):
 @pytest.fixture
 def dataset_of_counts(pair):
     """A data set whose image number i is all i, that counts how often it is read."""
-    import dataclasses
 
     class Counted:
         def __init__(self):
@@ -183,7 +183,7 @@ def test_an_image_that_was_damaged_later_is_named(make_config, drawn_tree, tmp_p
     dataset = open_dataset(config, tmp_path / "cache")
     (root / dataset.files[2]).write_bytes(b"")
     with pytest.raises(InputError, match=re.escape(dataset.files[2]) + ": is empty"):
-        list(images_ahead(dataset, wanted(dataset), workers=workers))
+        list(prefetch_images(dataset.images, wanted(dataset), workers=workers))
     (root / dataset.files[2]).unlink()
     with pytest.raises(InputError, match=re.escape(dataset.files[2]) + ": cannot be read"):
         dataset.images[2]
@@ -214,19 +214,19 @@ def test_a_stain_is_normalised_alike(make_config, drawn_tree, tmp_path):
     array = open_dataset(make_config(**config), tmp_path)
     stream = open_dataset(make_config(storage="stream", **config), tmp_path / "other")
     np.testing.assert_array_equal(stream.images[:4], array.images[:4])
-    (found,) = images_ahead(stream, [np.arange(3)], workers=1)
+    (found,) = prefetch_images(stream.images, [np.arange(3)], workers=1)
     np.testing.assert_array_equal(found, array.images[:3])
 
 
 def test_bad_settings(make_config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"data\.storage='disk': expected one of array, stream"):
         open_dataset(make_config(storage="disk"), tmp_path)
-    dataset = open_dataset(make_config(storage="stream"), tmp_path)
     with pytest.raises(InputError, match=r"data\.workers=-1"):
-        list(images_ahead(dataset, [], workers=-1))
+        open_dataset(make_config(workers=-1), tmp_path)
+    dataset = open_dataset(make_config(storage="stream"), tmp_path)
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(InputError, match=r"data\.workers=1: needs Grain"):
-        list(images_ahead(dataset, [np.arange(2)], workers=1))
+        list(prefetch_images(dataset.images, [np.arange(2)], workers=1))
 
 
 PROGRAM = """
@@ -234,7 +234,7 @@ import sys
 from absl import app, flags
 import numpy as np
 from densenet_flax.data import open_dataset
-from densenet_flax.data.images.stream import images_ahead
+from densenet_flax.data.images.stream import prefetch_images
 from ml_collections import ConfigDict
 
 PATH = flags.DEFINE_string("path", None, "data")
@@ -246,7 +246,7 @@ def main(_):
                          "magnification": 0, "storage": "stream"})
     dataset = open_dataset(config, sys.path[0])
     lists = [np.array([0, 3]), np.array([5])]
-    for ids, images in zip(lists, images_ahead(dataset, lists, workers=2), strict=True):
+    for ids, images in zip(lists, prefetch_images(dataset.images, lists, workers=2), strict=True):
         assert (images == dataset.images[ids]).all()
     print("all the same")
 

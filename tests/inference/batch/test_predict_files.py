@@ -18,7 +18,6 @@ from PIL import Image
 
 from densenet_flax import InputError, load_classifier
 from densenet_flax.common.errors import Stopped
-from densenet_flax.common.prefetch import load_ahead
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.inference.batch import OutputOptions, predict, predict_files
 from densenet_flax.inference.batch import predict_files as many
@@ -209,19 +208,6 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
     for row in rows:
         values = [float(row[f"probability_{name}"]) for name in "abc"]
         assert abs(sum(values) - 1) < 1e-9 and row["decision"] == "abc"[int(np.argmax(values))]
-
-
-def test_images_are_not_loaded_far_ahead():
-    loaded = []
-    images = (ImageFile(Path(f"{i}"), f"{i}") for i in range(1000))
-    for number, (found, value) in enumerate(
-        load_ahead(lambda f: loaded.append(f) or f.name, images, 10)
-    ):
-        assert value == found.name == str(number)
-        assert len(loaded) <= number + 11
-        if number == 100:
-            break
-    assert len(loaded) < 120
 
 
 def test_what_cannot_be_gets_one_line(folder, classifier, tiny_run, tmp_path, monkeypatch):
