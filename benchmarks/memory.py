@@ -60,7 +60,7 @@ def measure(
 
     def backward(params):
         variables = program._merge(params, state.batch_stats.unpack(), frozen)
-        options = {"start": at.cut, "train_norms": at.train_norms, "mutable": ["moments"]}
+        options = {"start": at.cut, "train_norms": at.train_norms, "mutable": ["mean_var"]}
 
         def forward(p):
             return model.apply({**variables, "params": p}, batch["inputs"], **options)[0]

@@ -16,9 +16,8 @@ from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import Sampler, make_sampler
 from densenet_flax.data.splits.split import Split
-from densenet_flax.kernels.dense_block import REMAT
 from densenet_flax.models import frontier
-from densenet_flax.models.densenet import NETWORKS, DenseNet
+from densenet_flax.models.densenet import NETWORKS, REMAT, DenseNet
 from densenet_flax.models.init import draw_variables
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.input_pipeline import Views

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Shaped
 
 from densenet_flax.common.types import PyTree, Variables
-from densenet_flax.models.densenet import DenseNet, pool
+from densenet_flax.models.densenet import DenseNet, global_average_pool
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.models.units import select_units
 
@@ -90,7 +90,7 @@ class SegmentedModel:
     def input_spec(self, cut: str, image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the input of a cut after the stem, for images `[N, H, W, 3]`."""
         dtype = np.float32 if cut == "head" else self.model.dtype
-        return jax.ShapeDtypeStruct(self.model.entering(cut, image_shape), np.dtype(dtype))
+        return jax.ShapeDtypeStruct(self.model.input_shape(cut, image_shape), np.dtype(dtype))
 
     def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:
         ends = (*self.cuts, None)
@@ -118,4 +118,4 @@ def _run_segment(
     if start == "stem":
         x = preprocess_input(x, preprocessing)
     y = cast(Array, model.apply(variables, x, start=start, stop=stop))
-    return pool(y) if stop == "head" else y
+    return global_average_pool(y) if stop == "head" else y

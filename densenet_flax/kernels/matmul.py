@@ -1,80 +1,67 @@
-"""Matrix products, and how bfloat16 is handled on a CPU.
+"""Matrix products in the one form for which XLA's CPU backend has fast bfloat16 kernels.
 
-XLA has fast products of bfloat16 for a CPU (with AMX six times as fast as those of float32), but
-takes them only in one form, and computes in float32 whatever else it meets in bfloat16, even where
-that is only moved. What is here keeps to that form: sums are float32's and are rounded once.
+With AMX those kernels are six times as fast as float32's. XLA takes a product to them only if both
+factors lie row by row in memory and the result is float32; any other operation on bfloat16, even a
+copy, it converts to float32 and back. So sums are taken in float32 and rounded once, and bfloat16
+arrays that are merely moved travel as 16-bit integers (`as_bits`). float32 is left as it is.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
-def product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """`rows [R, C]` times `matrix [C, features]`, both of one dtype, which the result has too."""
-    return jax.lax.platform_dependent(rows, matrix, cpu=_on_cpu, default=jnp.matmul)
+def matmul(a: Float[Array, "M C"], b: Float[Array, "C K"]) -> Float[Array, "M K"]:
+    """Computes `a @ b` for two matrices of one dtype, which the result has too."""
+    return matmul_float32(a, b).astype(a.dtype)
 
 
-def _forward(rows: jax.Array, matrix: jax.Array):
-    return product(rows, matrix), (rows, matrix)
+def matmul_float32(a: Float[Array, "M C"], b: Float[Array, "C K"]) -> Float[Array, "M K"]:
+    """Computes `a @ b` with sums and result in float32, or in float64 if the factors are."""
+    return jnp.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
-def _backward(residuals, gradient: jax.Array):
-    return jax.lax.platform_dependent(
-        *residuals, gradient, cpu=backward_on_cpu, default=_plain_backward
-    )
+def _matmul_forward(a: Array, b: Array):
+    return matmul(a, b), (a, b)
 
 
-product.defvjp(_forward, _backward)
+def _matmul_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    return matmul_grads(*residuals, grad)
 
 
-def _plain_backward(rows: jax.Array, matrix: jax.Array, gradient: jax.Array):
-    return gradient @ matrix.T, rows.T @ gradient
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def backward_on_cpu(
-    rows: jax.Array, matrix: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """What a gradient of `rows @ matrix`, `[R, features]`, gives for the two factors."""
-    if rows.dtype != jnp.bfloat16:
-        return _plain_backward(rows, matrix, gradient)
-    if gradient.shape[1] > rows.shape[1]:  # the narrower one is the one to turn
-        of_matrix = _on_cpu(_turned(rows), gradient)
+def matmul_grads(
+    a: Float[Array, "M C"], b: Float[Array, "C K"], grad: Float[Array, "M K"]
+) -> tuple[Float[Array, "M C"], Float[Array, "C K"]]:
+    """Computes the gradients of `a` and `b` from that of `a @ b`."""
+    if a.dtype != jnp.bfloat16:
+        return grad @ b.T, a.T @ grad
+    if grad.shape[1] > a.shape[1]:  # transposing costs a copy: transpose the smaller one
+        grad_b = matmul(_transpose(a), grad)
     else:
-        of_matrix = _on_cpu(_turned(gradient), rows).T
-    return _on_cpu(gradient, _turned(matrix)), of_matrix
+        grad_b = matmul(_transpose(grad), a).T
+    return matmul(grad, _transpose(b)), grad_b
 
 
-def sums(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b` in float32 at least, the one result that a fast product of bfloat16 has on a CPU."""
-    wide = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.dot(a, b, preferred_element_type=wide)
+def _transpose(matrix: Float[Array, "M C"]) -> Float[Array, "C M"]:
+    """Transposes in memory: a transposition that XLA fuses with the product makes it a slow one."""
+    row_major = Layout(major_to_minor=(0, 1))
+    bits = with_layout_constraint(as_bits(matrix).T, row_major)
+    return jax.lax.optimization_barrier(from_bits(bits))
 
 
-def _on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
-    return sums(a, b).astype(a.dtype)
+def as_bits(x: Array) -> Array:
+    """Views bfloat16 as uint16, to be moved and not computed with; other dtypes stay.
 
-
-def _turned(matrix: jax.Array) -> jax.Array:
-    """The transpose of `matrix`, row by row in memory.
-
-    Fast products want both factors so. A transposition that XLA may merge with the product makes
-    it a slow one.
-    """
-    row_by_row = Layout(major_to_minor=(0, 1))
-    return jax.lax.optimization_barrier(values(with_layout_constraint(bits(matrix).T, row_by_row)))
-
-
-def bits(x: jax.Array) -> jax.Array:
-    """bfloat16 as the integers that it is stored as, to be moved and not computed with.
-
-    Other types stay as they are. Writing a slice of bfloat16 makes XLA convert the whole buffer to
-    float32 and back on a CPU.
+    Writing a slice of a bfloat16 buffer makes XLA convert the whole buffer on a CPU.
     """
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def values(x: jax.Array) -> jax.Array:
-    """The inverse of `bits`."""
+def from_bits(x: Array) -> Array:
+    """Undoes `as_bits`."""
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x

@@ -249,10 +249,10 @@ class TrainStep:
                 dropout=self._loss.dropout,
                 weight=weight,
                 rngs={"dropout": jax.random.fold_in(self._dropout_key, state.step)},
-                mutable=["moments"],
+                mutable=["mean_var"],
             )
             loss = self._sum_of_losses(logits, batch) / weight.sum()
-            return loss, (logits, updated.get("moments", {}))
+            return loss, (logits, updated.get("mean_var", {}))
 
         (loss, (logits, moments)), gradients = jax.value_and_grad(loss_of, has_aux=True)(before)
         updates, opt_state = self._optimizer.update(

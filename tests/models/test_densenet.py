@@ -8,7 +8,20 @@ from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from densenet_flax.models import densenet as dn
 from densenet_flax.models import init, preprocessing, units
+from densenet_flax.models.frontier import resolve
 from densenet_flax.models.layers import ema_update
+from tests.kernels.comparison import assert_close
+
+
+@pytest.fixture(params=dn.IMPLEMENTATIONS)
+def model(request, tiny):
+    """The small network, in each implementation."""
+    return tiny.clone(implementation=request.param)
+
+
+def draw_images(n, height=32, width=32, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(n, height, width, 3)), jnp.float32)
 
 
 def count(tree):
@@ -55,23 +68,23 @@ def test_the_line_of_units():
     assert len(units) == 1 + 6 + 12 + 48 + 32 + 3 + 1
 
 
-def test_cutting_the_line_anywhere_changes_nothing(tiny, tiny_variables):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
-    whole = tiny.apply(tiny_variables, x)
-    for unit in tiny.units[1:]:
-        prefix = tiny.apply(tiny_variables, x, stop=unit)
+def test_cutting_the_line_anywhere_changes_nothing(model, tiny_variables):
+    x = draw_images(2)
+    whole = model.apply(tiny_variables, x)
+    for unit in model.units[1:]:
+        prefix = model.apply(tiny_variables, x, stop=unit)
         tail = {
-            name: units.select_units(tree, tiny.units[tiny.units.index(unit) :])
+            name: units.select_units(tree, model.units[model.units.index(unit) :])
             for name, tree in tiny_variables.items()
         }
-        again = tiny.apply(tail, prefix, start=unit)
+        again = model.apply(tail, prefix, start=unit)
         np.testing.assert_allclose(again, whole, rtol=1e-5, atol=1e-6, err_msg=unit)
-    pooled = dn.pool(tiny.apply(tiny_variables, x, stop="head"))
-    np.testing.assert_allclose(tiny.apply(tiny_variables, pooled, start="head"), whole, rtol=1e-5)
+    pooled = dn.global_average_pool(model.apply(tiny_variables, x, stop="head"))
+    np.testing.assert_allclose(model.apply(tiny_variables, pooled, start="head"), whole, rtol=1e-5)
 
 
-def test_the_backbone_gives_features(tiny, tiny_variables):
-    backbone = tiny.clone(num_classes=0)
+def test_the_backbone_gives_features(model, tiny_variables):
+    backbone = model.clone(num_classes=0)
     features = backbone.apply(tiny_variables, jnp.zeros((1, 64, 96, 3)))
     assert features.shape == (1, 2, 3, 144)
     assert float(features.min()) == 0  # a ReLU is last
@@ -80,50 +93,29 @@ def test_the_backbone_gives_features(tiny, tiny_variables):
     np.testing.assert_array_equal(np.maximum(bare, 0), features)
 
 
-def test_inference_is_the_default(tiny, tiny_variables):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    together = tiny.apply(tiny_variables, x)
-    alone = jnp.concatenate([tiny.apply(tiny_variables, x[i : i + 1]) for i in range(4)])
+def test_inference_is_the_default(model, tiny_variables):
+    x = draw_images(4)
+    together = model.apply(tiny_variables, x)
+    alone = jnp.concatenate([model.apply(tiny_variables, x[i : i + 1]) for i in range(4)])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_moments_ignore_what_has_no_weight():
-    rng = np.random.default_rng(0)
-    x = rng.normal(3, 2, (5, 4, 6, 7)).astype(np.float32)
-    padded = np.concatenate([x, 1e3 * np.ones((3, 4, 6, 7), np.float32)])
-    weight = jnp.array([1, 1, 1, 1, 1, 0, 0, 0], jnp.float32)
-    for got, wanted in zip(
-        dn.mean_var(jnp.asarray(padded), weight),
-        (x.mean((0, 1, 2)), x.var((0, 1, 2))),
-        strict=True,
-    ):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5)
-
-
-def test_the_variance_survives_a_large_mean():
-    x = np.random.default_rng(0).normal(1e4, 1, (8, 8, 8, 3))
-    _, var = dn.mean_var(jnp.asarray(x, jnp.float32))
-    # E[x²] - E[x]² would be off by more than the variance itself.
-    wanted = x.astype(np.float32).var((0, 1, 2), dtype=np.float64)
-    np.testing.assert_allclose(var, wanted, rtol=1e-2)
-
-
-def test_live_norms_move_their_statistics_and_no_others(tiny, tiny_variables):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    live = {"conv4_block2_0_bn", "pool4_bn", "bn"}
-    _, updated = tiny.apply(tiny_variables, x, train_norms=live, mutable=["batch_stats"])
+def test_norms_in_training_mode_update_their_statistics_and_no_others(model, tiny_variables):
+    x = draw_images(4)
+    train_norms = {"conv4_block2_0_bn", "pool4_bn", "bn"}
+    _, updated = model.apply(tiny_variables, x, train_norms=train_norms, mutable=["batch_stats"])
     before = dict(jax.tree_util.tree_leaves_with_path(tiny_variables["batch_stats"]))
     moved = {
         "_".join(key.key for key in path[:-1])
         for path, leaf in jax.tree_util.tree_leaves_with_path(updated["batch_stats"])
         if not np.array_equal(leaf, before[path])
     }
-    assert moved == live
+    assert moved == train_norms
 
 
-def test_statistics_move_by_keras_rule(tiny, tiny_variables):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    _, updated = tiny.apply(tiny_variables, x, train_norms={"conv1_bn"}, mutable=["batch_stats"])
+def test_statistics_move_by_keras_rule(model, tiny_variables):
+    x = draw_images(4)
+    _, updated = model.apply(tiny_variables, x, train_norms={"conv1_bn"}, mutable=["batch_stats"])
     kernel = tiny_variables["params"]["conv1"]["conv"]["kernel"]
     y = jax.lax.conv_general_dilated(
         x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -134,64 +126,98 @@ def test_statistics_move_by_keras_rule(tiny, tiny_variables):
         np.testing.assert_allclose(new, 0.99 * old + 0.01 * batch, rtol=1e-4, atol=1e-5)
 
 
-def test_moments_can_be_had_instead_of_moved_statistics(tiny, tiny_variables):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    live = {"conv4_block2_0_bn", "conv4_block3_1_bn", "pool4_bn", "bn"}
-    _, found = tiny.apply(tiny_variables, x, train_norms=live, mutable=["batch_stats", "moments"])
-    names = {"_".join(k.key for k in p[:-1]) for p, _ in leaves_with_path(found["moments"])}
-    assert names == live
-    for path, batch in leaves_with_path(found["moments"]):
+def test_the_batchs_statistics_can_be_had_instead(model, tiny_variables):
+    x = draw_images(4)
+    train_norms = {"conv4_block2_0_bn", "conv4_block3_1_bn", "pool4_bn", "bn"}
+    _, updated = model.apply(
+        tiny_variables, x, train_norms=train_norms, mutable=["batch_stats", "mean_var"]
+    )
+    names = {"_".join(k.key for k in p[:-1]) for p, _ in leaves_with_path(updated["mean_var"])}
+    assert names == train_norms
+    for path, batch in leaves_with_path(updated["mean_var"]):
         old, new = (
             functools.reduce(lambda tree, key: tree[key.key], path, stats)
-            for stats in (tiny_variables["batch_stats"], found["batch_stats"])
+            for stats in (tiny_variables["batch_stats"], updated["batch_stats"])
         )
-        np.testing.assert_array_equal(ema_update(old, batch, tiny.momentum), new)
+        np.testing.assert_array_equal(ema_update(old, batch, model.momentum), new)
 
 
-def test_bfloat16_computes_half_and_keeps_float32(tiny, tiny_variables):
-    half = tiny.clone(dtype=jnp.bfloat16)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+def test_bfloat16_computes_half_and_keeps_float32(model, tiny_variables):
+    half = model.clone(dtype=jnp.bfloat16)
+    x = draw_images(4)
     assert half.apply(tiny_variables, x, stop="head").dtype == jnp.bfloat16
     logits, updated = half.apply(tiny_variables, x, train_norms={"bn"}, mutable=["batch_stats"])
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
-    wanted = tiny.apply(tiny_variables, x)
-    got = half.apply(tiny_variables, x)
-    assert float(jnp.abs(got - wanted).max()) < 0.05 * float(jnp.abs(wanted).max())
+    expected = model.apply(tiny_variables, x)
+    actual = half.apply(tiny_variables, x)
+    assert float(jnp.abs(actual - expected).max()) < 0.05 * float(jnp.abs(expected).max())
+
+
+def test_the_fused_implementation_is_the_reference(tiny, tiny_variables):
+    """Logits, gradients and statistics, with the frontier inside a dense layer."""
+    x = draw_images(5, 47, 61)
+    weight = jnp.array([1, 1, 2, 0, 1], jnp.float32)
+    train_norms = resolve("conv4_block2_1_conv", tiny.blocks).train_norms
+    assert {"conv4_block2_1_bn", "pool4_bn", "bn"} < train_norms
+
+    def run(implementation):
+        model = tiny.clone(implementation=implementation)
+
+        def loss(params):
+            variables = {**tiny_variables, "params": params}
+            logits, updated = model.apply(
+                variables, x, train_norms=train_norms, weight=weight, mutable=["batch_stats"]
+            )
+            return (logits**2).sum(), (logits, updated)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny_variables["params"])
+
+    assert_close(run("fused"), run("reference"), {"float32": 1e-4})
+
+
+def test_one_place_says_which_implementation_is_used(tiny, tiny_variables, monkeypatch):
+    x = draw_images(1)
+    program = lambda model: str(jax.make_jaxpr(model.apply)(tiny_variables, x))  # noqa: E731
+    fused, reference = (program(tiny.clone(implementation=i)) for i in ("fused", "reference"))
+    assert "custom_vjp" in fused and "custom_vjp" not in reference
+    assert program(tiny) == fused  # the tests run on a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert program(tiny) == reference
 
 
 @pytest.mark.parametrize("remat", ["bottleneck", "block"])
-def test_remat_changes_no_gradient_and_no_statistic(tiny, tiny_variables, remat):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
-    live = {"conv4_block2_0_bn", "conv4_block2_1_bn", "conv4_block3_0_bn", "pool4_bn", "bn"}
+def test_remat_changes_no_gradient_and_no_statistic(model, tiny_variables, remat):
+    x = draw_images(4)
+    train_norms = {"conv4_block2_0_bn", "conv4_block2_1_bn", "conv4_block3_0_bn", "pool4_bn", "bn"}
 
-    def run(model):
+    def run(network):
         def loss(params):
             variables = {**tiny_variables, "params": params}
-            logits, updated = model.apply(variables, x, train_norms=live, mutable=["batch_stats"])
+            logits, updated = network.apply(
+                variables, x, train_norms=train_norms, mutable=["batch_stats"]
+            )
             return (logits**2).sum(), updated
 
         return jax.jit(jax.grad(loss, has_aux=True))(tiny_variables["params"])
 
-    for got, wanted in zip(
-        jax.tree.leaves(run(tiny.clone(remat=remat))), jax.tree.leaves(run(tiny)), strict=True
-    ):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    actual, expected = run(model.clone(remat=remat)), run(model.clone(remat="none"))
+    assert_close(actual, expected, {"float32": 1e-4})
 
 
-def test_remat_keeps_less_for_the_backward_pass(tiny, tiny_variables):
+def test_remat_keeps_less_for_the_backward_pass(model, tiny_variables):
     x = jnp.zeros((32, 64, 64, 3))
     everything = {"bn"} | {
-        f"{unit}_{norm}" for unit in tiny.units if "_block" in unit for norm in ("0_bn", "1_bn")
+        f"{unit}_{norm}" for unit in model.units if "_block" in unit for norm in ("0_bn", "1_bn")
     }
 
     def kept(remat):
         def loss(params):
             variables = {**tiny_variables, "params": params}
-            model = tiny.clone(remat=remat)
-            return model.apply(variables, x, train_norms=everything, mutable=["batch_stats"])[
-                0
-            ].sum()
+            network = model.clone(remat=remat)
+            mutable = ["batch_stats"]
+            y, _ = network.apply(variables, x, train_norms=everything, mutable=mutable)
+            return y.sum()
 
         _, backward = jax.eval_shape(lambda p: jax.vjp(loss, p), tiny_variables["params"])
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
@@ -201,9 +227,9 @@ def test_remat_keeps_less_for_the_backward_pass(tiny, tiny_variables):
 
 def test_init_variables_are_keras_initial_values(tiny):
     drawn = init.init_variables(tiny, seed=3)
-    wanted = jax.eval_shape(tiny.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    assert jax.tree.structure(drawn) == jax.tree.structure(wanted)
-    assert jax.tree.map(np.shape, drawn) == jax.tree.map(np.shape, wanted)
+    expected = jax.eval_shape(tiny.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert jax.tree.structure(drawn) == jax.tree.structure(expected)
+    assert jax.tree.map(np.shape, drawn) == jax.tree.map(np.shape, expected)
     kernel = drawn["params"]["conv5_block1"]["2_conv"]["kernel"]
     limit = np.sqrt(6 / (9 * (128 + 32)))  # Glorot uniform
     assert 0.99 * limit < np.abs(kernel).max() <= limit and abs(kernel.mean()) < 0.02 * limit
@@ -220,16 +246,18 @@ def test_what_enters_a_unit_has_the_shape_that_is_foretold(tiny, tiny_variables,
     for unit in tiny.units[1:]:
         run = lambda v, x, unit=unit: tiny.apply(v, x, stop=unit)  # noqa: E731
         entering = jax.eval_shape(run, tiny_variables, images)
-        foretold = tiny.entering(unit, images.shape)
+        foretold = tiny.input_shape(unit, images.shape)
         if unit == "head":
-            entering = jax.eval_shape(dn.pool, entering)
+            entering = jax.eval_shape(dn.global_average_pool, entering)
         assert foretold == entering.shape, unit
 
 
 def test_preprocessing_is_keras_torch_mode():
     pixels = np.array([[[0, 128, 255]]], np.uint8)
-    wanted = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(preprocessing.preprocess_input(pixels), wanted, rtol=1e-5, atol=1e-6)
+    expected = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(
+        preprocessing.preprocess_input(pixels), expected, rtol=1e-5, atol=1e-6
+    )
     np.testing.assert_allclose(
         preprocessing.preprocess_input(pixels, "scale"), pixels / 255.0, rtol=1e-6
     )
