@@ -24,9 +24,8 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 from scipy.stats import norm
 
-from densenet_flax.evaluation.metrics.intervals import Settings
-from densenet_flax.evaluation.metrics.resampling import image_values
-from densenet_flax.evaluation.metrics.sample import Sample, draw_patients
+from densenet_flax.evaluation.metrics.binary import ranking_metrics
+from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, draw_patients
 
 AUC = 0.95
 LEVEL = 0.95
@@ -59,11 +58,8 @@ def resampled_aucs(
     """AUCs from resampling units, which are patients or single images."""
     unit_label = np.zeros(unit.max() + 1, np.int64)
     unit_label[unit] = label
-    predicted = (probability >= 0.5).astype(np.int64)
-    unused = np.zeros(0)
-    sample = Sample(label, probability, predicted, unit, unit_label, unused, unused, unused)
     weights = draw_patients(unit_label, resamples, seed)
-    return image_values(sample, weights, ("roc_auc",))["roc_auc"]
+    return ranking_metrics(label == 1, probability, unit, weights, ("roc_auc",))["roc_auc"]
 
 
 def coverage(
@@ -79,7 +75,7 @@ def coverage(
     inside = dict.fromkeys(WAYS, 0)
     width = dict.fromkeys(WAYS, 0.0)
     plain = (1 - LEVEL) / 2
-    widened = Settings(resamples, 0, LEVEL).tail(min(sizes))
+    widened = Bootstrap(resamples, 0, LEVEL).tail(Basis(min(sizes)))
     for number in range(test_sets):
         label, probability, patient = draw_test_set(sizes, correlation, images, random)
         by_patient = resampled_aucs(label, probability, patient, resamples, number)

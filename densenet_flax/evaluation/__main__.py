@@ -3,13 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES
 from densenet_flax.evaluation.metrics.comparison import compare, comparison_table
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary, summary_table
-from densenet_flax.evaluation.metrics.intervals import LEVEL, RESAMPLES
 from densenet_flax.evaluation.predictions import CLASS_NAMES
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.evaluation.report.cautions import verdict
@@ -101,7 +100,7 @@ def _report(given: argparse.Namespace) -> None:
     print(f"{verdict(metrics)}\n{given.directory}/report.html")
 
 
-def _print(given: argparse.Namespace, result: dict[str, Any], text: str) -> None:
+def _print(given: argparse.Namespace, result: Mapping[str, object], text: str) -> None:
     print(json.dumps(result, indent=2, allow_nan=False) if given.json else text, end="")
 
 

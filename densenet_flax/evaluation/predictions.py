@@ -31,7 +31,7 @@ class Predictions:
     """One row per image; every column is an array of the same length.
 
     With two classes a probability is one number, P(`class_names[1]`), and a threshold decides.
-    With more it is a row with a number for each class, and the most probable class is predicted.
+    With more it is a row with a number for each class, and the likeliest class is predicted.
 
     Attributes:
       file: Name of the image; no name may occur twice, so that no image counts twice.
@@ -98,7 +98,7 @@ class Predictions:
         if classes > 2 and self.threshold != 0.5:
             raise InputError(
                 f"predictions: threshold is {self.threshold}, but there are {classes} classes and "
-                "the most probable one is predicted; leave the threshold out"
+                "the likeliest one is predicted; leave the threshold out"
             )
         for name in self._probability_fields:
             self._check_probability(name)
@@ -148,8 +148,8 @@ class Predictions:
     ) -> Int[np.ndarray, " M"]:
         """Returns the class index for each row of probabilities.
 
-        Of two classes 1 where `probability >= threshold`; of more the most probable, and of equally
-        probable ones the first.
+        Of two classes 1 where `probability >= threshold`; of more the likeliest, the first of
+        equally likely ones.
         """
         if len(self.class_names) == 2:
             return (probability >= self.threshold).astype(np.int64)

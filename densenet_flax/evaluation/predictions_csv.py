@@ -171,7 +171,7 @@ def _check_predicted(table: _CsvTable, predictions: Predictions) -> None:
             )
         else:
             why = (
-                f"the most probable class is {predicted} "
+                f"the likeliest class is {predicted} "
                 f"({predictions.probability[i, index]:.4g}); leave the prediction column out"
             )
         raise InputError(f"{table.path}: row {i + 1} predicts '{row['prediction']}', but {why}")

@@ -1,19 +1,17 @@
-"""Two classes: every metric of a set of units, and of thousands of resamples of it at once.
+"""Metrics of two classes, of many resamples at once.
 
-A unit is an image, or a patient with the mean of all images' probabilities. A metric that does not
-exist (only one class present, nothing predicted positive) is None, with the reason under
-'undefined': a 0 there would read as a bad result and NaN is not JSON. A resample is a row of
-weights, how often each patient was drawn; its results are those of a loop that copies rows and
-asks scikit-learn, to rounding.
+The rows are images, or patients with the mean of their images' probabilities. A metric that does
+not exist is NaN here (nothing predicted positive, only one class present), and None with a reason
+in metrics.json: a 0 there would read as a bad result, and NaN is not JSON.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from sklearn import metrics as sk
+from jaxtyping import Bool, Float, Int
 
-from densenet_flax.evaluation.metrics.sample import Basis, Sample, sums_by_patient
+from densenet_flax.evaluation.metrics.sample import Rows
 
 METRICS = (
     "accuracy",
@@ -27,115 +25,34 @@ METRICS = (
     "pr_auc",
 )
 
-# Resamples × images handled at a time: what fits into a processor's cache is fastest.
+# Resamples × rows per step: what fits into a processor's cache is fastest.
 _CHUNK = 1_000_000
 
 
 def binary_metrics(
-    label: np.ndarray,
-    probability: np.ndarray,
-    predicted: np.ndarray,
-    class_names: Sequence[str],
-    unit: str = "images",
-) -> dict[str, Any]:
-    """Every threshold and ranking metric of one set of units, which images or patients can be.
-
-    Takes arrays and not a table, so that resampled rows (a row may occur twice) and rows called
-    at different thresholds fit as well.
+    rows: Rows, weights: Float[np.ndarray, "R P"], names: Sequence[str] = METRICS
+) -> dict[str, Float[np.ndarray, " R"]]:
+    """Computes metrics of each resample.
 
     Args:
-        label: 0 or 1 per unit.
-        probability: P(positive) per unit.
-        predicted: 0 or 1 per unit.
-        class_names: (negative, positive), for the reasons under 'undefined'.
-        unit: What a row is, for the same.
+      rows: Images or patients.
+      weights: How often each patient is in each resample.
+      names: Which metrics; without the two areas it is faster.
     """
-    tn, fp, fn, tp = sk.confusion_matrix(label, predicted, labels=[0, 1]).ravel().tolist()
-    negative, positive = class_names
-    undefined: dict[str, str] = {}
-    if tp + fn == 0:
-        undefined["sensitivity"] = f"no {positive} {unit}"
-    if tn + fp == 0:
-        undefined["specificity"] = f"no {negative} {unit}"
-    if undefined:
-        # Precision, F1 and average precision can still be computed from one class, but their
-        # value is then forced (0 or 1) or repeats another metric's.
-        (reason,) = undefined.values()
-        for name in ("balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc"):
-            undefined[name] = reason
-    else:
-        if tp + fp == 0:
-            undefined["precision"] = f"no {unit} predicted {positive}"
-        if tp + fp == 0 or tn + fn == 0:
-            undefined["mcc"] = f"all {unit} predicted {negative if tp + fp == 0 else positive}"
-
-    compute = {
-        "accuracy": lambda: sk.accuracy_score(label, predicted),
-        "balanced_accuracy": lambda: sk.balanced_accuracy_score(label, predicted),
-        "sensitivity": lambda: sk.recall_score(label, predicted, pos_label=1),
-        "specificity": lambda: sk.recall_score(label, predicted, pos_label=0),
-        "precision": lambda: sk.precision_score(label, predicted),
-        "f1": lambda: sk.f1_score(label, predicted),
-        "mcc": lambda: sk.matthews_corrcoef(label, predicted),
-        "roc_auc": lambda: sk.roc_auc_score(label, probability),
-        "pr_auc": lambda: sk.average_precision_score(label, probability),
-    }
-    result: dict[str, Any] = {"n": len(label)}
-    for name in METRICS:
-        result[name] = None if name in undefined else float(compute[name]())
-    result["confusion"] = {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
-    result["undefined"] = {name: undefined[name] for name in METRICS if name in undefined}
-    return result
+    values = threshold_metrics(rows.confusion(weights))
+    ranking = [name for name in names if name in ("roc_auc", "pr_auc")]
+    if ranking:
+        values |= ranking_metrics(rows.label == 1, rows.probability, rows.patient, weights, ranking)
+    return {name: values[name] for name in names}
 
 
-def binary_values(
-    label: np.ndarray,
-    probability: np.ndarray,
-    predicted: np.ndarray,
-    patient: np.ndarray,
-    weights: np.ndarray,
-    names: Sequence[str] = METRICS,
-) -> dict[str, np.ndarray]:
-    """Every metric of every resample; NaN where it does not exist.
-
-    Args:
-        label: 0 or 1 per unit.
-        probability: P(positive) per unit.
-        predicted: 0 or 1 per unit.
-        patient: Number of the patient per unit.
-        weights: How often each patient is drawn, `[resamples, patients]`.
-        names: Which metrics; without the two areas it is faster.
-    """
-    cells = sums_by_patient(_cells(label, predicted), patient, weights.shape[1])
-    found = _threshold_values(*(weights @ cells).T)
-    wanted = [name for name in names if name in ("roc_auc", "pr_auc")]
-    if wanted:
-        found |= areas(label, probability, patient, weights, wanted)
-    return {name: found[name] for name in names}
-
-
-def binary_basis(sample: Sample, name: str, class_names: Sequence[str]) -> Basis:
-    """What a metric rests on: the patients of the rarer class whose images it looks at."""
-    concerned = {"sensitivity": (1, -1), "specificity": (0, -1)}.get(name, (0, 1, -1))
-    counts = {label: int(np.sum(sample.patient_label == label)) for label in concerned}
-    counts = {label: patients for label, patients in counts.items() if patients}
-    spoken = {0: f"{class_names[0]} patient", 1: f"{class_names[1]} patient"}
-    for label, patients in counts.items():
-        if patients == 1:
-            kind = spoken.get(label, "patient with images of both classes")
-            return Basis(1, reason=f"only one {kind}, and one cannot be resampled")
-    return Basis(min(counts.values(), default=0))
-
-
-def _cells(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """1 in the column of the row's cell: true negative, false positive, false negative, true."""
-    return np.eye(4)[2 * label + predicted]
-
-
-def _threshold_values(
-    tn: np.ndarray, fp: np.ndarray, fn: np.ndarray, tp: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The rules of `metrics.binary_metrics` on whole columns; 0/0 is NaN."""
+def threshold_metrics(
+    confusion: Float[np.ndarray, "R 2 2"],
+) -> dict[str, Float[np.ndarray, " R"]]:
+    """Computes what follows from the confusion matrix (true class, predicted class)."""
+    (tn, fp), (fn, tp) = np.moveaxis(confusion, 0, -1)
+    # With one class only, precision, F1 and average precision could still be computed, but their
+    # values would be forced (0 or 1) or repeat another metric's.
     both = np.where((tn + fp > 0) & (fn + tp > 0), 1.0, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
@@ -151,40 +68,116 @@ def _threshold_values(
         }
 
 
-def areas(
-    label: np.ndarray,
-    probability: np.ndarray,
-    patient: np.ndarray,
-    weights: np.ndarray,
+def ranking_metrics(
+    positive: Bool[np.ndarray, " N"],
+    score: Float[np.ndarray, " N"],
+    patient: Int[np.ndarray, " N"],
+    weights: Float[np.ndarray, "R P"],
     names: Sequence[str] = ("roc_auc", "pr_auc"),
-) -> dict[str, np.ndarray]:
-    """ROC-AUC (ties count half) and average precision of every resample."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for positive, negative in _counts_by_score(label, probability, patient, weights):
-        tp, fp = positive.cumsum(axis=1), negative.cumsum(axis=1)
-        positives, negatives = tp[:, -1], fp[:, -1]
+) -> dict[str, Float[np.ndarray, " R"]]:
+    """Computes ROC-AUC and average precision of each resample.
+
+    ROC-AUC is the share of pairs of a positive and a negative row in which the positive has the
+    higher score; ties count half (the Mann-Whitney statistic, equal to the trapezoid rule's area).
+    Average precision is the mean precision at the score of each positive row, a step function: the
+    trapezoid rule is too optimistic between the points of a precision-recall curve (Davis and
+    Goadrich, ICML 2006).
+    """
+    chunks: dict[str, list[Float[np.ndarray, " r"]]] = {name: [] for name in names}
+    for positives, negatives in _counts_by_score(positive, score, patient, weights):
+        tp, fp = positives.cumsum(axis=1), negatives.cumsum(axis=1)
+        all_positives, all_negatives = tp[:, -1], fp[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
-            if "roc_auc" in found:
-                below = negatives[:, None] - fp + negative / 2
-                pairs = np.einsum("bu,bu->b", positive, below)
-                found["roc_auc"].append(pairs / (positives * negatives))
-            if "pr_auc" in found:
+            if "roc_auc" in names:
+                lower = all_negatives[:, None] - fp + negatives / 2
+                pairs = np.einsum("ru,ru->r", positives, lower)
+                chunks["roc_auc"].append(pairs / (all_positives * all_negatives))
+            if "pr_auc" in names:
                 precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
-                area = np.einsum("bu,bu->b", positive, precision) / positives
-                found["pr_auc"].append(np.where(negatives > 0, area, np.nan))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+                area = np.einsum("ru,ru->r", positives, precision) / all_positives
+                chunks["pr_auc"].append(np.where(all_negatives > 0, area, np.nan))
+    return {name: np.concatenate(parts) for name, parts in chunks.items()}
 
 
 def _counts_by_score(
-    label: np.ndarray, probability: np.ndarray, patient: np.ndarray, weights: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(positives, negatives) at each distinct score, highest first, for a few resamples a time."""
-    order = np.argsort(-probability, kind="stable")
-    label, patient, score = label[order], patient[order], probability[order]
+    positive: Bool[np.ndarray, " N"],
+    score: Float[np.ndarray, " N"],
+    patient: Int[np.ndarray, " N"],
+    weights: Float[np.ndarray, "R P"],
+) -> Iterator[tuple[Float[np.ndarray, "r U"], Float[np.ndarray, "r U"]]]:
+    """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples."""
+    order = np.argsort(-score, kind="stable")
+    positive, score, patient = positive[order], score[order], patient[order]
     starts = np.flatnonzero(np.append(True, score[1:] != score[:-1]))
     step = max(1, _CHUNK // len(order))
     for begin in range(0, len(weights), step):
-        drawn = weights[begin : begin + step][:, patient]
-        everyone = np.add.reduceat(drawn, starts, axis=1)
-        positive = np.add.reduceat(drawn * label, starts, axis=1)
-        yield positive, everyone - positive
+        times = weights[begin : begin + step][:, patient]
+        everyone = np.add.reduceat(times, starts, axis=1)
+        positives = np.add.reduceat(times * positive, starts, axis=1)
+        yield positives, everyone - positives
+
+
+class ThresholdCounts(NamedTuple):
+    """Rows at or above each distinct score, highest first."""
+
+    scores: Float[np.ndarray, " U"]
+    tp: Int[np.ndarray, " U"]
+    fp: Int[np.ndarray, " U"]
+
+
+def counts_by_threshold(
+    positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
+) -> ThresholdCounts:
+    """Counts true and false positives at each threshold that makes a difference."""
+    scores, index = np.unique(score, return_inverse=True)
+    counts = np.zeros((2, len(scores)), np.int64)
+    np.add.at(counts, (1 - positive.astype(np.int64), index), 1)
+    tp, fp = counts[:, ::-1].cumsum(axis=1)
+    return ThresholdCounts(scores[::-1], tp, fp)
+
+
+def roc_curve(
+    positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " U+1"], Float[np.ndarray, " U+1"]]:
+    """Returns the points of the ROC curve, false and true positive rate, from (0, 0) to (1, 1)."""
+    _, tp, fp = counts_by_threshold(positive, score)
+    return np.append(0, fp) / fp[-1], np.append(0, tp) / tp[-1]
+
+
+def precision_recall_curve(
+    positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " U+1"], Float[np.ndarray, " U+1"]]:
+    """Returns the points of the curve, precision and recall, from recall 1 to (1, 0).
+
+    The last point, of no row at all, has no precision; it is 1 by convention.
+    """
+    _, tp, fp = counts_by_threshold(positive, score)
+    return np.append((tp / (tp + fp))[::-1], 1.0), np.append((tp / tp[-1])[::-1], 0.0)
+
+
+def binary_undefined(
+    confusion: Int[np.ndarray, "2 2"], class_names: Sequence[str], noun: str
+) -> dict[str, str]:
+    """Returns the reason for each metric that does not exist.
+
+    Args:
+      confusion: Of the table itself: true class, predicted class.
+      class_names: (negative, positive).
+      noun: What a row is, 'images' or 'patients'.
+    """
+    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    for missing, defined in ((0, "sensitivity"), (1, "specificity")):
+        if not true[missing]:
+            reason = f"no {class_names[missing]} {noun}"
+            return {name: reason for name in METRICS if name not in ("accuracy", defined)}
+    undefined = {}
+    if not predicted[1]:
+        undefined["precision"] = f"no {noun} predicted {class_names[1]}"
+    if not predicted.all():
+        undefined["mcc"] = f"all {noun} predicted {class_names[int(predicted.argmax())]}"
+    return undefined
+
+
+def binary_confusion(confusion: Int[np.ndarray, "2 2"]) -> dict[str, int]:
+    """Returns the confusion matrix as metrics.json has it."""
+    return dict(zip(("tn", "fp", "fn", "tp"), confusion.ravel().tolist(), strict=True))

@@ -1,29 +1,35 @@
-"""Where to draw the line, and how sharp the probabilities are: chosen on validation, then locked.
+"""Threshold and temperature: chosen on validation images, then locked.
 
 The threshold applies to the network's own probability, never to the calibrated one. For one image
 that makes no difference, since temperature scaling keeps the order; but a decision then needs no
-temperature, refitting the temperature moves no decision, and a patient's mean probability stays
+temperature, refitting the temperature changes no decision, and a patient's mean probability stays
 the one that other tools compute from the same predictions.
 
-Of more than two classes the likeliest is called. There is no threshold, and only the temperature is
-fitted.
+Of more than two classes the likeliest is predicted. There is no threshold, and only the
+temperature is fitted.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation.metrics.calibration import calibrate, fit_temperature, margin
+from densenet_flax.common.types import JsonDict
+from densenet_flax.evaluation.metrics.binary import counts_by_threshold
+from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
 from densenet_flax.evaluation.predictions import Predictions
 
 RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
 LIKELIEST = "likeliest class"  # the rule where there are more than two classes
 _SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9.]+)")
+# Sensitivities are quotients of counts; two that are equal may differ by rounding.
+_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,13 @@ class OperatingPoint:
     """What turns a probability into a decision; kept with the network.
 
     Attributes:
-        threshold: Positive where the network's own P(positive) is at least this; not looked at
-            where there are more than two classes.
-        temperature: Divides the log-odds, for the calibrated probability; decides nothing.
-        rule: How the threshold was chosen.
-        chosen_on: Which images chose both, such as '512 validation images of 9 patients'; ''
-            where none did.
-        notes: What could not be chosen, and why.
+      threshold: Positive where the network's own P(positive) is at least this; unused where there
+        are more than two classes.
+      temperature: Divides the log-odds, for the calibrated probability; decides nothing.
+      rule: How the threshold was chosen.
+      chosen_on: Which images both were chosen on, such as '512 validation images of 9 patients';
+        '' if none.
+      notes: What could not be chosen, and why.
     """
 
     threshold: float = 0.5
@@ -47,7 +53,7 @@ class OperatingPoint:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be applied."""
+        """Raises InputError for values that cannot be applied."""
         if not 0 <= self.threshold <= 1:
             raise InputError(f"operating point: threshold is {self.threshold}; expected 0 to 1")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -59,40 +65,40 @@ class OperatingPoint:
     @property
     def calibrated_threshold(self) -> float:
         """The calibrated probability of an image that is just called positive, of two classes."""
-        return float(calibrate(np.asarray(self.threshold), self.temperature))
+        return float(calibrate(self.threshold, self.temperature))
 
-    def calibrate(self, probability: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities: of P(positive), or of rows of more than two classes."""
+    def calibrate(self, probability: ArrayLike) -> Float[np.ndarray, "..."]:
+        """Returns calibrated probabilities: of P(positive), or of rows of more than two classes."""
         return calibrate(probability, self.temperature)
 
-    def decide(self, probability: np.ndarray) -> np.ndarray:
-        """1 where the network's own probability is at least the threshold, else 0.
+    def decide(self, probability: ArrayLike) -> Int[np.ndarray, "..."]:
+        """Returns 1 where the network's own probability is at least the threshold, else 0.
 
-        Of `[…, classes]`, more than two, the index of the likeliest.
+        Of probabilities `[…, K]` of more than two classes, the index of the likeliest.
         """
         if self.rule == LIKELIEST:
             return np.asarray(probability).argmax(axis=-1)
         return (np.asarray(probability) >= self.threshold).astype(np.int64)
 
     def apply(self, predictions: Predictions) -> Predictions:
-        """The table with this threshold and calibrated probabilities."""
+        """Returns the table with this threshold and calibrated probabilities."""
         return replace(
             predictions,
             threshold=self.threshold,
             calibrated=self.calibrate(predictions.probability),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """In JSON's types; a threshold that is not looked at is None."""
+    def to_dict(self) -> JsonDict:
+        """Returns the fields in JSON's types; a threshold that is unused is None."""
         threshold = None if self.rule == LIKELIEST else self.threshold
         return {**asdict(self), "threshold": threshold, "notes": list(self.notes)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
-        """The inverse of `to_dict`; keys of a later version are left out.
+        """The inverse of `to_dict`; unknown keys, of a later version, are ignored.
 
         Raises:
-            InputError: A value is missing or cannot be used.
+          InputError: A value is missing or cannot be used.
         """
         try:
             return cls(
@@ -103,7 +109,7 @@ class OperatingPoint:
                 notes=tuple(map(str, values.get("notes", ()))),
             )
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
+            if isinstance(error, InputError):  # a ValueError, and clear already
                 raise
             raise InputError(
                 f"operating point: {error!r} in {dict(values)}; expected threshold, temperature, "
@@ -112,92 +118,98 @@ class OperatingPoint:
 
 
 def check_rule(rule: str, classes: int = 2) -> float | None:
-    """The sensitivity that a rule asks for, None for the other rules.
+    """Returns the sensitivity that a rule asks for, None for the other rules.
+
+    Call it before training: a misspelled rule should not fail after hours.
 
     Raises:
-        InputError: It is no rule, or none for so many classes. Ask before training, not after.
+      InputError: The rule is unknown, or does not apply to that many classes.
     """
     if classes > 2 and rule != "fixed":
         raise InputError(
-            f"threshold rule is {rule!r}, but there are {classes} classes: the likeliest is called "
-            "and there is no threshold; leave the rule at 'fixed'"
+            f"threshold rule is {rule!r}, but there are {classes} classes and the likeliest "
+            "one is predicted without a threshold; leave the rule at 'fixed'"
         )
     if rule in ("fixed", "youden"):
         return None
     match = _SENSITIVITY.fullmatch(rule.strip())
     try:
-        wanted = float(match.group(1)) if match else 0.0
+        sensitivity = float(match.group(1)) if match else 0.0
     except ValueError:
-        wanted = 0.0
-    if not 0 < wanted <= 1:
+        sensitivity = 0.0
+    if not 0 < sensitivity <= 1:
         raise InputError(f"threshold rule is {rule!r}; expected {RULES}")
-    return wanted
+    return sensitivity
 
 
 def choose_operating_point(validation: Predictions, rule: str = "fixed") -> OperatingPoint:
     """Fits temperature and threshold on validation images.
 
-    What the images cannot decide falls back to temperature 1 and threshold 0.5 and is said in
+    What the images cannot decide falls back to temperature 1 and threshold 0.5, with a reason in
     `notes`: a run that trained for hours should not end without a report.
 
     Args:
-        validation: Never the test images.
-        rule: 'fixed', 'youden' or 'sensitivity>=s'.
+      validation: Never the test images.
+      rule: 'fixed', 'youden' or 'sensitivity>=s'.
 
     Raises:
-        InputError: The rule is none of these, or there are more than two classes and it is not
-            'fixed'.
+      InputError: The rule is none of these, or there are more than two classes and it is not
+        'fixed'.
     """
-    wanted = check_rule(rule, len(validation.class_names))
+    min_sensitivity = check_rule(rule, len(validation.class_names))
     label, probability = validation.label, validation.probability
-    temperature, why_not = fit_temperature(margin(probability), label)
-    notes = [f"temperature left at 1: {why_not}"] if why_not else []
+    temperature = fit_temperature(margin(probability), label)
+    notes = [f"temperature left at 1: {temperature.reason}"] if temperature.reason else []
     threshold = 0.5
-    missing = [name for i, name in enumerate(validation.class_names) if not np.any(label == i)]
+    missing = [name for k, name in enumerate(validation.class_names) if not np.any(label == k)]
     if rule != "fixed" and missing:
         notes.append(f"threshold left at 0.5: there is not one {missing[0]} validation image")
     elif rule == "youden":
-        threshold = _youden(label, probability)
-    elif wanted is not None:
-        threshold = _at_sensitivity(label, probability, wanted)
+        threshold = _youden(_candidates(label, probability))
+    elif min_sensitivity is not None:
+        threshold = _at_sensitivity(_candidates(label, probability), min_sensitivity)
     if len(validation.class_names) > 2:
         rule = LIKELIEST
     patients = len(np.unique(validation.patient))
     return OperatingPoint(
         threshold=threshold,
-        temperature=temperature,
+        temperature=temperature.value,
         rule=rule.strip(),
         chosen_on=f"{len(validation)} validation images of {patients} patients",
         notes=tuple(notes),
     )
 
 
-def _cuts(label: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every way to cut the images in two: thresholds falling, sensitivity, specificity.
+class _Candidates(NamedTuple):
+    """Every threshold that divides the images differently, highest first."""
 
-    A threshold lies halfway to the next lower probability: on the probability of an image
-    itself, a difference in the last digit would turn the image over.
+    thresholds: Float[np.ndarray, " T"]
+    sensitivity: Float[np.ndarray, " T"]
+    specificity: Float[np.ndarray, " T"]
+
+
+def _candidates(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> _Candidates:
+    scores, tp, fp = counts_by_threshold(label == 1, probability)
+    # A threshold lies halfway to the next lower probability: on the probability of an image itself,
+    # a difference in the last digit (another batch size, another device) would change its class.
+    lower = np.append(scores[1:], 0.0)
+    middle = (scores + lower) / 2
+    # Adjacent floats have nothing between them; their middle is rounded to one of the two.
+    thresholds = np.where(middle > lower, middle, scores)
+    return _Candidates(thresholds, tp / tp[-1], 1 - fp / fp[-1])
+
+
+def _youden(candidates: _Candidates) -> float:
+    """Where sensitivity + specificity is largest (Youden, Cancer 3, 1950).
+
+    Of several such thresholds the nearest to 0.5.
     """
-    scores, index = np.unique(probability, return_inverse=True)
-    positive = np.bincount(index, weights=label)[::-1]
-    negative = np.bincount(index, weights=1 - label)[::-1]
-    falling = scores[::-1]
-    below = np.append(falling[1:], 0.0)
-    middle = (falling + below) / 2
-    thresholds = np.where(middle > below, middle, falling)  # neighbours have no middle
-    sensitivity = positive.cumsum() / positive.sum()
-    return thresholds, sensitivity, 1 - negative.cumsum() / negative.sum()
+    index = candidates.sensitivity + candidates.specificity
+    best = candidates.thresholds[index >= index.max() - _TOLERANCE]
+    return float(best[np.argmin(np.abs(best - 0.5))])
 
 
-def _youden(label: np.ndarray, probability: np.ndarray) -> float:
-    """Where sensitivity + specificity is largest; of several such places the nearest to 0.5."""
-    thresholds, sensitivity, specificity = _cuts(label, probability)
-    index = sensitivity + specificity
-    best = np.flatnonzero(index >= index.max() - 1e-12)
-    return float(thresholds[best[np.argmin(np.abs(thresholds[best] - 0.5))]])
-
-
-def _at_sensitivity(label: np.ndarray, probability: np.ndarray, wanted: float) -> float:
-    """The highest threshold, so the best specificity, that finds at least that share."""
-    thresholds, sensitivity, _ = _cuts(label, probability)
-    return float(thresholds[np.argmax(sensitivity >= wanted - 1e-12)])
+def _at_sensitivity(candidates: _Candidates, min_sensitivity: float) -> float:
+    """The highest threshold, so the best specificity, with at least that sensitivity."""
+    reached = candidates.sensitivity >= min_sensitivity - _TOLERANCE
+    return float(candidates.thresholds[np.argmax(reached)])

@@ -1,145 +1,138 @@
-"""Who the patients of a table are, and thousands of resamples of them.
+"""What metrics count: the images of a table, and its patients.
 
-A resample is a row of weights: how often each patient was drawn. All images of a patient come
-along with the patient, so every count of a resample is a weighted sum and no row is ever copied.
+Every metric is computed for many resamples of the patients at once. A resample is a row of
+weights `[P]`, how often each patient is in it; all images of a patient come along with the patient,
+so a count over a resample is a weighted sum and no row is copied. The table itself is the resample
+with a weight of 1 for everyone, which is how point estimates are made by the same code.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from densenet_flax.evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True, eq=False)
-class PatientTable:
-    """One row per patient, in the order of their names.
+class Rows:
+    """Cases that a metric counts once each: images, or patients.
 
     Attributes:
-        patient: Names.
-        label: Index of the class; -1 for a patient with images of several.
-        images: Number of images.
-        correct: Number of images whose predicted class is right.
-        probability: Mean over the patient's images, `[patients]` or `[patients, classes]`.
+      label: Index of the true class; -1 for a patient with images of several classes.
+      probability: P(positive) `[N]`, or `[N, K]` of more than two classes.
+      predicted: Index of the predicted class, as decided by the table that the row is from.
+      patient: Index of the row's patient, its column in the weights of a resample.
     """
 
-    patient: np.ndarray
-    label: np.ndarray
-    images: np.ndarray
-    correct: np.ndarray
-    probability: np.ndarray
+    label: Int[np.ndarray, " N"]
+    probability: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
+    predicted: Int[np.ndarray, " N"]
+    patient: Int[np.ndarray, " N"]
 
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return 2 if self.probability.ndim == 1 else self.probability.shape[1]
 
-def patient_table(predictions: Predictions) -> PatientTable:
-    """Gathers the images of each patient."""
-    names, index = np.unique(predictions.patient, return_inverse=True)
-    images = np.bincount(index)
-    lowest = np.full(len(names), len(predictions.class_names))
-    highest = np.full(len(names), -1)
-    np.minimum.at(lowest, index, predictions.label)
-    np.maximum.at(highest, index, predictions.label)
-    right = predictions.prediction == predictions.label
-    columns = np.atleast_2d(predictions.probability.T)
-    means = np.array([np.bincount(index, weights=column) / images for column in columns])
-    return PatientTable(
-        patient=names,
-        label=np.where(lowest == highest, lowest, -1),
-        images=images,
-        correct=np.bincount(index, weights=right).astype(np.int64),
-        probability=means[0] if predictions.probability.ndim == 1 else means.T,
-    )
+    def confusion(self, weights: Float[np.ndarray, "R P"]) -> Float[np.ndarray, "R K K"]:
+        """Returns the confusion matrix of each resample: true class, predicted class."""
+        k, patients = self.classes, weights.shape[1]
+        cell = (self.patient * k + self.label) * k + self.predicted
+        counts = np.bincount(cell, minlength=patients * k * k).reshape(patients, k * k)
+        return (weights @ counts).reshape(-1, k, k)
+
+    def sum_by_patient(
+        self, values: Shaped[np.ndarray, "N *columns"], patients: int
+    ) -> Float[np.ndarray, "P *columns"]:
+        """Sums a column, or several, over the rows of each patient."""
+        sums = np.zeros((patients, *values.shape[1:]))
+        np.add.at(sums, self.patient, values)
+        return sums
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What resampling needs of a table, or of several with nobody in common.
+    """The images of one or more tables, and the patients they are from.
 
     Attributes:
-        label: Index of the class per image.
-        probability: Per image P(positive), or `[images, classes]` of more than two classes.
-        predicted: Index of the class called per image, as the image's own table decides.
-        patient: Number of the patient per image.
-        patient_label: Index of the class per patient; -1 for a patient with images of several.
-        patient_probability: Mean probability per patient.
-        patient_predicted: Index of the class called per patient, by the mean probability.
-        patient_rate: Share of right images per patient.
+      image: A row per image.
+      patient: A row per patient, with the mean probability of the patient's images.
+      patient_names: Their names, in order within a table.
+      images_by_class: Number of images of each class of each patient.
+      correct: Number of images per patient whose predicted class is right.
     """
 
-    label: np.ndarray
-    probability: np.ndarray
-    predicted: np.ndarray
-    patient: np.ndarray
-    patient_label: np.ndarray
-    patient_probability: np.ndarray
-    patient_predicted: np.ndarray
-    patient_rate: np.ndarray
+    image: Rows
+    patient: Rows
+    patient_names: Shaped[np.ndarray, " P"]
+    images_by_class: Int[np.ndarray, "P K"]
+    correct: Int[np.ndarray, " P"]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.image.classes
+
+    @property
+    def patients(self) -> int:
+        """Number of patients."""
+        return len(self.patient_names)
+
+    @cached_property
+    def images(self) -> Int[np.ndarray, " P"]:
+        """Number of images per patient."""
+        return self.images_by_class.sum(axis=1)
+
+    @property
+    def recognition_rate(self) -> Float[np.ndarray, " P"]:
+        """Share of each patient's images whose predicted class is right."""
+        return self.correct / self.images
+
+    def sum_by_patient(
+        self, values: Shaped[np.ndarray, "N *columns"]
+    ) -> Float[np.ndarray, "P *columns"]:
+        """Sums a column of the images, or several, over each patient."""
+        return self.image.sum_by_patient(values, self.patients)
 
 
-def sample_of(tables: Sequence[Predictions]) -> Sample:
-    """Lines the tables up; a name of a patient means another patient in another table."""
-    patients = [patient_table(table) for table in tables]
-    starts = np.cumsum([0, *(len(table.patient) for table in patients)])
-    return Sample(
+def sample_of(*tables: Predictions) -> Sample:
+    """Gathers the images of each patient.
+
+    Args:
+      tables: One or more, of the same classes. Each decides by its own threshold, and a name of a
+        patient means another patient in another table.
+    """
+    groups = [np.unique(table.patient, return_inverse=True) for table in tables]
+    names = [table_names for table_names, _ in groups]
+    starts = np.cumsum([0, *map(len, names)])
+    image = Rows(
         label=np.concatenate([table.label for table in tables]),
         probability=np.concatenate([table.probability for table in tables]),
         predicted=np.concatenate([table.prediction for table in tables]),
         patient=np.concatenate(
-            [
-                start + np.unique(table.patient, return_inverse=True)[1]
-                for start, table in zip(starts, tables, strict=False)
-            ]
+            [start + inverse for start, (_, inverse) in zip(starts, groups, strict=False)]
         ),
-        patient_label=np.concatenate([table.label for table in patients]),
-        patient_probability=np.concatenate([table.probability for table in patients]),
-        patient_predicted=np.concatenate(
-            [table.decide(found.probability) for found, table in zip(patients, tables, strict=True)]
-        ),
-        patient_rate=np.concatenate([table.correct / table.images for table in patients]),
     )
+    k, patients = image.classes, int(starts[-1])
+    counts = np.bincount(image.patient * k + image.label, minlength=patients * k)
+    counts = counts.reshape(patients, k)
+    mean = _mean_by_patient(image, counts.sum(axis=1))
+    means = np.split(mean, starts[1:-1])
+    patient = Rows(
+        label=np.where((counts > 0).sum(axis=1) == 1, counts.argmax(axis=1), -1),
+        probability=mean,
+        predicted=np.concatenate([t.decide(part) for t, part in zip(tables, means, strict=True)]),
+        patient=np.arange(patients),
+    )
+    correct = np.bincount(image.patient, weights=image.predicted == image.label)
+    return Sample(image, patient, np.concatenate(names), counts, correct.astype(np.int64))
 
 
-class Basis(NamedTuple):
-    """How many patients a metric rests on: how much a resample of them can tell.
-
-    Attributes:
-        patients: Of the rarer class that it looks at; of several classes the number that, drawn
-            alone, would spread as they do together.
-        freedom: Degrees of freedom, None for one less than there are patients.
-        reason: Why resampling can say nothing, or ''. Drawing one patient of one gives that
-            patient every time: an interval without width where there is the most doubt.
-    """
-
-    patients: float
-    freedom: float | None = None
-    reason: str = ""
-
-
-def draw_patients(stratum: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """How often each patient is drawn in each resample, `[resamples, patients]`.
-
-    Patients are drawn with replacement within their stratum, which is their class as a rule, so
-    that every resample has as many of each class as the sample.
-    """
-    random = np.random.default_rng(seed)
-    weights = np.zeros((resamples, len(stratum)))
-    for one in np.unique(stratum):
-        members = np.flatnonzero(stratum == one)
-        drawn = random.integers(0, len(members), (resamples, len(members)))
-        cells = (drawn + np.arange(resamples)[:, None] * len(members)).ravel()
-        times = np.bincount(cells, minlength=resamples * len(members))
-        weights[:, members] = times.reshape(resamples, len(members))
-    return weights
-
-
-def per_patient(sample: Sample, values: np.ndarray) -> np.ndarray:
-    """Sums of an image column, or of several `[images, columns]`, over each patient."""
-    return sums_by_patient(values, sample.patient, len(sample.patient_label))
-
-
-def sums_by_patient(values: np.ndarray, patient: np.ndarray, patients: int) -> np.ndarray:
-    """The same of any column, given whose each row is and how many patients there are."""
-    sums = np.zeros((patients, *values.shape[1:]))
-    np.add.at(sums, patient, values)
-    return sums
+def _mean_by_patient(
+    image: Rows, images: Int[np.ndarray, " P"]
+) -> Float[np.ndarray, " P"] | Float[np.ndarray, "P K"]:
+    columns = np.atleast_2d(image.probability.T)
+    means = [np.bincount(image.patient, weights=column) / images for column in columns]
+    return means[0] if image.probability.ndim == 1 else np.stack(means, axis=1)

@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
+from densenet_flax.evaluation.metrics.binary import roc_curve
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.figures import (
     GREY,
@@ -88,7 +88,7 @@ def roc(predictions: Predictions, rows: Sequence[Mapping[str, Any]]) -> Figure:
         if area is None:
             axes.plot([], [], linestyle="none", label=f"{name}: {rows[k]['undefined']['roc_auc']}")
             continue
-        false, true, _ = roc_curve(predictions.label == k, predictions.probability[:, k])
+        false, true = roc_curve(predictions.label == k, predictions.probability[:, k])
         style = _STYLES[place % len(_STYLES)]
         axes.plot(
             false,

@@ -15,10 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from densenet_flax.evaluation.metrics.compute import image_metrics, patient_metrics
-from densenet_flax.evaluation.metrics.sample import patient_table
+from densenet_flax.evaluation.metrics.binary import precision_recall_curve, roc_curve
+from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
@@ -137,7 +137,7 @@ def roc(predictions: Predictions, intervals: Mapping[str, Any] | None = None) ->
     for unit, found, label, probability, style in _levels(predictions):
         if not _exists(axes, unit, found, "roc_auc", "ROC"):
             continue
-        false, true, _ = roc_curve(label, probability)
+        false, true = roc_curve(label == 1, probability)
         name = f"{found['n']} {unit}: AUC {found['roc_auc']:.3f}"
         axes.plot(false, true, label=name + _span(intervals, unit, "roc_auc"), **style)
         _mark(axes, 1 - found["specificity"], found["sensitivity"], style)
@@ -153,7 +153,7 @@ def precision_recall(
         if not _exists(axes, unit, found, "pr_auc", "precision"):
             continue
         axes.axhline(np.mean(label), color=style["color"], linewidth=1, linestyle=":")
-        precision, recall, _ = precision_recall_curve(label, probability)
+        precision, recall = precision_recall_curve(label == 1, probability)
         name = f"{found['n']} {unit}: AP {found['pr_auc']:.3f}"
         name += _span(intervals, unit, "pr_auc")
         axes.plot(recall, precision, drawstyle="steps-post", label=name, **style)
@@ -204,13 +204,13 @@ def reliability(calibration: Mapping[str, Any], positive: str | None) -> Figure:
 
 def _levels(predictions: Predictions) -> list[tuple[str, Any, np.ndarray, np.ndarray, Any]]:
     """What the two curves have in common: (unit, metrics, label, probability, line style)."""
-    table = patient_table(predictions)
+    patient = sample_of(predictions).patient
     blue = {"color": BLUE, "linestyle": "-", "linewidth": 2}
     orange = {"color": ORANGE, "linestyle": "--", "linewidth": 2}
     images, patients = image_metrics(predictions), patient_metrics(predictions)
     return [
         ("images", images, predictions.label, predictions.probability, blue),
-        ("patients", patients, table.label, table.probability, orange),
+        ("patients", patients, patient.label, patient.probability, orange),
     ]
 
 
@@ -258,8 +258,9 @@ def _with_legend(
 
 def patient_dots(predictions: Predictions) -> Figure:
     """Every image's probability, a line per patient, the mean as a diamond."""
-    table = patient_table(predictions)
-    order = np.lexsort((table.probability, table.label))
+    sample = sample_of(predictions)
+    patient = sample.patient
+    order = np.lexsort((patient.probability, patient.label))
     named = len(order) <= _NAMED_PATIENTS
     figure = Figure(
         figsize=(5.6, 1.6 + min(0.24, 14 / len(order)) * len(order)), layout="constrained"
@@ -268,16 +269,17 @@ def patient_dots(predictions: Predictions) -> Figure:
     axes.axvline(predictions.threshold, color=GREY, linewidth=1)
     labels = []
     for row, i in enumerate(order):
-        mine = predictions.probability[predictions.patient == table.patient[i]]
-        colour = {0: BLUE, 1: ORANGE}.get(int(table.label[i]), GREY)
-        marker = {0: "o", 1: "s"}.get(int(table.label[i]), "^")
+        mine = predictions.probability[predictions.patient == sample.patient_names[i]]
+        colour = {0: BLUE, 1: ORANGE}.get(int(patient.label[i]), GREY)
+        marker = {0: "o", 1: "s"}.get(int(patient.label[i]), "^")
         axes.plot(
             mine, np.full(len(mine), row), marker, color=colour, alpha=0.4, markersize=4, zorder=2
         )
-        axes.plot(table.probability[i], row, "D", color=INK, markersize=4.5, zorder=3)
-        wrong = (table.probability[i] >= predictions.threshold) != bool(table.label[i])
-        labels.append(("× " if wrong and table.label[i] >= 0 else "") + plain(table.patient[i]))
-    for boundary in np.flatnonzero(np.diff(table.label[order])):
+        axes.plot(patient.probability[i], row, "D", color=INK, markersize=4.5, zorder=3)
+        wrong = (patient.probability[i] >= predictions.threshold) != bool(patient.label[i])
+        mark = "× " if wrong and patient.label[i] >= 0 else ""
+        labels.append(mark + plain(sample.patient_names[i]))
+    for boundary in np.flatnonzero(np.diff(patient.label[order])):
         axes.axhline(boundary + 0.5, color=GREY, linewidth=0.8, linestyle=":")
     size = 9 if len(order) <= 50 else 6
     axes.set_yticks(np.arange(len(order)) if named else [], labels if named else [], fontsize=size)

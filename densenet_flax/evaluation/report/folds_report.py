@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from densenet_flax.common.types import JsonDict
+from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary
-from densenet_flax.evaluation.metrics.intervals import RESAMPLES
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report import figures
 from densenet_flax.evaluation.report.cautions import count
@@ -84,7 +84,7 @@ def write_folds_report(
     warnings = [str(line) for line in run.pop("warnings", None) or ()]
     if summary["pooled"] is None:
         warnings.append(f"The folds are not pooled: {summary['pooled_undefined']}.")
-    metrics = {
+    metrics: JsonDict = {
         "schema": SCHEMA,
         "kind": "cross-validation",
         "class_names": list(folds[0].class_names),
@@ -93,7 +93,7 @@ def write_folds_report(
         "run": run,
     }
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    figure = _figure(summary)
+    figure = _figure(metrics)
     png = figures.png(figure)
     replace_files(
         directory,

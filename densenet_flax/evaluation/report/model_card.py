@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.measures import BY_MEAN
+from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.report.cautions import verdict
 from densenet_flax.evaluation.report.checklist import (
     UNKNOWN,
@@ -137,7 +137,11 @@ def _scores(metrics: JsonDict) -> Table:
         return measured(metrics[level], metrics["intervals"][level], key)
 
     rows = [
-        [name, value("image", key), value("patient", BY_MEAN if key == "accuracy" else key)]
+        [
+            name,
+            value("image", key),
+            value("patient", ACCURACY_BY_MEAN if key == "accuracy" else key),
+        ]
         for key, name, _ in wording_of(metrics).metrics
     ]
     rows.append(["Patient recognition rate", "", value("patient", "patient_recognition_rate")])

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.assessment import assess
-from densenet_flax.evaluation.metrics.intervals import RESAMPLES, Settings
+from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES, Bootstrap
+from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report import cautions, class_figures, figures
@@ -73,7 +73,8 @@ def write_report(
     if operating_point is not None:
         predictions = operating_point.apply(predictions)
         validation = validation and operating_point.apply(validation)
-    metrics = assess(predictions, validation, operating_point, Settings(resamples, seed))
+    bootstrap = Bootstrap(resamples, seed)
+    metrics: JsonDict = {**assess(predictions, validation, operating_point, bootstrap)}
     metrics["run"] = run
     metrics["warnings"] = [*warnings, *cautions.warnings(metrics)]
 

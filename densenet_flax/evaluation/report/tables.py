@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.measures import BY_MEAN
+from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.views import Cell, Table, measured
 from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_of
@@ -60,7 +60,7 @@ def metrics_section(metrics: JsonDict) -> MetricsSection:
     negative, positive = metrics["class_names"][:2]
     rows: list[list[Cell]] = []
     for key, name, text in wording_of(metrics).metrics:
-        patient_key = BY_MEAN if key == "accuracy" else key
+        patient_key = ACCURACY_BY_MEAN if key == "accuracy" else key
         rows.append(
             [
                 name,
@@ -106,7 +106,7 @@ def _resample_gaps(metrics: JsonDict) -> str:
 def _undefined(metrics: JsonDict, source: Mapping[str, Any]) -> list[str]:
     """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
     names = {key: name for key, name, _ in wording_of(metrics).metrics}
-    names[BY_MEAN] = names["accuracy"]
+    names[ACCURACY_BY_MEAN] = names["accuracy"]
     names["patient_recognition_rate"] = "Patient recognition rate"
     by_reason: dict[str, list[str]] = {}  # few reasons, many metrics
     for level in ("image", "patient"):

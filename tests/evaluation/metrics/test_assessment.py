@@ -6,11 +6,11 @@ import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import choose_operating_point
-from densenet_flax.evaluation.metrics.assessment import assess
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.calibration import calibration_metrics
-from densenet_flax.evaluation.metrics.intervals import Settings
+from densenet_flax.evaluation.metrics.compute import assess
 
-QUICK = Settings(100)
+QUICK = Bootstrap(100)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_before_and_after(both):
 
 
 def test_without_validation_there_is_no_after(random_table):
-    found = assess(random_table(0), settings=QUICK)
+    found = assess(random_table(0), bootstrap=QUICK)
     assert found["operating_point"] is None and found["shared_with_validation"] is None
     assert found["calibration"]["test"]["after"] is None
     assert "no temperature" in found["calibration"]["undefined"]["after"]
@@ -66,7 +66,7 @@ def test_a_shared_image_is_refused_and_shared_patients_are_counted(both):
 
 
 def test_one_patient_has_no_bin_intervals(make):
-    found = assess(make(label=[1, 1], probability=[0.3, 0.9]), settings=QUICK)
+    found = assess(make(label=[1, 1], probability=[0.3, 0.9]), bootstrap=QUICK)
     measured = found["calibration"]["test"]
     assert measured["intervals"]["brier_before"] is None
     assert "only one malignant patient" in measured["intervals"]["undefined"]["brier_before"]

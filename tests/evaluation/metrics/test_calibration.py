@@ -3,12 +3,8 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss
 
-from densenet_flax.evaluation.metrics.calibration import (
-    calibrate,
-    calibration_metrics,
-    fit_temperature,
-    margin,
-)
+from densenet_flax.evaluation.metrics.calibration import calibration_metrics
+from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
 
 
 def drawn(seed, n=4000, temperature=1.0):

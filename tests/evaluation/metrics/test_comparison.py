@@ -7,9 +7,10 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import compare, evaluate
 from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics.bootstrap import Basis, draw_patients
 from densenet_flax.evaluation.metrics.comparison import comparison_table, p_value
-from densenet_flax.evaluation.metrics.resampling import image_values
-from densenet_flax.evaluation.metrics.sample import Basis, draw_patients, sample_of
+from densenet_flax.evaluation.metrics.metric_set import image_values
+from densenet_flax.evaluation.metrics.sample import sample_of
 
 
 def better(table, by=0.3):
@@ -21,8 +22,8 @@ def test_differences_are_b_minus_a_on_the_same_resamples(random_table):
     a, b = random_table(0), better(random_table(0))
     result = compare(a, b, 400, seed=3)
     points = evaluate(a)["image"], evaluate(b)["image"]
-    samples = sample_of([a]), sample_of([b])
-    weights = draw_patients(samples[0].patient_label, 400, 3)
+    samples = sample_of(a), sample_of(b)
+    weights = draw_patients(samples[0].patient.label, 400, 3)
     drawn = [image_values(sample, weights)["roc_auc"] for sample in samples]
     row = result["image"]["roc_auc"]
     assert row["difference"] == points[1]["roc_auc"] - points[0]["roc_auc"] > 0
@@ -98,8 +99,8 @@ def test_under_no_difference_p_is_rarely_small(make):
     """Two networks equally good at the same patients: p < 0.05 in about 5 of 100 test sets."""
     small = 0
     for seed in range(100):
-        samples = [sample_of([table]) for table in two_networks(make, seed)]
-        weights = draw_patients(samples[0].patient_label, 199, 0)
+        samples = [sample_of(table) for table in two_networks(make, seed)]
+        weights = draw_patients(samples[0].patient.label, 199, 0)
         a, b = (image_values(sample, weights, ["roc_auc"])["roc_auc"] for sample in samples)
         small += p_value(b - a, Basis(16)) < 0.05
     assert 1 <= small <= 11

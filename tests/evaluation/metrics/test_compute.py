@@ -6,7 +6,7 @@ from sklearn import metrics as sk
 
 from densenet_flax.evaluation import evaluate
 from densenet_flax.evaluation.metrics.binary import METRICS
-from densenet_flax.evaluation.metrics.compute import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
 
 ONLY_ONE_CLASS = {"balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc"}
 

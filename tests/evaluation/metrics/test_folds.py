@@ -7,6 +7,7 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import cross_validation_summary, evaluate, pool
 from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.folds import summary_table
 from densenet_flax.evaluation.metrics.intervals import intervals
 
@@ -45,7 +46,7 @@ def test_summary(folds):
         assert summary["pooled"]["image"][name] == pytest.approx(points["image"][name])
     assert summary["pooled"]["patient"]["n"] == 12
     pooled = pool(parts)
-    spans = intervals(pooled, 3000)["image"]["accuracy"]
+    spans = intervals(pooled, Bootstrap(3000))["image"]["accuracy"]
     mine = cross_validation_summary(parts, resamples=3000)["pooled"]["intervals"]["image"][
         "accuracy"
     ]

@@ -8,31 +8,32 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import evaluate
 from densenet_flax.evaluation.metrics.binary import METRICS
-from densenet_flax.evaluation.metrics.intervals import Settings, intervals, mean_intervals
-from densenet_flax.evaluation.metrics.measures import measures_of
-from densenet_flax.evaluation.metrics.resampling import image_values
-from densenet_flax.evaluation.metrics.sample import draw_patients, sample_of
+from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, draw_patients
+from densenet_flax.evaluation.metrics.intervals import intervals, mean_intervals
+from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set
+from densenet_flax.evaluation.metrics.sample import sample_of
 
-PATIENT_METRICS = measures_of(np.zeros(1)).patient_names
+PATIENT_METRICS = metric_set(2).patient_names
 
 
 def test_an_interval_is_percentiles_of_the_resamples(random_table):
     table = random_table(0)
-    found = intervals(table, 300, seed=7)
-    sample = sample_of([table])
-    values = image_values(sample, draw_patients(sample.patient_label, 300, 7))
+    found = intervals(table, Bootstrap(300, seed=7))
+    sample = sample_of(table)
+    values = image_values(sample, draw_patients(sample.patient.label, 300, 7))
     for name, patients in (("roc_auc", 4), ("sensitivity", 8), ("specificity", 4)):
-        tail = Settings().tail(patients)
+        tail = Bootstrap().tail(Basis(patients))
         expected = np.quantile(values[name], [tail, 1 - tail])
         span = found["image"][name]
         assert [span["low"], span["high"]] == pytest.approx(expected, abs=1e-12)
         assert span["undefined_resamples"] == 0
     assert found["one_class_resamples"] == 0 and found["resamples"] == 300
-    assert intervals(table, 300, seed=7) == found != intervals(table, 300, seed=8)
+    assert intervals(table, Bootstrap(300, seed=7)) == found
+    assert intervals(table, Bootstrap(300, seed=8)) != found
 
 
 def test_every_metric_has_an_interval_around_it(random_table):
-    found = intervals(random_table(1))
+    found = intervals(random_table(1), Bootstrap())
     assert set(found["image"]) == {*METRICS, "undefined"}
     assert set(found["patient"]) == {*PATIENT_METRICS, "undefined"}
     points = evaluate(random_table(1))
@@ -45,7 +46,7 @@ def test_every_metric_has_an_interval_around_it(random_table):
 
 
 def test_few_patients_widen_and_many_do_not():
-    tails = [Settings().tail(n) for n in (2, 5, 9, 30, 10_000)]
+    tails = [Bootstrap().tail(Basis(n)) for n in (2, 5, 9, 30, 10_000)]
     assert tails == sorted(tails)
     assert tails[-1] == pytest.approx(0.025, abs=1e-4)
     # Student's 2.306 with 8 degrees of freedom times sqrt(9/8) is a normal's 2.446.
@@ -58,7 +59,7 @@ def test_few_patients_widen_and_many_do_not():
 
 
 def test_one_patient_cannot_be_resampled(hand):
-    found = intervals(hand, 50)
+    found = intervals(hand, Bootstrap(50))
     reason = "only one benign patient, and one cannot be resampled"
     assert found["image"]["accuracy"] is None
     assert found["image"]["undefined"]["accuracy"] == reason
@@ -69,7 +70,7 @@ def test_one_patient_cannot_be_resampled(hand):
 
 def test_no_spread_is_no_interval(make):
     table = make(label=[0, 0, 1, 1], probability=[0.1, 0.2, 0.8, 0.9], patient=list("abcd"))
-    found = intervals(table, 50)
+    found = intervals(table, Bootstrap(50))
     assert found["image"]["accuracy"] is None
     assert "1 in every resample" in found["image"]["undefined"]["accuracy"]
 
@@ -81,15 +82,15 @@ def test_undefined_resamples_are_counted(make):
         probability=[0.1, 0.2, 0.9, 0.2, 0.3],
         patient=list("abcde"),
     )
-    found = intervals(table, 2000)["image"]
+    found = intervals(table, Bootstrap(2000))["image"]
     assert found["mcc"]["undefined_resamples"] == pytest.approx(2000 * (2 / 3) ** 3, abs=90)
     rare = make(
         label=[0, 0, *[1] * 6], probability=[0.1, 0.6, *[0.2] * 6], patient=list("abcdefgh")
     )
-    found = intervals(rare, 2000)["image"]
+    found = intervals(rare, Bootstrap(2000))["image"]
     assert found["precision"] is None  # 0 wherever it exists
     both = make(label=[0, 1, 1, 1], probability=[0.1, 0.9, 0.8, 0.2], patient=list("aabb"))
-    mixed = intervals(both, 400)
+    mixed = intervals(both, Bootstrap(400))
     assert mixed["patient"]["undefined"]["roc_auc"].startswith("1 of 2 patients")
 
 
@@ -99,27 +100,28 @@ def test_resamples_of_one_class_are_counted(make):
         probability=[0.1, 0.9, 0.4, 0.2, 0.6, 0.7],
         patient=["a", "a", "b", "b", "c", "c"],
     )
-    assert intervals(table, 200)["one_class_resamples"] == 0  # both of a and b have both classes
-    sample = sample_of([table])
-    assert sample.patient_label.tolist() == [-1, -1, 1]
+    # Both classes are in every resample: a and b have images of both.
+    assert intervals(table, Bootstrap(200))["one_class_resamples"] == 0
+    sample = sample_of(table)
+    assert sample.patient.label.tolist() == [-1, -1, 1]
 
 
 def test_intervals_are_json(random_table, hand, make):
     for table in (random_table(0), hand, make(label=[1], probability=[0.3])):
-        found = intervals(table, 20)
+        found = intervals(table, Bootstrap(20))
         assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 def test_means(random_table):
     table = random_table(2)
     error = (table.probability - table.label) ** 2
-    found = mean_intervals(table, {"brier": error}, Settings(500))["brier"]
+    found = mean_intervals(table, {"brier": error}, Bootstrap(500))["brier"]
     assert found["low"] < error.mean() < found["high"]
     names = np.unique(table.patient)
     sums = np.array([error[table.patient == name].sum() for name in names])
     counts = np.array([np.sum(table.patient == name) for name in names])
-    weights = draw_patients(sample_of([table]).patient_label, 500, 0)
-    tail = Settings().tail(4)
+    weights = draw_patients(sample_of(table).patient.label, 500, 0)
+    tail = Bootstrap().tail(Basis(4))
     expected = np.quantile(weights @ sums / (weights @ counts), [tail, 1 - tail])
     assert [found["low"], found["high"]] == pytest.approx(expected)
 
@@ -127,7 +129,7 @@ def test_means(random_table):
 @pytest.mark.parametrize("settings", [{"resamples": 0}, {"level": 1.0}, {"level": 0}])
 def test_settings_that_make_no_sense_are_refused(hand, settings):
     with pytest.raises(InputError, match=next(iter(settings))):
-        intervals(hand, **settings)
+        Bootstrap(**settings)
 
 
 def test_patients_resampled_cover_the_truth_and_images_do_not():

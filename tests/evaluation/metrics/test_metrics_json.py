@@ -43,11 +43,11 @@ def fixed_table(classes, patients, images=72, shift=0, tag=""):
 def results():
     """Everything that the evaluation writes as JSON, of small tables."""
     from densenet_flax.evaluation import choose_operating_point
-    from densenet_flax.evaluation.metrics.assessment import assess
-    from densenet_flax.evaluation.metrics.intervals import Settings
+    from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+    from densenet_flax.evaluation.metrics.compute import assess
 
     def levels(table):
-        found = assess(table, settings=Settings(RESAMPLES))
+        found = assess(table, bootstrap=Bootstrap(RESAMPLES))
         intervals = found["intervals"]
         for key in ("by_magnification", "by_subtype"):
             intervals.pop(key)
@@ -56,7 +56,7 @@ def results():
             "intervals": intervals,
         }
 
-    settings = Settings(RESAMPLES)
+    settings = Bootstrap(RESAMPLES)
     two, four = fixed_table(2, 9), fixed_table(4, 14)
     validation = fixed_table(2, 6, 36, shift=5, tag="v")
     point = choose_operating_point(validation, "youden")
@@ -67,7 +67,7 @@ def results():
     parts = [two.select(np.isin(two.patient, own)) for own in (["p0", "p1"], ["p2", "p3", "p5"])]
     return {
         "two_classes": assess(point.apply(two), point.apply(validation), point, settings),
-        "four_classes": assess(four, settings=settings),
+        "four_classes": assess(four, bootstrap=settings),
         "one_class": levels(two.select(two.label == 1)),
         "patients_of_both_classes": levels(both),
         "rare_classes": levels(rare),

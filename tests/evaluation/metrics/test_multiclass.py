@@ -9,11 +9,13 @@ from sklearn import metrics as sk
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import evaluate
-from densenet_flax.evaluation.metrics.compute import image_metrics, patient_metrics
-from densenet_flax.evaluation.metrics.intervals import Settings, intervals
-from densenet_flax.evaluation.metrics.multiclass import METRICS, PER_CLASS, class_basis, strata
-from densenet_flax.evaluation.metrics.resampling import image_values, patient_values
-from densenet_flax.evaluation.metrics.sample import draw_patients, sample_of
+from densenet_flax.evaluation.metrics.basis import basis_of, one_class_basis
+from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, draw_patients, strata
+from densenet_flax.evaluation.metrics.intervals import intervals
+from densenet_flax.evaluation.metrics.metric_set import image_values, patient_values
+from densenet_flax.evaluation.metrics.multiclass import METRICS, PER_CLASS
+from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.sample import sample_of
 
 K = range(4)
 
@@ -84,7 +86,7 @@ def test_patients_are_judged_by_their_mean(several):
 
 def test_resamples_against_a_loop(several):
     table = several(1, n=120)
-    sample = sample_of([table])
+    sample = sample_of(table)
     weights = draw_patients(strata(sample), 12, 3)
     found = image_values(sample, weights)
     for i, row in enumerate(weights):
@@ -96,7 +98,7 @@ def test_resamples_against_a_loop(several):
         for k in K:
             for name in PER_CLASS:
                 if called.tolist().count(k):
-                    assert found[name, k][i] == pytest.approx(expected[name][k], abs=1e-12), name
+                    assert found[name][i, k] == pytest.approx(expected[name][k], abs=1e-12), name
     once = patient_values(sample, np.ones((1, weights.shape[1])))
     for name, values in once.items():
         assert values[0] == pytest.approx(patient_metrics(table)[name], abs=1e-12), name
@@ -107,8 +109,8 @@ def test_ties_are_counted_half(several):
     rounded = np.round(table.probability, 1)
     rounded[:, 0] += 1 - rounded.sum(axis=1)
     table = replace(table, probability=np.clip(rounded, 0, 1))
-    sample = sample_of([table])
-    found = image_values(sample, np.ones((1, len(sample.patient_label))))
+    sample = sample_of(table)
+    found = image_values(sample, np.ones((1, len(sample.patient.label))))
     expected = sk.roc_auc_score(table.label, table.probability, multi_class="ovr")
     assert image_metrics(table)["macro_roc_auc"] == pytest.approx(expected, abs=1e-12)
     assert found["macro_roc_auc"][0] == pytest.approx(expected, abs=1e-12)
@@ -138,14 +140,14 @@ def test_a_patient_of_several_classes(several):
     assert found["n_by_class"]["several"] == 1 and found["kappa"] is None
     assert found["undefined"]["mcc"] == "1 of 13 patients have images of several classes"
     assert found["patient_recognition_rate"] > 0
-    drawn = intervals(mixed, 50)
+    drawn = intervals(mixed, Bootstrap(50))
     assert drawn["patient"]["patient_recognition_rate"] is not None
     assert {row["class"] for row in evaluate(mixed)["by_patient"]} >= {"several"}
 
 
 def test_every_metric_has_an_interval_around_it(several):
     table = several(1)
-    found, points = intervals(table, 400), evaluate(table)
+    found, points = intervals(table, Bootstrap(400)), evaluate(table)
     assert found["resamples_without_a_class"] == 0
     assert [row["magnification"] for row in found["by_magnification"]] == [40, 100]
     assert found["by_subtype"] == points["by_subtype"] == []  # the classes say it all
@@ -155,19 +157,19 @@ def test_every_metric_has_an_interval_around_it(several):
         for name in PER_CLASS:
             assert span[name]["low"] < row[name] < span[name]["high"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert intervals(table, 400) == found != intervals(table, 400, seed=1)
+    assert intervals(table, Bootstrap(400)) == found != intervals(table, Bootstrap(400, seed=1))
 
 
 def test_a_class_with_one_patient(several):
     """Its recall and the means over classes have no interval; the rest still does."""
     table = several(0)
     table = table.select(~np.isin(table.patient, ["p4", "p8", "p12"]))
-    sample = sample_of([table])
-    assert np.sum(sample.patient_label == 0) == 1
+    sample = sample_of(table)
+    assert np.sum(sample.patient.label == 0) == 1
     # He is drawn with the smallest other class, so that he is not in every resample.
     weights = draw_patients(strata(sample), 400, 0)
-    assert weights[:, sample.patient_label == 0].mean() > 0 and weights[:, 0].std() > 0
-    found = intervals(table, 200)
+    assert weights[:, sample.patient.label == 0].mean() > 0 and weights[:, 0].std() > 0
+    found = intervals(table, Bootstrap(200))
     reason = "only one adenosis patient, and one cannot be resampled"
     assert found["image"]["undefined"]["macro_f1"] == reason
     assert found["by_class"][0]["undefined"]["recall"] == reason
@@ -176,19 +178,19 @@ def test_a_class_with_one_patient(several):
 
 def test_how_many_patients_a_metric_rests_on(several):
     table = several(0)  # patients of each class: 4, 4, 3, 3
-    sample = sample_of([table])
-    recall = class_basis(sample, "recall", table.class_names, 2)
+    sample = sample_of(table)
+    recall = one_class_basis(sample, "recall", table.class_names, 2)
     assert (recall.patients, recall.freedom, recall.reason) == (3, None, "")
-    pooled = class_basis(sample, "accuracy", table.class_names)
+    pooled = basis_of(sample, "accuracy", table.class_names)
     assert pooled.patients == pytest.approx(14 / 4)
     assert 9 < pooled.freedom <= 10
-    macro = class_basis(sample, "macro_f1", table.class_names)
+    macro = basis_of(sample, "macro_f1", table.class_names)
     assert macro.patients < pooled.patients and macro.freedom < pooled.freedom
     # Groups of one size: the share that resampling misses is that of one group.
-    same = sample_of([table.select(~np.isin(table.patient, ["p12", "p13"]))])
-    basis = class_basis(same, "macro_f1", table.class_names)
+    same = sample_of(table.select(~np.isin(table.patient, ["p12", "p13"])))
+    basis = basis_of(same, "macro_f1", table.class_names)
     assert basis.patients == pytest.approx(3) and basis.freedom == pytest.approx(4 * 2)
-    assert Settings().tail(3, 8) > Settings().tail(3)
+    assert Bootstrap().tail(Basis(3, 8)) > Bootstrap().tail(Basis(3))
 
 
 def test_intervals_cover_the_truth_with_few_patients_of_each_class():
@@ -209,10 +211,10 @@ def test_intervals_cover_the_truth_with_few_patients_of_each_class():
             probability=np.eye(4)[called],
             class_names=tuple("abcd"),
         )
-        sample = sample_of([made])
+        sample = sample_of(made)
         values = image_values(sample, draw_patients(strata(sample), 400, i), ("accuracy",))
-        basis = class_basis(sample, "accuracy", "abcd")
-        span = Settings().interval(values["accuracy"], basis)
+        basis = basis_of(sample, "accuracy", "abcd")
+        span = Bootstrap().interval(values["accuracy"], basis)
         hits += span["low"] <= 0.699 <= span["high"]
         low, high = np.quantile(values["accuracy"], [0.025, 0.975])
         plain += low <= 0.699 <= high

@@ -3,12 +3,12 @@ import pytest
 from sklearn import metrics as sk
 
 from densenet_flax.evaluation.metrics.binary import METRICS
-from densenet_flax.evaluation.metrics.compute import image_metrics, patient_metrics
-from densenet_flax.evaluation.metrics.measures import measures_of
-from densenet_flax.evaluation.metrics.resampling import image_values, patient_values
-from densenet_flax.evaluation.metrics.sample import draw_patients, sample_of
+from densenet_flax.evaluation.metrics.bootstrap import draw_patients
+from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
+from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.sample import sample_of
 
-PATIENT_METRICS = measures_of(np.zeros(1)).patient_names
+PATIENT_METRICS = metric_set(2).patient_names
 
 
 def loop(table, weights):
@@ -53,8 +53,8 @@ def by_patient(table):
 def test_against_a_loop_with_scikit_learn(random_table, seed, threshold):
     table = random_table(seed)
     object.__setattr__(table, "threshold", threshold)
-    sample = sample_of([table])
-    weights = draw_patients(sample.patient_label, 15, seed)
+    sample = sample_of(table)
+    weights = draw_patients(sample.patient.label, 15, seed)
     image, patient = image_values(sample, weights), patient_values(sample, weights)
     expected = loop(table, weights)
     for name in METRICS:
@@ -67,8 +67,8 @@ def test_against_a_loop_with_scikit_learn(random_table, seed, threshold):
 
 def test_patient_recognition_rate_of_a_loop(random_table):
     table = random_table(0)
-    sample = sample_of([table])
-    weights = draw_patients(sample.patient_label, 20, 0)
+    sample = sample_of(table)
+    weights = draw_patients(sample.patient.label, 20, 0)
     right = table.prediction == table.label
     rates = [right[table.patient == name].mean() for name in np.unique(table.patient)]
     expected = [np.mean(np.repeat(rates, row.astype(int))) for row in weights]
@@ -80,8 +80,8 @@ def test_patient_recognition_rate_of_a_loop(random_table):
 def test_the_sample_itself_is_a_resample(random_table, monkeypatch, chunk):
     monkeypatch.setattr("densenet_flax.evaluation.metrics.binary._CHUNK", chunk)
     table = random_table(1)
-    sample = sample_of([table])
-    once = np.ones((3, len(sample.patient_label)))
+    sample = sample_of(table)
+    once = np.ones((3, len(sample.patient.label)))
     image, patient = image_values(sample, once), patient_values(sample, once)
     for name in METRICS:
         assert image[name] == pytest.approx([image_metrics(table)[name]] * 3, abs=1e-12)
@@ -105,7 +105,7 @@ def test_patients_are_drawn_within_their_class():
 def test_one_class_resamples_have_what_one_class_has(make):
     """Only patients of both classes can bring them about."""
     table = make(label=[0, 1, 1, 1], probability=[0.1, 0.9, 0.8, 0.2], patient=["a", "a", "b", "b"])
-    sample = sample_of([table])
+    sample = sample_of(table)
     weights = np.array([[0.0, 2.0], [1.0, 1.0]])
     found = image_values(sample, weights)
     assert found["accuracy"].tolist() == [0.5, 0.75] and found["sensitivity"][0] == 0.5
@@ -121,8 +121,8 @@ def test_one_class_resamples_have_what_one_class_has(make):
 def test_tables_lined_up_keep_their_thresholds(make):
     a = make(label=[0, 1], probability=[0.4, 0.6], patient=["p", "q"], threshold=0.5)
     b = make(label=[1, 0], probability=[0.4, 0.2], patient=["p", "q"], threshold=0.3)
-    sample = sample_of([a, b])
-    assert sample.predicted.tolist() == [0, 1, 1, 0]
-    assert sample.patient_predicted.tolist() == [0, 1, 1, 0]
-    assert sample.patient.tolist() == [0, 1, 2, 3]
-    assert sample.patient_label.tolist() == [0, 1, 1, 0]
+    sample = sample_of(a, b)
+    assert sample.image.predicted.tolist() == [0, 1, 1, 0]
+    assert sample.patient.predicted.tolist() == [0, 1, 1, 0]
+    assert sample.image.patient.tolist() == [0, 1, 2, 3]
+    assert sample.patient.label.tolist() == [0, 1, 1, 0]

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 
 from densenet_flax.evaluation import OperatingPoint, verdict
-from densenet_flax.evaluation.metrics.assessment import assess
-from densenet_flax.evaluation.metrics.intervals import Settings
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.report.cautions import warnings
 
 
 def said(table, run=None, **given):
-    metrics = assess(table, settings=Settings(50), **given)
+    metrics = assess(table, bootstrap=Bootstrap(50), **given)
     metrics["run"] = run or {}
     return metrics, " ".join(warnings(metrics))
 

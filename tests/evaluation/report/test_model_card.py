@@ -3,8 +3,8 @@ import re
 import pytest
 
 from densenet_flax.evaluation import OperatingPoint, verdict
-from densenet_flax.evaluation.metrics.assessment import assess
-from densenet_flax.evaluation.metrics.intervals import Settings
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.report.model_card import CARD_KEYS, model_card
 from densenet_flax.evaluation.report.rendering import render
 
@@ -23,7 +23,7 @@ HEADINGS = [
 def card(table, run=None, point=None):
     if point:
         table = point.apply(table)
-    metrics = assess(table, operating_point=point, settings=Settings(50))
+    metrics = assess(table, operating_point=point, bootstrap=Bootstrap(50))
     metrics |= {"run": run or {}, "warnings": ["mind the gap"]}
     return metrics, render("model_card.md", model_card(metrics)).decode()
 

@@ -21,11 +21,8 @@ from densenet_flax.evaluation import (
     write_report,
 )
 from densenet_flax.evaluation.__main__ import main
-from densenet_flax.evaluation.metrics.calibration import (
-    calibrate,
-    calibration_metrics,
-    nll_per_image,
-)
+from densenet_flax.evaluation.metrics.calibration import calibration_metrics
+from densenet_flax.evaluation.metrics.temperature import calibrate, nll_per_image
 from densenet_flax.evaluation.report import class_figures, figures
 
 PNG = figures.png  # the true one, see quick_figures
@@ -51,7 +48,7 @@ def test_csv_round_trip_is_exact(both, tmp_path):
     # The order of the classes is the reader's to choose.
     turned = read_csv(tmp_path / "p.csv", table.class_names[::-1])
     assert np.array_equal(turned.probability, table.probability[:, ::-1])
-    with pytest.raises(InputError, match="probability_lobular_carcinoma is of no class"):
+    with pytest.raises(InputError, match="probability_lobular_carcinoma belongs to no class"):
         read_csv(tmp_path / "p.csv", table.class_names[:3])
     with pytest.raises(InputError, match="no column probability_x"):
         read_csv(tmp_path / "p.csv", (*table.class_names, "x"))

@@ -21,8 +21,8 @@ from densenet_flax.evaluation import (
     verdict,
     write_report,
 )
-from densenet_flax.evaluation.metrics.assessment import assess
-from densenet_flax.evaluation.metrics.intervals import Settings
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.report import figures
 from densenet_flax.evaluation.report.figures import (
     png as draw_png,
@@ -327,7 +327,7 @@ def test_precision_and_recall_have_an_area_per_unit(hand):
 
 def test_reliability_shows_every_bin(random_table):
     point = OperatingPoint(temperature=2.0)
-    metrics = assess(point.apply(random_table(0)), operating_point=point, settings=Settings(50))
+    metrics = assess(point.apply(random_table(0)), operating_point=point, bootstrap=Bootstrap(50))
     figure = figures.reliability(metrics["calibration"], "malignant")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     for side, name in (("before", "as the network says"), ("after", "calibrated")):
@@ -336,7 +336,7 @@ def test_reliability_shows_every_bin(random_table):
         full = [row for row in found["bins"] if row["count"]]
         assert list(line.get_xdata()) == [row["confidence"] for row in full]
         assert list(line.get_ydata()) == [row["accuracy"] for row in full]
-    alone = assess(random_table(0), settings=Settings(50))["calibration"]
+    alone = assess(random_table(0), bootstrap=Bootstrap(50))["calibration"]
     labels = [line.get_label() for line in figures.reliability(alone, "x").axes[0].lines]
     assert not any("calibrated" in label for label in labels)
 

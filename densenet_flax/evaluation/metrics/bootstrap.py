@@ -1,0 +1,184 @@
+"""The patient-clustered bootstrap: resamples of the patients, intervals and p-values from them.
+
+Images of one patient resemble each other, so 1,600 images of 28 patients are not 1,600
+observations. Patients are therefore resampled, with all their images (the cluster bootstrap:
+Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8), within their class
+(stratified), and an interval is what the middle 95 % of the resamples say, or a little more than
+95 % where patients are few. What an interval does not cover is in docs/evaluation.md.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation.metrics.sample import Sample
+
+RESAMPLES = 2000
+LEVEL = 0.95
+METHOD = "patient-clustered bootstrap, stratified by class, percentiles widened for few patients"
+# If more of the resamples than this have no value, percentiles of the others mean little.
+_MAX_UNDEFINED_SHARE = 0.5
+
+
+class Basis(NamedTuple):
+    """How many patients a metric rests on: how much resampling them can say about it.
+
+    Attributes:
+      patients: Patients of the rarest class that the metric looks at; of several classes the
+        number that, drawn alone, would vary as they do together.
+      freedom: Degrees of freedom, None for one less than there are patients.
+      reason: Why resampling can say nothing, or ''. Drawing one patient out of one returns that
+        patient every time: an interval without width where there is the most doubt.
+    """
+
+    patients: float
+    freedom: float | None = None
+    reason: str = ""
+
+
+class Interval(TypedDict):
+    """An interval in metrics.json; both ends are None if too few resamples have a value."""
+
+    low: float | None
+    high: float | None
+    undefined_resamples: int
+
+
+class BootstrapDescription(TypedDict):
+    """How intervals were made, in metrics.json."""
+
+    method: str
+    level: float
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How to resample.
+
+    Attributes:
+      resamples: Number of resamples.
+      seed: The same seed draws the same resamples.
+      level: Share of the resamples inside an interval.
+    """
+
+    resamples: int = RESAMPLES
+    seed: int = 0
+    level: float = LEVEL
+
+    def __post_init__(self) -> None:
+        """Raises InputError for fewer than one resample, or a level outside 0 to 1."""
+        if self.resamples < 1:
+            raise InputError(f"resamples is {self.resamples}; expected 1 or more, usually 2000")
+        if not 0 < self.level < 1:
+            raise InputError(f"level is {self.level}; expected between 0 and 1, such as 0.95")
+
+    def describe(self) -> BootstrapDescription:
+        """Returns the settings for metrics.json."""
+        return {
+            "method": METHOD,
+            "level": self.level,
+            "resamples": self.resamples,
+            "seed": self.seed,
+        }
+
+    def draw(self, sample: Sample) -> Float[np.ndarray, "R P"]:
+        """Returns how often each patient is in each resample."""
+        return draw_patients(strata(sample), self.resamples, self.seed)
+
+    def interval(self, values: Float[np.ndarray, " R"], basis: Basis) -> Interval:
+        """Returns percentiles of the values that exist, widened for few patients."""
+        defined = values[np.isfinite(values)]
+        undefined = len(values) - len(defined)
+        if undefined > _MAX_UNDEFINED_SHARE * len(values):
+            return {"low": None, "high": None, "undefined_resamples": undefined}
+        tail = self.tail(basis)
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return {"low": float(low), "high": float(high), "undefined_resamples": undefined}
+
+    def tail(self, basis: Basis) -> float:
+        """Returns the share of the resamples to leave out at either end.
+
+        This is (1 − level) / 2 if there were many patients. For few, plain percentiles are too
+        narrow in two ways: the spread of a mean over resamples is too small by sqrt((n − 1) / n),
+        and they have a normal distribution's tails where Student's t belongs. The percentiles
+        returned make up for both: the "expanded percentile interval" of Hesterberg, What Teachers
+        Should Know About the Bootstrap, The American Statistician 69(4), 2015.
+        """
+        plain = (1 - self.level) / 2
+        n = basis.patients
+        if n <= 1:
+            return plain
+        return float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(plain, _freedom(basis))))
+
+
+def p_value(differences: Float[np.ndarray, " R"], basis: Basis) -> float:
+    """Returns the two-sided bootstrap p-value of a difference.
+
+    This is twice the share of the resamples on the far side of 0. One is added to the counts,
+    because no number of resamples can show that something never happens (Davison and Hinkley,
+    section 4.2). For few patients the share is enlarged by the inverse of `Bootstrap.tail`, so
+    that p falls below 1 − level exactly where the interval excludes 0.
+    """
+    defined = differences[np.isfinite(differences)]
+    # Where two values are equal, rounding leaves ±1e-17 of their difference; that counts as 0.
+    tolerance = 1e-12
+    tail = min(np.sum(defined <= tolerance), np.sum(defined >= -tolerance))
+    share = min(0.5, (tail + 1) / (len(defined) + 1))
+    n = basis.patients
+    if n > 1:
+        share = stats.t.cdf(np.sqrt((n - 1) / n) * stats.norm.ppf(share), _freedom(basis))
+    return float(2 * share)
+
+
+def _freedom(basis: Basis) -> float:
+    return basis.patients - 1 if basis.freedom is None else basis.freedom
+
+
+def strata(sample: Sample) -> Int[np.ndarray, " P"]:
+    """Returns the groups within which patients are drawn.
+
+    Patients are drawn within their class, so that every resample has as many of each class as the
+    sample: the number of malignant patients was a choice of the data set and not chance, and a
+    resample without one of the classes would have no AUC. Patients with images of several classes
+    are one more group.
+
+    Of more than two classes one may have a single patient, who would be in every resample exactly
+    once, so that nothing would show how that class varies. Such patients are drawn together, and
+    with the smallest other class if there is only one of them. (Of two classes that would mix the
+    classes; instead there is no interval, see `basis`.)
+    """
+    label = sample.patient.label
+    if sample.classes == 2:
+        return label
+    groups, sizes = np.unique(label, return_counts=True)
+    single = list(groups[sizes == 1])
+    larger = sorted((size, group) for size, group in zip(sizes, groups, strict=True) if size > 1)
+    if len(single) == 1 and larger:
+        single.append(larger[0][1])
+    return np.where(np.isin(label, single), -2, label)
+
+
+def draw_patients(
+    stratum: Int[np.ndarray, " P"], resamples: int, seed: int
+) -> Float[np.ndarray, "R P"]:
+    """Draws patients with replacement within their stratum.
+
+    Returns:
+      How often each patient is drawn in each resample.
+    """
+    random = np.random.default_rng(seed)
+    weights = np.zeros((resamples, len(stratum)))
+    for group in np.unique(stratum):
+        members = np.flatnonzero(stratum == group)
+        drawn = random.integers(0, len(members), (resamples, len(members)))
+        # One bincount for all resamples: each counts in a range of numbers of its own.
+        numbers = (drawn + np.arange(resamples)[:, None] * len(members)).ravel()
+        times = np.bincount(numbers, minlength=resamples * len(members))
+        weights[:, members] = times.reshape(resamples, len(members))
+    return weights

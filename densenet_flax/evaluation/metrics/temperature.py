@@ -1,0 +1,102 @@
+"""Temperature scaling (Guo et al., On Calibration of Modern Neural Networks, ICML 2017).
+
+The temperature divides the margin, log(P / (1 − P)), which is the difference of the two logits.
+It keeps the order of images and the side of 0.5 that they are on, so it changes no AUC. Of more
+than two classes it divides the logits, which are log P but for a constant per image; the order of
+classes stays, so it changes no decision.
+
+Probabilities are P(positive) `[N]`, or `[N, K]` of more than two classes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy  # its parts are imported when they are first used
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+# What float64 resolves near 1: a surer margin cannot be told from a probability, which is then
+# exactly 1. It also keeps one confident mistake from making the NLL infinite.
+_RESOLUTION = 2.0**-53
+_MAX_MARGIN = float(-np.log(_RESOLUTION))
+_TEMPERATURES = (0.05, 20.0)
+
+
+def margin(probability: ArrayLike) -> Float[np.ndarray, "..."]:
+    """Returns the log-odds of the positive class, the difference of the two logits; at most ±36.7.
+
+    Of more than two classes log P of each, at least −36.7.
+    """
+    probability = np.asarray(probability, np.float64)
+    if probability.ndim > 1:
+        return np.log(np.maximum(probability, _RESOLUTION))
+    with np.errstate(divide="ignore"):
+        odds = np.log(probability) - np.log1p(-probability)
+    return np.clip(odds, -_MAX_MARGIN, _MAX_MARGIN)
+
+
+def calibrate(probability: ArrayLike, temperature: float) -> Float[np.ndarray, "..."]:
+    """Returns the probability at a temperature; at 1 it is unchanged."""
+    if temperature == 1:
+        return np.asarray(probability, np.float64)
+    scaled = margin(probability) / temperature
+    special = scipy.special
+    return special.softmax(scaled, axis=-1) if scaled.ndim > 1 else special.expit(scaled)
+
+
+def nll_per_image(
+    label: Int[np.ndarray, " N"], margins: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
+) -> Float[np.ndarray, " N"]:
+    """Returns the negative log-likelihood of each image's true class, in nats."""
+    if margins.ndim > 1:
+        return scipy.special.logsumexp(margins, axis=1) - margins[np.arange(len(label)), label]
+    return np.logaddexp(0, np.where(label == 1, -margins, margins))
+
+
+class Temperature(NamedTuple):
+    """A fitted temperature; 1 and the reason if there is no best one."""
+
+    value: float
+    reason: str = ""
+
+
+def fit_temperature(
+    margins: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"], label: Int[np.ndarray, " N"]
+) -> Temperature:
+    """Returns the temperature with the lowest mean NLL.
+
+    There is none if only one class is present, or if sharper (every image is right) or flatter (no
+    image is better than chance) is always better.
+
+    Args:
+      margins: Positive logit minus negative logit, per validation image; of more than two classes
+        the logits.
+      label: Index of the class.
+    """
+    label = np.asarray(label)
+    if len(np.unique(label)) < 2:
+        return Temperature(
+            1.0, "the validation images are of one class, so there is no best temperature"
+        )
+    low, high = np.log(_TEMPERATURES)
+    # In 1/t the NLL is convex, so it has one minimum; if the search ends at a bound, the minimum
+    # lies outside.
+    best = scipy.optimize.minimize_scalar(
+        lambda t: nll_per_image(label, margins * np.exp(-t)).mean(),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-6},
+    ).x
+    if best < low + 0.01:
+        return Temperature(
+            1.0,
+            "every validation image is so far on its right side that sharper is always better; "
+            "there is no best temperature",
+        )
+    if best > high - 0.01:
+        return Temperature(
+            1.0,
+            "the validation probabilities are no better than chance and flatter is always "
+            "better; there is no best temperature",
+        )
+    return Temperature(float(np.exp(best)))
