@@ -1,6 +1,6 @@
-"""A trained classifier as files that need nothing of this package.
+"""A trained classifier as files that work without this package.
 
-export.export_classifier('runs/breakhis', 'exported')   # or main.py --mode=export
+export_classifier('runs/breakhis', 'exported')   # or main.py --mode=export
 """
 
 from densenet_flax.export.export import FORMATS, ExportResult, export_classifier

@@ -1,83 +1,85 @@
-"""ONNX: the network written out as the graph that the paper draws, with Keras's layer names.
+"""ONNX: the network written node by node, with Keras's layer names.
 
-Written here node by node with the `onnx` package and not converted: jax2onnx 0.17, the maintained
-converter from JAX, knows neither `jax.lax.platform_dependent` nor Flax's own call of max pooling,
-and holds Orbax back at 0.11. A DenseNet in inference is six kinds of nodes, and written plainly it
-is what runtimes look for when they fuse.
+This writes the network once more beside `models.densenet` because no converter can: jax2onnx 0.17,
+the maintained one from JAX, supports neither `jax.lax.platform_dependent` nor Flax's call of max
+pooling, and holds Orbax back at 0.11. A DenseNet in inference is a few types of nodes, and in
+this form runtimes recognize and fuse them.
+
+The functions below have the order and the names of `models.densenet` and `export.predict_fn`, so
+that they can be read side by side. Each adds nodes and returns the name of their output tensor.
+Every exported file is run and compared with the network before it is written.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import jax
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.export.predict_fn import Outputs
-from densenet_flax.inference import tta
+from densenet_flax.common.types import JsonDict, PyTree
+from densenet_flax.export.predict_fn import Outputs, PredictFn
 from densenet_flax.inference.classifier import Classifier
+from densenet_flax.inference.tta import num_views
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.models.units import param_key, unit_names
-from densenet_flax.weights import WeightsInfo
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 17
-_INSTALL = "install it: pip install onnx onnxruntime"
+_IR_VERSION = 8  # of opset 17's time, so that runtimes since 2022 read it
+
+Tensor: TypeAlias = str  # a tensor's name
 
 
-def require() -> None:
-    """Refuses to begin without the `onnx` package.
+def require_onnx() -> None:
+    """Checks that the `onnx` package is installed.
 
     Raises:
-      InputError: it is not installed.
+      InputError: it is not.
     """
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise InputError(f"ONNX files need the package onnx; {_INSTALL}") from error
+        raise InputError(
+            "ONNX files need the package onnx; install it: pip install onnx onnxruntime"
+        ) from error
 
 
-def serialize(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
-    """The classifier as an ONNX model, images uint8 [batch, height, width, 3] in.
+def serialize(classifier: Classifier, description: JsonDict) -> bytes:
+    """Writes the classifier as an ONNX model, for images uint8 [batch, height, width, 3].
 
     Args:
-      classifier: what to write.
-      description: of it; goes into the model's metadata.
+      classifier: the network and its settings.
+      description: goes into the metadata of the model.
 
     Returns:
-      A serialised model of opset 17, checked by `onnx.checker`.
+      A serialized model of opset 17, checked by `onnx.checker`.
 
     Raises:
       InputError: the `onnx` package is not installed.
     """
-    require()
+    require_onnx()
     import onnx
     from onnx import TensorProto, helper
 
-    graph = _Graph()
-    x, count = "images", 1
-    if classifier.tta:
-        x, count = _views(graph, x, classifier.image_size), tta.num_views(classifier.image_size)
-    x = _preprocess(graph, x, classifier.info.preprocessing)
-    _judge(graph, _network(graph, x, classifier), classifier, count)
-
+    graph = _Graph(classifier.info.epsilon)
+    _predict_fn(graph, "images", classifier)
     height, width = classifier.image_size
-    classes = len(classifier.class_names)
-    value = helper.make_tensor_value_info
+    classes, tensor_info = len(classifier.class_names), helper.make_tensor_value_info
     outputs = [
-        value("probability", TensorProto.FLOAT, ["batch", classes]),
-        value("calibrated", TensorProto.FLOAT, ["batch", classes]),
-        value("decision", TensorProto.INT32, ["batch"]),
+        tensor_info("probability", TensorProto.FLOAT, ["batch", classes]),
+        tensor_info("calibrated", TensorProto.FLOAT, ["batch", classes]),
+        tensor_info("decision", TensorProto.INT32, ["batch"]),
     ]
+    images = tensor_info("images", TensorProto.UINT8, ["batch", height, width, 3])
+    network = classifier.info.network
     model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            classifier.info.network,
-            [value("images", TensorProto.UINT8, ["batch", height, width, 3])],
-            outputs,
-            graph.weights,
-        ),
+        helper.make_graph(graph.nodes, network, [images], outputs, graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=8,  # of opset 17's time, so that runtimes of 2022 and later read it
+        ir_version=_IR_VERSION,
         producer_name="densenet_flax",
     )
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in description.items()}
@@ -86,57 +88,132 @@ def serialize(classifier: Classifier, description: Mapping[str, Any]) -> bytes:
     return model.SerializeToString()
 
 
-def load(data: bytes) -> Callable[[np.ndarray], Outputs] | None:
-    """The file's own function of images, in ONNX Runtime; None if that is not installed."""
+def load(data: bytes) -> PredictFn | None:
+    """Loads a serialized classifier into ONNX Runtime; None if that is not installed."""
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+    def predict(images: np.ndarray) -> Outputs:
+        outputs = session.run(names, {"images": images})
+        return cast(Outputs, dict(zip(names, outputs, strict=True)))
+
+    return predict
 
 
 class _Graph:
-    """Nodes and the weights they use; every method gives the name of a tensor."""
+    """Nodes and their weights; each method adds a node and returns its name, also its output's."""
 
-    def __init__(self):
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
+    def __init__(self, epsilon: float):
+        self.epsilon = epsilon
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
 
-    def add(self, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
-        from onnx import helper
+    def add(self, op: str, *inputs: Tensor, name: str, **attributes: Any) -> Tensor:
+        from onnx.helper import make_node
 
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        self.nodes.append(make_node(op, inputs, [name], name=name, **attributes))
         return name
 
-    def constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
-        from onnx import numpy_helper
+    def constant(self, name: str, values: ArrayLike, dtype: DTypeLike = np.float32) -> Tensor:
+        from onnx.numpy_helper import from_array
 
-        array = np.array(values, dtype, order="C")
-        self.weights.append(numpy_helper.from_array(array, name))
+        self.weights.append(from_array(np.array(values, dtype, order="C"), name))
         return name
 
-    def norm_relu(self, x: str, name: str, p: Any, s: Any, epsilon: float, relu=True) -> str:
-        values = {"gamma": p["scale"], "beta": p["bias"], "mean": s["mean"], "variance": s["var"]}
-        inputs = [self.constant(f"{name}/{key}", value) for key, value in values.items()]
-        x = self.add("BatchNormalization", x, *inputs, name=name, epsilon=epsilon)
-        return self.add("Relu", x, name=f"{name}_relu") if relu else x
+    def conv(
+        self, x: Tensor, name: str, params: PyTree, *, strides: int = 1, padding: int = 0
+    ) -> Tensor:
+        # Flax keeps kernels as [height, width, in, out], ONNX as [out, in, height, width].
+        kernel = self.constant(f"{name}/kernel", np.transpose(params["kernel"], (3, 2, 0, 1)))
+        return self.add(
+            "Conv", x, kernel, name=name, pads=[padding] * 4, strides=[strides, strides]
+        )
 
-    def conv(self, x: str, name: str, kernel: Any, stride: int = 1) -> str:
-        kernel = np.transpose(kernel, (3, 2, 0, 1))
-        size = kernel.shape[-1]
-        weights = self.constant(f"{name}/kernel", kernel)
-        pads = [size // 2] * 4
-        return self.add("Conv", x, weights, name=name, pads=pads, strides=[stride] * 2)
+    def batch_norm(self, x: Tensor, name: str, params: PyTree, stats: PyTree) -> Tensor:
+        inputs = [
+            self.constant(f"{name}/gamma", params["scale"]),
+            self.constant(f"{name}/beta", params["bias"]),
+            self.constant(f"{name}/mean", stats["mean"]),
+            self.constant(f"{name}/variance", stats["var"]),
+        ]
+        return self.add("BatchNormalization", x, *inputs, name=name, epsilon=self.epsilon)
+
+    def relu(self, x: Tensor) -> Tensor:
+        return self.add("Relu", x, name=f"{x}_relu")
+
+    def pool(self, op: str, x: Tensor, name: str, *, size: int, **attributes: Any) -> Tensor:
+        return self.add(op, x, name=name, kernel_shape=[size, size], strides=[2, 2], **attributes)
+
+    def dense(self, x: Tensor, name: str, params: PyTree) -> Tensor:
+        kernel = self.constant(f"{name}/kernel", params["kernel"])
+        return self.add("Gemm", x, kernel, self.constant(f"{name}/bias", params["bias"]), name=name)
 
 
-def _views(graph: _Graph, x: str, size: tuple[int, int]) -> str:
-    """All symmetries of all images, view by view: [V · N, H, W, 3]."""
+# The network, as in `models.densenet`.
+
+
+def _stem(graph: _Graph, x: Tensor, params: PyTree, stats: PyTree) -> Tensor:
+    x = graph.conv(x, "conv1_conv", params["conv"], strides=2, padding=3)
+    x = graph.relu(graph.batch_norm(x, "conv1_bn", params["bn"], stats["bn"]))
+    return graph.pool("MaxPool", x, "pool1", size=3, pads=[1] * 4)
+
+
+def _dense_layer(graph: _Graph, x: Tensor, name: str, params: PyTree, stats: PyTree) -> Tensor:
+    y = graph.relu(graph.batch_norm(x, f"{name}_0_bn", params["0_bn"], stats["0_bn"]))
+    y = graph.conv(y, f"{name}_1_conv", params["1_conv"])
+    y = graph.relu(graph.batch_norm(y, f"{name}_1_bn", params["1_bn"], stats["1_bn"]))
+    y = graph.conv(y, f"{name}_2_conv", params["2_conv"], padding=1)
+    return graph.add("Concat", x, y, name=f"{name}_concat", axis=1)
+
+
+def _transition(graph: _Graph, x: Tensor, name: str, params: PyTree, stats: PyTree) -> Tensor:
+    x = graph.relu(graph.batch_norm(x, f"{name}_bn", params["bn"], stats["bn"]))
+    x = graph.conv(x, f"{name}_conv", params["conv"])
+    return graph.pool("AveragePool", x, f"{name}_pool", size=2)
+
+
+def _head(graph: _Graph, x: Tensor, hidden: int, params: PyTree) -> Tensor:
+    x = graph.add("GlobalAveragePool", x, name="avg_pool")
+    x = graph.add("Flatten", x, name="features")
+    for name in [f"dense_{i}" for i in range(1, hidden + 1)]:
+        x = graph.relu(graph.dense(x, name, params[name]))
+    return graph.dense(x, "predictions", params["predictions"])
+
+
+def _densenet(graph: _Graph, x: Tensor, classifier: Classifier) -> Tensor:
+    """From preprocessed images, channels first, to logits."""
+    info = classifier.info
+    variables = jax.tree.map(np.asarray, classifier.variables)
+    for unit in unit_names(info.blocks):
+        params, stats = (variables[kind][param_key(unit)] for kind in ("params", "batch_stats"))
+        if unit == "stem":
+            x = _stem(graph, x, params, stats)
+        elif unit == "norm":
+            x = graph.batch_norm(x, "bn", params, stats)
+            x = graph.relu(x) if info.final_relu else x
+        elif unit.startswith("pool"):
+            x = _transition(graph, x, unit, params, stats)
+        else:
+            x = _dense_layer(graph, x, unit, params, stats)
+    return _head(graph, x, len(info.hidden), variables["params"]["head"])
+
+
+# What comes before and after it, as in `export.predict_fn`.
+
+
+def _symmetric_views(graph: _Graph, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """All symmetries of all images, [V · N, H, W, 3]: by view first, not by image as in `tta`."""
     for axis in (1, 2):
-        limits = {"starts": -1, "ends": np.iinfo(np.int64).min, "axes": axis, "steps": -1}
-        ends = [graph.constant(f"flip_{axis}/{k}", [v], np.int64) for k, v in limits.items()]
-        flipped = graph.add("Slice", x, *ends, name=f"flip_{axis}")
+        backward = {"starts": -1, "ends": np.iinfo(np.int64).min, "axes": axis, "steps": -1}
+        inputs = [
+            graph.constant(f"flip_{axis}/{key}", [value], np.int64)
+            for key, value in backward.items()
+        ]
+        flipped = graph.add("Slice", x, *inputs, name=f"flip_{axis}")
         x = graph.add("Concat", x, flipped, name=f"with_flip_{axis}", axis=0)
     if size[0] == size[1]:
         turned = graph.add("Transpose", x, name="turn", perm=[0, 2, 1, 3])
@@ -144,9 +221,11 @@ def _views(graph: _Graph, x: str, size: tuple[int, int]) -> str:
     return x
 
 
-def _preprocess(graph: _Graph, x: str, mode: str) -> str:
-    """As `preprocess_input`; then channels first, as ONNX's convolutions want them."""
-    x = graph.add("Cast", x, name="pixels", to=1)
+def _preprocess_input(graph: _Graph, x: Tensor, mode: str) -> Tensor:
+    """Preprocessed images, channels first, as ONNX's convolutions take them."""
+    from onnx import TensorProto
+
+    x = graph.add("Cast", x, name="pixels", to=TensorProto.FLOAT)
     x = graph.add("Div", x, graph.constant("levels", 255.0), name="scaled")
     if mode == "torch":
         x = graph.add("Sub", x, graph.constant("imagenet/mean", IMAGENET_MEAN), name="centred")
@@ -154,67 +233,34 @@ def _preprocess(graph: _Graph, x: str, mode: str) -> str:
     return graph.add("Transpose", x, name="channels_first", perm=[0, 3, 1, 2])
 
 
-def _network(graph: _Graph, x: str, classifier: Classifier) -> str:
-    """From preprocessed images to logits; see `densenet_flax.models.densenet`."""
-    info: WeightsInfo = classifier.info
-    params, stats = classifier.variables["params"], classifier.variables["batch_stats"]
-    square = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}
-    for unit in unit_names(info.blocks):
-        key = param_key(unit)
-        p, s = params[key], stats[key]
-        if unit == "stem":
-            x = graph.conv(x, "conv1_conv", p["conv"]["kernel"], stride=2)
-            x = graph.norm_relu(x, "conv1_bn", p["bn"], s["bn"], info.epsilon)
-            x = graph.add("MaxPool", x, name="pool1", **square)
-        elif "_block" in unit:
-            y = graph.norm_relu(x, f"{unit}_0_bn", p["0_bn"], s["0_bn"], info.epsilon)
-            y = graph.conv(y, f"{unit}_1_conv", p["1_conv"]["kernel"])
-            y = graph.norm_relu(y, f"{unit}_1_bn", p["1_bn"], s["1_bn"], info.epsilon)
-            y = graph.conv(y, f"{unit}_2_conv", p["2_conv"]["kernel"])
-            x = graph.add("Concat", x, y, name=f"{unit}_concat", axis=1)
-        elif unit == "norm":
-            x = graph.norm_relu(x, "bn", p, s, info.epsilon, relu=info.final_relu)
-        else:
-            x = graph.norm_relu(x, f"{unit}_bn", p["bn"], s["bn"], info.epsilon)
-            x = graph.conv(x, f"{unit}_conv", p["conv"]["kernel"])
-            x = graph.add(
-                "AveragePool", x, name=f"{unit}_pool", kernel_shape=[2, 2], strides=[2, 2]
-            )
-    x = graph.add("GlobalAveragePool", x, name="avg_pool")
-    x = graph.add("Flatten", x, name="features")
-    layers = [*[f"dense_{i}" for i in range(1, len(info.hidden) + 1)], "predictions"]
-    for layer in layers:
-        p = params["head"][layer]
-        weights = [graph.constant(f"{layer}/{k}", p[k]) for k in ("kernel", "bias")]
-        x = graph.add("Gemm", x, *weights, name=layer)
-        if layer != "predictions":
-            x = graph.add("Relu", x, name=f"{layer}_relu")
-    return x
+def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
+    """From images to the outputs `probability`, `calibrated` and `decision`."""
+    from onnx import TensorProto
 
-
-def _judge(graph: _Graph, logits: str, classifier: Classifier, count: int) -> None:
-    """From logits to the outputs; see `densenet_flax.export.predict_fn`."""
-    point, classes = classifier.point, len(classifier.class_names)
-    if classifier.info.num_classes == 1:
-        no = graph.add("Sub", logits, logits, name="no_score")
-        logits = graph.add("Concat", no, logits, name="two_scores", axis=1)
-    score = graph.add("LogSoftmax", logits, name="log_softmax", axis=1)
-    if count > 1:
-        shape = graph.constant("by_view", [count, -1, classes], np.int64)
-        score = graph.add("Reshape", score, shape, name="score_of_views")
-        score = graph.add("ReduceLogSumExp", score, name="sum_of_views", axes=[0], keepdims=0)
-        score = graph.add(
-            "Sub", score, graph.constant("log_views", np.log(count)), name="mean_of_views"
-        )
-    graph.add("Exp", score, name="probability")
+    info, point, classes = classifier.info, classifier.point, len(classifier.class_names)
+    x = _symmetric_views(graph, images, classifier.image_size) if classifier.tta else images
+    x = _preprocess_input(graph, x, info.preprocessing)
+    logits = _densenet(graph, x, classifier)
+    if info.num_classes == 1:
+        zero = graph.add("Sub", logits, logits, name="no_score")
+        logits = graph.add("Concat", zero, logits, name="two_scores", axis=1)
+    log_probability = graph.add("LogSoftmax", logits, name="log_softmax", axis=1)
+    if classifier.tta:
+        views = num_views(classifier.image_size)
+        shape = graph.constant("by_view", [views, -1, classes], np.int64)
+        by_view = graph.add("Reshape", log_probability, shape, name="score_of_views")
+        total = graph.add("ReduceLogSumExp", by_view, name="sum_of_views", axes=[0], keepdims=0)
+        log_views = graph.constant("log_views", np.log(views))
+        log_probability = graph.add("Sub", total, log_views, name="mean_of_views")
+    probability = graph.add("Exp", log_probability, name="probability")
     temperature = graph.constant("temperature", point.temperature)
-    cooled = graph.add("Div", score, temperature, name="score_at_temperature")
-    graph.add("Softmax", cooled, name="calibrated", axis=1)
+    scaled = graph.add("Div", log_probability, temperature, name="score_at_temperature")
+    graph.add("Softmax", scaled, name="calibrated", axis=1)
     if classes == 2:
         second = graph.constant("second_class", 1, np.int64)
-        positive = graph.add("Gather", "probability", second, name="positive", axis=1)
+        positive = graph.add("Gather", probability, second, name="positive", axis=1)
         threshold = graph.constant("threshold", point.threshold)
-        chosen = graph.add("GreaterOrEqual", positive, threshold, name="is_positive")
+        decision = graph.add("GreaterOrEqual", positive, threshold, name="is_positive")
     else:
-        chosen = graph.add("ArgMax", score, name="likeliest", axis=1, keepdims=0)
-    graph.add("Cast", chosen, name="decision", to=6)
+        decision = graph.add("ArgMax", log_probability, name="likeliest", axis=1, keepdims=0)
+    graph.add("Cast", decision, name="decision", to=TensorProto.INT32)

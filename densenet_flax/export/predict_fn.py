@@ -1,61 +1,83 @@
-"""What an exported file computes: from pixels to probabilities and a decision, in float32."""
+"""The function that exported files compute: from images to probabilities and a decision.
 
-from collections.abc import Mapping
-from typing import Any
+It is `Classifier.predict` without decoding, stain normalization and resizing, in float32 throughout
+and traceable by JAX. `stablehlo` traces it; `onnx_graph` follows it step by step.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.inference import tta
+from densenet_flax.common.types import Variables
 from densenet_flax.inference.classifier import Classifier
+from densenet_flax.inference.tta import num_views, symmetric_views
 from densenet_flax.models.preprocessing import preprocess_input
 
-Outputs = Mapping[str, Any]  # 'probability' and 'calibrated' [N, K], 'decision' [N]
+
+class Outputs(TypedDict):
+    """The outputs of an exported file, for N images and K classes."""
+
+    probability: Float[Array | np.ndarray, "N K"]
+    calibrated: Float[Array | np.ndarray, "N K"]
+    decision: Int[Array | np.ndarray, "N"]
 
 
-def check_activation(classifier: Classifier) -> None:
-    """Refuses networks that call several classes at once.
+# An exported file that was loaded.
+PredictFn: TypeAlias = Callable[[UInt8[np.ndarray, "N H W 3"]], Outputs]
+
+
+def check_exclusive_classes(classifier: Classifier) -> None:
+    """Rejects a network with independent outputs, for which one decision means nothing.
 
     Raises:
-      InputError: it is one of them.
+      InputError: it has several sigmoid outputs.
     """
     info = classifier.info
     if info.activation == "sigmoid" and info.num_classes > 1:
         raise InputError(
             f"{info.source or 'the weights'}: {info.num_classes} independent sigmoid outputs; "
-            "only networks whose classes exclude each other are exported"
+            "only networks with mutually exclusive classes can be exported"
         )
 
 
-def predict_fn(classifier: Classifier, variables: Mapping[str, Any], images: jax.Array) -> Outputs:
-    """The classifier as one traceable function.
+def predict_fn(
+    classifier: Classifier, variables: Variables, images: UInt8[Array, "N H W 3"]
+) -> Outputs:
+    """Computes probabilities, calibrated probabilities and decisions in float32.
 
-    Logarithms of probabilities are what it reckons with, so that float32 loses nothing where the
-    network is sure.
+    It works with logarithms of probabilities, which do not underflow in float32 where the network
+    is sure.
 
     Args:
-      classifier: what to follow.
-      variables: of its network.
-      images: uint8 [N, height, width, 3], as `Classifier.prepare` gives them; N may be symbolic.
+      classifier: the network and its settings.
+      variables: those of the network.
+      images: as `Classifier.prepare` returns them; N may be symbolic.
     """
     info, point = classifier.info, classifier.point
-    x = tta.symmetric_views(images) if classifier.tta else images
-    logits: Any = classifier.model.apply(dict(variables), preprocess_input(x, info.preprocessing))
-    if info.num_classes == 1:
+    x = symmetric_views(images) if classifier.tta else images
+    x = preprocess_input(x, info.preprocessing)
+    logits = cast(Array, classifier.model.apply(variables, x))
+    if info.num_classes == 1:  # a single sigmoid output: two classes whose logits differ by it
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-    score = jax.nn.log_softmax(logits, axis=-1)
+    log_probability = jax.nn.log_softmax(logits, axis=-1)
     if classifier.tta:
-        count = tta.num_views(images.shape[1:3])
-        of_views = score.reshape(-1, count, score.shape[-1])
-        score = jax.nn.logsumexp(of_views, axis=1) - jnp.log(jnp.float32(count))
-    probability = jnp.exp(score)
-    if score.shape[-1] == 2:
+        views = num_views(images.shape[1:3])
+        by_image = log_probability.reshape(-1, views, log_probability.shape[-1])
+        log_probability = jax.nn.logsumexp(by_image, axis=1) - jnp.log(jnp.float32(views))
+    probability = jnp.exp(log_probability)
+    if probability.shape[-1] == 2:
         decision = probability[:, 1] >= jnp.float32(point.threshold)
     else:
-        decision = score.argmax(axis=-1)
+        decision = log_probability.argmax(axis=-1)
+    # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
+    calibrated = jax.nn.softmax(log_probability / jnp.float32(point.temperature), axis=-1)
     return {
         "probability": probability,
-        "calibrated": jax.nn.softmax(score / jnp.float32(point.temperature), axis=-1),
+        "calibrated": calibrated,
         "decision": decision.astype(jnp.int32),
     }
