@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from densenet_flax.common.host_memory import restart_with_huge_pages
+from densenet_flax.common.host_memory import tuned_host
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
@@ -127,6 +127,12 @@ def _export() -> None:
 
 
 def main(_: Sequence[str]) -> None:
+    """Runs the mode under the host settings that XLA's CPU backend wants."""
+    with tuned_host():
+        _run()
+
+
+def _run() -> None:
     """Runs the mode and turns what the user can mend into one line and exit status 1."""
     _set_up_logging()
     import jax  # after the flags are known to be right: importing it takes seconds
@@ -166,5 +172,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     app.run(main, flags_parser=_parse)

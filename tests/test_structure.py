@@ -24,7 +24,8 @@ FLOORS = (
     ("inference",),
     ("weights", "data", "evaluation"),
     ("models", "storage"),
-    ("kernels", "common"),
+    ("kernels",),
+    ("common",),
 )
 # Rooms that may use only this of the floors below: a judgment needs a table and no network.
 NARROWER = {"evaluation": {"common", "storage.atomic"}}

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.common import answer, options_of_peer
 from benchmarks.peers.timing import images, time_calls
-from densenet_flax.common.host_memory import restart_with_huge_pages
+from densenet_flax.common.host_memory import tuned_host
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet201
@@ -15,7 +15,6 @@ from densenet_flax.weights import load_weights
 
 def main() -> None:
     """Times each batch size, under the memory settings of `main.py`."""
-    restart_with_huge_pages()
     given = options_of_peer()
     model = DenseNet201(num_classes=2, hidden=(256,), dtype=jnp.dtype(given["precision"]))
     mesh = make_mesh()
@@ -37,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tuned_host():
+        main()

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.common import answer, median, options_of_peer
 from benchmarks.tail import inputs
-from densenet_flax.common.host_memory import restart_with_huge_pages
+from densenet_flax.common.host_memory import tuned_host
 from densenet_flax.common.sharding import make_mesh, put_batch
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet201
@@ -19,7 +19,6 @@ from densenet_flax.weights import load_weights
 
 def main() -> None:
     """Runs the steps, under the memory settings of `main.py`."""
-    restart_with_huge_pages()
     given = options_of_peer()
     dtype = jnp.dtype(given["precision"])
     model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.0, dtype=dtype)
@@ -56,4 +55,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tuned_host():
+        main()
