@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densenet_flax.evaluation import Predictions
-from densenet_flax.evaluation.report import figures
+from densenet_flax.evaluation.report import plotting
 
 
 def table(**columns):
@@ -21,8 +21,8 @@ def table(**columns):
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Skips the encoding of figures, the slowest part: most tests do not need their content."""
-    monkeypatch.setattr(figures, "png", lambda figure: b"\x89PNG\r\n\x1a\n")
-    monkeypatch.setattr(figures, "pdf", lambda figure: b"%PDF-")
+    monkeypatch.setattr(plotting, "png", lambda figure: b"\x89PNG\r\n\x1a\n")
+    monkeypatch.setattr(plotting, "pdf", lambda figure: b"%PDF-")
 
 
 @pytest.fixture

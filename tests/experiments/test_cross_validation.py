@@ -95,4 +95,4 @@ def test_folds_that_share_patients_are_not_pooled(tiny_run, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert metrics["pooled"] is None and "not pooled" in page
     assert "b &lt;i&gt;" in page and "<i>" not in page
-    assert "(mean ± SD)" in page and "together" not in folds_verdict(metrics)
+    assert "(mean ± SD)" in page and "pooled" not in folds_verdict(metrics)

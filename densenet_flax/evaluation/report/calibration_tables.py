@@ -8,7 +8,7 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report.views import Cell, KeyValues, Measured, Table, measured
 
 # Before and after temperature scaling, as keys of metrics.json and in words.
-_STATES = (("before", "as the network says"), ("after", "calibrated"))
+_STATES = (("before", "uncalibrated"), ("after", "calibrated"))
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _operating_point(point: JsonDict | None, positive: str | None) -> KeyValues:
     if point is None:
         return []
     threshold = (
-        f"{point['threshold']:.4g} on the network's own P({positive}), which is "
+        f"{point['threshold']:.4g} on the uncalibrated P({positive}), equivalent to "
         f"{point['calibrated_threshold']:.4g} calibrated"
         if positive
         else ""
@@ -62,13 +62,13 @@ def _operating_point(point: JsonDict | None, positive: str | None) -> KeyValues:
         *([("threshold", threshold)] if threshold else []),
         ("rule", point["rule"]),
         ("temperature", f"{point['temperature']:.4g}"),
-        ("chosen on", point["chosen_on"] or "nothing: defaults"),
+        ("chosen on", point["chosen_on"] or "no images: defaults"),
     ]
 
 
 def _scores(calibration: JsonDict, positive: str | None) -> Table:
     rows: list[list[Cell]] = []
-    for subset, name in (("test", "test"), ("validation", "validation, where it was fitted")):
+    for subset, name in (("test", "test"), ("validation", "validation (temperature fitted here)")):
         for state, probability in _STATES:
             values = (calibration[subset] or {}).get(state)
             if not values:
@@ -91,7 +91,7 @@ def _scores(calibration: JsonDict, positive: str | None) -> Table:
 
 def _bins(values: Mapping[str, Any], caption: str) -> Table:
     # P(positive) if there are two classes, else the probability of the likeliest class.
-    event = "positive" if "bins" in values else "right"
+    event = "positive" if "bins" in values else "correct"
     rows = [
         [
             f"{row['lower_edge']:.3f} to {row['upper_edge']:.3f}",
@@ -101,4 +101,4 @@ def _bins(values: Mapping[str, Any], caption: str) -> Table:
         ]
         for row in values.get("bins") or values["bins_top_label"]
     ]
-    return Table(["bin", "images", "mean probability", f"share that is {event}"], rows, caption)
+    return Table(["bin", "images", "mean probability", f"fraction that is {event}"], rows, caption)

@@ -1,26 +1,33 @@
-"""What a report says in plain words: the verdict, and what speaks against believing it."""
+"""What a report says in plain words: the verdict, and the reasons to doubt it."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from densenet_flax.evaluation.report.wording import class_totals, listed
+from densenet_flax.common.types import JsonDict
+from densenet_flax.evaluation.report.wording import (
+    class_totals,
+    count,
+    enumerate_words,
+    majority_class,
+)
 
-# Below this many patients of a class, one patient moves its recall by more than ten points.
+# With fewer patients of a class, one patient changes its recall by more than ten points.
 FEW_PATIENTS = 10
+# A smaller increase of the log-loss is what fitting on another sample gives.
+_HARMFUL_INCREASE_OF_NLL = 0.005
 
 
-def verdict(metrics: Mapping[str, Any]) -> str:
-    """The one sentence; "never seen in training" only if `run.split` vouches for it."""
+def verdict(metrics: JsonDict) -> str:
+    """The one sentence about a network.
+
+    It claims "never seen in training" only if `run.split.patient_disjoint` is True.
+    """
     image, patient = metrics["image"], metrics["patient"]
     split = metrics.get("run", {}).get("split") or {}
     unseen = " never seen in training" if split.get("patient_disjoint") is True else ""
-    drawn = metrics.get("intervals")
-    span = drawn["image"]["accuracy"] if drawn else None
-    interval = (
-        f" ({drawn['level']:.0%} interval {span['low']:.2f} to {span['high']:.2f})"
-        if drawn and span
-        else ""
-    )
+    interval = ""
+    if (intervals := metrics.get("intervals")) and (accuracy := intervals["image"]["accuracy"]):
+        confidence = f"{intervals['level']:.0%}"
+        interval = f" ({confidence} interval {accuracy['low']:.2f} to {accuracy['high']:.2f})"
     classes = len(metrics["class_names"])
     among = f" over {classes} classes" if classes > 2 else ""
     return (
@@ -29,97 +36,98 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """What the numbers themselves say against being believed, gravest first."""
+def warnings(metrics: JsonDict) -> list[str]:
+    """The reasons in the numbers themselves to doubt them, the most serious first.
+
+    Args:
+      metrics: as `assess` returns them, with 'run'.
+    """
     return [
         *_leaks(metrics),
         *_patients(metrics),
-        *_certainty(metrics),
-        *_guessing(metrics),
-        *_validation(metrics),
+        *_no_mistakes(metrics),
+        *_no_better_than_chance(metrics),
+        *_operating_point(metrics),
     ]
 
 
-def count(n: int, noun: str) -> str:
-    """'1 image', '2 images'."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _leaks(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _leaks(metrics: JsonDict) -> Iterator[str]:
     if (metrics["run"].get("split") or {}).get("patient_disjoint") is False:
         yield (
-            "Patients on both sides of the split: the network has seen other images of the same "
-            "tissue, so these figures are too good for a new patient."
+            "Training and test images may be of the same patients (the split is not "
+            "patient-disjoint), so these figures are too optimistic for a new patient."
         )
     shared = metrics.get("shared_with_validation")
     if shared:
         chosen = "threshold and the temperature" if metrics["positive_class"] else "temperature"
         yield (
-            f"{count(shared, 'test patient')} also gave validation images, which chose the "
-            f"{chosen} and often the epoch: these figures are too good for a new patient."
+            f"{count(shared, 'test patient')} also contributed validation images, on which the "
+            f"{chosen} and often the epoch were chosen: these figures are too optimistic for a "
+            "new patient."
         )
 
 
-def _patients(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _patients(metrics: JsonDict) -> Iterator[str]:
     patient, names = metrics["patient"], metrics["class_names"]
+    binary = len(names) == 2
     absent = [name for name, n in zip(names, class_totals(metrics), strict=True) if n == 0]
-    gone = "most metrics" if len(names) == 2 else "means over the classes"
     if absent:
-        yield f"There is not one {' or '.join(absent)} image here, so {gone} do not exist."
+        lost = "most metrics" if binary else "means over the classes"
+        yield f"There are no {' or '.join(absent)} images here, so {lost} are undefined."
     few = {name: patient["n_by_class"][name] for name in names}
     few = {name: n for name, n in few.items() if 0 < n < FEW_PATIENTS}
     if few:
-        if len(names) == 2:
-            said = "Only " + " and ".join(count(n, f"{name} patient") for name, n in few.items())
+        if binary:
+            patients = " and ".join(count(n, f"{name} patient") for name, n in few.items())
+            subject = f"Only {patients}"
         else:
-            said = f"Few patients: {listed([_few(*item) for item in few.items()])}"
+            counts = [f"{n} {name.replace('_', ' ')}" for name, n in few.items()]
+            subject = f"Few patients: {enumerate_words(counts)}"
         yield (
-            f"{said}: another choice of patients could change every figure by much, and even the "
-            "intervals are not wide enough with so few."
+            f"{subject}: another selection of patients could change every figure considerably, "
+            "and with so few even the intervals are too narrow."
         )
-    several = "both" if len(names) == 2 else "several"
+    several = "both" if binary else "several"
     mixed = patient["n_by_class"].get(several, 0)
     if mixed:
         yield (
             f"{count(mixed, 'patient')} with images of {several} classes: they have no single true "
-            "class, so of the patient-level metrics only the recognition rate exists."
+            "class, so of the patient-level metrics only the recognition rate is defined."
         )
 
 
-def _few(name: str, n: int) -> str:
-    return f"{n} {name.replace('_', ' ')}"
-
-
-def _certainty(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Resampling says nothing where there is no mistake, and a reader may take it for certainty."""
+def _no_mistakes(metrics: JsonDict) -> Iterator[str]:
+    # Without a mistake every resample gives 1, which a reader may take for certainty. The bound is
+    # the probability p for which n patients without a mistake still happen in 5% of samples:
+    # (1 − p)ⁿ = 0.05.
     if metrics["image"]["accuracy"] == 1:
         n = metrics["patient"]["n"]
         yield (
-            "Every image is right, so resampling finds no spread and there are no intervals. "
-            f"That is not certainty: with no mistake on {count(n, 'patient')}, up to "
-            f"{1 - 0.05 ** (1 / n):.0%} of patients could still be misjudged (exact 95% bound)."
+            "Every image is classified correctly, so resampling shows no variation and there are "
+            f"no intervals. This is not certainty: with no mistake on {count(n, 'patient')}, up to "
+            f"{1 - 0.05 ** (1 / n):.0%} of patients could still be misclassified (exact 95% bound)."
         )
 
 
-def _guessing(metrics: Mapping[str, Any]) -> Iterator[str]:
-    image, totals = metrics["image"], class_totals(metrics)
-    always = max(totals) / image["n"]
-    if sum(total > 0 for total in totals) > 1 and image["accuracy"] <= always:
-        common = metrics["class_names"][totals.index(max(totals))]
+def _no_better_than_chance(metrics: JsonDict) -> Iterator[str]:
+    accuracy = metrics["image"]["accuracy"]
+    name, fraction = majority_class(metrics)
+    classes_present = sum(total > 0 for total in class_totals(metrics))
+    if classes_present > 1 and accuracy <= fraction:
         yield (
-            f"Accuracy {image['accuracy']:.3f} is no better than calling every image {common} "
-            f"({always:.3f})."
+            f"Accuracy {accuracy:.3f} is no better than predicting {name} for every image "
+            f"({fraction:.3f})."
         )
 
 
-def _validation(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _operating_point(metrics: JsonDict) -> Iterator[str]:
     point = metrics["operating_point"]
     for note in point["notes"] if point else ():
         yield f"{note[0].upper()}{note[1:]}."
-    test = metrics["calibration"]["test"]
-    if test["after"] and test["after"]["nll"] > test["before"]["nll"] + 0.005:
+    before, after = (metrics["calibration"]["test"][state] for state in ("before", "after"))
+    if after and after["nll"] > before["nll"] + _HARMFUL_INCREASE_OF_NLL:
         yield (
-            "The temperature that was best on validation made the test probabilities worse "
-            f"(NLL {test['before']['nll']:.3f} before, {test['after']['nll']:.3f} after): "
-            "validation and test images differ, or validation is small."
+            "The temperature fitted on the validation images made the probabilities of the test "
+            f"images worse (NLL {before['nll']:.3f} before, {after['nll']:.3f} after): validation "
+            "and test images differ, or there are too few validation images."
         )

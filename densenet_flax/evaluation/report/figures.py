@@ -1,66 +1,54 @@
-"""The report's pictures, each a matplotlib Figure.
+"""The figures of two classes, the training curves and the reliability diagram."""
 
-Object-oriented throughout: pyplot keeps global state and may look for a display. Colours are
-Okabe and Ito's, and no meaning hangs on colour alone.
-"""
-
-import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import matplotlib
 import numpy as np
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.binary import precision_recall_curve, roc_curve
 from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.report.plotting import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    WHITE_TO_BLUE,
+    dotted_diagonal,
+    number_or_nan,
+    plain,
+    tidy,
+    unit_square,
+)
 
-BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
-WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
-# Beyond this many rows the names are unreadable, and dots tell more without them.
-_NAMED_PATIENTS = 120
-
-
-def png(figure: Figure, dpi: int = 160) -> bytes:
-    """The figure as PNG; without a date inside, so the same figure is the same bytes."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def pdf(figure: Figure) -> bytes:
-    """The figure as PDF, its letters as letters; without a date inside."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None})
-    return buffer.getvalue()
+# With more rows the names are unreadable, and without them the dots have more room.
+_MAX_NAMED_PATIENTS = 120
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracy over all epochs, training and validation, with the stages marked.
+    """Draws loss and accuracy over all epochs, training and validation, and marks the stages.
 
     Args:
-        history: One mapping per epoch with 'stage', 'global_epoch', 'train_loss',
-            'train_accuracy', 'validation_loss' and 'validation_accuracy'; a missing or None
-            value leaves a gap.
+      history: one mapping per epoch with 'stage', 'global_epoch', 'train_loss', 'train_accuracy',
+        'validation_loss' and 'validation_accuracy'; a missing or None value leaves a gap.
     """
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     epochs = [int(row.get("global_epoch", i)) + 1 for i, row in enumerate(history)]
-    for axes, name in ((top, "loss"), (bottom, "accuracy")):
-        for side, colour, style in (("train", BLUE, "o-"), ("validation", ORANGE, "s--")):
-            values = [_number(row.get(f"{side}_{name}")) for row in history]
+    for axes, quantity in ((top, "loss"), (bottom, "accuracy")):
+        for subset, color, style in (("train", BLUE, "o-"), ("validation", ORANGE, "s--")):
+            values = [number_or_nan(row.get(f"{subset}_{quantity}")) for row in history]
             if np.isfinite(values).any():
-                axes.plot(epochs, values, style, color=colour, label=side, markersize=4)
-        _tidy(axes)
-        axes.set_ylabel(name)
+                axes.plot(epochs, values, style, color=color, label=subset, markersize=4)
+        tidy(axes)
+        axes.set_ylabel(quantity)
     bottom.set_xlabel("epoch")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if epochs:
@@ -85,234 +73,228 @@ def _mark_stages(stages: list[str], epochs: list[int], panels: Sequence[Axes]) -
             textcoords="offset points",
             fontsize=9,
             color="#555555",
-            rotation=0 if len(starts) <= 3 else 35,  # many short stages: no name over the next
+            rotation=0 if len(starts) <= 3 else 35,  # names of many short stages would overlap
             rotation_mode="anchor",
         )
 
 
 def confusion_matrix(predictions: Predictions) -> Figure:
-    """Counts and row percentages, shaded by the percentage: images, and patients if they exist."""
+    """Draws counts and row percentages of images, and of patients if they have one class each."""
     levels = [("images", image_metrics(predictions)), ("patients", patient_metrics(predictions))]
-    levels = [(unit, found) for unit, found in levels if found["confusion"]]
+    levels = [(level, metrics) for level, metrics in levels if metrics["confusion"]]
     names = [plain(name, 18) for name in predictions.class_names]
     figure = Figure(figsize=(3.0 * len(levels) + 0.5, 3.5), layout="constrained")
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
-    for axes, (unit, found) in zip(panels, levels, strict=True):
-        cells = found["confusion"]
-        counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
-        totals = counts.sum(axis=1, keepdims=True)
-        share = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
-        axes.imshow(share, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)
-        for row, column in np.ndindex(2, 2):
-            percent = f"{share[row, column]:.1%}" if totals[row, 0] else f"no {unit}"
-            colour = "white" if share[row, column] > 0.5 else INK
-            number = axes.text(column, row, f"{counts[row, column]}", va="bottom", fontsize=22)
-            share_text = axes.text(column, row + 0.08, percent, va="top", fontsize=12)
-            for text in (number, share_text):
-                text.set(color=colour, horizontalalignment="center")
-        axes.set_xticks([0, 1], names, fontsize=11)
-        rows = [f"{name}\n{n} {unit}" for name, n in zip(names, totals[:, 0], strict=True)]
-        axes.set_yticks(
-            [0, 1], rows, fontsize=11, rotation=90, va="center", multialignment="center"
-        )
-        how = "" if unit == "images" else "mean "
-        axes.set_xlabel(f"predicted ({how}P ≥ {predictions.threshold:.3g})", fontsize=11)
-        axes.axhline(0.5, color="white", linewidth=4)
-        axes.axvline(0.5, color="white", linewidth=4)
-        axes.tick_params(length=0)
-        axes.spines[:].set_color("#bbbbbb")
+    for axes, (level, metrics) in zip(panels, levels, strict=True):
+        _draw_confusion(axes, metrics["confusion"], names, level)
+        mean = "" if level == "images" else "mean "
+        axes.set_xlabel(f"predicted ({mean}P ≥ {predictions.threshold:.3g})", fontsize=11)
     panels[0].set_ylabel("true", fontsize=11)
     return figure
 
 
-def roc(predictions: Predictions, intervals: Mapping[str, Any] | None = None) -> Figure:
-    """ROC of images and of patients (mean probability), with the threshold's own point.
-
-    Args:
-        predictions: The table.
-        intervals: As `intervals.intervals` returns them, for the legend.
-    """
-    figure, axes = unit_square("1 − specificity", "sensitivity")
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    for unit, found, label, probability, style in _levels(predictions):
-        if not _exists(axes, unit, found, "roc_auc", "ROC"):
-            continue
-        false, true = roc_curve(label == 1, probability)
-        name = f"{found['n']} {unit}: AUC {found['roc_auc']:.3f}"
-        axes.plot(false, true, label=name + _span(intervals, unit, "roc_auc"), **style)
-        _mark(axes, 1 - found["specificity"], found["sensitivity"], style)
-    return _with_legend(figure, axes, predictions, "lower right")
-
-
-def precision_recall(
-    predictions: Predictions, intervals: Mapping[str, Any] | None = None
-) -> Figure:
-    """Precision over sensitivity, with the threshold's own point; arguments as for `roc`."""
-    figure, axes = unit_square("sensitivity (recall)", "precision")
-    for unit, found, label, probability, style in _levels(predictions):
-        if not _exists(axes, unit, found, "pr_auc", "precision"):
-            continue
-        axes.axhline(np.mean(label), color=style["color"], linewidth=1, linestyle=":")
-        precision, recall = precision_recall_curve(label == 1, probability)
-        name = f"{found['n']} {unit}: AP {found['pr_auc']:.3f}"
-        name += _span(intervals, unit, "pr_auc")
-        axes.plot(recall, precision, drawstyle="steps-post", label=name, **style)
-        if found["precision"] is not None:
-            _mark(axes, found["sensitivity"], found["precision"], style)
-    return _with_legend(figure, axes, predictions, "lower left")
+def _draw_confusion(axes: Axes, cells: Mapping[str, int], names: list[str], level: str) -> None:
+    counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
+    totals = counts.sum(axis=1, keepdims=True)
+    fraction = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
+    axes.imshow(fraction, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)
+    for row, column in np.ndindex(2, 2):
+        percent = f"{fraction[row, column]:.1%}" if totals[row, 0] else f"no {level}"
+        color = "white" if fraction[row, column] > 0.5 else INK
+        style: dict[str, Any] = {"color": color, "ha": "center"}
+        axes.text(column, row, f"{counts[row, column]}", va="bottom", fontsize=22, **style)
+        axes.text(column, row + 0.08, percent, va="top", fontsize=12, **style)
+    axes.set_xticks([0, 1], names, fontsize=11)
+    rows = [f"{name}\n{n} {level}" for name, n in zip(names, totals[:, 0], strict=True)]
+    axes.set_yticks([0, 1], rows, fontsize=11, rotation=90, va="center", multialignment="center")
+    axes.axhline(0.5, color="white", linewidth=4)
+    axes.axvline(0.5, color="white", linewidth=4)
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("#bbbbbb")
 
 
-def reliability(calibration: Mapping[str, Any], positive: str | None) -> Figure:
-    """Share that is positive over the probability said, before and after, and how many images.
+@dataclass(frozen=True)
+class _Level:
+    """One of the two curves of a figure: that of images or that of patients."""
 
-    Args:
-        calibration: As 'calibration' in metrics.json.
-        positive: Name of the positive class; None of more than two classes, where it is the
-            share that is right over the probability of the likeliest class.
-    """
-    test, of = calibration["test"], "" if positive else "_top_label"
-    event = plain(positive, 24) if positive else "right"
-    said = f"P({event})" if positive else "probability of the likeliest class"
-    sides = [("before", "as the network says", BLUE, "o-"), ("after", "calibrated", ORANGE, "s--")]
-    sides = [side for side in sides if test[side[0]]]
-    figure = Figure(figsize=(5.4, 6.2), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    top.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    for shift, (side, name, colour, style) in zip((-0.004, 0.004), sides, strict=False):
-        found = test[side]
-        rows = [row for row in found[f"bins{of}"] if row["count"]]
-        x = [row["confidence"] for row in rows]
-        label = f"{name}: ECE {found[f'ece{of}']:.3f}"
-        top.plot(x, [row["accuracy"] for row in rows], style, color=colour, label=label)
-        for row in rows:
-            if row.get("accuracy_interval"):
-                at = row["confidence"] + shift
-                top.plot([at, at], row["accuracy_interval"], color=colour, alpha=0.45, zorder=1)
-        edges = [row["lower_edge"] for row in found[f"bins{of}"]] + [1.0]
-        heights = [row["count"] for row in found[f"bins{of}"]]
-        bottom.stairs(heights, edges, color=colour, linestyle=style[1:], linewidth=1.6)
-    top.set_ylabel(f"share that is {event}")
-    bottom.set_ylabel("images")
-    bottom.set_xlabel(f"{said}, {calibration['bins']} bins")
-    top.set_xlim(-0.02, 1.02)
-    top.set_ylim(-0.02, 1.02)
-    top.legend(frameon=False, loc="best")
-    for axes in (top, bottom):
-        _tidy(axes)
-    return figure
+    name: Literal["images", "patients"]
+    metrics: JsonDict
+    label: Int[np.ndarray, "N"]
+    probability: Float[np.ndarray, "N"]
+    marker: str
+    style: dict[str, Any]
+
+    def interval(self, intervals: JsonDict | None, key: str) -> str:
+        """The interval of a metric for the legend; '' if there is none."""
+        interval = intervals and intervals[self.name.removesuffix("s")][key]
+        return f" ({interval['low']:.3f}–{interval['high']:.3f})" if interval else ""
 
 
-def _levels(predictions: Predictions) -> list[tuple[str, Any, np.ndarray, np.ndarray, Any]]:
-    """What the two curves have in common: (unit, metrics, label, probability, line style)."""
-    patient = sample_of(predictions).patient
-    blue = {"color": BLUE, "linestyle": "-", "linewidth": 2}
-    orange = {"color": ORANGE, "linestyle": "--", "linewidth": 2}
-    images, patients = image_metrics(predictions), patient_metrics(predictions)
+def _levels(predictions: Predictions) -> list[_Level]:
+    patients = sample_of(predictions).patient
     return [
-        ("images", images, predictions.label, predictions.probability, blue),
-        ("patients", patients, patient.label, patient.probability, orange),
+        _Level(
+            "images",
+            image_metrics(predictions),
+            predictions.label,
+            predictions.probability,
+            "o",
+            {"color": BLUE, "linestyle": "-", "linewidth": 2},
+        ),
+        _Level(
+            "patients",
+            patient_metrics(predictions),
+            patients.label,
+            patients.probability,
+            "s",
+            {"color": ORANGE, "linestyle": "--", "linewidth": 2},
+        ),
     ]
 
 
-def unit_square(x: str, y: str) -> tuple[Figure, Axes]:
-    """Axes from 0 to 1 both ways."""
-    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_aspect("equal")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    _tidy(axes)
-    return figure, axes
+def roc(predictions: Predictions, intervals: JsonDict | None = None) -> Figure:
+    """Draws the ROC of images and of patients (mean probability), and marks the threshold.
+
+    Args:
+      predictions: the table.
+      intervals: as in metrics.json, for the legend.
+    """
+    figure, axes = unit_square("1 − specificity", "sensitivity")
+    dotted_diagonal(axes)
+    for level in _levels(predictions):
+        metrics = level.metrics
+        if metrics["roc_auc"] is None:
+            _explain_missing(axes, level, "roc_auc", "ROC")
+            continue
+        false_positive, true_positive = roc_curve(level.label == 1, level.probability)
+        label = f"{metrics['n']} {level.name}: AUC {metrics['roc_auc']:.3f}"
+        label += level.interval(intervals, "roc_auc")
+        axes.plot(false_positive, true_positive, label=label, **level.style)
+        _mark_threshold(axes, 1 - metrics["specificity"], metrics["sensitivity"], level)
+    _add_legend(axes, predictions, "lower right")
+    return figure
 
 
-def _exists(axes: Axes, unit: str, found: Mapping[str, Any], name: str, curve: str) -> bool:
-    if found[name] is None:
-        reason = plain(f"{unit}: no {curve}, {found['undefined'][name]}", 60)
-        axes.plot([], [], linestyle="none", label=reason)
-    return found[name] is not None
+def precision_recall(predictions: Predictions, intervals: JsonDict | None = None) -> Figure:
+    """Draws precision over sensitivity, and marks the threshold; arguments as for `roc`."""
+    figure, axes = unit_square("sensitivity (recall)", "precision")
+    for level in _levels(predictions):
+        metrics = level.metrics
+        if metrics["pr_auc"] is None:
+            _explain_missing(axes, level, "pr_auc", "precision")
+            continue
+        axes.axhline(np.mean(level.label), color=level.style["color"], linewidth=1, linestyle=":")
+        precision, recall = precision_recall_curve(level.label == 1, level.probability)
+        label = f"{metrics['n']} {level.name}: AP {metrics['pr_auc']:.3f}"
+        label += level.interval(intervals, "pr_auc")
+        # Steps, because average precision is the area under steps and not under straight lines.
+        axes.plot(recall, precision, drawstyle="steps-post", label=label, **level.style)
+        if metrics["precision"] is not None:
+            _mark_threshold(axes, metrics["sensitivity"], metrics["precision"], level)
+    _add_legend(axes, predictions, "lower left")
+    return figure
 
 
-def _span(intervals: Mapping[str, Any] | None, unit: str, name: str) -> str:
-    span = intervals and intervals[unit[:-1]][name]
-    return f" ({span['low']:.3f}–{span['high']:.3f})" if span else ""
+def _explain_missing(axes: Axes, level: _Level, key: str, curve: str) -> None:
+    """An entry of the legend that says why there is no curve."""
+    reason = plain(f"{level.name}: no {curve}, {level.metrics['undefined'][key]}", 60)
+    axes.plot([], [], linestyle="none", label=reason)
 
 
-def _mark(axes: Axes, x: float, y: float, style: Mapping[str, Any]) -> None:
-    marker = "o" if style["color"] == BLUE else "s"
-    axes.plot(x, y, marker, color=style["color"], markersize=8, markeredgecolor="white")
+def _mark_threshold(axes: Axes, x: float, y: float, level: _Level) -> None:
+    color = level.style["color"]
+    axes.plot(x, y, level.marker, color=color, markersize=8, markeredgecolor="white")
 
 
-def _with_legend(
-    figure: Figure,
-    axes: Axes,
-    predictions: Predictions,
-    where: Literal["lower right", "lower left"],
-) -> Figure:
+def _add_legend(
+    axes: Axes, predictions: Predictions, loc: Literal["lower right", "lower left"]
+) -> None:
     if len(np.unique(predictions.label)) == 2:
         axes.plot([], [], "o", color="#555555", label=f"at P ≥ {predictions.threshold:.3g}")
-    axes.legend(loc=where, frameon=False)
+    axes.legend(loc=loc, frameon=False)
+
+
+def reliability(calibration: JsonDict, positive: str | None) -> Figure:
+    """Draws observed frequency over predicted probability, and how many images are in a bin.
+
+    Args:
+      calibration: as 'calibration' in metrics.json.
+      positive: name of the positive class. None if there are more than two classes: then it is
+        how often the likeliest class is correct over its probability.
+    """
+    test, suffix = calibration["test"], "" if positive else "_top_label"
+    event = plain(positive, 24) if positive else "correct"
+    probability = f"P({event})" if positive else "probability of the likeliest class"
+    figure = Figure(figsize=(5.4, 6.2), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    dotted_diagonal(top)
+    for state, name, color, style, shift in (
+        ("before", "uncalibrated", BLUE, "o-", -0.004),
+        ("after", "calibrated", ORANGE, "s--", 0.004),
+    ):
+        if test[state] is None:
+            continue
+        bins = test[state][f"bins{suffix}"]
+        occupied = [row for row in bins if row["count"]]
+        top.plot(
+            [row["confidence"] for row in occupied],
+            [row["accuracy"] for row in occupied],
+            style,
+            color=color,
+            label=f"{name}: ECE {test[state][f'ece{suffix}']:.3f}",
+        )
+        for row in occupied:
+            if row.get("accuracy_interval"):
+                x = row["confidence"] + shift  # so that the bars of both stay apart
+                top.plot([x, x], row["accuracy_interval"], color=color, alpha=0.45, zorder=1)
+        edges = [row["lower_edge"] for row in bins] + [1.0]
+        counts = [row["count"] for row in bins]
+        bottom.stairs(counts, edges, color=color, linestyle=style[1:], linewidth=1.6)
+    top.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel=f"fraction that is {event}")
+    bottom.set(ylabel="images", xlabel=f"{probability}, {calibration['bins']} bins")
+    top.legend(frameon=False, loc="best")
+    for axes in (top, bottom):
+        tidy(axes)
     return figure
 
 
 def patient_dots(predictions: Predictions) -> Figure:
-    """Every image's probability, a line per patient, the mean as a diamond."""
+    """Draws every image's probability, a line per patient, with the mean as a diamond."""
     sample = sample_of(predictions)
-    patient = sample.patient
-    order = np.lexsort((patient.probability, patient.label))
-    named = len(order) <= _NAMED_PATIENTS
-    figure = Figure(
-        figsize=(5.6, 1.6 + min(0.24, 14 / len(order)) * len(order)), layout="constrained"
-    )
+    patients = sample.patient
+    order = np.lexsort((patients.probability, patients.label))
+    n = len(order)
+    figure = Figure(figsize=(5.6, 1.6 + min(0.24, 14 / n) * n), layout="constrained")
     axes = figure.subplots()
     axes.axvline(predictions.threshold, color=GREY, linewidth=1)
-    labels = []
+    # −1 is the label of a patient with images of both classes, who cannot be wrong.
+    styles = {0: (BLUE, "o"), 1: (ORANGE, "s"), -1: (GREY, "^")}
+    names = []
     for row, i in enumerate(order):
-        mine = predictions.probability[predictions.patient == sample.patient_names[i]]
-        colour = {0: BLUE, 1: ORANGE}.get(int(patient.label[i]), GREY)
-        marker = {0: "o", 1: "s"}.get(int(patient.label[i]), "^")
-        axes.plot(
-            mine, np.full(len(mine), row), marker, color=colour, alpha=0.4, markersize=4, zorder=2
-        )
-        axes.plot(patient.probability[i], row, "D", color=INK, markersize=4.5, zorder=3)
-        wrong = (patient.probability[i] >= predictions.threshold) != bool(patient.label[i])
-        mark = "× " if wrong and patient.label[i] >= 0 else ""
-        labels.append(mark + plain(sample.patient_names[i]))
-    for boundary in np.flatnonzero(np.diff(patient.label[order])):
+        label, mean = int(patients.label[i]), patients.probability[i]
+        probability = predictions.probability[predictions.patient == sample.patient_names[i]]
+        color, marker = styles[label]
+        y = np.full(len(probability), row)
+        axes.plot(probability, y, marker, color=color, alpha=0.4, markersize=4, zorder=2)
+        axes.plot(mean, row, "D", color=INK, markersize=4.5, zorder=3)
+        wrong = label >= 0 and (mean >= predictions.threshold) != bool(label)
+        names.append(("× " if wrong else "") + plain(sample.patient_names[i]))
+    for boundary in np.flatnonzero(np.diff(patients.label[order])):
         axes.axhline(boundary + 0.5, color=GREY, linewidth=0.8, linestyle=":")
-    size = 9 if len(order) <= 50 else 6
-    axes.set_yticks(np.arange(len(order)) if named else [], labels if named else [], fontsize=size)
-    axes.set_ylim(-0.7, len(order) - 0.3)
-    axes.set_xlim(-0.02, 1.02)
+    if n <= _MAX_NAMED_PATIENTS:
+        axes.set_yticks(np.arange(n), names, fontsize=9 if n <= 50 else 6)
+    else:
+        axes.set_yticks([])
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, n - 0.3))
     axes.set_xlabel(f"P({plain(predictions.class_names[1], 24)})")
-    for label, colour, marker in (
+    for text, color, marker in (
         (plain(predictions.class_names[0], 18), BLUE, "o"),
         (plain(predictions.class_names[1], 18), ORANGE, "s"),
         ("patient's mean", INK, "D"),
     ):
-        axes.plot([], [], marker, color=colour, markersize=5, label=label)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
-    )
-    _tidy(axes)
+        axes.plot([], [], marker, color=color, markersize=5, label=text)
+    entries = axes.get_legend_handles_labels()
+    figure.legend(*entries, loc="outside upper center", ncols=3, frameon=False)
+    tidy(axes)
     axes.grid(axis="y", visible=False)
     return figure
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def plain(text: str, longest: int = 28) -> str:
-    """Makes outside text harmless to matplotlib, which reads $…$ as mathematics."""
-    text = str(text).encode("utf-8", "replace").decode()
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    text = text if len(text) <= longest else text[: longest - 1] + "…"
-    return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The report of a cross-validation: all folds together, and each for itself."""
+"""The report of a cross-validation: the pooled folds, and each fold on its own."""
 
 import json
 import os
@@ -12,8 +12,7 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import figures
-from densenet_flax.evaluation.report.cautions import count
+from densenet_flax.evaluation.report import plotting
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.run_info import to_json
 from densenet_flax.evaluation.report.views import (
@@ -24,6 +23,7 @@ from densenet_flax.evaluation.report.views import (
     flat_items,
     measured,
 )
+from densenet_flax.evaluation.report.wording import count
 from densenet_flax.storage.atomic import replace_files
 
 SCHEMA = 1
@@ -94,12 +94,12 @@ def write_folds_report(
     }
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     figure = _figure(metrics)
-    png = figures.png(figure)
+    png = plotting.png(figure)
     replace_files(
         directory,
         {
             "folds.png": png,
-            "folds.pdf": figures.pdf(figure),
+            "folds.pdf": plotting.pdf(figure),
             "metrics.json": text.encode(),
             "report.html": render("folds.html", _page(metrics, png, links)),
         },
@@ -122,7 +122,7 @@ def folds_verdict(summary: JsonDict) -> str:
         else ""
     )
     return (
-        f"{over_folds}; all folds together {pooled['image']['accuracy']:.2f}{in_words}, on "
+        f"{over_folds}; pooled {pooled['image']['accuracy']:.2f}{in_words}, on "
         f"{count(pooled['image']['n'], 'image')} of {count(pooled['patient']['n'], 'patient')}"
     )
 
@@ -137,7 +137,7 @@ def _page(metrics: JsonDict, png: bytes, links: Sequence[str]) -> FoldsPage:
         )
     title = "Metrics of each fold"
     explanation = (
-        "A dot per fold, a bar at their mean; with all folds together, a diamond with its "
+        "A dot per fold and a bar at their mean; a diamond for the pooled folds, with its "
         "interval over patients."
     )
     return FoldsPage(
@@ -166,10 +166,10 @@ def _summary(metrics: JsonDict) -> str:
             "Each patient was tested once, by a network that had not seen any image of theirs."
         )
     else:
-        summary = "Each fold is a network of its own, tested on images that it had not seen."
+        summary = "Each fold has its own network, tested on images that it had not seen."
     if any(row["threshold"] is not None for row in metrics["folds"]):
         summary += (
-            " Each image is called at the threshold of its own fold, which was chosen on that "
+            " Each image is classified at the threshold of its own fold, which was chosen on that "
             "fold's validation images."
         )
     return summary
@@ -184,7 +184,7 @@ def _table(metrics: JsonDict, level: str) -> Table:
         rows.append([_name(key), whole, _mean_sd(mean, 3), *values])
     names = [row["name"] for row in metrics["folds"]]
     caption = "Images" if level == "image" else "Patients, by the mean probability of their images"
-    return Table(["", "all folds together", "mean ± SD", *names], rows, caption)
+    return Table(["", "pooled", "mean ± SD", *names], rows, caption)
 
 
 def _mean_sd(mean: Mapping[str, Any], digits: int) -> str:
@@ -203,15 +203,15 @@ def _figure(summary: JsonDict) -> Figure:
     for y, (level, key) in enumerate(rows):
         values = [row[level].get(key) for row in summary["folds"]]
         known = [value for value in values if value is not None]
-        axes.plot(known, [y] * len(known), "o", color=figures.BLUE, markersize=4, alpha=0.7)
+        axes.plot(known, [y] * len(known), "o", color=plotting.BLUE, markersize=4, alpha=0.7)
         mean = summary["mean"][level][key]["mean"]
-        axes.plot([mean], [y], "|", color=figures.INK, markersize=14)
+        axes.plot([mean], [y], "|", color=plotting.INK, markersize=14)
         if pooled and pooled[level].get(key) is not None:
             interval = pooled["intervals"][level].get(key)
             if interval and interval["low"] is not None:
                 ends = [interval["low"], interval["high"]]
-                axes.plot(ends, [y + 0.28] * 2, color=figures.ORANGE)
-            axes.plot([pooled[level][key]], [y + 0.28], "D", color=figures.ORANGE, markersize=4)
+                axes.plot(ends, [y + 0.28] * 2, color=plotting.ORANGE)
+            axes.plot([pooled[level][key]], [y + 0.28], "D", color=plotting.ORANGE, markersize=4)
     labels = [f"{_name(key)}, {level}s" for level, key in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()

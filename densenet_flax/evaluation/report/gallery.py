@@ -1,4 +1,4 @@
-"""Images to look at, handed over by whoever drew them, and shown in the report."""
+"""Images that a caller drew, such as saliency maps, for the report's gallery."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class GalleryImage:
     """One image of the gallery.
 
     Attributes:
-        caption: What it shows, in words; also read aloud where it cannot be seen.
-        png: The file's content.
-        group: Heading under which it goes, such as 'Surest mistakes'; may be ''.
+      caption: what it shows; screen readers read it aloud.
+      png: content of the file.
+      group: heading under which it is shown, such as 'Most confident mistakes'; may be ''.
     """
 
     caption: str
@@ -29,25 +29,25 @@ def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[GalleryImage]:
     """Reads `info['gallery']`.
 
     Args:
-        items: Each with 'caption', with 'png' (bytes) or 'path' (to a PNG file), and perhaps
-            with 'group'.
+      items: each with 'caption', with 'png' (bytes) or 'path' (to a PNG file), and perhaps with
+        'group'.
 
     Raises:
-        InputError: Something that is no picture; the message says which.
+      InputError: an item is not a PNG; the message names it.
     """
-    pictures = []
+    images = []
     for number, item in enumerate(items, start=1):
-        where = f"gallery picture {number}"
+        source = f"gallery picture {number}"
         data = item.get("png")
         if data is None and item.get("path") is not None:
-            where = str(item["path"])
+            source = str(item["path"])
             try:
                 data = Path(item["path"]).read_bytes()
             except OSError as error:
-                raise InputError(f"{where}: cannot be read ({error.strerror})") from error
+                raise InputError(f"{source}: cannot be read ({error.strerror})") from error
         if not isinstance(data, bytes) or not data.startswith(_SIGNATURE):
-            raise InputError(f"{where}: is no PNG; expected 'png' (bytes) or 'path' to a PNG file")
-        pictures.append(
-            GalleryImage(str(item.get("caption", "")), data, str(item.get("group", "")))
-        )
-    return pictures
+            raise InputError(
+                f"{source}: is not a PNG; expected 'png' (bytes) or 'path' to a PNG file"
+            )
+        images.append(GalleryImage(str(item.get("caption", "")), data, str(item.get("group", ""))))
+    return images

@@ -11,19 +11,21 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.report.cautions import verdict
 from densenet_flax.evaluation.report.checklist import (
-    UNKNOWN,
-    calibration_of,
+    calibration_text,
     checklist_table,
-    dataset_of,
-    flat_of,
-    model_of,
-    split_of,
-    threshold_of,
+    threshold_text,
+)
+from densenet_flax.evaluation.report.run_info import (
+    UNKNOWN,
+    dataset_name,
+    model_name,
+    one_line,
+    split_rule,
 )
 from densenet_flax.evaluation.report.sections import subset_counts
 from densenet_flax.evaluation.report.tables import magnification
 from densenet_flax.evaluation.report.views import Table, measured
-from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_of
+from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, count, wording_for
 
 CARD_KEYS = (
     "authors",
@@ -65,8 +67,8 @@ class ModelCard:
     counts: Table
     stages: list[str]
     time: str
-    images: int
-    patients: int
+    images: str
+    patients: str
     decision: str
     intervals: str
     scores: Table
@@ -88,43 +90,43 @@ def model_card(metrics: JsonDict) -> ModelCard:
     return ModelCard(
         license=card.get("license"),
         title=run.get("title"),
-        dataset=dataset_of(run),
+        dataset=dataset_name(run),
         results=[
             (key, name, metrics["image"][key])
-            for key, name, _ in wording_of(metrics).metrics
+            for key, name, _ in wording_for(metrics).metrics
             if metrics["image"][key] is not None
         ],
         verdict=verdict(metrics),
         details={
-            "Model": model_of(run),
-            "Weights": flat_of(run.get("weights")),
+            "Model": model_name(run),
+            "Weights": one_line(run.get("weights")),
             "Developed by": card.get("authors"),
             "License": card.get("license"),
-            "Libraries": flat_of(run.get("versions")),
+            "Libraries": one_line(run.get("versions")),
             "Device": run.get("device"),
         },
         intended_use=card.get("intended_use"),
         warnings=metrics["warnings"],
         training_data={
-            "Data set": dataset_of(run),
+            "Data set": dataset_name(run),
             "Source": card.get("data_source"),
-            "Split": split_of(split),
+            "Split": split_rule(run),
             "Split hash": split.get("hash"),
         },
         counts=subset_counts(split),
         stages=[str(stage) for stage in run.get("stages") or []],
         time=_time(run),
-        images=metrics["image"]["n"],
-        patients=metrics["patient"]["n"],
-        decision=f"Threshold {threshold_of(metrics)}"
+        images=count(metrics["image"]["n"], "image"),
+        patients=count(metrics["patient"]["n"], "patient"),
+        decision=f"Threshold {threshold_text(metrics)}"
         if binary
-        else "The likeliest class is called",
+        else "The likeliest class is predicted",
         intervals=f"{intervals['level']:.0%} intervals, {intervals['method']}, "
         f"{intervals['resamples']} resamples, seed {intervals['seed']}",
         scores=_scores(metrics),
         by_class=_by_class(metrics) if "by_class" in metrics else None,
         by_magnification=_by_magnification(metrics),
-        calibration=calibration_of(metrics),
+        calibration=calibration_text(metrics),
         environment=card.get("environment"),
         device=run.get("device"),
         citation=card.get("citation"),
@@ -142,7 +144,7 @@ def _scores(metrics: JsonDict) -> Table:
             value("image", key),
             value("patient", ACCURACY_BY_MEAN if key == "accuracy" else key),
         ]
-        for key, name, _ in wording_of(metrics).metrics
+        for key, name, _ in wording_for(metrics).metrics
     ]
     rows.append(["Patient recognition rate", "", value("patient", "patient_recognition_rate")])
     return Table(["metric", "images", "patients by mean probability"], rows)
@@ -164,7 +166,7 @@ def _by_class(metrics: JsonDict) -> Table:
 
 
 def _by_magnification(metrics: JsonDict) -> Table:
-    columns = wording_of(metrics).card
+    columns = wording_for(metrics).card_columns
     rows = [
         [
             magnification(row["magnification"]) or "unknown",

@@ -13,13 +13,13 @@ from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import cautions, class_figures, figures
+from densenet_flax.evaluation.report import cautions, figures, multiclass_figures, plotting
 from densenet_flax.evaluation.report.gallery import read_gallery
 from densenet_flax.evaluation.report.model_card import model_card
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.run_info import to_json
 from densenet_flax.evaluation.report.sections import report_page
-from densenet_flax.evaluation.report.wording import PICTURES
+from densenet_flax.evaluation.report.wording import FIGURES
 from densenet_flax.storage.atomic import replace_files
 
 
@@ -79,8 +79,8 @@ def write_report(
     metrics["warnings"] = [*warnings, *cautions.warnings(metrics)]
 
     drawn = _draw(predictions, metrics, to_json(list(history)))
-    pngs = {name: figures.png(figure) for name, figure in drawn.items()}
-    pdfs = {name: figures.pdf(figure) for name, figure in drawn.items()}
+    pngs = {name: plotting.png(figure) for name, figure in drawn.items()}
+    pdfs = {name: plotting.pdf(figure) for name, figure in drawn.items()}
     page = report_page(metrics, predictions, pngs, gallery)
     replace_files(
         directory,
@@ -94,7 +94,7 @@ def write_report(
         },
     )
     # An earlier report may have had figures that this one lacks; they would contradict it.
-    for name in set(PICTURES) - drawn.keys():
+    for name in set(FIGURES) - drawn.keys():
         for kind in ("png", "pdf"):
             (Path(directory) / f"{name}.{kind}").unlink(missing_ok=True)
     return metrics
@@ -113,11 +113,11 @@ def _draw(
             "patients": figures.patient_dots(predictions),
         }
     else:
-        drawn["roc"] = class_figures.roc(predictions, metrics["by_class"])
+        drawn["roc"] = multiclass_figures.roc(predictions, metrics["by_class"])
         for level, suffix in (("image", ""), ("patient", "_patients")):
             counts = metrics[level]["confusion"]
             if counts:
-                drawn[f"confusion_matrix{suffix}"] = class_figures.confusion_matrix(
+                drawn[f"confusion_matrix{suffix}"] = multiclass_figures.confusion_matrix(
                     counts, predictions.class_names, f"{level}s"
                 )
     if history:

@@ -17,7 +17,7 @@ from densenet_flax.evaluation.report.views import (
     flat_items,
     measured,
 )
-from densenet_flax.evaluation.report.wording import class_totals, wording_of
+from densenet_flax.evaluation.report.wording import majority_class, wording_for
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SplitSection:
     Attributes:
       counts: images and patients of each subset and class.
       overlap: the groups of images that are in more than one subset.
-      facts: whatever else the run says of its split.
+      facts: whatever else the run states about its split.
     """
 
     counts: Table
@@ -91,13 +91,13 @@ def report_page(
         summary=_summary(metrics),
         tiles=[
             (name, measured(metrics[level], metrics["intervals"][level], key))
-            for level, key, name in wording_of(metrics).tiles
+            for level, key, name in wording_for(metrics).tiles
         ],
         warnings=metrics["warnings"],
         has_history="curves" in pngs,
         figures=[
             EmbeddedImage(pngs[name], title, f"{title}. {text}")
-            for name, (title, text) in wording_of(metrics).pictures.items()
+            for name, (title, text) in wording_for(metrics).figures.items()
             if name in pngs
         ],
         metrics=tables.metrics_section(metrics),
@@ -115,18 +115,17 @@ def report_page(
 
 
 def _summary(metrics: JsonDict) -> str:
-    totals, n = class_totals(metrics), metrics["image"]["n"]
-    common = metrics["class_names"][totals.index(max(totals))]
-    baseline = f"Calling every image {common} would score {max(totals) / n:.2f}."
+    name, fraction = majority_class(metrics)
+    baseline = f"Always predicting {name} would have an accuracy of {fraction:.2f}."
     positive, point = metrics["positive_class"], metrics["operating_point"]
     if positive is None:
-        return f"{baseline} Of {len(totals)} classes the likeliest is called."
+        return f"{baseline} The likeliest of {len(metrics['class_names'])} classes is predicted."
     has_rule = point and point["rule"] != "fixed"
     fell_back = has_rule and any(note.startswith("threshold left") for note in point["notes"])
-    how = ", chosen on validation images" if has_rule and not fell_back else ""
+    origin = ", chosen on validation images" if has_rule and not fell_back else ""
     return (
-        f"{baseline} An image is called {positive} where P({positive}) is at least "
-        f"{metrics['threshold']:.3g}{how}."
+        f"{baseline} An image is classified as {positive} if P({positive}) is at least "
+        f"{metrics['threshold']:.3g}{origin}."
     )
 
 
@@ -145,13 +144,13 @@ def subset_counts(split: Mapping[str, Any]) -> Table:
         for subset, classes in (split.get("counts") or {}).items()
         for name, count in classes.items()
     ]
-    return Table(["side", "class", "images", "patients"], rows)
+    return Table(["subset", "class", "images", "patients"], rows)
 
 
 def _split(split: Mapping[str, Any]) -> SplitSection:
     rest = {key: value for key, value in split.items() if key != "counts" and value is not None}
     overlap = Table([], [])
-    # A list of rows is a table; an older run, or another program, may say it in a sentence.
+    # A list of rows becomes a table; another program may state the overlap as text.
     rows = rest.get("overlap")
     if isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
         del rest["overlap"]
@@ -159,7 +158,7 @@ def _split(split: Mapping[str, Any]) -> SplitSection:
         overlap = Table(
             [key.replace("_", " ") for key in keys],
             [[row.get(key) for key in keys] for row in rows],
-            "Who is on more than one side",
+            "Overlap between subsets",
         )
     yes_no = {
         key.replace("_", " "): {True: "yes", False: "no"}[value]

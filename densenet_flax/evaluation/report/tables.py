@@ -10,7 +10,7 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.views import Cell, Table, measured
-from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_of
+from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_for
 
 _MAX_MISTAKES = 10
 
@@ -24,9 +24,9 @@ class MetricsSection:
       confidence: of the intervals, such as '95%'.
       resamples: how many the intervals are from.
       seed: of the resampling.
-      resample_gaps: in how many resamples something does not exist.
-      undefined: which metrics do not exist, by reason.
-      without_interval: which metrics exist but have no interval, by reason.
+      resample_gaps: how many resamples lack a class or a metric.
+      undefined: which metrics do not exist, and why.
+      without_interval: which metrics exist but have no interval, and why.
     """
 
     table: Table
@@ -59,7 +59,7 @@ def metrics_section(metrics: JsonDict) -> MetricsSection:
     image, patient, intervals = metrics["image"], metrics["patient"], metrics["intervals"]
     negative, positive = metrics["class_names"][:2]
     rows: list[list[Cell]] = []
-    for key, name, text in wording_of(metrics).metrics:
+    for key, name, text in wording_for(metrics).metrics:
         patient_key = ACCURACY_BY_MEAN if key == "accuracy" else key
         rows.append(
             [
@@ -74,11 +74,11 @@ def metrics_section(metrics: JsonDict) -> MetricsSection:
             "Patient recognition rate",
             None,
             measured(patient, intervals["patient"], "patient_recognition_rate"),
-            "mean over patients of the share of their images that is right",
+            "mean over patients of the fraction of their images classified correctly",
         ]
     )
     return MetricsSection(
-        table=Table(["", "images", "patients by mean probability", "what it is"], rows),
+        table=Table(["", "images", "patients by mean probability", "meaning"], rows),
         confidence=f"{intervals['level']:.0%}",
         resamples=intervals["resamples"],
         seed=intervals["seed"],
@@ -89,15 +89,15 @@ def metrics_section(metrics: JsonDict) -> MetricsSection:
 
 
 def _resample_gaps(metrics: JsonDict) -> str:
-    intervals, wording = metrics["intervals"], wording_of(metrics)
+    intervals, wording = metrics["intervals"], wording_for(metrics)
     count = intervals.get("one_class_resamples", intervals.get("resamples_without_a_class"))
     names = {key: name for key, name, _ in wording.metrics}
-    gaps = [f"{count} resamples {wording.gap}"]
+    gaps = [f"{count} resamples {wording.incomplete_resamples}"]
     for level in ("image", "patient"):
         for key, interval in intervals[level].items():
             if key != "undefined" and interval and interval["undefined_resamples"]:
                 gaps.append(
-                    f"{names.get(key, key)} of {level}s does not exist in "
+                    f"{names.get(key, key)} of {level}s is undefined in "
                     f"{interval['undefined_resamples']}"
                 )
     return "; ".join(gaps)
@@ -105,7 +105,7 @@ def _resample_gaps(metrics: JsonDict) -> str:
 
 def _undefined(metrics: JsonDict, source: Mapping[str, Any]) -> list[str]:
     """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
-    names = {key: name for key, name, _ in wording_of(metrics).metrics}
+    names = {key: name for key, name, _ in wording_for(metrics).metrics}
     names[ACCURACY_BY_MEAN] = names["accuracy"]
     names["patient_recognition_rate"] = "Patient recognition rate"
     by_reason: dict[str, list[str]] = {}  # few reasons, many metrics
@@ -135,13 +135,13 @@ def class_section(metrics: JsonDict) -> ClassSection | None:
         for key, reason in {**intervals["undefined"], **row["undefined"]}.items():
             kind = "" if row[key] is None else "interval of "
             by_reason.setdefault(reason, []).append(f"{kind}{CLASS_COLUMNS[key]} ({name})")
-    header = ["class", *CLASS_COLUMNS.values(), "images", "called", "patients"]
+    header = ["class", *CLASS_COLUMNS.values(), "images", "predicted", "patients"]
     return ClassSection(Table(header, rows), _by_reason(by_reason))
 
 
 def by_magnification(metrics: JsonDict) -> Table:
     """A row per magnification."""
-    columns = wording_of(metrics).magnification
+    columns = wording_for(metrics).magnification_columns
     rows = [
         [
             magnification(row["magnification"]) or "unknown",
@@ -171,8 +171,8 @@ def by_subtype(metrics: JsonDict) -> Table:
         ]
         for row in metrics["by_subtype"]
     ]
-    header = ["subtype", "accuracy", "patient rec. rate", "images right", "patients"]
-    return Table([*header, wording_of(metrics).mean_probability, "class"], rows)
+    header = ["subtype", "accuracy", "patient rec. rate", "correct images", "patients"]
+    return Table([*header, wording_for(metrics).mean_probability, "class"], rows)
 
 
 def _of_group(intervals: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,13 +194,13 @@ def by_patient(metrics: JsonDict) -> Table:
         ]
         for row in sorted(metrics["by_patient"], key=lambda row: row["accuracy"])
     ]
-    mean_probability = wording_of(metrics).mean_probability
-    header = ["patient", "accuracy", "images right", mean_probability, "class", "subtype"]
+    mean_probability = wording_for(metrics).mean_probability
+    header = ["patient", "accuracy", "correct images", mean_probability, "class", "subtype"]
     return Table(header, rows)
 
 
 def mistakes_section(predictions: Predictions) -> MistakesSection:
-    """The wrong images that the network was surest of."""
+    """The wrong images of which the network was most confident."""
     wrong = np.flatnonzero(predictions.prediction != predictions.label)
     binary = len(predictions.class_names) == 2
     if binary:
@@ -212,7 +212,7 @@ def mistakes_section(predictions: Predictions) -> MistakesSection:
     rows = [
         [
             str(predictions.file[i]),
-            *(_binary_call if binary else _multiclass_call)(predictions, i),
+            *(_binary_cells if binary else _multiclass_cells)(predictions, i),
             str(predictions.patient[i]),
             magnification(predictions.magnification[i]),
         ]
@@ -221,20 +221,20 @@ def mistakes_section(predictions: Predictions) -> MistakesSection:
     if binary:
         columns = [f"P({predictions.class_names[1]})", "true class"]
     else:
-        columns = ["called", "P(called)", "true class", "P(true)"]
+        columns = ["predicted", "P(predicted)", "true class", "P(true)"]
     return MistakesSection(
         Table(["file", *columns, "patient", "magnification"], rows), total=len(wrong)
     )
 
 
-def _binary_call(predictions: Predictions, i: int) -> Sequence[Cell]:
+def _binary_cells(predictions: Predictions, i: int) -> Sequence[Cell]:
     return [
         float(predictions.probability[i]),
         predictions.class_names[predictions.label[i]],
     ]
 
 
-def _multiclass_call(predictions: Predictions, i: int) -> Sequence[Cell]:
+def _multiclass_cells(predictions: Predictions, i: int) -> Sequence[Cell]:
     names, probability = predictions.class_names, predictions.probability[i]
     return [
         _spaced(names[predictions.prediction[i]]),

@@ -82,7 +82,7 @@ def format_estimate(value: Cell) -> str:
     if not isinstance(value, Measured):
         return str(value) or "–"
     if value.value is None:
-        return "does not exist"
+        return "undefined"
     interval = f" [{value.low:.3f}, {value.high:.3f}]" if format_interval(value) else ""
     return f"{value.value:.3f}{interval}"
 

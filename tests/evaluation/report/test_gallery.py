@@ -2,8 +2,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation.report.figures import png
 from densenet_flax.evaluation.report.gallery import read_gallery
+from densenet_flax.evaluation.report.plotting import png
 
 
 def test_bytes_and_paths(tmp_path):
@@ -25,5 +25,5 @@ def test_what_is_no_picture_is_named(tmp_path):
     with pytest.raises(InputError, match=r"absent\.png: cannot be read"):
         read_gallery([{"path": tmp_path / "absent.png"}])
     for item in ({}, {"png": b"GIF89a"}, {"png": "text"}):
-        with pytest.raises(InputError, match="gallery picture 1: is no PNG"):
+        with pytest.raises(InputError, match="gallery picture 1: is not a PNG"):
             read_gallery([item])

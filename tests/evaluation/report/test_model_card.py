@@ -78,7 +78,7 @@ def test_what_the_run_knows_is_filled_in(random_table):
 
 def test_what_does_not_exist_is_said(make):
     _, text = card(make(label=[1, 1], probability=[0.9, 0.2]))
-    assert "| ROC-AUC | does not exist | does not exist |" in text
+    assert "| ROC-AUC | undefined | undefined |" in text
     assert "type: roc_auc" not in text and "type: accuracy" in text
 
 

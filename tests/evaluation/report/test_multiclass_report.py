@@ -23,9 +23,9 @@ from densenet_flax.evaluation import (
 from densenet_flax.evaluation.__main__ import main
 from densenet_flax.evaluation.metrics.calibration import calibration_metrics
 from densenet_flax.evaluation.metrics.temperature import calibrate, nll_per_image
-from densenet_flax.evaluation.report import class_figures, figures
+from densenet_flax.evaluation.report import multiclass_figures, plotting
 
-PNG = figures.png  # the true one, see quick_figures
+PNG = plotting.png  # the true one, see quick_figures
 
 
 @pytest.fixture
@@ -135,16 +135,23 @@ def test_the_report(both, tmp_path, monkeypatch):
     text = re.sub("<[^>]*>", " ", (tmp_path / "report.html").read_text())
     accuracy = result["image"]["accuracy"]
     assert verdict(result).startswith(f"Accuracy {accuracy:.2f} over 4 classes (95% interval ")
-    assert "never seen in training" in text and "Of 4 classes the likeliest is called" in text
+    assert "never seen in training" in text and "The likeliest of 4 classes is predicted" in text
     assert "Few patients: 4 adenosis, 4 fibroadenoma, 3 ductal carcinoma and 3 lobular" in text
     for said in ("Macro F1", "kappa", "By class", "Top-2", "log-loss", "200 resamples"):
         assert said in text
-    for unsaid in ("hreshold", "P(fibroadenoma)", "positive", "sensitivity", "one class only"):
+    for unsaid in (
+        "hreshold",
+        "P(fibroadenoma)",
+        "positive",
+        "sensitivity",
+        "one class only",
+        "called",
+    ):
         assert unsaid not in text, unsaid
     assert not re.search(r"\b(nan|none)\b", text.lower())
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert "The likeliest class is called." in card and "By class, each against the rest" in card
-    assert "P of 4 classes; none, the likeliest class is called" in card
+    assert "The likeliest class is predicted." in card and "By class, each against the rest" in card
+    assert "P of 4 classes; threshold: none, the likeliest class is predicted" in card
     assert "| Macro ROC-AUC |" in card
 
 
@@ -159,10 +166,10 @@ def test_two_classes_after_several_leave_no_old_pictures(both, hand, tmp_path, q
 def test_a_missing_class_and_no_better_than_guessing_are_said(both, tmp_path, quick_figures):
     table = both[0].select(both[0].label != 3)
     result = write_report(tmp_path, table, resamples=50)
-    assert any("not one lobular_carcinoma image here" in line for line in result["warnings"])
+    assert any("no lobular_carcinoma images here" in line for line in result["warnings"])
     always = np.tile([0.4, 0.2, 0.2, 0.2], (len(table), 1))
     result = write_report(tmp_path, replace(table, probability=always), resamples=50)
-    assert any("no better than calling every image" in line for line in result["warnings"])
+    assert any("is no better than predicting" in line for line in result["warnings"])
 
 
 def test_the_matrix_is_drawn_for_any_number_of_classes():
@@ -170,7 +177,7 @@ def test_the_matrix_is_drawn_for_any_number_of_classes():
         counts = np.eye(classes, dtype=int) * 7
         counts[0, 1] = 3
         names = [f"a_rather_long_name_of_class_${i}$" for i in range(classes)]
-        figure = class_figures.confusion_matrix(counts.tolist(), names, "images")
+        figure = multiclass_figures.confusion_matrix(counts.tolist(), names, "images")
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert texts.count("7") == classes and texts.count("3") == 1
         assert ("70%" in texts and "30%" in texts) == (classes <= 12)

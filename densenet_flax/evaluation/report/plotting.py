@@ -1,0 +1,68 @@
+"""What all figures share: colors, axes, safe text, and files whose bytes depend on nothing else.
+
+Object-oriented throughout: pyplot keeps global state and may look for a display. The colors are
+Okabe and Ito's, and no meaning depends on color alone.
+"""
+
+import io
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
+WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as PNG; without a date inside, so the same figure is the same bytes."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF, its letters as letters (TrueType); without a date inside."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None})
+    return buffer.getvalue()
+
+
+def plain(text: str, max_length: int = 28) -> str:
+    """Makes text from outside harmless to matplotlib, which reads $…$ as mathematics."""
+    text = str(text).encode("utf-8", "replace").decode()
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = text if len(text) <= max_length else text[: max_length - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid behind the data, and no frame at the top and on the right."""
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def unit_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """A square figure with axes from 0 to 1, for curves of two rates."""
+    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel, aspect="equal")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    tidy(axes)
+    return figure, axes
+
+
+def dotted_diagonal(axes: Axes) -> None:
+    """The line from (0, 0) to (1, 1): chance of a ROC, or perfect calibration."""
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+
+
+def number_or_nan(value: Any) -> float:
+    """A number to plot; NaN, which leaves a gap in the line, for None."""
+    return float("nan") if value is None else float(value)
