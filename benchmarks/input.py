@@ -107,19 +107,15 @@ def _private(process: int) -> int:
 
 def open_standin(where: Path, storage: str, pixels: int, stain: str):
     """The stand-in, prepared if need be."""
-    from ml_collections import ConfigDict
+    from densenet_flax.data import DataConfig, open_dataset
 
-    from densenet_flax.data import open_dataset
-
-    content = {
-        "name": "breakhis",
-        "path": str(where / "BreaKHis_v1"),
-        "image_size": (pixels, pixels),
-        "magnification": 0,
-        "storage": storage,
-        "stain": {"method": stain},
-    }
-    return open_dataset(ConfigDict(content), where / "cache")
+    config = DataConfig(
+        path=str(where / "BreaKHis_v1"),
+        image_size=(pixels, pixels),
+        storage=storage,
+        stain={"method": stain},
+    )
+    return open_dataset(config, where / "cache")
 
 
 def forget_pages(where: Path) -> None:

@@ -44,7 +44,7 @@ LONG_FUNCTIONS = {
     "densenet_flax/export/export.py export_classifier": "three formats in one function",
     "configs/keras_recipe.py get_config": "every key in one function",
 }
-LIBRARY_NAMES = {"data/sources/tfds.py": "the alias of tensorflow_datasets"}
+LIBRARY_NAMES: dict[str, str] = {}
 
 # Deliberate exceptions, each with its reason.
 SHADOWING = {

@@ -1,6 +1,7 @@
 """Images, labels and patients: from folders and archives to batches, without TensorFlow."""
 
 from densenet_flax.data.batching import batches, check_batch_size, epoch_order
+from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.policies import make_split
@@ -10,6 +11,7 @@ from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
 from densenet_flax.data.synthetic.tissue import Stain, draw_stain, draw_tile
 
 __all__ = [
+    "DataConfig",
     "Dataset",
     "Split",
     "SplitConfig",

@@ -22,6 +22,7 @@ from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.data.augmentation.preview import write_preview
 from densenet_flax.data.augmentation.views import settings_for
 from densenet_flax.data.batching import check_batch_size
+from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.policies import make_split
@@ -86,7 +87,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         started = time.perf_counter()
         model = build_model(config)
         _check_judging(config, model)
-        dataset = open_dataset(config.data, cache_directory(config))
+        dataset = open_dataset(
+            DataConfig.from_config(config.data, "config.data"), cache_directory(config)
+        )
         check_rule(config.threshold, len(dataset.class_names))
         model = model.clone(num_classes=len(dataset.class_names))
         has_begun = place.has_begun
@@ -158,7 +161,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         place.check(config.to_dict())
         _check_judging(config, build_model(config))
         checkpoints = Checkpoints(place.checkpoints)
-        dataset = open_dataset(config.data, cache_directory(config))
+        dataset = open_dataset(
+            DataConfig.from_config(config.data, "config.data"), cache_directory(config)
+        )
         check_rule(config.threshold, len(dataset.class_names))
         split = load_split(place.split, dataset)
         sampler = build_sampler(config, dataset, split.train)
@@ -176,7 +181,9 @@ def preview(config: ConfigDict, workdir: str) -> Path:
       InputError: the configuration, the data or the disk; as `train_and_evaluate`.
     """
     place = Workdir(workdir)
-    dataset = open_dataset(config.data, cache_directory(config))
+    dataset = open_dataset(
+        DataConfig.from_config(config.data, "config.data"), cache_directory(config)
+    )
     begun = place.has_begun and place.split.exists()
     split = (
         load_split(place.split, dataset)

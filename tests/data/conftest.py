@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from densenet_flax.data import write_breakhis_tree
+from densenet_flax.data import DataConfig, write_breakhis_tree
 
 _PARAMETERS = {
     "benign_patients": 4,
@@ -22,7 +22,7 @@ _PARAMETERS = {
 def make_config():
     """Makes a configuration of tiny drawn tiles; keywords change it."""
 
-    def make(**changes) -> ConfigDict:
+    def make(**changes) -> DataConfig:
         content = {
             "name": "drawn",
             "path": "",
@@ -30,7 +30,7 @@ def make_config():
             "magnification": 0,
             "drawn": dict(_PARAMETERS),
         }
-        return ConfigDict(content | changes)
+        return DataConfig.from_config(ConfigDict(content | changes), "data")
 
     return make
 

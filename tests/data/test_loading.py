@@ -11,8 +11,9 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import batches, check_batch_size, epoch_order, open_dataset
-from densenet_flax.data.breakhis import breakhis_dataset_builder, prepare
-from densenet_flax.data.images import array_cache as arrays
+from densenet_flax.data.breakhis import breakhis_dataset_builder
+from densenet_flax.data.images import array_cache
+from densenet_flax.data.sources.breakhis import BreakHisSource
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_drawn_data(make_config, tmp_path):
 def test_a_second_run_prepares_nothing(make_config, drawn_tree, tmp_path, monkeypatch, caplog):
     config = make_config(name="breakhis", path=str(drawn_tree))
     first = open_dataset(config, tmp_path)
-    monkeypatch.setattr(prepare, "_records", None)
+    monkeypatch.setattr(BreakHisSource, "_prepare_records", None)
     caplog.clear()
     with caplog.at_level(python_logging.INFO, "absl"):
         again = open_dataset(config, tmp_path)
@@ -155,7 +156,7 @@ def test_an_interrupted_preparation_leaves_nothing(make_config, drawn_tree, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(arrays, "tqdm", fail)
+        patch.setattr(array_cache, "tqdm", fail)
         with pytest.raises(KeyboardInterrupt):
             open_dataset(config, tmp_path)
     assert not list(tmp_path.rglob("arrays/*")) and not list(tmp_path.rglob("incomplete*"))
@@ -184,8 +185,11 @@ def test_damage_is_named_and_can_be_mended(make_config, drawn_tree, tmp_path):
         ({"image_size": (0, 32)}, r"data\.image_size="),
         ({"image_size": 224}, r"data\.image_size=224"),
         ({"image_size": (224,)}, r"data\.image_size="),
-        ({"magnification": "100"}, r"data\.magnification=100"),
-        ({"drawn": {"patients": 3}}, r"data\.drawn\.patients: no such parameter"),
+        ({"magnification": "100"}, r"data\.magnification='100': expected a whole number"),
+        (
+            {"drawn": {"patients": 3}},
+            r"data\.drawn\.patients: no such key; did you mean",
+        ),
         ({"drawn": {"size": (1, 1)}}, r"drawn\.size="),
     ],
 )

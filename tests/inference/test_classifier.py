@@ -13,6 +13,7 @@ from PIL import Image
 
 import densenet_flax
 from densenet_flax import InputError
+from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.experiments import run as experiment
@@ -64,7 +65,9 @@ def test_it_says_what_the_evaluation_said(run, drawn):
 
 def test_images_come_to_the_network_as_in_training(config, run, drawn):
     files, _ = drawn
-    dataset = open_dataset(config.data, experiment.cache_directory(config))
+    dataset = open_dataset(
+        DataConfig.from_config(config.data, "data"), experiment.cache_directory(config)
+    )
     classifier = densenet_flax.load_classifier(run)
     row = {name: i for i, name in enumerate(dataset.files)}
     for path in files:

@@ -18,7 +18,7 @@ KNOWN = {
 }
 
 
-def compare(pairs: Iterable[tuple[str, int]], magnification: int = 0) -> str:
+def describe_difference(pairs: Iterable[tuple[str, int]], magnification: int = 0) -> str:
     """Says in one line what is missing or too much; '' if BreakHis is complete.
 
     Args:

@@ -1,300 +1,257 @@
 """What is prepared once: each image checked and hashed, and all of them in one resized array.
 
-The array is mapped by each later run. Data that is streamed does without it and keeps the rest.
+A folder of the cache holds `images.npy`, which each later run maps, and `rows.json`. Streamed
+images need the second file only.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
-from absl import logging
+from jaxtyping import UInt8
 from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.prefetch import prefetch
 from densenet_flax.common.types import JsonDict
-from densenet_flax.data.images import decode as image_files
-from densenet_flax.data.images import stain_normalization as stains
+from densenet_flax.data.images.decode import decode, resize
+from densenet_flax.data.images.image_table import ImageTable
+from densenet_flax.data.images.stain_normalization import Normalizer, make_normalizer
 from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages
 from densenet_flax.storage.atomic import atomic_dir, writing
 
-# In the name of the array: raise it when the same bytes would give other pixels or columns.
-_PIXELS = f"bilinear-pillow{pillow_version.split('.')[0]}-v1"
+# In the name of the folder: raise them when the same images would give other pixels or columns.
+_PIXELS_VERSION = f"bilinear-pillow{pillow_version.split('.')[0]}-v1"
 _COLUMNS_VERSION = "c2"
-_CHUNK = 64
+_ARRAY_FILE = "images.npy"
 
-DUPLICATES = ("keep", "drop", "error")
-BAD_IMAGES = ("error", "skip")
-STORAGES = ("array", "stream")
-
-_ADDRESS = ("file", "source", "number")  # by which readers find an image
+# The columns by which readers find an image.
+_ADDRESS = ("file", "source", "number")
 
 
-def array_name(
-    size: tuple[int, int], chosen: str, stain: JsonDict, on_bad_image: str = "error"
-) -> str:
-    """The name of the folder of an array: all its pixels depend on besides the images."""
-    name = f"{size[0]}x{size[1]}-{chosen}-{_PIXELS}-{_COLUMNS_VERSION}"
-    if stains.active(stain):
-        settings = json.dumps(stain, sort_keys=True)
-        name += f"-{stain['method']}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
-    return name + ("-skip" if on_bad_image == "skip" else "")
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """How the images of a data set are prepared.
+
+    Attributes:
+      size: (height, width) in pixels.
+      stain: normalization between decoding and resizing, as `resolve_settings` returns it.
+      storage: 'array', or 'stream' to keep no pixels and decode images when they are used.
+      on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
+    """
+
+    size: tuple[int, int]
+    stain: JsonDict = dataclasses.field(default_factory=dict)
+    storage: str = "array"
+    on_bad_image: str = "error"
+
+    def array_folder(self, folder: Path, selection: str = "all") -> Path:
+        """Returns the folder of the array, named by all that its pixels depend on.
+
+        Args:
+          folder: a source's cache, which belongs to its images alone.
+          selection: which of the images are in the array.
+        """
+        height, width = self.size
+        name = f"{height}x{width}-{selection}-{_PIXELS_VERSION}-{_COLUMNS_VERSION}"
+        if self.stain:
+            digest = hashlib.sha256(self._stain_key.encode()).hexdigest()
+            name += f"-{self.stain['method']}-{digest[:12]}"
+        return folder / "arrays" / name
+
+    def cache_folder(self, folder: Path, selection: str = "all") -> Path:
+        """Returns the folder of a source's cache, or a second one for 'skip'.
+
+        What is prepared without the bad images must not be found by a run that wants all of them.
+        Where the array of all images exists, none of them is bad, and both use it.
+        """
+        if self.on_bad_image == "skip" and not self.array_folder(folder, selection).is_dir():
+            return folder.with_name(f"{folder.name}-skip")
+        return folder
+
+    @property
+    def fingerprint_prefix(self) -> str:
+        """What a fingerprint depends on besides the images."""
+        return f"{self.size} {_PIXELS_VERSION}" + (f" {self._stain_key}" if self.stain else "")
+
+    @property
+    def _stain_key(self) -> str:
+        return json.dumps(self.stain, sort_keys=True)
 
 
-def open_or_write(
-    target: Path,
+@dataclasses.dataclass(frozen=True)
+class PreparedImages:
+    """Images with their table.
+
+    Attributes:
+      images: mapped read-only, or streamed.
+      table: a row for each image.
+      folder: where the array is, or would be if the images were not streamed.
+    """
+
+    images: Images
+    table: ImageTable
+    folder: Path
+
+    def take(self, rows: Sequence[int], key: str) -> "PreparedImages":
+        """Returns a subset; that of an array is copied to a folder of its own, named with `key`."""
+        table = self.table.take(rows, key)
+        if isinstance(self.images, StreamedImages):
+            return PreparedImages(self.images.take(np.array(rows)), table, self.folder)
+        folder = self.folder.with_name(f"{self.folder.name}-without-{key}")
+        if not folder.is_dir():
+            with atomic_dir(folder) as temporary, writing(folder):
+                images = (self.images[row] for row in rows)
+                _write_array(temporary / _ARRAY_FILE, images, len(rows), self.images.shape[1:3])
+                table.save(temporary)
+        return PreparedImages(_map_array(folder), ImageTable.load(folder), folder)
+
+
+def prepare_images(
+    folder: Path,
+    options: ImageOptions,
     rows: Callable[[], Sequence[Row]],
     read: Reader,
-    size: tuple[int, int],
-    *,
-    stain: JsonDict,
-    storage: str = "array",
-    on_bad_image: str = "error",
     skipped: Callable[[], Sequence[str]] = tuple,
-) -> tuple[Images, dict[str, Any]]:
-    """The images and the columns of a data set, prepared if they are not there yet.
+) -> PreparedImages:
+    """Opens the images of a data set, and prepares them first if that was not done before.
 
     Args:
-      target: the folder of the array. What is streamed needs only the columns, which it takes from
-        there or else keeps in a folder beside it.
-      rows: gives what is known about each image, with `file`; in the order of the array.
-      read: gives the encoded image of a row.
-      size: (height, width) of the images.
-      stain: see `write`.
-      storage: 'array' or 'stream'.
-      on_bad_image: see `write`.
-      skipped: gives what had to be left out before.
-    """
-    place = target
-    if storage == "stream" and not target.is_dir():
-        place = target.with_name(f"{target.name}-stream")
-    if not place.is_dir():
-        found = rows()  # before `skipped`: this is what may leave images out
-        write(
-            place,
-            found,
-            read,
-            size,
-            stain=stain,
-            on_bad_image=on_bad_image,
-            skipped=skipped(),
-            pixels=storage == "array",
-        )
-    columns = load_columns(place)
-    if storage == "array":
-        return load_images(place), columns
-    return StreamedImages(read, _addresses(columns), size, stain), columns
-
-
-def write(
-    target: Path,
-    rows: Sequence[Row],
-    read: Callable[[Row], bytes],
-    size: tuple[int, int],
-    *,
-    stain: JsonDict,
-    on_bad_image: str = "error",
-    skipped: Sequence[str] = (),
-    pixels: bool = True,
-) -> None:
-    """Writes `images.npy` and `rows.json` into a new folder, whole or not at all.
-
-    Args:
-      target: the folder.
-      rows: what is known about each image, with `file`; in the order of the array.
-      read: gives the encoded image of a row; called from one thread.
-      size: (height, width) of the images.
-      stain: normalisation between decoding and resizing; see `make_normalizer`.
-      on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
-      skipped: what had to be left out before.
-      pixels: False to check and hash each image and write `rows.json` alone.
+      folder: of the array. If there is none and the images are streamed, a folder beside it.
+      options: how to prepare them.
+      rows: returns what is known about each image, in the order of the array; called only to
+        prepare.
+      read: returns the encoded image of a row.
+      skipped: returns a line for each image that `rows` had to leave out; called after it.
 
     Raises:
-      InputError: an image cannot be used, the folder cannot be written, or nothing is left.
+      InputError: an image cannot be used, the folder cannot be written, or no image is left.
     """
-    with atomic_dir(target) as temporary:
-        _write(temporary, rows, read, size, stain, on_bad_image, list(skipped), pixels)
+    table_folder = folder
+    if options.storage == "stream" and not folder.is_dir():
+        table_folder = folder.with_name(f"{folder.name}-stream")
+    if not table_folder.is_dir():
+        all_rows = rows()
+        with atomic_dir(table_folder) as temporary, writing(table_folder):
+            write_images(temporary, options, all_rows, read, skipped())
+    table = ImageTable.load(table_folder)
+    if options.storage == "array":
+        return PreparedImages(_map_array(folder), table, folder)
+    columns = {name: np.array(table[name]) for name in _ADDRESS if name in table.columns}
+    images = StreamedImages(read, columns, options.size, options.stain)
+    return PreparedImages(images, table, folder)
 
 
-def _write(
+def write_images(
     folder: Path,
+    options: ImageOptions,
     rows: Sequence[Row],
-    read: Callable[[Row], bytes],
-    size: tuple[int, int],
-    stain: JsonDict,
-    on_bad_image: str,
-    skipped: list[str],
-    keep_pixels: bool,
+    read: Reader,
+    skipped: Sequence[str] = (),
 ) -> None:
-    normalize = stains.make_normalizer(stain)
-    seasoning = f" {json.dumps(stain, sort_keys=True)}" if stains.active(stain) else ""
-    digest = hashlib.sha256(f"{size} {_PIXELS}{seasoning}\n".encode())
+    """Decodes all images once, in threads, and writes the array and the table.
 
-    def work(item: tuple[Row, bytes]) -> tuple[bytes, str, str] | InputError:
-        row, data = item
+    Args:
+      folder: an empty folder.
+      options: how to prepare them.
+      rows: what is known about each image.
+      read: returns the encoded image of a row; called in this thread.
+      skipped: a line for each image that was left out before.
+
+    Raises:
+      InputError: an image cannot be used, or none is left.
+    """
+    normalize = make_normalizer(options.stain)
+    digest = hashlib.sha256(f"{options.fingerprint_prefix}\n".encode())
+    kept: list[Row] = []
+    skipped = list(skipped)
+
+    def process(item: tuple[Row, bytes]) -> _ProcessedImage | InputError:
         try:
-            decoded = image_files.decode(data, row["file"])
+            return _process_image(*item, options, normalize)
         except InputError as error:
-            if on_bad_image == "error":
+            if options.on_bad_image == "error":
                 raise
             return error
-        content = hashlib.sha256(f"{decoded.shape}\n".encode())
-        content.update(decoded.data)
-        image = image_files.resize(normalize(decoded), size).tobytes() if keep_pixels else b""
-        return image, hashlib.sha256(data).hexdigest(), content.hexdigest()
 
-    kept: list[Row] = []
-    bar = tqdm(total=len(rows), desc="Decoding", unit="image", disable=not sys.stderr.isatty())
-    # Written as a stream and not through a mapping: a full disk is then an error and not a crash.
-    place = folder / "images.npy" if keep_pixels else os.devnull
-    with writing(folder), open(place, "wb") as file:
-        _header(file, len(rows), size)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            for start in range(0, len(rows), _CHUNK):
-                some = rows[start : start + _CHUNK]
-                encoded = [(row, read(row)) for row in some]
-                for row, done in zip(some, pool.map(work, encoded), strict=True):
-                    bar.update()
-                    if isinstance(done, InputError):
-                        skipped.append(str(done))
-                        continue
-                    image, encoded_digest, content = done
-                    file.write(image)
-                    digest.update(f"{row['file']}\t{encoded_digest}\n".encode())
-                    kept.append({**row, "content": content})
-        if not kept:
-            raise InputError(f"none of the {len(rows)} images can be used, such as {skipped[0]}")
-        if keep_pixels:  # NumPy leaves room in the header for the number of rows to change
-            file.seek(0)
-            _header(file, len(kept), size)
-        columns: dict[str, Any] = {key: [row[key] for row in kept] for key in kept[0]}
-        columns |= {"fingerprint": digest.hexdigest(), "skipped": skipped}
-        (folder / "rows.json").write_text(json.dumps(columns))
+    def processed_images() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        encoded = ((row, read(row)) for row in rows)
+        results = prefetch(process, encoded, depth=4 * (os.cpu_count() or 1))
+        with tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty()) as bar:
+            for row, result in zip(bar, results, strict=True):
+                if isinstance(result, InputError):
+                    skipped.append(str(result))
+                    continue
+                digest.update(f"{row['file']}\t{result.encoded_digest}\n".encode())
+                kept.append({**row, "content": result.content_digest})
+                if result.pixels is not None:
+                    yield result.pixels
 
-
-def load_images(target: Path) -> np.ndarray:
-    """The images, mapped read-only."""
-    try:
-        return np.load(target / "images.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{target}: cannot be read ({error}); remove this folder") from error
-
-
-def load_columns(target: Path) -> dict[str, Any]:
-    """What is known about each image, with `fingerprint` and `skipped`."""
-    try:
-        return json.loads((target / "rows.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{target}: cannot be read ({error}); remove this folder") from error
-
-
-def check_choice(key: str, value: Any, choices: Sequence[str]) -> str:
-    """Refuses a value that is none of the choices."""
-    if value not in choices:
-        raise InputError(f"{key}={value!r}: expected one of {', '.join(choices)}")
-    return value
-
-
-def without_doubles(
-    target: Path,
-    images: Images,
-    columns: dict[str, Any],
-    labels: Sequence[Any],
-    policy: str,
-    name: str,
-) -> tuple[Images, dict[str, Any], list[int], list[str]]:
-    """Finds images with the same pixels and does with them what the policy says.
-
-    With 'drop' the first of several stays, or none if they have different labels, as nobody
-    can tell which is right. The rest of an array is copied to a folder of its own beside `target`.
-
-    Args:
-      target: the folder that the array came from.
-      images: the array, or what is streamed.
-      columns: its columns, with `content`.
-      labels: the label of each row.
-      policy: 'keep', 'drop' or 'error'.
-      name: what messages call the data.
-
-    Returns:
-      (images, columns, the rows that were kept, notes for the reader).
-
-    Raises:
-      InputError: there are doubles, and the policy is 'error'.
-    """
-    same = defaultdict(list)
-    for row, content in enumerate(columns["content"]):
-        same[content].append(row)
-    doubles = [rows for rows in same.values() if len(rows) > 1]
-    everything = list(range(len(labels)))
-    if not doubles:
-        return images, columns, everything, []
-    first, second = (columns["file"][row] for row in doubles[0][:2])
-    contradicting = [rows for rows in doubles if len({labels[row] for row in rows}) > 1]
-    what = (
-        f"{len(doubles)} image(s) appear more than once, such as {first} and {second}; "
-        f"{len(contradicting)} of them under different labels"
-    )
-    if policy == "error":
-        raise InputError(f"{name}: {what}; remove them, or set data.duplicates='drop'")
-    if policy == "keep":
-        note = f"{what}. All are kept"
-        return images, columns, everything, [note]
-    dropped = {row for rows in doubles for row in rows[1:]}
-    dropped |= {rows[0] for rows in contradicting}
-    kept = [row for row in everything if row not in dropped]
+    if options.storage == "array":
+        _write_array(folder / _ARRAY_FILE, processed_images(), len(rows), options.size)
+    else:
+        for _ in processed_images():
+            pass  # there are no pixels to write
     if not kept:
-        raise InputError(f"{name}: {what}; nothing is left without them")
-    note = f"{what}. {len(dropped)} files were left out"
-    key = hashlib.sha256(json.dumps(sorted(dropped)).encode()).hexdigest()[:12]
-    short = _columns_of(columns, kept, key)
-    if isinstance(images, StreamedImages):
-        return images.take(np.array(kept)), short, kept, [note]
-    place = target.with_name(f"{target.name}-without-{key}")
-    if not place.is_dir():
-        with atomic_dir(place) as temporary, writing(temporary):
-            _copy(temporary, images, short, kept)
-    return load_images(place), load_columns(place), kept, [note]
+        raise InputError(f"none of the {len(rows)} images can be used, such as {skipped[0]}")
+    columns = {key: [row[key] for row in kept] for key in kept[0]}
+    ImageTable(columns, digest.hexdigest(), skipped).save(folder)
 
 
-def log_skipped(name: str, skipped: Sequence[str]) -> list[str]:
-    """Logs the images that were left out and returns a note about them."""
-    for line in skipped:
-        logging.warning("%s: left out: %s", name, line)
-    if not skipped:
-        return []
-    return [f"{len(skipped)} image(s) could not be used and were left out: {skipped[0]}"]
+@dataclasses.dataclass(frozen=True)
+class _ProcessedImage:
+    pixels: UInt8[np.ndarray, "H W 3"] | None
+    encoded_digest: str
+    content_digest: str
 
 
-def _columns_of(columns: dict[str, Any], kept: list[int], key: str) -> dict[str, Any]:
-    fingerprint = hashlib.sha256(f"{columns['fingerprint']} without {key}".encode()).hexdigest()
-    of_rows = {
-        name: [column[row] for row in kept]
-        for name, column in columns.items()
-        if name not in ("fingerprint", "skipped")
-    }
-    return {**of_rows, "fingerprint": fingerprint, "skipped": columns["skipped"]}
+def _process_image(
+    row: Row, encoded: bytes, options: ImageOptions, normalize: Normalizer
+) -> _ProcessedImage:
+    decoded = decode(encoded, row["file"])
+    content = hashlib.sha256(f"{decoded.shape}\n".encode())
+    content.update(decoded.data)
+    pixels = None
+    if options.storage == "array":
+        pixels = resize(normalize(decoded), options.size)
+    return _ProcessedImage(pixels, hashlib.sha256(encoded).hexdigest(), content.hexdigest())
 
 
-def _copy(folder: Path, images: Images, columns: dict[str, Any], kept: list[int]) -> None:
-    with open(folder / "images.npy", "wb") as file:
-        _header(file, len(kept), images.shape[1:3])
-        for row in kept:
-            file.write(images[row].tobytes())
-    (folder / "rows.json").write_text(json.dumps(columns))
+def _write_array(
+    path: Path,
+    images: Iterable[UInt8[np.ndarray, "H W 3"]],
+    expected_count: int,
+    size: tuple[int, ...],
+) -> None:
+    """Writes a .npy file of images; fewer may come than were expected.
+
+    As a stream and not through a mapping: a full disk is then an error and not a crash.
+    """
+    count = 0
+    with open(path, "wb") as file:
+        _write_header(file, expected_count, size)
+        for image in images:
+            file.write(image.tobytes())
+            count += 1
+        # NumPy pads the header, so that one with another number of rows takes the same room.
+        file.seek(0)
+        _write_header(file, count, size)
 
 
-def _addresses(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.array(columns[name]) for name in _ADDRESS if name in columns}
-
-
-def _header(file: Any, count: int, size: tuple[int, ...]) -> None:
+def _write_header(file: IO[bytes], count: int, size: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
     np.lib.format.write_array_header_1_0(file, header)
+
+
+def _map_array(folder: Path) -> UInt8[np.ndarray, "N H W 3"]:
+    try:
+        return np.load(folder / _ARRAY_FILE, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: cannot be read ({error}); remove this folder") from error

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import open_dataset
+from densenet_flax.data import DataConfig, open_dataset
 from densenet_flax.data.augmentation.preview import _view, choose_rows, write_preview
 from densenet_flax.data.augmentation.views import AugmentSettings, augment, settings_for
 from densenet_flax.experiments import run as experiment
@@ -21,7 +21,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(config):
-    return open_dataset(config.data, config.cache_dir)
+    return open_dataset(DataConfig.from_config(config.data, "data"), config.cache_dir)
 
 
 def test_classes_take_turns_and_patients_come_first(dataset):

@@ -1,5 +1,6 @@
 """What there is to know about all of BreakHis: its counts, its subtypes, its doubles."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -18,10 +19,10 @@ def pairs(dataset):
 def test_the_known_counts_are_those_of_the_fold_files(breakhis_folds):
     there = pairs(dataset_of_names(list_file_names(breakhis_folds / "dsfold1.txt")))
     assert sum(map(sum, counts.KNOWN.values())) == len(there) == 7909
-    assert counts.compare(there) == ""
-    assert counts.compare([pair for pair in there if pair[1] == 100], 100) == ""
+    assert counts.describe_difference(there) == ""
+    assert counts.describe_difference([pair for pair in there if pair[1] == 100], 100) == ""
     some = [*sorted(there)[1:], ("adenosis", 400)]
-    assert counts.compare(some) == (
+    assert counts.describe_difference(some) == (
         "7909 of 7909 images; missing: adenosis 40X 1; beyond the known: adenosis 400X 1"
     )
 
@@ -29,7 +30,7 @@ def test_the_known_counts_are_those_of_the_fold_files(breakhis_folds):
 def test_eight_classes_from_the_same_prepared_data(make_config, drawn_tree, tmp_path):
     config = make_config(name="breakhis", path=str(drawn_tree))
     two = open_dataset(config, tmp_path)
-    eight = open_dataset(make_config(**config.to_dict() | {"labels": "subtype"}), tmp_path)
+    eight = open_dataset(dataclasses.replace(config, labels="subtype"), tmp_path)
     assert len(eight.class_names) == 8 and eight.class_names[5] == "lobular_carcinoma"
     names = np.array(eight.class_names)[eight.labels]
     np.testing.assert_array_equal(names, two.columns["subtype"])

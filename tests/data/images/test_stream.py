@@ -15,9 +15,9 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data import batches, epoch_order, open_dataset
-from densenet_flax.data.breakhis import prepare
-from densenet_flax.data.images import array_cache as arrays
+from densenet_flax.data.images import array_cache
 from densenet_flax.data.images.stream import StreamedImages, prefetch_images
+from densenet_flax.data.sources.breakhis import BreakHisSource
 
 
 @pytest.fixture(params=["breakhis", "folder"])
@@ -82,14 +82,14 @@ def test_a_second_run_prepares_nothing_and_an_array_serves_both(
     config = make_config(name="breakhis", path=str(drawn_tree), storage="stream")
     first = open_dataset(config, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_records", None)
-        patch.setattr(arrays, "write", None)
+        patch.setattr(BreakHisSource, "_prepare_records", None)
+        patch.setattr(array_cache, "write_images", None)
         again = open_dataset(config, tmp_path)
     assert again.fingerprint == first.fingerprint
     open_dataset(make_config(name="breakhis", path=str(drawn_tree)), tmp_path)
     for folder in tmp_path.rglob("*-stream"):
         shutil.rmtree(folder)
-    monkeypatch.setattr(arrays, "write", None)
+    monkeypatch.setattr(array_cache, "write_images", None)
     served = open_dataset(config, tmp_path)
     np.testing.assert_array_equal(served.images[:], first.images[:])
 
@@ -219,7 +219,7 @@ def test_a_stain_is_normalised_alike(make_config, drawn_tree, tmp_path):
 
 
 def test_bad_settings(make_config, tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"data\.storage='disk': expected one of array, stream"):
+    with pytest.raises(InputError, match=r"data\.storage='disk': expected one of 'array'"):
         open_dataset(make_config(storage="disk"), tmp_path)
     with pytest.raises(InputError, match=r"data\.workers=-1"):
         open_dataset(make_config(workers=-1), tmp_path)
@@ -233,17 +233,15 @@ PROGRAM = """
 import sys
 from absl import app, flags
 import numpy as np
-from densenet_flax.data import open_dataset
+from densenet_flax.data import DataConfig, open_dataset
 from densenet_flax.data.images.stream import prefetch_images
-from ml_collections import ConfigDict
 
 PATH = flags.DEFINE_string("path", None, "data")
 
 def main(_):
     import jax
     jax.numpy.zeros(1).block_until_ready()
-    config = ConfigDict({"name": "breakhis", "path": PATH.value, "image_size": (24, 32),
-                         "magnification": 0, "storage": "stream"})
+    config = DataConfig(path=PATH.value, image_size=(24, 32), storage="stream")
     dataset = open_dataset(config, sys.path[0])
     lists = [np.array([0, 3]), np.array([5])]
     for ids, images in zip(lists, prefetch_images(dataset.images, lists, workers=2), strict=True):

@@ -114,7 +114,7 @@ def test_encodings_and_separators(root, encoding, comma):
         ("normal/n0_0.png", "grün", "Müller"),
         ("tumour/t0_0.png", "rot", "Özil"),
     ]
-    assert listing.unlisted == 18 and listing.columns == {"patient"}
+    assert listing.images_not_in_table == 18 and listing.columns == {"patient"}
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_encodings_and_separators(root, encoding, comma):
         ("file,klasse\na,b", "has no column 'label', only file, klasse"),
         ("file,label,label\n", "a column appears twice"),
         ("file,label\n", "a header and no rows"),
-        ("file,label\ngone.png,normal", r"row 2: gone\.png is no image in"),
-        ("file,label\n../tiles.csv,normal", r"row 2: \.\./tiles\.csv is no image in"),
+        ("file,label\ngone.png,normal", r"row 2: gone\.png is not an image in"),
+        ("file,label\n../tiles.csv,normal", r"row 2: \.\./tiles\.csv is not an image in"),
         ("file,label\nn0_0.png,", "row 2: no label"),
         ("file,label,patient\nn0_0.png,a,", "row 2: no patient"),
         ("file,label\nn0_0.png,a,b", "row 2: has 3 cells where the header has 2"),
-        ("file,label\nn0_0.png,a\nnormal/n0_0.png,b", "row 3: normal/n0_0.png stands in row 2"),
+        ("file,label\nn0_0.png,a\nnormal/n0_0.png,b", "row 3: normal/n0_0.png is in row 2 already"),
         ("file,label\nsame.png,a", "same.png is the name of normal/same.png and of tumour/same"),
         ("file,label,split\nn0_0.png,a,holdout", "row 2: split 'holdout'"),
     ],
@@ -246,7 +246,7 @@ def test_doubles_are_found_by_their_pixels(opened, root):
 def test_places_that_are_no_data_set(opened, root, make_config, tmp_path):
     (empty := tmp_path / "empty").mkdir()
     Image.new("RGB", (9, 9)).save(root / "loose.png")
-    with pytest.raises(InputError, match=r"loose\.png: lies in no class folder"):
+    with pytest.raises(InputError, match=r"loose\.png: is not in a class folder"):
         opened()
     with pytest.raises(InputError, match="no images in it"):
         list_folder(empty)

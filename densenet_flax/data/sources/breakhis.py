@@ -1,0 +1,155 @@
+"""BreakHis: from raw files to a prepared TFDS data set to images of one size."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.breakhis import VERSION
+from densenet_flax.data.breakhis.counts import describe_difference
+from densenet_flax.data.breakhis.layout import find_source, source_key
+from densenet_flax.data.breakhis.names import class_names, patient_groups
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.images.array_cache import ImageOptions
+from densenet_flax.data.images.image_table import ImageTable
+from densenet_flax.data.images.stream import Row
+from densenet_flax.data.sources.record_reader import RecordReader, quiet_unless_terminal
+from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.storage.atomic import write_text, writing
+
+_SKIPPED = "skipped.json"
+
+
+class BreakHisSource(Source):
+    """The images of a folder or archive with BreakHis's names.
+
+    Everything is kept in `<cache>/tfds/<key of the listing>`: a folder that changed is prepared
+    again, and two folders never mix.
+    """
+
+    def __init__(self, path: Path, config: DataConfig, cache: Path, options: ImageOptions):
+        """Finds the images; if they are to be streamed, also prepares their records.
+
+        Args:
+          path: the archive, or any folder above the images.
+          config: has `name`, `labels`, `magnification` and `require_complete`.
+          cache: where prepared data is kept.
+          options: how images are prepared.
+
+        Raises:
+          InputError: there are no images, one is bad, or the cache cannot be written.
+        """
+        self._path, self._config, self._options = path, config, options
+        self._raw_files = find_source(path)
+        selection = f"{config.magnification}X" if config.magnification else "all"
+        self._folder = options.cache_folder(
+            cache / "tfds" / source_key(self._raw_files)[:20], selection
+        )
+        self.array_folder = options.array_folder(self._folder, selection)
+        self.class_names = class_names(config.labels)
+        records = self._folder / "breakhis" / VERSION  # where the builder puts them
+        self.read = RecordReader(str(records), "image")
+        if options.storage == "stream" and not records.is_dir():
+            self._prepare_records()
+
+    def rows(self) -> list[Row]:
+        """Lists the images of the chosen magnification by file name."""
+        records, subtypes = self._prepare_records(), class_names("subtype")
+        rows: list[Row] = []
+        for number in range(len(records)):
+            record = records[number]
+            row = {
+                "label": int(record["label"]),
+                "subtype": subtypes[record["subtype"]],
+                "magnification": int(record["magnification"]),
+                "slide_id": record["slide_id"].decode(),
+                "case": record["case"].decode(),
+                "sequence": int(record["sequence"]),
+                "file": record["file"].decode(),
+                "number": number,
+            }
+            rows.append(row)
+        rows.sort(key=lambda row: row["file"])
+        magnification = self._config.magnification
+        chosen = [row for row in rows if magnification in (0, row["magnification"])]
+        if not chosen:
+            known = sorted({row["magnification"] for row in rows})
+            raise InputError(
+                f"data.magnification={magnification}: {self._raw_files} has no such images, only "
+                f"{', '.join(map(str, known))}; choose one of these, or 0 for all"
+            )
+        return chosen
+
+    def skipped(self) -> Sequence[str]:
+        """Returns a line for each image that is not in the records."""
+        path = self._folder / _SKIPPED
+        return json.loads(path.read_text()) if path.is_file() else ()
+
+    def annotate(self, table: ImageTable) -> Annotations:
+        """Takes what the file names say from the table."""
+        classes = table["label"]
+        if self._config.labels == "subtype":
+            classes = [self.class_names.index(subtype) for subtype in table["subtype"]]
+        columns = {
+            "subtype": np.array(table["subtype"], str),
+            "magnification": np.array(table["magnification"], np.int32),
+            "slide_id": np.array(table["slide_id"], str),
+            "case": np.array(table["case"], str),
+            "sequence": np.array(table["sequence"], np.int32),
+        }
+        groups = patient_groups(table["subtype"], table["slide_id"], table["case"])
+        return Annotations(classes, groups, columns, notes=self._check_complete(table))
+
+    def _check_complete(self, table: ImageTable) -> Sequence[str]:
+        if self._config.name != "breakhis":  # drawn tiles are as many as they were asked to be
+            return ()
+        tiles = zip(table["subtype"], table["magnification"], strict=True)
+        difference = describe_difference(tiles, self._config.magnification)
+        if difference and self._config.require_complete:
+            raise InputError(
+                f"{self._path}: not all of BreakHis: {difference}; complete it, or set "
+                "data.require_complete=False"
+            )
+        return (f"not all of BreakHis: {difference}",) if difference else ()
+
+    def _prepare_records(self) -> Sequence[dict[str, Any]]:
+        """Opens the prepared TFDS data set, prepared first if that was not done before."""
+        import tensorflow_datasets as tfds  # here, as it takes half a second that later runs save
+
+        builder = self._open_builder()
+        if not builder.data_path.exists():
+            logging.info("Preparing %s; this is done once", self._raw_files)
+            try:
+                with writing(self._folder), quiet_unless_terminal():
+                    builder.download_and_prepare(download_dir=self._folder / "downloads")
+                if builder.skipped:
+                    write_text(self._folder / _SKIPPED, json.dumps(builder.skipped))
+            except RuntimeError as error:  # ArrayRecord's way to say that a write failed
+                reason = str(error).partition("\n")[0]
+                raise InputError(
+                    f"{self._folder}: cannot write here ({reason}); free some space or choose "
+                    "another directory"
+                ) from error
+            except InputError:
+                # TFDS cannot rename its finished folder if another process was first. The other
+                # folder is complete, as it got its name in the same way.
+                if not builder.data_path.exists():
+                    raise
+            builder = self._open_builder()
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        return builder.as_data_source(split="train", decoders=decoders)
+
+    def _open_builder(self) -> Any:
+        from densenet_flax.data.breakhis.breakhis_dataset_builder import Builder
+
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return Builder(
+                data_dir=self._folder,
+                source=self._raw_files,
+                on_bad_image=self._options.on_bad_image,
+            )

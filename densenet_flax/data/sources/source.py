@@ -1,0 +1,82 @@
+"""What the places that images come from have in common."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
+
+from densenet_flax.data.images.image_table import ImageTable
+from densenet_flax.data.images.stream import Reader, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """What a source states about images, in their order; see `Dataset` for the meaning.
+
+    Attributes:
+      labels: the label of each image.
+      groups: as `Dataset.groups`.
+      columns: as `Dataset.columns`.
+      patients_known: as `Dataset.patients_known`.
+      notes: what a reader of results should know.
+    """
+
+    labels: Sequence[int]
+    groups: Mapping[str, Shaped[np.ndarray, "N"]]
+    columns: Mapping[str, Shaped[np.ndarray, "N"]] = dataclasses.field(default_factory=dict)
+    patients_known: bool = True
+    notes: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls, labels: Sequence[int], table: ImageTable, columns: Mapping[str, Sequence[str]]
+    ) -> "Annotations":
+        """Annotations of images that may or may not come with patients and sites.
+
+        Args:
+          labels: the label of each image.
+          table: has the names of the images, each of which is a patient if nothing else says.
+          columns: what is known: 'patient', 'site', 'split'.
+        """
+        arrays = {name: np.array(column, str) for name, column in columns.items()}
+        # A patient has one site, so sites are the coarser groups.
+        groups: dict[str, np.ndarray] = {
+            name: arrays.pop(name) for name in ("site", "patient") if name in arrays
+        }
+        if "patient" in groups:
+            return cls(labels, groups, arrays)
+        groups["patient"] = np.array(table["file"], str)
+        note = "nothing says whose the images are: each counts as a patient of its own"
+        return cls(labels, groups, arrays, patients_known=False, notes=(note,))
+
+
+class Source(abc.ABC):
+    """Where images come from.
+
+    What preparation needs of each image is a `Row`, which is kept in the table of the prepared
+    images, so that a later run does not list them again.
+
+    Attributes:
+      class_names: the name of each label.
+      array_folder: where prepared images are kept.
+      read: returns the encoded image of a row.
+    """
+
+    class_names: tuple[str, ...]
+    array_folder: Path
+    read: Reader
+
+    @abc.abstractmethod
+    def rows(self) -> list[Row]:
+        """Lists the images in the order that they get; may take long."""
+
+    def skipped(self) -> Sequence[str]:
+        """Returns a line for each image that `rows` had to leave out."""
+        return ()
+
+    @abc.abstractmethod
+    def annotate(self, table: ImageTable) -> Annotations:
+        """Says what is known about prepared images."""

@@ -1,0 +1,135 @@
+"""Any image-classification data set of TFDS by name; images stay encoded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.images.array_cache import ImageOptions
+from densenet_flax.data.images.image_files import listing_digest
+from densenet_flax.data.images.image_table import ImageTable
+from densenet_flax.data.images.stream import Row
+from densenet_flax.data.sources.record_reader import RecordReader, quiet_unless_terminal
+from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.data.sources.tfds_local_files import local_files
+
+# Other names that data sets have for the splits.
+_SPLITS = {"valid": "validation", "val": "validation"}
+
+
+class TfdsSource(Source):
+    """The examples of all splits of a TFDS data set."""
+
+    def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):
+        """Opens the data set, and lets TFDS prepare it if that was not done before.
+
+        Args:
+          config: `name` is 'tfds:' and a name that `tfds.builder` takes, such as 'patch_camelyon'
+            or 'colorectal_histology/1.0.0'; `path` and `patient_key` are used too.
+          cache: where prepared images are kept.
+          options: how they are prepared.
+
+        Raises:
+          InputError: there is no such data set, it cannot be prepared or read, or it is not one of
+            images and classes.
+        """
+        import tensorflow_datasets as tfds
+
+        name = config.name.removeprefix("tfds:")
+        builder = _open_builder(name, config.path)
+        features = builder.info.features
+        image_key = _find_feature(name, features, tfds.features.Image, "image")
+        self._label_key = _find_feature(name, features, tfds.features.ClassLabel, "label")
+        self._patient_key = config.patient_key
+        if self._patient_key and self._patient_key not in features:
+            raise InputError(
+                f"data.patient_key={self._patient_key!r}: {name} has {', '.join(features)}"
+            )
+        self.class_names = tuple(features[self._label_key].names)
+        self._records: dict[str, Sequence[dict[str, Any]]] = {}
+        decoders = {image_key: tfds.decode.SkipDecoding()}
+        for split in sorted(builder.info.splits):
+            try:
+                self._records[split] = builder.as_data_source(split=split, decoders=decoders)
+            except (NotImplementedError, ValueError, ImportError) as error:
+                reason = str(error).partition("\n")[0]
+                raise InputError(
+                    f"{name}: cannot be read at random ({reason}); prepare it again with "
+                    "file_format='array_record'"
+                ) from error
+        folder = Path(builder.data_path)
+        self.read = RecordReader(str(folder), image_key)
+        key = listing_digest(folder, {path.name: path for path in sorted(folder.iterdir())})[:20]
+        folder = cache / "tfds" / f"{key}-{self._patient_key or 'nobody'}"
+        self.array_folder = options.array_folder(options.cache_folder(folder))
+
+    def rows(self) -> list[Row]:
+        """Lists the images in the order of splits and records."""
+        rows = []
+        for split, records in self._records.items():
+            for number in range(len(records)):
+                record = records[number]
+                row = {
+                    "file": f"{split}/{number:07d}",
+                    "source": split,
+                    "number": number,
+                    "label": int(record[self._label_key]),
+                    "split": _SPLITS.get(split, split),
+                }
+                if self._patient_key:
+                    patient = record[self._patient_key]
+                    is_text = isinstance(patient, bytes)
+                    row["patient"] = patient.decode() if is_text else str(patient)
+                rows.append(row)
+        return rows
+
+    def annotate(self, table: ImageTable) -> Annotations:
+        """Takes labels, patients and splits from the table."""
+        columns = {name: table[name] for name in ("patient", "split") if name in table.columns}
+        if not {"train", "test"} <= set(columns["split"]):
+            del columns["split"]  # a single split with everything does not say what to test on
+        return Annotations.of(table["label"], table, columns)
+
+
+def _open_builder(name: str, data_dir: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    folder = str(Path(data_dir).expanduser()) if data_dir else None
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+        if not builder.data_path.exists():
+            builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+            logging.info("Preparing %s with TFDS; this is done once", name)
+            with quiet_unless_terminal(), local_files():
+                builder.download_and_prepare()
+        return builder
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(
+            f"tfds:{name}: TFDS needs {error.name or error} to prepare it; install that, prepare "
+            "it once with file_format='array_record', and it is not needed again"
+        ) from error
+    except Exception as error:  # TFDS and its downloads document no exceptions
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"data.name='tfds:{name}': TFDS cannot open or prepare it ({reason}); see the names at "
+            "https://www.tensorflow.org/datasets/catalog, or prepare it elsewhere and give its "
+            "folder as data.path"
+        ) from error
+
+
+def _find_feature(name: str, features: Any, feature_type: type, preferred: str) -> str:
+    """Returns the key of the feature of a type: the preferred one, or the only one."""
+    keys = [key for key, feature in features.items() if isinstance(feature, feature_type)]
+    if preferred in keys:
+        return preferred
+    if len(keys) != 1:
+        raise InputError(
+            f"tfds:{name}: expected one feature of type {preferred}, found "
+            f"{', '.join(keys) or 'none'} among {', '.join(features)}"
+        )
+    return keys[0]
