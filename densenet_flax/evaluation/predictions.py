@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -24,6 +24,9 @@ _SUM_TOLERANCE = 0.01
 # Default of the columns that may be unknown. `__post_init__` puts an array in its place, so that
 # readers of the field need not ask; Any, because a field has one type for what goes in and out.
 _UNKNOWN: Any = None
+
+# P(positive), or a row with a number for each of more than two classes.
+Probability: TypeAlias = Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +55,10 @@ class Predictions:
     file: Shaped[np.ndarray, " N"]
     patient: Shaped[np.ndarray, " N"]
     label: Int[np.ndarray, " N"]
-    probability: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
+    probability: Probability
     class_names: tuple[str, ...] = CLASS_NAMES
     threshold: float = 0.5
-    calibrated: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"] | None = None
+    calibrated: Probability | None = None
     subtype: Shaped[np.ndarray, " N"] = _UNKNOWN
     magnification: Int[np.ndarray, " N"] = _UNKNOWN
     slide: Shaped[np.ndarray, " N"] = _UNKNOWN
@@ -143,9 +146,7 @@ class Predictions:
         """Predicted class index of each image."""
         return self.decide(self.probability)
 
-    def decide(
-        self, probability: Float[np.ndarray, " M"] | Float[np.ndarray, "M K"]
-    ) -> Int[np.ndarray, " M"]:
+    def decide(self, probability: Probability) -> Int[np.ndarray, " N"]:
         """Returns the class index for each row of probabilities.
 
         Of two classes 1 where `probability >= threshold`; of more the likeliest, the first of

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from densenet_flax.evaluation.metrics.sample import Rows
+from densenet_flax.evaluation.metrics.sample import Rows, Values, Weights
 
 METRICS = (
     "accuracy",
@@ -30,8 +30,8 @@ _CHUNK = 1_000_000
 
 
 def binary_metrics(
-    rows: Rows, weights: Float[np.ndarray, "R P"], names: Sequence[str] = METRICS
-) -> dict[str, Float[np.ndarray, " R"]]:
+    rows: Rows, weights: Weights, names: Sequence[str] = METRICS
+) -> dict[str, Values]:
     """Computes metrics of each resample.
 
     Args:
@@ -48,7 +48,7 @@ def binary_metrics(
 
 def threshold_metrics(
     confusion: Float[np.ndarray, "R 2 2"],
-) -> dict[str, Float[np.ndarray, " R"]]:
+) -> dict[str, Values]:
     """Computes what follows from the confusion matrix (true class, predicted class)."""
     (tn, fp), (fn, tp) = np.moveaxis(confusion, 0, -1)
     # With one class only, precision, F1 and average precision could still be computed, but their
@@ -72,9 +72,9 @@ def ranking_metrics(
     positive: Bool[np.ndarray, " N"],
     score: Float[np.ndarray, " N"],
     patient: Int[np.ndarray, " N"],
-    weights: Float[np.ndarray, "R P"],
+    weights: Weights,
     names: Sequence[str] = ("roc_auc", "pr_auc"),
-) -> dict[str, Float[np.ndarray, " R"]]:
+) -> dict[str, Values]:
     """Computes ROC-AUC and average precision of each resample.
 
     ROC-AUC is the share of pairs of a positive and a negative row in which the positive has the
@@ -103,7 +103,7 @@ def _counts_by_score(
     positive: Bool[np.ndarray, " N"],
     score: Float[np.ndarray, " N"],
     patient: Int[np.ndarray, " N"],
-    weights: Float[np.ndarray, "R P"],
+    weights: Weights,
 ) -> Iterator[tuple[Float[np.ndarray, "r U"], Float[np.ndarray, "r U"]]]:
     """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples."""
     order = np.argsort(-score, kind="stable")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy import stats
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation.metrics.sample import Sample
+from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -80,18 +80,14 @@ class Bootstrap:
 
     def describe(self) -> BootstrapDescription:
         """Returns the settings for metrics.json."""
-        return {
-            "method": METHOD,
-            "level": self.level,
-            "resamples": self.resamples,
-            "seed": self.seed,
-        }
+        resamples, seed = self.resamples, self.seed
+        return {"method": METHOD, "level": self.level, "resamples": resamples, "seed": seed}
 
-    def draw(self, sample: Sample) -> Float[np.ndarray, "R P"]:
+    def draw(self, sample: Sample) -> Weights:
         """Returns how often each patient is in each resample."""
         return draw_patients(strata(sample), self.resamples, self.seed)
 
-    def interval(self, values: Float[np.ndarray, " R"], basis: Basis) -> Interval:
+    def interval(self, values: Values, basis: Basis) -> Interval:
         """Returns percentiles of the values that exist, widened for few patients."""
         defined = values[np.isfinite(values)]
         undefined = len(values) - len(defined)
@@ -117,13 +113,13 @@ class Bootstrap:
         return float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(plain, _freedom(basis))))
 
 
-def p_value(differences: Float[np.ndarray, " R"], basis: Basis) -> float:
+def p_value(differences: Values, basis: Basis) -> float:
     """Returns the two-sided bootstrap p-value of a difference.
 
     This is twice the share of the resamples on the far side of 0. One is added to the counts,
     because no number of resamples can show that something never happens (Davison and Hinkley,
     section 4.2). For few patients the share is enlarged by the inverse of `Bootstrap.tail`, so
-    that p falls below 1 − level exactly where the interval excludes 0.
+    that p falls below 1 − level where the interval excludes 0.
     """
     defined = differences[np.isfinite(differences)]
     # Where two values are equal, rounding leaves ±1e-17 of their difference; that counts as 0.
@@ -164,14 +160,8 @@ def strata(sample: Sample) -> Int[np.ndarray, " P"]:
     return np.where(np.isin(label, single), -2, label)
 
 
-def draw_patients(
-    stratum: Int[np.ndarray, " P"], resamples: int, seed: int
-) -> Float[np.ndarray, "R P"]:
-    """Draws patients with replacement within their stratum.
-
-    Returns:
-      How often each patient is drawn in each resample.
-    """
+def draw_patients(stratum: Int[np.ndarray, " P"], resamples: int, seed: int) -> Weights:
+    """Draws patients with replacement within their stratum; returns how often each is drawn."""
     random = np.random.default_rng(seed)
     weights = np.zeros((resamples, len(stratum)))
     for group in np.unique(stratum):

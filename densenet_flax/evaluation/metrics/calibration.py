@@ -14,11 +14,9 @@ from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.intervals import mean_intervals
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
-from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.predictions import Predictions, Probability
 
 BINS = 15
-
-Probability = Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
 
 
 class Bin(TypedDict, total=False):
@@ -32,15 +30,6 @@ class Bin(TypedDict, total=False):
     accuracy_interval: list[float | None] | None
 
 
-class CalibrationReport(TypedDict):
-    """The calibration in metrics.json."""
-
-    bins: int
-    test: JsonDict
-    validation: JsonDict | None
-    undefined: dict[str, str]
-
-
 class _Binary(NamedTuple):
     """A yes-or-no outcome per image, and the probability that was predicted for it."""
 
@@ -50,13 +39,10 @@ class _Binary(NamedTuple):
 
 def calibration_report(
     predictions: Predictions, validation: Predictions | None, bootstrap: Bootstrap
-) -> CalibrationReport:
-    """Returns the calibration of the test images with intervals, and of the validation images.
+) -> JsonDict:
+    """Returns 'calibration' of metrics.json: of the test images with intervals, and of validation.
 
-    Args:
-      predictions: The test images.
-      validation: The images that the temperature was fitted on.
-      bootstrap: How to resample the patients of the test images.
+    On the validation images the temperature was fitted, so theirs is too good.
     """
     stages = {"before": predictions.probability}
     if predictions.calibrated is not None:
@@ -173,8 +159,8 @@ def _add_bin_intervals(
     basis = basis_of(sample, "", predictions.class_names)
     weights = bootstrap.draw(sample)
     member = np.eye(len(rows))[_bin_index(binary.probability, len(rows))]
-    count = weights @ sample.sum_by_patient(member)
-    positive = weights @ sample.sum_by_patient(member * binary.outcome[:, None])
+    count = weights @ sample.image.sum_by_patient(member)
+    positive = weights @ sample.image.sum_by_patient(member * binary.outcome[:, None])
     with np.errstate(invalid="ignore"):
         share = positive / count
     for i, row in enumerate(rows):

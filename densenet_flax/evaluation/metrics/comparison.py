@@ -1,7 +1,6 @@
 """Two networks on the same test images: the gain of the second, and whether it could be chance."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +17,7 @@ from densenet_flax.evaluation.metrics.bootstrap import (
     Interval,
     p_value,
 )
-from densenet_flax.evaluation.metrics.metric_set import level_values, metric_set
+from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
 from densenet_flax.evaluation.metrics.point_metrics import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
@@ -33,13 +32,6 @@ class Difference(Interval):
     p: float
 
 
-class Thresholds(TypedDict):
-    """The threshold of each network."""
-
-    a: float
-    b: float
-
-
 class Comparison(BootstrapDescription):
     """Two networks compared, ready for JSON.
 
@@ -49,7 +41,7 @@ class Comparison(BootstrapDescription):
 
     n: int
     patients: int
-    thresholds: Thresholds | None
+    thresholds: dict[str, float] | None
     image: JsonDict
     patient: JsonDict
 
@@ -81,8 +73,10 @@ def compare(
     samples = [sample_of(table) for table in tables]
     weights = bootstrap.draw(samples[0])
     points = [level_metrics(sample, class_names) for sample in samples]
-    values = [level_values(sample, weights) for sample in samples]
-    thresholds: Thresholds = {"a": tables[0].threshold, "b": tables[1].threshold}
+    values = [
+        {"image": image_values(sample, weights), "patient": patient_values(sample, weights)}
+        for sample in samples
+    ]
     image, patient = (
         _differences(
             bootstrap,
@@ -96,7 +90,9 @@ def compare(
         **bootstrap.describe(),
         "n": len(predictions_a),
         "patients": samples[0].patients,
-        "thresholds": thresholds if len(class_names) == 2 else None,
+        "thresholds": {"a": tables[0].threshold, "b": tables[1].threshold}
+        if len(class_names) == 2
+        else None,
         "image": image,
         "patient": patient,
     }

@@ -11,7 +11,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics import groups
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
-from densenet_flax.evaluation.metrics.calibration import CalibrationReport, calibration_report
+from densenet_flax.evaluation.metrics.calibration import calibration_report
 from densenet_flax.evaluation.metrics.groups import PatientRow, SubtypeRow
 from densenet_flax.evaluation.metrics.intervals import intervals
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
@@ -39,7 +39,7 @@ class Assessment(Evaluation):
 
     intervals: JsonDict
     operating_point: JsonDict | None
-    calibration: CalibrationReport
+    calibration: JsonDict
     shared_with_validation: int | None
 
 

@@ -11,33 +11,27 @@ from densenet_flax.evaluation.metrics.point_metrics import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 
-# Written as calls because 'class' is a key.
-SubtypeRow = TypedDict(
-    "SubtypeRow",
-    {
-        "subtype": str,
-        "class": str,
-        "n": int,
-        "patients": int,
-        "correct": int,
-        "accuracy": float,
-        "patient_recognition_rate": float,
-        "mean_probability": float,
-    },
+# Written as a call because 'class' is a key.
+_GroupRow = TypedDict(
+    "_GroupRow",
+    {"class": str, "n": int, "correct": int, "accuracy": float, "mean_probability": float},
 )
-PatientRow = TypedDict(
-    "PatientRow",
-    {
-        "patient": str,
-        "class": str,
-        "subtypes": list[str],
-        "n": int,
-        "correct": int,
-        "accuracy": float,
-        "mean_probability": float,
-        "predicted_by_mean_probability": str,
-    },
-)
+
+
+class SubtypeRow(_GroupRow):
+    """A subtype in metrics.json."""
+
+    subtype: str
+    patients: int
+    patient_recognition_rate: float
+
+
+class PatientRow(_GroupRow):
+    """A patient in metrics.json."""
+
+    patient: str
+    subtypes: list[str]
+    predicted_by_mean_probability: str
 
 
 def by_magnification(predictions: Predictions) -> list[JsonDict]:
@@ -89,7 +83,7 @@ def by_subtype(predictions: Predictions) -> list[SubtypeRow]:
 def by_patient(predictions: Predictions) -> list[PatientRow]:
     """Returns counts, accuracy and mean probability of each patient."""
     sample, class_names = sample_of(predictions), _class_names(predictions)
-    mean_probability = sample.sum_by_patient(_shown_probability(predictions)) / sample.images
+    mean_probability = sample.image.sum_by_patient(_shown_probability(predictions)) / sample.images
     return [
         {
             "patient": str(patient),

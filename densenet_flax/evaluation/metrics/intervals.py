@@ -12,19 +12,14 @@ from densenet_flax.evaluation.metrics.groups import subtypes_are_classes
 from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
 from densenet_flax.evaluation.metrics.point_metrics import by_class, level_metrics
-from densenet_flax.evaluation.metrics.sample import Sample, sample_of
+from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights, sample_of
 from densenet_flax.evaluation.predictions import Predictions
 
 
 def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
-    """Computes intervals of every metric of the table, and of each magnification and subtype.
+    """Returns 'intervals' of metrics.json: of the table, and of each magnification and subtype.
 
-    Args:
-      predictions: The table; its threshold is taken as given, not chosen again in each resample.
-      bootstrap: How to resample.
-
-    Returns:
-      As 'intervals' in metrics.json, see docs/report.md.
+    The threshold is taken as given, not chosen again in each resample.
     """
     class_names = predictions.class_names
     groups: dict[str, list[JsonDict]] = {"by_magnification": [], "by_subtype": []}
@@ -46,15 +41,9 @@ def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
 
 
 def sample_intervals(sample: Sample, class_names: Sequence[str], bootstrap: Bootstrap) -> JsonDict:
-    """Computes intervals at both levels, of every metric that exists.
+    """Computes intervals at both levels and, of more than two classes, of each class.
 
-    Args:
-      sample: The images and patients.
-      class_names: For the reasons why there is no interval.
-      bootstrap: How to resample.
-
-    Returns:
-      An interval or None for each metric, with the reasons under 'undefined'.
+    Each metric has an interval, or None and the reason under 'undefined'.
     """
     metrics, points = metric_set(sample.classes), level_metrics(sample, class_names)
     weights = bootstrap.draw(sample)
@@ -72,7 +61,7 @@ def sample_intervals(sample: Sample, class_names: Sequence[str], bootstrap: Boot
     return result | ({"by_class": class_rows} if class_rows else {})
 
 
-def _resamples_without_a_class(sample: Sample, weights: Float[np.ndarray, "R P"]) -> int:
+def _resamples_without_a_class(sample: Sample, weights: Weights) -> int:
     """Counts resamples that lack a class, which is then only in patients who have several.
 
     A class with patients of its own is in every resample, since they are drawn within their class.
@@ -87,10 +76,9 @@ def _resamples_without_a_class(sample: Sample, weights: Float[np.ndarray, "R P"]
 def _intervals(
     bootstrap: Bootstrap,
     undefined: Mapping[str, str],
-    values: Mapping[str, Float[np.ndarray, " R"]],
+    values: Mapping[str, Values],
     bases: Mapping[str, Basis],
 ) -> JsonDict:
-    """An interval of each metric, or None and the reason under 'undefined'."""
     rows: dict[str, Interval | None] = {}
     reasons: dict[str, str] = {}
     for name, basis in bases.items():
@@ -115,13 +103,7 @@ def mean_intervals(
     columns: Mapping[str, Float[np.ndarray, " N"]],
     bootstrap: Bootstrap,
 ) -> JsonDict:
-    """Computes intervals of means over images, such as the Brier score.
-
-    Args:
-      predictions: The table whose patients are resampled.
-      columns: Under each name a value per image.
-      bootstrap: How to resample.
-    """
+    """Computes intervals of means over images, such as the Brier score, by name of the column."""
     sample = sample_of(predictions)
     basis = basis_of(sample, "", predictions.class_names)
     if basis.reason:
@@ -129,7 +111,7 @@ def mean_intervals(
     weights = bootstrap.draw(sample)
     images = weights @ sample.images
     spans = {
-        name: bootstrap.interval(weights @ sample.sum_by_patient(values) / images, basis)
+        name: bootstrap.interval(weights @ sample.image.sum_by_patient(values) / images, basis)
         for name, values in columns.items()
     }
     return {**spans, "undefined": {}}

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from densenet_flax.evaluation.metrics import binary, multiclass
-from densenet_flax.evaluation.metrics.sample import Rows, Sample
+from densenet_flax.evaluation.metrics.sample import Rows, Sample, Values, Weights
 
 Level = Literal["image", "patient"]
 # The accuracy of patients has a name of its own, so that it is not taken for the recognition rate.
@@ -29,9 +29,7 @@ class MetricSet:
     """
 
     names: tuple[str, ...]
-    compute: Callable[
-        [Rows, Float[np.ndarray, "R P"], Sequence[str]], Mapping[str, Float[np.ndarray, "R *K"]]
-    ]
+    compute: Callable[[Rows, Weights, Sequence[str]], Mapping[str, Float[np.ndarray, "R *K"]]]
     undefined: Callable[[Int[np.ndarray, "K K"], Sequence[str], str], dict[str, str]]
     confusion_json: Callable[[Int[np.ndarray, "K K"]], Any]
     mixed: str
@@ -72,25 +70,18 @@ def metric_set(classes: int) -> MetricSet:
 
 
 def image_values(
-    sample: Sample, weights: Float[np.ndarray, "R P"], names: Sequence[str] | None = None
+    sample: Sample, weights: Weights, names: Sequence[str] | None = None
 ) -> Mapping[str, Float[np.ndarray, "R *K"]]:
     """Computes the image-level metrics of every resample; NaN where one does not exist.
 
-    Args:
-      sample: The images and patients.
-      weights: As `Bootstrap.draw` returns them.
-      names: Which metrics; without the areas it is faster. None is all.
-
-    Returns:
-      A value per resample; of more than two classes also the metrics of each class, a column each.
+    Of more than two classes there are also metrics of one class, with a column per class. Naming
+    the metrics, without the areas, is faster.
     """
     metrics = metric_set(sample.classes)
     return metrics.compute(sample.image, weights, metrics.names if names is None else names)
 
 
-def patient_values(
-    sample: Sample, weights: Float[np.ndarray, "R P"]
-) -> dict[str, Float[np.ndarray, " R"]]:
+def patient_values(sample: Sample, weights: Weights) -> dict[str, Values]:
     """Computes the patient-level metrics of every resample; NaN where one does not exist."""
     metrics = metric_set(sample.classes)
     if np.any(sample.patient.label < 0):
@@ -101,10 +92,3 @@ def patient_values(
     values["patient_recognition_rate"] = weights @ sample.recognition_rate / weights.sum(axis=1)
     values[ACCURACY_BY_MEAN] = values["accuracy"]
     return {name: values[name] for name in metrics.patient_names}
-
-
-def level_values(
-    sample: Sample, weights: Float[np.ndarray, "R P"]
-) -> dict[Level, Mapping[str, Float[np.ndarray, "R *K"]]]:
-    """Computes the metrics of every resample at both levels."""
-    return {"image": image_values(sample, weights), "patient": patient_values(sample, weights)}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from densenet_flax.evaluation.metrics.binary import ranking_metrics
-from densenet_flax.evaluation.metrics.sample import Rows
+from densenet_flax.evaluation.metrics.sample import Rows, Values, Weights
 
 METRICS = (
     "accuracy",
@@ -37,8 +37,8 @@ PER_CLASS = {
 
 
 def multiclass_metrics(
-    rows: Rows, weights: Float[np.ndarray, "R P"], names: Sequence[str] = METRICS
-) -> dict[str, Float[np.ndarray, " R"] | Float[np.ndarray, "R K"]]:
+    rows: Rows, weights: Weights, names: Sequence[str] = METRICS
+) -> dict[str, Values | Float[np.ndarray, "R K"]]:
     """Computes metrics of each resample; NaN where one does not exist.
 
     Args:
@@ -52,11 +52,11 @@ def multiclass_metrics(
     """
     confusion = rows.confusion(weights)
     overall, per_class = threshold_metrics(confusion)
-    in_top2 = rows.sum_by_patient(in_top_two(rows.label, rows.probability), weights.shape[1])
+    in_top2 = rows.sum_by_patient(in_top_two(rows.label, rows.probability))
     overall["top2_accuracy"] = weights @ in_top2 / confusion.sum(axis=(1, 2))
     if "macro_roc_auc" in names:
 
-        def areas(k: int) -> dict[str, Float[np.ndarray, " R"]]:
+        def areas(k: int) -> dict[str, Values]:
             return ranking_metrics(rows.label == k, rows.probability[:, k], rows.patient, weights)
 
         # Threads, because NumPy releases the interpreter's lock while it adds.
@@ -70,7 +70,7 @@ def multiclass_metrics(
 
 def threshold_metrics(
     confusion: Float[np.ndarray, "R K K"],
-) -> tuple[dict[str, Float[np.ndarray, " R"]], dict[str, Float[np.ndarray, "R K"]]]:
+) -> tuple[dict[str, Values], dict[str, Float[np.ndarray, "R K"]]]:
     """Computes what follows from the confusion matrix: over all classes, and of each class."""
     right = np.einsum("rkk->rk", confusion)
     true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)

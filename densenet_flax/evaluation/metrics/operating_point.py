@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,8 +28,6 @@ from densenet_flax.evaluation.predictions import Predictions
 RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
 LIKELIEST = "likeliest class"  # the rule where there are more than two classes
 _SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9.]+)")
-# Sensitivities are quotients of counts; two that are equal may differ by rounding.
-_TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -156,39 +154,36 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
       InputError: The rule is none of these, or there are more than two classes and it is not
         'fixed'.
     """
-    min_sensitivity = check_rule(rule, len(validation.class_names))
+    sensitivity = check_rule(rule, len(validation.class_names))
     label, probability = validation.label, validation.probability
-    temperature = fit_temperature(margin(probability), label)
-    notes = [f"temperature left at 1: {temperature.reason}"] if temperature.reason else []
+    temperature, reason = fit_temperature(margin(probability), label)
+    notes = [f"temperature left at 1: {reason}"] if reason else []
     threshold = 0.5
     missing = [name for k, name in enumerate(validation.class_names) if not np.any(label == k)]
     if rule != "fixed" and missing:
         notes.append(f"threshold left at 0.5: there is not one {missing[0]} validation image")
-    elif rule == "youden":
-        threshold = _youden(_candidates(label, probability))
-    elif min_sensitivity is not None:
-        threshold = _at_sensitivity(_candidates(label, probability), min_sensitivity)
+    elif rule != "fixed":
+        threshold = _choose_threshold(label, probability, sensitivity)
     if len(validation.class_names) > 2:
         rule = LIKELIEST
     patients = len(np.unique(validation.patient))
     return OperatingPoint(
         threshold=threshold,
-        temperature=temperature.value,
+        temperature=temperature,
         rule=rule.strip(),
         chosen_on=f"{len(validation)} validation images of {patients} patients",
         notes=tuple(notes),
     )
 
 
-class _Candidates(NamedTuple):
-    """Every threshold that divides the images differently, highest first."""
+def _choose_threshold(
+    label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"], sensitivity: float | None
+) -> float:
+    """The highest threshold, so the best specificity, with at least that sensitivity.
 
-    thresholds: Float[np.ndarray, " T"]
-    sensitivity: Float[np.ndarray, " T"]
-    specificity: Float[np.ndarray, " T"]
-
-
-def _candidates(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> _Candidates:
+    With None where sensitivity + specificity is largest (Youden, Cancer 3, 1950); of several such
+    thresholds the nearest to 0.5.
+    """
     scores, tp, fp = counts_by_threshold(label == 1, probability)
     # A threshold lies halfway to the next lower probability: on the probability of an image itself,
     # a difference in the last digit (another batch size, another device) would change its class.
@@ -196,20 +191,10 @@ def _candidates(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N
     middle = (scores + lower) / 2
     # Adjacent floats have nothing between them; their middle is rounded to one of the two.
     thresholds = np.where(middle > lower, middle, scores)
-    return _Candidates(thresholds, tp / tp[-1], 1 - fp / fp[-1])
-
-
-def _youden(candidates: _Candidates) -> float:
-    """Where sensitivity + specificity is largest (Youden, Cancer 3, 1950).
-
-    Of several such thresholds the nearest to 0.5.
-    """
-    index = candidates.sensitivity + candidates.specificity
-    best = candidates.thresholds[index >= index.max() - _TOLERANCE]
+    # The rates are quotients of counts, so equal ones may differ by rounding.
+    tolerance = 1e-12
+    if sensitivity is not None:
+        return float(thresholds[np.argmax(tp / tp[-1] >= sensitivity - tolerance)])
+    index = tp / tp[-1] + (1 - fp / fp[-1])
+    best = thresholds[index >= index.max() - tolerance]
     return float(best[np.argmin(np.abs(best - 0.5))])
-
-
-def _at_sensitivity(candidates: _Candidates, min_sensitivity: float) -> float:
-    """The highest threshold, so the best specificity, with at least that sensitivity."""
-    reached = candidates.sensitivity >= min_sensitivity - _TOLERANCE
-    return float(candidates.thresholds[np.argmax(reached)])

@@ -66,8 +66,9 @@ def by_class(sample: Sample, class_names: Sequence[str]) -> list[JsonDict]:
     """Returns a row per class against the rest, of images; empty if there are two classes."""
     if sample.classes == 2:
         return []
-    confusion = _confusion(sample.image)
-    values = multiclass_metrics(sample.image, np.ones((1, sample.patients)))
+    image = sample.image
+    confusion = image.confusion(image.once)[0].astype(np.int64)
+    values = multiclass_metrics(image, image.once)
     patients = (sample.images_by_class > 0).sum(axis=0).tolist()
     rows = []
     for k, class_name in enumerate(class_names):
@@ -96,9 +97,9 @@ def by_class(sample: Sample, class_names: Sequence[str]) -> list[JsonDict]:
 def _row_metrics(rows: Rows, class_names: Sequence[str], noun: str) -> JsonDict:
     """Every metric of images or of patients; None where one does not exist."""
     metrics = metric_set(rows.classes)
-    confusion = _confusion(rows)
+    confusion = rows.confusion(rows.once)[0].astype(np.int64)
     undefined = metrics.undefined(confusion, class_names, noun)
-    values = metrics.compute(rows, _once(rows), metrics.names)
+    values = metrics.compute(rows, rows.once, metrics.names)
     return {
         "n": len(rows.label),
         **{n: None if n in undefined else float(values[n][0]) for n in metrics.names},
@@ -129,12 +130,3 @@ def _patient_metrics(sample: Sample, class_names: Sequence[str]) -> JsonDict:
     result |= {name: values[row_name] for row_name, name in names.items()}
     result["undefined"] = {names[row_name]: reason for row_name, reason in undefined.items()}
     return result
-
-
-def _once(rows: Rows) -> np.ndarray:
-    """The sample as its own resample: every patient once."""
-    return np.ones((1, int(rows.patient.max()) + 1))
-
-
-def _confusion(rows: Rows) -> np.ndarray:
-    return rows.confusion(_once(rows))[0].astype(np.int64)

@@ -7,12 +7,16 @@ with a weight of 1 for everyone, which is how point estimates are made by the sa
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.predictions import Predictions, Probability
+
+Weights: TypeAlias = Float[np.ndarray, "R P"]
+# The values of a metric, one per resample.
+Values: TypeAlias = Float[np.ndarray, " R"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,33 +25,40 @@ class Rows:
 
     Attributes:
       label: Index of the true class; -1 for a patient with images of several classes.
-      probability: P(positive) `[N]`, or `[N, K]` of more than two classes.
+      probability: P(positive), or a column per class of more than two.
       predicted: Index of the predicted class, as decided by the table that the row is from.
       patient: Index of the row's patient, its column in the weights of a resample.
+      patients: Number of patients.
     """
 
     label: Int[np.ndarray, " N"]
-    probability: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
+    probability: Probability
     predicted: Int[np.ndarray, " N"]
     patient: Int[np.ndarray, " N"]
+    patients: int
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return 2 if self.probability.ndim == 1 else self.probability.shape[1]
 
-    def confusion(self, weights: Float[np.ndarray, "R P"]) -> Float[np.ndarray, "R K K"]:
+    @property
+    def once(self) -> Weights:
+        """The table itself as a resample: every patient once."""
+        return np.ones((1, self.patients))
+
+    def confusion(self, weights: Weights) -> Float[np.ndarray, "R K K"]:
         """Returns the confusion matrix of each resample: true class, predicted class."""
-        k, patients = self.classes, weights.shape[1]
+        k = self.classes
         cell = (self.patient * k + self.label) * k + self.predicted
-        counts = np.bincount(cell, minlength=patients * k * k).reshape(patients, k * k)
-        return (weights @ counts).reshape(-1, k, k)
+        counts = np.bincount(cell, minlength=self.patients * k * k)
+        return (weights @ counts.reshape(self.patients, k * k)).reshape(-1, k, k)
 
     def sum_by_patient(
-        self, values: Shaped[np.ndarray, "N *columns"], patients: int
+        self, values: Shaped[np.ndarray, "N *columns"]
     ) -> Float[np.ndarray, "P *columns"]:
         """Sums a column, or several, over the rows of each patient."""
-        sums = np.zeros((patients, *values.shape[1:]))
+        sums = np.zeros((self.patients, *values.shape[1:]))
         np.add.at(sums, self.patient, values)
         return sums
 
@@ -59,7 +70,7 @@ class Sample:
     Attributes:
       image: A row per image.
       patient: A row per patient, with the mean probability of the patient's images.
-      patient_names: Their names, in order within a table.
+      patient_names: In order within each table.
       images_by_class: Number of images of each class of each patient.
       correct: Number of images per patient whose predicted class is right.
     """
@@ -78,9 +89,9 @@ class Sample:
     @property
     def patients(self) -> int:
         """Number of patients."""
-        return len(self.patient_names)
+        return self.image.patients
 
-    @cached_property
+    @property
     def images(self) -> Int[np.ndarray, " P"]:
         """Number of images per patient."""
         return self.images_by_class.sum(axis=1)
@@ -89,12 +100,6 @@ class Sample:
     def recognition_rate(self) -> Float[np.ndarray, " P"]:
         """Share of each patient's images whose predicted class is right."""
         return self.correct / self.images
-
-    def sum_by_patient(
-        self, values: Shaped[np.ndarray, "N *columns"]
-    ) -> Float[np.ndarray, "P *columns"]:
-        """Sums a column of the images, or several, over each patient."""
-        return self.image.sum_by_patient(values, self.patients)
 
 
 def sample_of(*tables: Predictions) -> Sample:
@@ -107,32 +112,27 @@ def sample_of(*tables: Predictions) -> Sample:
     groups = [np.unique(table.patient, return_inverse=True) for table in tables]
     names = [table_names for table_names, _ in groups]
     starts = np.cumsum([0, *map(len, names)])
+    patients = int(starts[-1])
+    index = [start + inverse for start, (_, inverse) in zip(starts[:-1], groups, strict=True)]
     image = Rows(
         label=np.concatenate([table.label for table in tables]),
         probability=np.concatenate([table.probability for table in tables]),
         predicted=np.concatenate([table.prediction for table in tables]),
-        patient=np.concatenate(
-            [start + inverse for start, (_, inverse) in zip(starts, groups, strict=False)]
-        ),
+        patient=np.concatenate(index),
+        patients=patients,
     )
-    k, patients = image.classes, int(starts[-1])
-    counts = np.bincount(image.patient * k + image.label, minlength=patients * k)
-    counts = counts.reshape(patients, k)
-    mean = _mean_by_patient(image, counts.sum(axis=1))
+    counts = np.bincount(
+        image.patient * image.classes + image.label, minlength=patients * image.classes
+    ).reshape(patients, image.classes)
+    sums = image.sum_by_patient(image.probability)
+    mean = (sums.T / counts.sum(axis=1)).T
     means = np.split(mean, starts[1:-1])
     patient = Rows(
         label=np.where((counts > 0).sum(axis=1) == 1, counts.argmax(axis=1), -1),
         probability=mean,
         predicted=np.concatenate([t.decide(part) for t, part in zip(tables, means, strict=True)]),
         patient=np.arange(patients),
+        patients=patients,
     )
-    correct = np.bincount(image.patient, weights=image.predicted == image.label)
-    return Sample(image, patient, np.concatenate(names), counts, correct.astype(np.int64))
-
-
-def _mean_by_patient(
-    image: Rows, images: Int[np.ndarray, " P"]
-) -> Float[np.ndarray, " P"] | Float[np.ndarray, "P K"]:
-    columns = np.atleast_2d(image.probability.T)
-    means = [np.bincount(image.patient, weights=column) / images for column in columns]
-    return means[0] if image.probability.ndim == 1 else np.stack(means, axis=1)
+    correct = image.sum_by_patient(image.predicted == image.label).astype(np.int64)
+    return Sample(image, patient, np.concatenate(names), counts, correct)

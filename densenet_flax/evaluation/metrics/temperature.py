@@ -8,7 +8,7 @@ classes stays, so it changes no decision.
 Probabilities are P(positive) `[N]`, or `[N, K]` of more than two classes.
 """
 
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 import scipy  # its parts are imported when they are first used
@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike
 _RESOLUTION = 2.0**-53
 _MAX_MARGIN = float(-np.log(_RESOLUTION))
 _TEMPERATURES = (0.05, 20.0)
+
+Margins: TypeAlias = Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
 
 
 def margin(probability: ArrayLike) -> Float[np.ndarray, "..."]:
@@ -44,40 +46,28 @@ def calibrate(probability: ArrayLike, temperature: float) -> Float[np.ndarray, "
     return special.softmax(scaled, axis=-1) if scaled.ndim > 1 else special.expit(scaled)
 
 
-def nll_per_image(
-    label: Int[np.ndarray, " N"], margins: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
-) -> Float[np.ndarray, " N"]:
+def nll_per_image(label: Int[np.ndarray, " N"], margins: Margins) -> Float[np.ndarray, " N"]:
     """Returns the negative log-likelihood of each image's true class, in nats."""
     if margins.ndim > 1:
         return scipy.special.logsumexp(margins, axis=1) - margins[np.arange(len(label)), label]
     return np.logaddexp(0, np.where(label == 1, -margins, margins))
 
 
-class Temperature(NamedTuple):
-    """A fitted temperature; 1 and the reason if there is no best one."""
-
-    value: float
-    reason: str = ""
-
-
-def fit_temperature(
-    margins: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"], label: Int[np.ndarray, " N"]
-) -> Temperature:
-    """Returns the temperature with the lowest mean NLL.
-
-    There is none if only one class is present, or if sharper (every image is right) or flatter (no
-    image is better than chance) is always better.
+def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[float, str]:
+    """Finds the temperature with the lowest mean NLL.
 
     Args:
       margins: Positive logit minus negative logit, per validation image; of more than two classes
         the logits.
       label: Index of the class.
+
+    Returns:
+      The temperature, and ''; or 1 and the reason why none is best: only one class is present, or
+      sharper (every image is right) or flatter (no image is better than chance) is always better.
     """
     label = np.asarray(label)
     if len(np.unique(label)) < 2:
-        return Temperature(
-            1.0, "the validation images are of one class, so there is no best temperature"
-        )
+        return 1.0, "the validation images are of one class, so there is no best temperature"
     low, high = np.log(_TEMPERATURES)
     # In 1/t the NLL is convex, so it has one minimum; if the search ends at a bound, the minimum
     # lies outside.
@@ -88,15 +78,13 @@ def fit_temperature(
         options={"xatol": 1e-6},
     ).x
     if best < low + 0.01:
-        return Temperature(
-            1.0,
+        return 1.0, (
             "every validation image is so far on its right side that sharper is always better; "
-            "there is no best temperature",
+            "there is no best temperature"
         )
     if best > high - 0.01:
-        return Temperature(
-            1.0,
+        return 1.0, (
             "the validation probabilities are no better than chance and flatter is always "
-            "better; there is no best temperature",
+            "better; there is no best temperature"
         )
-    return Temperature(float(np.exp(best)))
+    return float(np.exp(best)), ""
