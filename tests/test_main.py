@@ -83,7 +83,7 @@ def test_starting_again_trains_nothing_and_evaluates_the_same(trained, cache):
     predictions = (workdir / "report" / "predictions.csv").read_bytes()
     shutil.rmtree(workdir / "report")
     again = run(workdir, cache)
-    assert again.returncode == 0 and "going on from step 18" in again.stderr
+    assert again.returncode == 0 and "resuming from step 18" in again.stderr
     assert "stage 1/2" not in again.stderr
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert (workdir / "report" / "predictions.csv").read_bytes() == predictions

@@ -54,7 +54,7 @@ BACKEND_QUERIES = {
     "models/densenet.py default_implementation": "the one place that chooses an implementation",
     "training/prefix_cache.py PrefixCache._key": "features of another device differ in rounding",
     "storage/feature_store.py _free_on_devices": "the memory of a CPU device is the host's",
-    "experiments/run.py _about_the_run": "the report names the device",
+    "experiments/evaluate_run.py _summary": "the report names the device",
 }
 
 

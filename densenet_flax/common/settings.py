@@ -82,7 +82,8 @@ class Settings:
             elif field.default is field.default_factory is dataclasses.MISSING:
                 raise InputError(f"{path}.{name}: missing; expected {_describe(hints[name])}")
         for key in rest:
-            raise InputError(unknown_key(path, key, cls.keys()))
+            known = [name for name in cls.keys() if name not in computed]  # noqa: SIM118
+            raise InputError(unknown_key(path, key, known))
         try:
             return cls(**values)
         except InputError as error:

@@ -1,4 +1,4 @@
-"""Cross-validation as one command: a run per fold, then all of them together."""
+"""Cross-validation: a run for each fold, then a report on all folds together."""
 
 import json
 import os
@@ -11,18 +11,22 @@ from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
+from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report import cautions
+from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.run import train_and_evaluate
 from densenet_flax.storage.workdir import Workdir
 
 OFFICIAL_FOLDS = 5
+# What may differ between a fold's report and the configuration: where data is and how it is read.
+_PATHS = ("cache", "cache_dir", "tensorboard", "data.path")
 
 
-def cross_validate(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
     """Trains and evaluates every fold in a work directory of its own, then pools them.
 
-    Folds that are done are left alone, and one that was interrupted goes on, so the same command
-    can be given again at any time.
+    Complete folds are skipped and an interrupted one is resumed, so the same command can be run
+    again at any time.
 
     Args:
       config: as for `train_and_evaluate`. `split.policy` 'official' takes BreakHis's five folds;
@@ -30,104 +34,108 @@ def cross_validate(config: ConfigDict, workdir: str) -> dict[str, Any]:
       workdir: gets `fold1`, `fold2`, … and `report`.
 
     Returns:
-      The content of `report/metrics.json`.
+      The content of `report/metrics.json`; {} in all processes but the first.
 
     Raises:
       InputError: as `train_and_evaluate`; or the policy has no folds.
       Stopped: as `train_and_evaluate`.
     """
-    # Here, because scikit-learn and matplotlib would delay the first step.
-    from densenet_flax.evaluation import read_csv
-    from densenet_flax.evaluation.report.folds_report import folds_verdict, write_folds_report
-
-    place = Workdir(workdir)
-    if place.has_begun:
-        raise InputError(
-            f"{place.path}: holds a run of its own; choose another --workdir for the folds"
-        )
     count = count_folds(config)
-    folds = [place.path / f"fold{number}" for number in range(1, count + 1)]
-    with place.lock():
-        for number, folder in enumerate(folds, start=1):
-            wanted = of_fold(config, number)
-            if _is_done(folder, wanted):
+    resolve(config_of_fold(config, 1))
+    directory = Workdir(workdir)
+    if directory.has_begun:
+        raise InputError(
+            f"{directory.path}: holds a run of its own; choose another --workdir for the folds"
+        )
+    folders = [directory.path / f"fold{number}" for number in range(1, count + 1)]
+    with directory.lock():
+        for number, folder in enumerate(folders, start=1):
+            fold_config = config_of_fold(config, number)
+            if _is_done(folder, fold_config):
                 logging.info("fold %d of %d: done already", number, count)
                 continue
             logging.info("fold %d of %d: %s", number, count, folder)
-            train_and_evaluate(wanted, str(folder))
+            train_and_evaluate(fold_config, str(folder))
         if not is_first_process():
             return {}
-        reports = [_report(folder) for folder in folds]
-        tables = [
-            read_csv(folder / "report" / "predictions.csv", tuple(report["class_names"]))
-            for folder, report in zip(folds, reports, strict=True)
-        ]
-        metrics = write_folds_report(
-            place.report,
-            tables,
-            [f"fold {number}" for number in range(1, count + 1)],
-            {
-                "title": place.path.name,
-                "warnings": _common_warnings(reports),
-                "config": of_fold(config, 0).to_dict(),
-            },
-            links=[
-                os.path.relpath(folder / "report" / "report.html", place.report) for folder in folds
-            ],
-        )
-        logging.info("%s", folds_verdict(metrics))
-        logging.info("report: %s", place.report / "report.html")
-        return metrics
+        return _report_on_folds(directory, folders, config_of_fold(config, None).to_dict())
 
 
 def count_folds(config: ConfigDict) -> int:
-    """How many folds the split of a configuration has.
+    """The number of folds of the split of a configuration.
 
     Raises:
-      InputError: its policy has none, or their number makes no sense.
+      InputError: its policy has no folds, or there are fewer than two.
     """
-    policy = config.split.policy
+    policy, folds = config.split.policy, config.split.folds
     if policy == "official":
         return OFFICIAL_FOLDS
     if policy not in ("kfold", "patient"):
         raise InputError(
-            f"split.policy={policy!r} has no folds; cross-validation takes 'kfold' or 'official'"
+            f"config.split.policy={policy!r}: has no folds; cross-validation takes 'kfold', "
+            "'patient' or 'official'"
         )
-    folds = config.split.folds
     if not isinstance(folds, int) or folds < 2:
-        raise InputError(f"split.folds={folds}: expected at least 2")
+        raise InputError(f"config.split.folds={folds}: expected at least 2")
     return folds
 
 
-def of_fold(config: ConfigDict, number: int) -> ConfigDict:
-    """The configuration of one fold, from 1; with 0 what all have in common."""
-    other = config.copy_and_resolve_references()
-    with other.unlocked():
-        if other.split.policy != "official":
-            other.split.policy = "kfold"
-        other.split.fold = number
-        if not number:
-            del other.split.fold
-    return other
+def config_of_fold(config: ConfigDict, fold: int | None) -> ConfigDict:
+    """The configuration of one fold, from 1; of None what all folds have in common."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        if changed.split.policy != "official":
+            changed.split.policy = "kfold"
+        if fold is None:
+            del changed.split.fold
+        else:
+            changed.split.fold = fold
+    return changed
+
+
+def _report_on_folds(directory: Workdir, folders: list[Path], config: JsonDict) -> JsonDict:
+    # Here, because scikit-learn and matplotlib would delay the first step.
+    from densenet_flax.evaluation.predictions_csv import read_csv
+    from densenet_flax.evaluation.report.folds_report import folds_verdict, write_folds_report
+
+    reports = [_read_metrics(folder) for folder in folders]
+    tables = [
+        read_csv(folder / "report" / "predictions.csv", tuple(report["class_names"]))
+        for folder, report in zip(folders, reports, strict=True)
+    ]
+    metrics = write_folds_report(
+        directory.report,
+        tables,
+        [f"fold {number}" for number in range(1, len(folders) + 1)],
+        {"title": directory.path.name, "warnings": _common_warnings(reports), "config": config},
+        links=[
+            os.path.relpath(folder / "report" / "report.html", directory.report)
+            for folder in folders
+        ],
+    )
+    logging.info("%s", folds_verdict(metrics))
+    logging.info("report: %s", directory.report / "report.html")
+    return metrics
 
 
 def _is_done(folder: Path, config: ConfigDict) -> bool:
-    """Whether a fold was evaluated with this configuration, all its keys."""
-    report = _report(folder) if (folder / "report" / "report.html").is_file() else {}
-    mine = json.loads(json.dumps(config.to_dict()))
-    theirs = report.get("run", {}).get("config")
-    return bool(report) and _without_places(theirs) == _without_places(mine)
+    """Whether a fold was evaluated with this configuration, apart from paths."""
+    if not (folder / "report" / "report.html").is_file():
+        return False
+    evaluated = _read_metrics(folder).get("run", {}).get("config", {})
+    current = json.loads(json.dumps(config.to_dict()))  # tuples become lists
+    return _without_paths(evaluated) == _without_paths(current)
 
 
-def _without_places(config: Any) -> Any:
-    """A configuration but for where things lie and how they are read."""
-    if not isinstance(config, Mapping):
-        return config
-    rest = {k: v for k, v in config.items() if k not in ("cache", "cache_dir", "tensorboard")}
-    return {**rest, "data": {k: v for k, v in rest.get("data", {}).items() if k != "path"}}
+def _without_paths(config: Mapping[str, Any], prefix: str = "") -> JsonDict:
+    return {
+        key: _without_paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{prefix}{key}" not in _PATHS
+    }
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _read_metrics(folder: Path) -> JsonDict:
     path = folder / "report" / "metrics.json"
     try:
         return json.loads(path.read_text())
@@ -137,12 +145,13 @@ def _report(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _common_warnings(reports: list[dict[str, Any]]) -> list[str]:
-    """What every fold warns of; the rest is about one fold and stands in its report."""
+def _common_warnings(reports: list[JsonDict]) -> list[str]:
+    """The warnings that all folds share; the others are about one fold and in its report."""
     first, *others = (report.get("warnings", []) for report in reports)
     common = [line for line in first if all(line in other for other in others)]
-    of_numbers = cautions.warnings(reports[0])  # of one fold's, which all folds together are not
+    # Those about numbers hold for each fold and not for all folds together.
+    about_numbers = cautions.warnings(reports[0])
     return [
-        f"In each fold: {line[0].lower()}{line[1:]}" if line in of_numbers else line
+        f"In each fold: {line[0].lower()}{line[1:]}" if line in about_numbers else line
         for line in common
     ]

@@ -1,109 +1,114 @@
-"""From a configuration to a network, its first weights, its stages and its loss."""
+"""From a configuration to the objects of a run.
 
-import functools
-from collections.abc import Sequence
+A configuration is resolved in two steps, so that a mistake in it is found before anything slow:
+
+1. `resolve`, from the configuration alone: types, ranges, unknown keys, the network and its units,
+   the frontier and the optimizer of each stage. Nothing is read from disk.
+2. The builders, once the data set is open and split: the number of classes (`build_model`), the
+   steps of a stage (`build_stages`), the weights of the classes (`build_loss`) and the colors of
+   the training images (`build_views`).
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.augmentation.views import settings_for
-from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
-from densenet_flax.data.splits.sampling import Sampler, make_sampler
-from densenet_flax.data.splits.split import Split
+from densenet_flax.experiments.experiment import Experiment, LossConfig, ModelConfig, StageConfig
+from densenet_flax.inference.saliency import next_unit
 from densenet_flax.models import frontier
-from densenet_flax.models.densenet import NETWORKS, REMAT, DenseNet
-from densenet_flax.models.init import draw_variables
-from densenet_flax.models.preprocessing import preprocess_input
+from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.optimizer import OptimizerSettings, duration_to_steps
 from densenet_flax.training.stage import Loss, Stage
-from densenet_flax.weights import InferenceSettings, WeightsInfo
-from densenet_flax.weights.layout import Layout
-from densenet_flax.weights.load import load_with_info, open_source
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_CALIBRATION_IMAGES = 64
 
 
-def build_model(config: ConfigDict, num_classes: int = 2) -> DenseNet:
-    """The network of a configuration, with a head.
+def resolve(config: ConfigDict | Mapping[str, Any]) -> Experiment:
+    """Reads a configuration and checks all that can be checked without the data.
 
     Args:
-      config: see `configs/keras_recipe.py`.
-      num_classes: of the data.
+      config: see `configs/keras_recipe.py`; or the content of a run's `config.json`, where keys of
+        a later version may be missing and take their default.
 
     Raises:
-      InputError: an unknown network or number format, or a head that cannot be.
+      InputError: an unknown key, or a bad value; the message names the key.
     """
-    name, dtype = config.model.name, config.model.dtype
-    if name not in NETWORKS:
-        raise InputError(f"config.model.name={name!r}: expected one of {', '.join(NETWORKS)}")
-    if dtype not in _DTYPES:
-        raise InputError(f"config.model.dtype={dtype!r}: expected one of {', '.join(_DTYPES)}")
-    if config.model.remat not in REMAT:
-        raise InputError(
-            f"config.model.remat={config.model.remat!r}: expected one of {', '.join(REMAT)}"
-        )
-    hidden = tuple(config.model.hidden)
-    if any(size < 1 for size in hidden) or not 0 <= config.model.dropout < 1:
-        raise InputError("config.model: hidden sizes must be positive and dropout in [0, 1)")
-    return NETWORKS[name](
+    if isinstance(config, ConfigDict):
+        config = config.to_dict()
+    experiment = Experiment.from_config(config, "config", config=config)
+    model = build_model(experiment.model)
+    # Any number of examples does: whether a duration makes sense does not depend on it.
+    build_stages(experiment.ordered_stages, model, examples=1, batch_size=1)
+    unit = experiment.evaluation.explain
+    if unit:
+        try:
+            next_unit(model, unit)
+        except InputError as error:
+            raise InputError(f"config.explain: {error}") from error
+    return experiment
+
+
+def build_model(config: ModelConfig, num_classes: int = 2) -> DenseNet:
+    """The network of a configuration with a head for `num_classes`."""
+    return NETWORKS[config.name](
         num_classes=num_classes,
-        hidden=hidden,
-        dropout=config.model.dropout,
-        momentum=config.model.bn_momentum,
-        dtype=_DTYPES[dtype],
-        remat=config.model.remat,
+        hidden=config.hidden,
+        dropout=config.dropout,
+        momentum=config.bn_momentum,
+        dtype=_DTYPES[config.dtype],
+        remat=config.remat,
     )
 
 
-def build_stages(config: ConfigDict, examples: int) -> list[Stage]:
-    """The stages that `config.stage_order` names.
+def build_stages(
+    stages: Mapping[str, StageConfig], model: DenseNet, *, examples: int, batch_size: int
+) -> list[Stage]:
+    """The stages of a run with their lengths in steps.
 
     Args:
-      config: see `configs/keras_recipe.py`.
-      examples: training images, which are an epoch.
+      stages: by name, in their order.
+      model: whose units their frontiers are.
+      examples: in an epoch.
+      batch_size: examples in a step.
 
     Raises:
-      InputError: no stage, or one that makes no sense; the message names the key.
+      InputError: a bad value; the message names the stage and the key.
     """
-    blocks = build_model(config).blocks
-    if not config.stage_order:
-        raise InputError("config.stage_order is empty: a run needs at least one stage")
-    if len(set(config.stage_order)) < len(config.stage_order):  # names tell epochs apart
-        raise InputError(
-            f"config.stage_order={config.stage_order}: expected each name once; give a stage that "
-            "runs twice two names"
-        )
-    stages = []
-    for name in config.stage_order:
-        if name not in config.stages:
-            raise InputError(
-                f"config.stage_order names {name!r}, but config.stages has "
-                f"{', '.join(config.stages)}"
-            )
+    built = []
+    for name, stage in stages.items():
         try:
-            stages.append(_build_stage(name, config, blocks, examples))
+            built.append(_build_stage(name, stage, model, examples, batch_size))
         except ValueError as error:
-            raise InputError(f"config.stages.{name}: {error}") from error
-    return stages
+            raise InputError(f"config.stages.{name}.{error}") from error
+    return built
 
 
-def _build_stage(name: str, config: ConfigDict, blocks: Sequence[int], examples: int) -> Stage:
-    stage = config.stages[name]
-    in_steps = functools.partial(duration_to_steps, examples=examples, batch_size=config.batch_size)
-    steps = in_steps(stage.duration)
-    settings = OptimizerSettings(
+def _build_stage(
+    name: str, stage: StageConfig, model: DenseNet, examples: int, batch_size: int
+) -> Stage:
+    def in_steps(key: str, total: int | None = None) -> int:
+        duration = getattr(stage, key)
+        try:
+            return duration_to_steps(
+                duration, examples=examples, batch_size=batch_size, total=total
+            )
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+    steps = in_steps("duration")
+    optimizer = OptimizerSettings(
         learning_rate=stage.learning_rate,
         name=stage.optimizer,
         schedule=stage.schedule,
-        warmup=in_steps(stage.warmup, total=steps),
+        warmup=in_steps("warmup", total=steps),
         weight_decay=stage.weight_decay,
         momentum=stage.momentum,
         clip_norm=stage.clip_norm,
@@ -114,116 +119,48 @@ def _build_stage(name: str, config: ConfigDict, blocks: Sequence[int], examples:
     )
     return Stage(
         name=name,
-        frontier=frontier.resolve(stage.unfreeze_from, blocks, bn_mode=stage.bn_mode),
+        frontier=frontier.resolve(stage.unfreeze_from, model.blocks, bn_mode=stage.bn_mode),
         steps=steps,
-        optimizer=settings,
+        optimizer=optimizer,
         keep_moments=stage.keep_moments,
         patience=stage.patience,
         restore_best=stage.restore_best,
     )
 
 
-def build_sampler(config: ConfigDict, dataset: Dataset, train: np.ndarray) -> Sampler:
-    """Which training images an epoch shows.
-
-    Raises:
-      InputError: a rule that there is not, or that the data cannot follow.
-    """
-    return make_sampler(dataset, train, config.sampling, config.seed, group=config.split.group)
-
-
-def build_views(config: ConfigDict, dataset: Dataset, train: np.ndarray) -> Views:
+def build_views(
+    config: Mapping[str, Any], dataset: Dataset, rows: Int[np.ndarray, " N"], seed: int
+) -> Views:
     """How training images are augmented.
 
-    Where stains are jittered and `stain_statistics` are not given, they are measured on the
-    training images, as RandStainNA does.
+    Args:
+      config: the block `config.augment`. Where stains are jittered and `stain_statistics` is
+        empty, they are measured on the training images, as RandStainNA does.
+      dataset: where the images are.
+      rows: the training subset.
+      seed: of the run.
 
     Raises:
-      InputError: a setting that there is not, or one that makes no sense.
+      InputError: a setting that does not exist, or a bad value.
     """
-    settings = settings_for(config.augment, dataset, train)
-    return Views(settings, config.augment.views, config.seed)
+    return Views(settings_for(config, dataset, rows), config.get("views", 0), seed)
 
 
-def build_loss(config: ConfigDict, labels: np.ndarray) -> Loss:
-    """The loss of a configuration, given the labels of the training images.
+def build_loss(config: LossConfig, labels: Int[np.ndarray, " N"]) -> Loss:
+    """The loss, given the labels of the training images.
 
     Raises:
-      InputError: an option that makes no sense.
+      InputError: the number of class weights is not that of the classes.
     """
-    if config.seed < 0:
-        raise InputError(f"config.seed={config.seed}: expected 0 or a positive number")
-    if not 0 <= config.label_smoothing < 1 or not 0 <= config.ema_decay < 1:
-        raise InputError("config.label_smoothing and config.ema_decay: expected 0 to below 1")
-    wanted, classes = config.class_weights, np.unique(labels)
-    weights: tuple[float, ...] = ()
-    if wanted == "balanced":
+    classes, weights = np.unique(labels), config.listed_weights
+    if config.class_weights == "balanced":
         from sklearn.utils.class_weight import compute_class_weight  # slow to import
 
         balanced = compute_class_weight("balanced", classes=classes, y=labels)
         weights = tuple(float(weight) for weight in balanced)
-    elif wanted != "none":
-        try:
-            weights = tuple(float(part) for part in wanted.split(","))
-        except ValueError:
-            weights = ()
-        if len(weights) != len(classes) or min(weights) < 0:
-            raise InputError(
-                f"config.class_weights={wanted!r}: expected 'none', 'balanced' or "
-                f"{len(classes)} numbers with a comma between"
-            )
+    if weights and len(weights) != len(classes):
+        raise InputError(
+            f"config.class_weights={config.class_weights!r}: expected 'none', 'balanced' or "
+            f"{len(classes)} numbers, one for each class, with commas between"
+        )
     return Loss(config.label_smoothing, weights)
-
-
-def initial_variables(
-    config: ConfigDict, model: DenseNet, dataset: Dataset, split: Split
-) -> tuple[dict[str, Any], WeightsInfo]:
-    """Pretrained backbone and random head, or all random; and what the network means.
-
-    A random backbone gets BatchNorm statistics from one batch of training images: the initial
-    ones, mean 0 and variance 1, describe nothing, and the stages that keep them frozen would see
-    features that hardly differ between images.
-    """
-    variables = draw_variables(Layout.of(model).shapes(), config.seed)
-    about = {
-        "class_names": tuple(dataset.class_names),
-        "inference": InferenceSettings(
-            image_size=tuple(config.data.image_size),
-            stain=dataset.stain,
-            dtype=config.model.dtype,
-            patient_group=split.policy.group,
-            patient_pattern=config.data.get("patient_pattern", ""),
-        ),
-    }
-    source = config.model.weights
-    if source != "random":
-        if source != "imagenet":
-            with open_source(source) as file:  # what these weights were trained in
-                meaning = {"epsilon": 1.001e-5, "final_relu": True, **file.meaning}
-            model = model.clone(epsilon=meaning["epsilon"], final_relu=meaning["final_relu"])
-        backbone, found = load_with_info(source, model, ignore_head=True)
-        kept = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
-        origin = {name: getattr(found, name) for name in kept}
-        merged = {name: {**tree, **backbone[name]} for name, tree in variables.items()}
-        return merged, WeightsInfo.of(model, **about, **origin)
-
-    logging.warning("starting from random weights: config.model.weights is 'random'")
-    order = epoch_order(len(split.train), config.seed, 0)
-    images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
-    everything = frontier.resolve("all", model.blocks).train_norms
-    backbone_alone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's statistics
-
-    @jax.jit
-    def statistics(variables, images):
-        x = preprocess_input(images)
-        return backbone_alone.apply(variables, x, train_norms=everything, mutable=["batch_stats"])[
-            1
-        ]
-
-    measured = jax.tree.map(np.asarray, statistics(variables, images))
-    return {**variables, **measured}, WeightsInfo.of(model, source="random", **about)
-
-
-def as_trained(model: DenseNet, info: WeightsInfo) -> DenseNet:
-    """The configuration's network with what the weights brought along."""
-    return model.clone(epsilon=info.epsilon, final_relu=info.final_relu)

@@ -1,158 +1,176 @@
-"""The report's gallery: test images with what the network found in them, and a check of that."""
+"""The report's gallery: test images with their saliency maps, and a check of the maps."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from densenet_flax.common.sharding import put_batch
+from densenet_flax.common.types import Variables
 from densenet_flax.data.dataset import Dataset
+from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.inference.overlay import draw_panel, to_png
 from densenet_flax.inference.saliency import is_cam, saliency_maps, sanity_check
 from densenet_flax.inference.segments import SegmentedModel
 
-OF_EACH = 3
-# Above this, maps of a network without anything learned look like those of ours.
-_ALIKE = 0.5
-_FEW = 16  # places
+IMAGES_PER_GROUP = 3
+_FEW_POSITIONS = 16
+# Maps that correlate more with those of shuffled weights show the image and not the network.
+_HIGH_CORRELATION = 0.5
 
 
-def show(
-    pipeline: SegmentedModel,
-    variables: Mapping[str, Any],
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """What the report shows of the network at work.
+
+    Attributes:
+      pictures: each with 'group', 'caption' and 'png', as `write_report` takes them.
+      note: how to read the maps, and what the check of them found.
+    """
+
+    pictures: Sequence[Mapping[str, str | bytes]] = ()
+    note: str = ""
+
+
+def make_gallery(
+    network: SegmentedModel,
+    variables: Variables,
     dataset: Dataset,
-    rows: np.ndarray,
-    probability: np.ndarray,
-    decided: np.ndarray,
-    patients: np.ndarray,
+    rows: Int[np.ndarray, " N"],
+    table: Predictions,
     *,
-    threshold: float = 0.5,
     unit: str = "norm",
     batch_size: int = 32,
-) -> tuple[list[dict[str, Any]], str]:
-    """Draws the surest right, the surest wrong and the least sure images with their maps.
+) -> Gallery:
+    """Draws the most confident correct, most confident wrong and least confident images.
 
     Args:
-      pipeline: the network that was judged.
+      network: the network that was evaluated.
       variables: its variables, on the devices.
       dataset: where the images are.
       rows: of the test images.
-      probability: float [N, K], of these.
-      decided: int [N], the class that each was called.
-      patients: str [N], whose they are.
-      threshold: of two classes.
+      table: the predictions of these, with the threshold that decides.
       unit: whose maps are shown.
-      batch_size: images that the network is compiled for; as many are checked.
-
-    Returns:
-      What `info['gallery']` and `info['gallery_note']` of a report take.
+      batch_size: images that the network is compiled for; as many are used to check the maps.
     """
-    labels = dataset.labels[rows]
-    groups = choose(sureness(probability, threshold), decided == labels, patients)
-    chosen = [index for indices in groups.values() for index in indices][:batch_size]
-    others = [i for i in _spread(len(rows), batch_size) if i not in chosen]
-    batch = np.array([*chosen, *others][:batch_size])
-    put = put_batch(
+    predicted, probability = table.prediction, table.probability
+    if probability.ndim == 1:  # of two classes the table has that of the second one
+        probability = np.stack([1 - probability, probability], axis=1)
+    groups = choose_images(
+        confidence(probability, table.threshold), predicted == table.label, table.patient
+    )
+    batch = _batch_to_explain(groups, len(rows), batch_size)
+    # The network is compiled for whole batches, so a short one is filled up by repetition.
+    images = put_batch(
         np.resize(rows[batch], batch_size),
         np.ones(batch_size, np.float32),
         lambda ids: {"x": dataset.images[ids]},
-        pipeline.mesh,
-    )
-    x = put["x"]
-    target = np.resize(decided[batch], len(x))
-    maps = saliency_maps(pipeline, variables, x, target, unit=unit)
+        network.mesh,
+    )["x"]
+    target = np.resize(predicted[batch], len(images))
+    maps = saliency_maps(network, variables, images, target, unit=unit)
     if maps[0].size < 2:
         height, width = dataset.images.shape[1:3]
-        return [], (
-            f"No maps: at {height} × {width} pixels the unit {unit!r} has a single place. Choose "
-            "an earlier one with config.explain, such as 'pool2'."
+        return Gallery(
+            note=f"No maps: at {height} × {width} pixels the unit {unit!r} has a single position. "
+            "Choose an earlier one with config.explain, such as 'pool2'."
         )
-    found = sanity_check(pipeline, variables, x, target, maps[: len(batch)], unit=unit)
-    of_index = dict(zip(batch.tolist(), maps, strict=False))
-    names = dataset.class_names
-    items = [
+    maps = maps[: len(batch)]
+    correlations = sanity_check(network, variables, images, target, maps, unit=unit)
+    map_of_index = dict(zip(batch.tolist(), maps, strict=True))
+    names = table.class_names
+    pictures: list[Mapping[str, str | bytes]] = [
         {
             "group": group,
             "caption": (
-                f"{names[labels[i]]}, called {names[decided[i]]} "
-                f"(P({names[decided[i]]}) = {probability[i, decided[i]]:.3f}); "
-                f"patient {patients[i]}, {dataset.files[rows[i]]}"
+                f"{names[table.label[i]]}, predicted {names[predicted[i]]} "
+                f"(P({names[predicted[i]]}) = {probability[i, predicted[i]]:.3f}); "
+                f"patient {table.patient[i]}, {table.file[i]}"
             ),
-            "png": to_png(draw_panel(dataset.images[rows[i]], of_index[i], stacked=True)),
+            "png": to_png(draw_panel(dataset.images[rows[i]], map_of_index[i], stacked=True)),
         }
         for group, indices in groups.items()
         for i in indices
-        if i in of_index
+        if i in map_of_index
     ]
-    return items, _note(pipeline, unit, maps, found, len(batch))
+    return Gallery(pictures, _note(network, unit, maps, correlations))
 
 
-def sureness(probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """From 0, undecided, to 1, certain: float [N].
+def confidence(
+    probability: Float[np.ndarray, "N K"], threshold: float = 0.5
+) -> Float[np.ndarray, " N"]:
+    """From 0, undecided, to 1, certain.
 
-    Of two classes how far the probability is from the threshold, as a share of how far it could
-    be; of more by how much the likeliest class leads.
+    Of two classes the distance of the probability from the threshold, as a share of the largest
+    possible one; of more the lead of the most probable class.
     """
     if probability.shape[1] == 2:
         positive = probability[:, 1]
         above = (positive - threshold) / max(1 - threshold, 1e-12)
         below = (threshold - positive) / max(threshold, 1e-12)
         return np.where(positive >= threshold, above, below)
-    top = np.sort(probability, axis=1)
-    return top[:, -1] - top[:, -2]
+    ascending = np.sort(probability, axis=1)
+    return ascending[:, -1] - ascending[:, -2]
 
 
-def choose(
-    sure: np.ndarray, right: np.ndarray, patients: Sequence[str] | np.ndarray
+def choose_images(
+    confidence: Float[np.ndarray, " N"],
+    is_correct: Bool[np.ndarray, " N"],
+    patients: Shaped[np.ndarray, " N"] | Sequence[str],
 ) -> dict[str, list[int]]:
-    """The images of each group, another patient each as long as there are such."""
-    falling = np.argsort(-sure, kind="stable")
-    groups = {
-        "Surest right": falling[right[falling]],
-        "Surest wrong": falling[~right[falling]],
-        "Least sure": falling[::-1],
+    """The images of each group, of different patients as far as possible; no empty groups."""
+    descending = np.argsort(-confidence, kind="stable")
+    rankings = {
+        "Most confident, correct": descending[is_correct[descending]],
+        "Most confident, wrong": descending[~is_correct[descending]],
+        "Least confident": descending[::-1],
     }
-    found = {}
-    for name, order in groups.items():
+    groups = {}
+    for name, ranking in rankings.items():
         seen: set[str] = set()
-        first: list[int] = []
-        rest: list[int] = []
-        for index in order.tolist():
+        new_patients: list[int] = []
+        repeated_patients: list[int] = []
+        for index in ranking.tolist():
             patient = str(patients[index])
-            (rest if patient in seen else first).append(index)
+            (repeated_patients if patient in seen else new_patients).append(index)
             seen.add(patient)
-        if first:
-            found[name] = [*first, *rest][:OF_EACH]
-    return found
+        if new_patients:
+            groups[name] = [*new_patients, *repeated_patients][:IMAGES_PER_GROUP]
+    return groups
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Some of `count` images, evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int)).tolist()
+def _batch_to_explain(
+    groups: Mapping[str, list[int]], count: int, batch_size: int
+) -> Int[np.ndarray, " N"]:
+    """The images of the groups, and others evenly spaced over the test subset."""
+    shown = [index for indices in groups.values() for index in indices][:batch_size]
+    spaced = np.linspace(0, count - 1, min(count, batch_size)).astype(int)
+    others = [index for index in np.unique(spaced).tolist() if index not in shown]
+    return np.array([*shown, *others][:batch_size])
 
 
 def _note(
-    pipeline: SegmentedModel,
+    network: SegmentedModel,
     unit: str,
-    maps: np.ndarray,
-    found: Mapping[str, float | None],
-    images: int,
+    maps: Float[np.ndarray, "N h w"],
+    correlations: Mapping[str, float | None],
 ) -> str:
     height, width = maps.shape[1:]
-    exact = is_cam(pipeline.model, unit)
-    method = "class-activation map" if exact else "Grad-CAM"
-    steps = [f"{name} {value:.2f}" for name, value in found.items() if value is not None]
-    last = list(found.values())[-1]
-    said = (
-        f"In colour: where the network found what speaks for the class that it called ({method} at "
-        f"unit {unit!r}, {height} × {width} places); the line is half the strongest. "
-        f"{'With so few places a map is a rough hint. ' if height * width < _FEW else ''}"
-        f"Check by random weights (Adebayo et al. 2018): with all weights from the head down to a "
-        f"stage put in random order, the maps of {images} test images correlate with these "
-        f"(Spearman's rank correlation, mean) by {', '.join(steps)}."
+    method = "class-activation map" if is_cam(network.model, unit) else "Grad-CAM"
+    steps = [f"{name} {value:.2f}" for name, value in correlations.items() if value is not None]
+    last = list(correlations.values())[-1]
+    is_coarse = height * width < _FEW_POSITIONS
+    note = (
+        f"In color: the regions that support the predicted class ({method} at unit {unit!r}, "
+        f"{height} × {width} positions); the line is at half the maximum. "
+        f"{'With so few positions a map is a rough hint. ' if is_coarse else ''}"
+        "Check by random weights (Adebayo et al. 2018): with all weights from the head down to a "
+        f"dense block put in random order, the maps of {len(maps)} test images correlate with "
+        f"these (Spearman's rank correlation, mean) by {', '.join(steps)}."
     )
     if last is None:
-        return said
-    if abs(last) > _ALIKE:
-        return f"{said} They hardly change: they show the images more than what was learned."
-    return f"{said} The nearer to 0, the more the maps depend on what was learned."
+        return note
+    if abs(last) > _HIGH_CORRELATION:
+        return f"{note} They hardly change: they show the images more than what was learned."
+    return f"{note} The nearer to 0, the more the maps depend on what was learned."

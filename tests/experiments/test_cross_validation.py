@@ -1,4 +1,4 @@
-"""All folds by one command."""
+"""Cross-validation by one command."""
 
 import json
 import re
@@ -10,8 +10,8 @@ from densenet_flax import InputError
 from densenet_flax.evaluation import cross_validation_summary, read_csv
 from densenet_flax.evaluation.report.folds_report import folds_verdict, write_folds_report
 from densenet_flax.experiments import cross_validation
-from densenet_flax.experiments import run as experiment
-from densenet_flax.experiments.cross_validation import cross_validate, of_fold
+from densenet_flax.experiments.cross_validation import config_of_fold, count_folds, cross_validate
+from densenet_flax.experiments.run import train_and_evaluate
 from tests.configs import tiny
 
 
@@ -26,21 +26,20 @@ def config(tmp_path_factory):
     return config
 
 
-def test_folds_one_by_one_and_together(config, tmp_path, monkeypatch):
+def test_folds_are_trained_once_and_pooled(config, tmp_path, monkeypatch):
     trained = []
-    train = experiment.train_and_evaluate
 
-    def counting(config, workdir):
+    def train_unless_interrupted(config, workdir):
         trained.append(workdir.rpartition("/")[2])
         if trained == ["fold1", "fold2"]:
             raise KeyboardInterrupt
-        return train(config, workdir)
+        return train_and_evaluate(config, workdir)
 
-    monkeypatch.setattr(cross_validation, "train_and_evaluate", counting)
+    monkeypatch.setattr(cross_validation, "train_and_evaluate", train_unless_interrupted)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(config, str(tmp_path / "cv"))
     metrics = cross_validate(config, str(tmp_path / "cv"))
-    assert trained == ["fold1", "fold2", "fold2", "fold3"]  # what is done is not done again
+    assert trained == ["fold1", "fold2", "fold2", "fold3"]  # fold 1 is not trained again
     again = cross_validate(config, str(tmp_path / "cv"))
     assert again == metrics and len(trained) == 4
     folds = [tmp_path / "cv" / f"fold{i}" for i in (1, 2, 3)]
@@ -58,36 +57,34 @@ def test_folds_one_by_one_and_together(config, tmp_path, monkeypatch):
     assert folds_verdict(metrics) in page and "drawn by a program" in page
     assert all(line.startswith("In each fold: ") for line in metrics["warnings"] if "nly" in line)
     assert "http" not in page.replace("http-equiv", "")
-    # Another way of judging is judged again, without training.
+    # Another threshold rule needs another evaluation, but no training.
     config.threshold = "youden"
     other = cross_validate(config, str(tmp_path / "cv"))
     assert trained[4:] == ["fold1", "fold2", "fold3"]
     assert other["run"]["config"]["threshold"] == "youden"
 
 
-def test_which_folds_there_are(config, tmp_path):
-    assert of_fold(config, 2).split.to_dict() == {
-        **config.split.to_dict(),
-        "policy": "kfold",
-        "fold": 2,
-    }
+def test_the_folds_of_a_configuration(config, tmp_path):
+    fold = config_of_fold(config, 2).split.to_dict()
+    assert fold == {**config.split.to_dict(), "policy": "kfold", "fold": 2}
+    assert "fold" not in config_of_fold(config, None).split
     config.split.policy = "official"
-    assert of_fold(config, 2).split.policy == "official"
-    assert cross_validation.count_folds(config) == 5
-    for policy, folds, words in (("image", 3, "has no folds"), ("kfold", 1, "split.folds=1")):
+    assert config_of_fold(config, 2).split.policy == "official"
+    assert count_folds(config) == 5
+    for policy, folds, message in (("image", 3, "has no folds"), ("kfold", 1, r"split\.folds=1")):
         config.split.policy, config.split.folds = policy, folds
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             cross_validate(config, str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_of_its_own_is_no_place_for_folds(tiny_run):
+def test_folds_do_not_go_into_the_work_directory_of_a_run(tiny_run):
     with pytest.raises(InputError, match="a run of its own"):
-        cross_validate(tiny_run[1], str(tiny_run[0]))
+        cross_validate(tiny_run.config, str(tiny_run.workdir))
 
 
 def test_folds_that_share_patients_are_not_pooled(tiny_run, tmp_path):
-    table = tiny_run[3]
+    table = tiny_run.table
     half = np.arange(len(table)) % 2 == 0
     metrics = write_folds_report(
         tmp_path, [table.select(half), table.select(~half)], ["a", "b <i>"], resamples=50

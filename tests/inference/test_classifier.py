@@ -16,9 +16,11 @@ from densenet_flax import InputError
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.evaluation.predictions_csv import read_csv
-from densenet_flax.experiments import run as experiment
+from densenet_flax.experiments.experiment import cache_directory
+from densenet_flax.experiments.run import evaluate
 from densenet_flax.inference.tta import symmetric_views
 from densenet_flax.models.init import init_variables
+from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights import (
     InferenceSettings,
@@ -66,7 +68,7 @@ def test_it_says_what_the_evaluation_said(run, drawn):
 def test_images_come_to_the_network_as_in_training(config, run, drawn):
     files, _ = drawn
     dataset = open_dataset(
-        DataConfig.from_config(config.data, "data"), experiment.cache_directory(config)
+        DataConfig.from_config(config.data, "data"), cache_directory(config.cache_dir)
     )
     classifier = densenet_flax.load_classifier(run)
     row = {name: i for i, name in enumerate(dataset.files)}
@@ -128,7 +130,7 @@ def test_one_file_carries_everything(run, drawn, tmp_path):
 
 
 def test_the_network_that_was_judged_is_taken(run, config, tmp_path):
-    checkpoints = experiment.Checkpoints(Workdir(run).checkpoints)
+    checkpoints = Checkpoints(Workdir(run).checkpoints)
     judged = json.loads((run / "operating_point.json").read_text())["step"]
     assert len(checkpoints.steps) == 2 and judged != checkpoints.steps[-1]  # else choose a seed
     classifier = densenet_flax.load_classifier(run)
@@ -151,7 +153,7 @@ def test_a_run_judged_by_its_symmetries_predicts_by_them(run, config, drawn, tmp
     shutil.copytree(run, copy)
     with config.copy_and_resolve_references().unlocked() as other:
         other.tta = True
-        experiment.evaluate(other, str(copy))
+        evaluate(other, str(copy))
     files, plain = drawn
     table = read_csv(copy / "report" / "predictions.csv")
     assert np.abs(table.probability - plain.probability).max() > 1e-5

@@ -1,0 +1,182 @@
+"""The network of a run on its validation and test images, and the report on it."""
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Int
+from tqdm import tqdm
+
+from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
+from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.data.splits.split_table import overlap_rows
+from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
+from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.experiments.gallery import Gallery, make_gallery
+from densenet_flax.experiments.initial_weights import with_meaning
+from densenet_flax.experiments.prepare import PreparedRun
+from densenet_flax.inference.dataset_predictions import predict_probabilities
+from densenet_flax.inference.segments import SegmentedModel
+from densenet_flax.storage.atomic import write_text
+from densenet_flax.storage.checkpoint import OPERATING_POINT_FILE, Restored
+from densenet_flax.training.progress import best_step
+from densenet_flax.weights.info import WeightsInfo
+
+_VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
+    """Chooses the operating point on the validation images, tests, and writes the report.
+
+    Args:
+      run: with a checkpoint.
+      seconds: what the phases of the run before this one took, for the report.
+
+    Returns:
+      The content of `report/metrics.json`; {} in all processes but the first.
+    """
+    # Here, because scikit-learn and matplotlib would delay the first step.
+    from densenet_flax.evaluation.report.cautions import verdict
+    from densenet_flax.evaluation.report.report import write_report
+
+    started = time.perf_counter()
+    settings = run.experiment.evaluation
+    last = run.checkpoints.restore(run.checkpoints.steps[-1])
+    history = last.meta["position"]["history"]
+    best = best_step(history)
+    checkpoint = last
+    if settings.evaluate == "best" and best not in (None, last.step):
+        checkpoint = run.checkpoints.restore(best)
+    info = WeightsInfo.from_dict(checkpoint.meta["network"])
+    mesh = make_mesh()
+    network = SegmentedModel(
+        with_meaning(run.model, info),
+        mesh,
+        cuts=[stage.frontier.cut for stage in run.stages],
+        preprocessing=info.preprocessing,
+    )
+    variables = replicate(checkpoint.variables, mesh)
+
+    test = _predict(run, network, variables, run.split.test, "test")
+    validation = _predict(run, network, variables, run.split.validation, "validation")
+    operating_point = choose_operating_point(validation, settings.threshold)
+    gallery = Gallery()
+    if settings.explain:
+        gallery = make_gallery(
+            network,
+            variables,
+            run.dataset,
+            run.split.test,
+            operating_point.apply(test),
+            unit=settings.explain,
+            batch_size=run.experiment.batch_size,
+        )
+    seconds = {**seconds, "evaluation": time.perf_counter() - started}
+    if not is_first_process():
+        return {}
+
+    point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
+    write_text(run.workdir.path / OPERATING_POINT_FILE, json.dumps(point, indent=2) + "\n")
+    summary = {
+        **_summary(run, checkpoint, last.step, info),
+        "seconds": seconds,
+        "gallery": gallery.pictures,
+        "gallery_note": gallery.note,
+    }
+    metrics = write_report(
+        run.workdir.report,
+        test,
+        history,
+        summary,
+        validation=validation,
+        operating_point=operating_point,
+    )
+    logging.info("%s", verdict(metrics))
+    logging.info("report: %s", run.workdir.report / "report.html")
+    return metrics
+
+
+def _predict(
+    run: PreparedRun,
+    network: SegmentedModel,
+    variables: Variables,
+    rows: Int[np.ndarray, " N"],
+    subset: str,
+) -> Predictions:
+    """The predictions table of a subset of the split."""
+    dataset, experiment = run.dataset, run.experiment
+    with tqdm(total=len(rows), desc=subset, unit="img", disable=None) as bar:
+        probability = predict_probabilities(
+            network,
+            variables,
+            dataset,
+            rows,
+            experiment.batch_size,
+            tta=experiment.evaluation.tta,
+            progress=bar.update,
+        )
+    # predictions.csv has these columns for all data. Where the data lacks one, it holds the class,
+    # 0 and the patient.
+    columns = {
+        "subtype": np.array(dataset.class_names)[dataset.labels],
+        "magnification": np.zeros(len(dataset), np.int32),
+        "slide_id": list(dataset.groups.values())[-1],
+        **dataset.columns,
+    }
+    return Predictions(
+        file=dataset.files[rows],
+        patient=dataset.patients(run.split.policy.group)[rows],
+        subtype=columns["subtype"][rows],
+        magnification=columns["magnification"][rows],
+        slide=columns["slide_id"][rows],
+        label=dataset.labels[rows],
+        probability=probability,
+        class_names=dataset.class_names,
+    )
+
+
+def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: WeightsInfo) -> JsonDict:
+    """The `info` of `write_report`: what the run was."""
+    experiment, dataset, split = run.experiment, run.dataset, run.split
+    warnings = []
+    if experiment.model.weights == "random":
+        warnings.append("The network started from random weights, not from ImageNet.")
+    if dataset.name == "drawn":
+        warnings.append("The images are drawn by a program. They are not tissue.")
+    weights = {
+        "network": experiment.model.name,
+        "started from": info.source,
+        "SHA-256 of that file": info.sha256,
+        "licence of that file": info.license,
+        "checkpoint": f"step {checkpoint.step} of {last_step} ({experiment.evaluation.evaluate})",
+    }
+    params = checkpoint.variables["params"]
+    return {
+        "title": run.workdir.path.name,
+        "warnings": [*warnings, *dataset.notes],
+        "split": {
+            **split.policy.to_dict(),
+            "hash": split.hash,
+            "counts": split.counts,
+            "patient_disjoint": split.patient_disjoint,
+            "overlap": overlap_rows(split, dataset),
+        },
+        "config": experiment.config,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _VERSIONS},
+        },
+        "weights": {name: value for name, value in weights.items() if value},
+        "device": ", ".join(sorted({device.device_kind for device in jax.devices()})),
+        "stages": [
+            f"{stage.name}: {stage.frontier.describe(params)} · "
+            f"{experiment.stages[stage.name].duration} · {stage.optimizer.name} "
+            f"{stage.optimizer.learning_rate:g}"
+            for stage in run.stages
+        ],
+    }

@@ -1,0 +1,168 @@
+"""A configuration as typed values: every key with its type, its default and its range.
+
+Keys have the names that they have in `configs/keras_recipe.py`, which says what each one does.
+`from_config.resolve` makes an `Experiment` and builds everything else from it.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.settings import INLINE, Settings, choice, setting
+from densenet_flax.common.types import JsonDict
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.splits.sampling import SAMPLINGS
+from densenet_flax.data.splits.split_config import SplitConfig
+from densenet_flax.evaluation.metrics.operating_point import check_rule
+from densenet_flax.models.densenet import NETWORKS, REMAT
+from densenet_flax.models.frontier import BN_MODES
+from densenet_flax.storage.feature_store import CACHE_MODES
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Settings):
+    """The block `config.model`."""
+
+    name: str = choice("densenet201", NETWORKS)
+    weights: str = "imagenet"
+    hidden: tuple[int, ...] = setting(
+        (256,), "sizes of 1 or more, or ()", lambda sizes: all(size >= 1 for size in sizes)
+    )
+    dropout: float = setting(0.5, "a number from 0 to below 1", lambda rate: 0 <= rate < 1)
+    dtype: str = choice("float32", ("float32", "bfloat16"))
+    remat: str = choice("bottleneck", REMAT)
+    bn_momentum: float = setting(0.99, "a number from 0 to below 1", lambda m: 0 <= m < 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Settings):
+    """The keys of `config` that are about the loss."""
+
+    label_smoothing: float = setting(0.0, "a number from 0 to below 1", lambda s: 0 <= s < 1)
+    class_weights: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            is_valid = min(self.listed_weights, default=0.0) >= 0
+        except ValueError:
+            is_valid = False
+        if not is_valid:
+            raise InputError(
+                f"class_weights={self.class_weights!r}: expected 'none', 'balanced' or a number of "
+                "0 or more for each class, with commas between"
+            )
+
+    @property
+    def listed_weights(self) -> tuple[float, ...]:
+        """The weights of the classes, if they are given as numbers."""
+        if self.class_weights in ("none", "balanced"):
+            return ()
+        return tuple(float(weight) for weight in self.class_weights.split(","))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig(Settings):
+    """The keys of `config` that are about the evaluation; they may change after training."""
+
+    evaluate: str = choice("last", ("last", "best"))
+    threshold: str = "fixed"
+    tta: bool = False
+    explain: str = "norm"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            check_rule(self.threshold)
+        except InputError as error:
+            raise InputError(f"threshold: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig(Settings):
+    """A block of `config.stages`.
+
+    `from_config.build_stages` makes a frontier, a duration and `OptimizerSettings` of it, whose
+    rules hold for the values.
+    """
+
+    unfreeze_from: int | str
+    bn_mode: str = choice("keras", BN_MODES)
+    duration: str = "10 epochs"
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    warmup: str = "0 steps"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    clip_norm: float = 0.0
+    layer_decay: float = 1.0
+    accumulate: int = 1
+    plateau_factor: float = 0.5
+    plateau_patience: int = 2
+    keep_moments: bool = False
+    patience: int = setting(0, "a number of epochs, or 0 for no limit", lambda n: n >= 0)
+    restore_best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Settings):
+    """A whole configuration.
+
+    Attributes:
+      config: the configuration as it was given, for `config.json` and the report.
+      stages: all stages that are defined; `stage_order` names those that run.
+    """
+
+    config: JsonDict = dataclasses.field(repr=False)
+    stage_order: tuple[str, ...]
+    stages: Mapping[str, StageConfig]
+    seed: int = setting(0, "0 or a positive whole number", lambda seed: seed >= 0)
+    batch_size: int = setting(32, "a whole number of 1 or more", lambda size: size >= 1)
+    cache: str = choice("auto", CACHE_MODES)
+    cache_dir: str = ""
+    log_every: int = setting(10, "a number of steps, at least 1", lambda steps: steps >= 1)
+    tensorboard: bool = False
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
+    sampling: str = choice("shuffle", SAMPLINGS)
+    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=INLINE)
+    ema_decay: float = setting(0.0, "a number from 0 to below 1", lambda decay: 0 <= decay < 1)
+    evaluation: EvaluationConfig = dataclasses.field(
+        default_factory=EvaluationConfig, metadata=INLINE
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        order, defined = self.stage_order, ", ".join(self.stages)
+        if not order:
+            raise InputError("stage_order=(): expected at least one stage")
+        if len(set(order)) < len(order):  # epochs in metrics.jsonl are told apart by these names
+            raise InputError(
+                f"stage_order={order}: expected each name once; define a stage that runs twice "
+                "under two names"
+            )
+        for name in order:
+            if name not in self.stages:
+                raise InputError(f"stage_order={order}: no {name!r} in config.stages ({defined})")
+
+    @property
+    def ordered_stages(self) -> dict[str, StageConfig]:
+        """The stages that run, in their order."""
+        return {name: self.stages[name] for name in self.stage_order}
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where prepared data and compiled programs are kept between runs."""
+        return cache_directory(self.cache_dir)
+
+
+def cache_directory(cache_dir: str = "") -> Path:
+    """The directory that `config.cache_dir` names; '' is `~/.cache/densenet_flax`."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "densenet_flax"
+    return Path(cache_dir or default).expanduser().resolve()

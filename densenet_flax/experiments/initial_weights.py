@@ -1,0 +1,102 @@
+"""The variables that a run starts from, and what a user of the trained network must know."""
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.data.batching import epoch_order
+from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.splits.split import Split
+from densenet_flax.experiments.experiment import Experiment
+from densenet_flax.models import frontier
+from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.init import draw_variables
+from densenet_flax.models.preprocessing import preprocess_input
+from densenet_flax.weights.info import InferenceSettings, WeightsInfo
+from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.load import load_with_info, open_source
+
+_CALIBRATION_IMAGES = 64
+# Keras's; files that do not state their own are Keras's.
+_DEFAULT_MEANING = {"epsilon": 1.001e-5, "final_relu": True}
+
+
+def initial_variables(
+    experiment: Experiment, model: DenseNet, dataset: Dataset, split: Split
+) -> tuple[Variables, WeightsInfo]:
+    """A pretrained backbone with a random head, or all random, as `config.model.weights` says.
+
+    Returns:
+      The variables, and the description that is kept with every checkpoint.
+
+    Raises:
+      InputError: the weights file cannot be read or is of another network.
+    """
+    source, seed = experiment.model.weights, experiment.seed
+    variables: Variables = draw_variables(Layout.of(model).shapes(), seed)
+    if source == "random":
+        logging.warning("starting from random weights: config.model.weights is 'random'")
+        order = epoch_order(len(split.train), seed, 0)
+        images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
+        variables = {**variables, "batch_stats": measure_batch_stats(model, variables, images)}
+        origin: JsonDict = {"source": "random"}
+    else:
+        backbone, origin = load_backbone(source, model)
+        variables = {kind: {**tree, **backbone[kind]} for kind, tree in variables.items()}
+    height, width = dataset.images.shape[1:3]
+    inference = InferenceSettings(
+        image_size=(height, width),
+        stain=dataset.stain,
+        dtype=experiment.model.dtype,
+        patient_group=split.policy.group,
+        patient_pattern=experiment.data.patient_pattern,
+    )
+    names = dataset.class_names
+    return variables, WeightsInfo.of(model, class_names=names, inference=inference, **origin)
+
+
+def measure_batch_stats(
+    model: DenseNet, variables: Variables, images: UInt8[np.ndarray, "N H W 3"]
+) -> Variables:
+    """The BatchNorm statistics of random weights on one batch of images.
+
+    The initial ones, mean 0 and variance 1, describe nothing: stages that keep them frozen would
+    see features that hardly differ between images.
+    """
+    all_norms = frontier.resolve("all", model.blocks).train_norms
+    # Momentum 0 replaces the statistics by those of the batch.
+    backbone = model.clone(num_classes=0, momentum=0.0)
+
+    @jax.jit
+    def measure(variables: Variables, images: jax.Array) -> Variables:
+        x = preprocess_input(images)
+        _, updated = backbone.apply(variables, x, train_norms=all_norms, mutable=["batch_stats"])
+        return updated["batch_stats"]
+
+    return jax.tree.map(np.asarray, measure(variables, images))
+
+
+def load_backbone(source: str, model: DenseNet) -> tuple[Variables, JsonDict]:
+    """Reads a pretrained backbone.
+
+    Args:
+      source: 'imagenet', or a weights file.
+      model: the network; its epsilon and last ReLU need not be those of the file.
+
+    Returns:
+      The variables without a head, and the fields of `WeightsInfo` that come from the file.
+    """
+    if source != "imagenet":
+        with open_source(source) as file:
+            meaning = {**_DEFAULT_MEANING, **file.meaning}
+        model = model.clone(epsilon=meaning["epsilon"], final_relu=meaning["final_relu"])
+    variables, info = load_with_info(source, model, ignore_head=True)
+    kept = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
+    return variables, {name: getattr(info, name) for name in kept}
+
+
+def with_meaning(model: DenseNet, info: WeightsInfo) -> DenseNet:
+    """The network as the weights were trained in it: their epsilon and their last ReLU."""
+    return model.clone(epsilon=info.epsilon, final_relu=info.final_relu)
