@@ -9,6 +9,7 @@ HeadSettings.from_config({"dropout": 2.0}, "config.head")
 # InputError: config.head.dropout=2.0: expected a number from 0 to below 1
 """
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -109,27 +110,24 @@ def unknown_key(path: str, key: str, known: Collection[str]) -> str:
 def _convert(value: Any, hint: Any, path: str) -> Any:
     """The value as the type of its field; lists become tuples, as JSON has no tuples."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or (isinstance(hint, type) and not origin and _is_a(value, hint)):
-        return hint(value) if hint in (int, float) else value
-    if isinstance(hint, type) and issubclass(hint, Settings) and hasattr(value, "keys"):
-        return hint.from_config(value, path)
+    is_block, is_sequence = hasattr(value, "keys"), isinstance(value, list | tuple)
+    if hint is Any:
+        return tuple(_convert(item, Any, path) for item in value) if is_sequence else value
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
-            try:
+            with contextlib.suppress(InputError):
                 return _convert(value, option, path)
-            except InputError:
-                continue
-    if origin is tuple and isinstance(value, list | tuple):
-        is_uniform = arguments[1:] == (...,)
-        if is_uniform or len(value) == len(arguments):
-            element_hints = arguments[:1] * len(value) if is_uniform else arguments
-            pairs = zip(value, element_hints, strict=True)
-            try:
-                return tuple(_convert(*pair, path) for pair in pairs)
-            except InputError:
-                pass
-    if isinstance(origin, type) and issubclass(origin, Mapping) and hasattr(value, "keys"):
+    elif origin is tuple and is_sequence:
+        element_hints = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        if len(value) == len(element_hints):
+            with contextlib.suppress(InputError):  # the message is about the whole tuple
+                return tuple(map(_convert, value, element_hints, [path] * len(value)))
+    elif origin and issubclass(origin, Mapping) and is_block:
         return {key: _convert(value[key], arguments[1], f"{path}.{key}") for key in value}
+    elif not origin and issubclass(hint, Settings) and is_block:
+        return hint.from_config(value, path)
+    elif not origin and _is_a(value, hint):
+        return hint(value) if hint in (int, float) else value
     raise InputError(f"{path}={value!r}: expected {_describe(hint)}")
 
 
