@@ -41,7 +41,6 @@ UPWARD_IMPORTS: dict[str, str] = {}
 CIRCULAR_IMPORTS: set[tuple[str, str]] = set()
 LONG_FILES = {"densenet_flax/training/trainer.py": "stages, epochs and resuming in one file"}
 LONG_FUNCTIONS = {
-    "densenet_flax/export/export.py export_classifier": "three formats in one function",
     "configs/keras_recipe.py get_config": "every key in one function",
 }
 LIBRARY_NAMES: dict[str, str] = {}
