@@ -23,7 +23,7 @@ def describe(classifier: Classifier) -> JsonDict:
         },
         "preprocessing": info.preprocessing,
         "test_time_augmentation": classifier.tta,
-        "operating_point": classifier.point.to_dict(),
+        "operating_point": classifier.operating_point.to_dict(),
         "stain": dict(info.inference.stain),
         "weights": {"source": info.source, "sha256": info.sha256, "licence": info.license},
         "versions": {name: version(name) for name in ("jax", "flax", "numpy")},

@@ -101,7 +101,7 @@ def export_classifier(
             skipped[name] = str(error)
             continue
         exported = _load(name, data)
-        threshold = classifier.point.threshold
+        threshold = classifier.operating_point.threshold
         differences[name] = _compare(name, exported, images, expected, threshold)
         contents[FILE_NAMES[name]] = data
 
@@ -214,7 +214,7 @@ def _draw_examples(size: tuple[int, int]) -> UInt8[np.ndarray, "N H W 3"]:
 
 def _predict(classifier: Classifier, images: UInt8[np.ndarray, "N H W 3"]) -> Prediction:
     """The classifier's own prediction of prepared images."""
-    size = classifier.images_at_a_time
+    size = classifier.images_per_batch
     outputs = [classifier.forward(images[i : i + size]) for i in range(0, len(images), size)]
     return classifier.decide(np.concatenate([output.probability for output in outputs]))
 

@@ -237,7 +237,7 @@ def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
     """From images to the outputs `probability`, `calibrated` and `decision`."""
     from onnx import TensorProto
 
-    info, point, classes = classifier.info, classifier.point, len(classifier.class_names)
+    info, point, classes = classifier.info, classifier.operating_point, len(classifier.class_names)
     x = _symmetric_views(graph, images, classifier.image_size) if classifier.tta else images
     x = _preprocess_input(graph, x, info.preprocessing)
     logits = _densenet(graph, x, classifier)

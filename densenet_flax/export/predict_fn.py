@@ -58,7 +58,7 @@ def predict_fn(
       variables: those of the network.
       images: as `Classifier.prepare` returns them; N may be symbolic.
     """
-    info, point = classifier.info, classifier.point
+    info, point = classifier.info, classifier.operating_point
     x = symmetric_views(images) if classifier.tta else images
     x = preprocess_input(x, info.preprocessing)
     logits = cast(Array, classifier.model.apply(variables, x))

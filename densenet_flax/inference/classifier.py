@@ -1,263 +1,268 @@
-"""A trained network as one object: images of any size in; probabilities, features and maps out.
-
-classifier = densenet_flax.load_classifier('runs/quickstart')   # or 'model.safetensors'
-classifier.predict(['tile.png']).decision
-"""
+"""A trained network as one object: images of any size in; probabilities, features and maps out."""
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate, to_host
-from densenet_flax.data.images import decode as image_files
-from densenet_flax.data.images import stain_normalization as stain
-from densenet_flax.inference import tta
-from densenet_flax.inference.inputs import ImageLike, list_images, read_pixels
-from densenet_flax.inference.results import (
-    Explanation,
-    Prediction,
-    class_names_of,
-    decide,
-    operating_point_of,
-    to_probabilities,
-)
+from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.data.images.decode import resize
+from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
+from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
+from densenet_flax.inference.inputs import ImageLike, ImagesLike, list_images, read_pixels
+from densenet_flax.inference.results import Explanation, Prediction, decide, to_probabilities
 from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel
+from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights import WeightsInfo, read_weights
+from densenet_flax.weights.inference_settings import DTYPES
 
-IMAGE_SIZE = (224, 224)  # of weights that do not say: what DenseNets are published with
-BATCH_SIZE = 32
+DEFAULT_IMAGE_SIZE = (224, 224)  # of most published DenseNets; for weights that do not state it
+DEFAULT_BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Output:
-    """What one batch gives: probabilities [N, K], pooled features [N, C], input of the norm."""
+class ForwardOutput:
+    """The output of the network for one batch of N images.
 
-    probability: np.ndarray
-    features: np.ndarray
-    entering: Any = None
+    Attributes:
+      probability: float64, the network's own probabilities.
+      features: float32, pooled features.
+      norm_input: the input of the last norm on the devices, with the padding of the batch, M >= N
+        rows; saliency maps are computed from it.
+    """
+
+    probability: Float[np.ndarray, "N K"]
+    features: Float[np.ndarray, "N C"]
+    norm_input: Float[Array, "M h w C"]
 
 
 class Classifier:
-    """A network with all that using it takes. Make one with `load_classifier`.
+    """A trained network with its classes, preprocessing, threshold and temperature.
+
+    Make one with `load_classifier`:
+
+        classifier = densenet_flax.load_classifier("runs/quickstart")  # or "model.safetensors"
+        prediction = classifier.predict(["a.png", "b.jpg"])
+        prediction.decision  # array(['benign', 'malignant'])
+        prediction.probability  # float64 [2, 2], columns as in classifier.class_names
+        classifier.embed(["a.png"])  # float32 [1, 1920]
+        classifier.explain(["a.png"]).picture(0, "a.png").save("a-map.png")
+
+    The first call compiles the network. Every batch is padded to one shape, so that nothing is
+    compiled again.
 
     Attributes:
-      class_names: in the order of the probabilities.
-      image_size: (height, width) that images are brought to.
-      info: what the weights say of themselves.
-      point: threshold and temperature.
-      tta: whether images are judged by the mean over their symmetries.
-      batch_size: images, or views of them, that the network takes at a time.
+      class_names: names of the K classes, in the order of the probabilities.
+      image_size: (height, width) in pixels that images are resized to.
+      info: what the weights file says about the network.
+      operating_point: threshold and temperature.
+      tta: whether probabilities are averaged over the symmetric views of each image.
+      images_per_batch: number of images that `forward` takes at most.
+      network: the compiled network.
+      variables: its variables, on the devices.
     """
 
     def __init__(
         self,
-        variables: Mapping[str, Any],
+        variables: Variables,
         info: WeightsInfo,
         *,
         image_size: tuple[int, int] | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         cuts: Sequence[str] = (),
     ):
         """Puts a network on the devices.
 
         Args:
-          variables: of the whole network, with a head.
-          info: what they mean; `inference` holds image size, stain, dtype and operating point.
-          image_size: by default that of training, or 224 × 224 where the weights do not say.
-          batch_size: images, or views of them, at a time; one shape is compiled.
-          cuts: units that the compiled network is cut at, as it was when it was evaluated: it is
-            then found in JAX's compilation cache.
+          variables: those of the whole network, with a head.
+          info: which network it is and how to use it.
+          image_size: (height, width); by default that of `info`, or 224 × 224.
+          batch_size: images, or views of them, that the network takes at a time.
+          cuts: names of the units at which the run's stages cut the network. With them the
+            compiled segments are those of the run, which JAX's compilation cache holds.
 
         Raises:
-          InputError: there is no head, or the image size cannot be.
+          InputError: there is no head, a size cannot be used, or a library for the stain
+            normalization is not installed.
         """
         if not info.num_classes:
             raise InputError(
-                f"{info.source or 'the weights'}: a backbone without a head, which tells no "
-                "classes apart; train one with main.py --config.model.weights=…"
+                f"{info.source or 'the weights'}: a backbone without a head cannot classify; train "
+                "one with main.py --config.model.weights=…"
             )
         settings = info.inference
-        height, width = image_size or settings.image_size or IMAGE_SIZE
+        height, width = image_size or settings.image_size or DEFAULT_IMAGE_SIZE
         if min(height, width) < 32:
             raise InputError(f"image_size=({height}, {width}): expected at least 32 each way")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: expected at least 1")
         self.info = info
-        self.class_names = class_names_of(info)
+        self.class_names = _class_names(info)
         self.image_size = (int(height), int(width))
-        self.point = operating_point_of(info)
+        self.operating_point = _operating_point(info)
         self.tta = settings.operating_point is not None and settings.operating_point.tta
-        self.batch_size = batch_size
-        self._normalize = stain.make_normalizer(stain.resolve_settings(settings.stain))
+        self._views = num_views(self.image_size) if self.tta else 1
+        self.images_per_batch = max(1, batch_size // self._views)
+        self._normalize = make_normalizer(resolve_settings(settings.stain))
         model = info.build_model(dtype=jnp.dtype(settings.dtype))
-        self.pipeline = SegmentedModel(
+        self.network = SegmentedModel(
             model, make_mesh(), cuts=cuts, preprocessing=info.preprocessing
         )
-        self.variables = replicate(dict(variables), self.pipeline.mesh)
+        self.variables = replicate(dict(variables), self.network.mesh)
 
     @property
     def model(self) -> DenseNet:
         """The Flax module."""
-        return self.pipeline.model
+        return self.network.model
 
-    def predict(self, images: np.ndarray | ImageLike | Sequence[ImageLike]) -> Prediction:
-        """Probabilities and decisions.
+    def predict(self, images: ImagesLike) -> Prediction:
+        """Computes probabilities and decisions.
 
         Args:
-          images: uint8 [N, H, W, 3] or one [H, W, 3], RGB, 0 to 255, not preprocessed; or a list
-            of images of any size: arrays, Pillow images, encoded bytes or paths.
+          images: uint8 [N, H, W, 3] or one [H, W, 3], RGB from 0 to 255, not preprocessed; or
+            one or several of any size: arrays, Pillow images, bytes of image files, or paths.
+
+        Returns:
+          Probabilities float64 [N, K], calibrated ones, and the index of the decided class.
 
         Raises:
-          InputError: something is no image.
+          InputError: something cannot be read as an image.
         """
-        found = [output.probability for output, _ in self._outputs(images)]
-        empty = np.empty((0, len(self.class_names)))
-        return self.decide(np.concatenate([empty, *found]))
+        outputs = [output.probability for _, _, output in self._batches(list_images(images))]
+        return self.decide(np.concatenate([np.empty((0, len(self.class_names))), *outputs]))
 
-    def embed(self, images: np.ndarray | ImageLike | Sequence[ImageLike]) -> np.ndarray:
-        """Features before the head, pooled: float32 [N, C], of DenseNet201 1,920.
+    def embed(self, images: ImagesLike) -> Float[np.ndarray, "N C"]:
+        """Computes the pooled features that enter the head, of the images without symmetric views.
 
         Args:
           images: as for `predict`.
 
+        Returns:
+          float32; DenseNet201 has C = 1,920 features.
+
         Raises:
-          InputError: something is no image.
+          InputError: something cannot be read as an image.
         """
-        found = [output.features for output, _ in self._outputs(images)]
-        return np.concatenate([np.empty((0, self.info.layout.features), np.float32), *found])
+        outputs = [output.features for _, _, output in self._batches(list_images(images))]
+        return np.concatenate([np.empty((0, self.info.layout.features), np.float32), *outputs])
 
     def explain(
         self,
-        images: np.ndarray | ImageLike | Sequence[ImageLike],
+        images: ImagesLike,
         target: int | str | Sequence[int | str] | None = None,
         *,
         unit: str = "norm",
     ) -> Explanation:
-        """Where the network found what speaks for a class.
+        """Computes saliency maps: which regions of the images are evidence for a class.
 
         Args:
           images: as for `predict`.
-          target: a class, by name or number, or one for each image; by default what is decided.
-          unit: of the line, such as 'conv4_block48': a finer map of earlier features.
-
-        Raises:
-          InputError: something is no image, no class or no unit.
-        """
-        next_unit(self.model, unit)
-        listed = list_images(images)
-        wanted = None if target is None else self._labels(target, len(listed))
-        maps, labels = [np.empty((0, 1, 1), np.float32)], [np.empty(0, np.int64)]
-        for output, batch in self._outputs(listed):
-            count, done = len(batch), sum(map(len, labels))
-            label = self.decide(output.probability).label
-            label = label if wanted is None else wanted[done : done + count]
-            maps.append(self.maps(batch, label, output, unit=unit))
-            labels.append(label)
-        method = "CAM" if is_cam(self.model, unit) else "Grad-CAM"
-        return Explanation(
-            np.concatenate(maps[1:] or maps), np.concatenate(labels), self.class_names, unit, method
-        )
-
-    def prepare(self, image: ImageLike, where: object = "image") -> np.ndarray:
-        """One image as training saw it: decoded, stain-normalised, resized; thread-safe.
-
-        Args:
-          image: as in a list for `predict`.
-          where: what messages call it.
+          target: a class, by name or index, or one for each image; by default the decided class.
+          unit: a unit of the backbone, such as 'conv4_block48'. Earlier units give maps of more
+            positions, of features that determine the decision less.
 
         Returns:
-          uint8 [height, width, 3].
+          Maps float32 [N, h, w]; h and w are those of the unit, 7 × 7 for the last one at 224 ×
+          224 pixels.
 
         Raises:
-          InputError: it is no image.
+          InputError: something cannot be read as an image, or there is no such class or unit.
         """
-        return image_files.resize(self._normalize(read_pixels(image, where)), self.image_size)
+        next_unit(self.model, unit)  # rejects an unknown unit before the images are read
+        images = list_images(images)
+        targets = None if target is None else _class_indices(target, self.class_names, len(images))
+        maps, labels = [], []
+        for rows, batch, output in self._batches(images):
+            decided = self.decide(output.probability).label
+            labels.append(decided if targets is None else targets[rows])
+            maps.append(self.explain_batch(batch, labels[-1], output, unit=unit))
+        return Explanation(
+            np.concatenate(maps) if maps else np.empty((0, 1, 1), np.float32),
+            np.concatenate([np.empty(0, np.int64), *labels]),
+            self.class_names,
+            unit,
+            "CAM" if is_cam(self.model, unit) else "Grad-CAM",
+        )
 
-    def forward(self, batch: np.ndarray) -> Output:
-        """Runs the network on prepared images, at most `batch_size` of them; see `prepare`.
+    def prepare(self, image: ImageLike, name: object = "image") -> UInt8[np.ndarray, "H W 3"]:
+        """Decodes, stain-normalizes and resizes an image as in training. Safe to call from threads.
 
         Args:
-          batch: uint8 [N, height, width, 3]; filled up, so that one shape is compiled.
+          image: an array, a Pillow image, the bytes of an image file, or a path.
+          name: name of the image in error messages.
+
+        Returns:
+          An image of `image_size`.
+
+        Raises:
+          InputError: it cannot be read as an image.
         """
-        count = tta.num_views(self.image_size) if self.tta else 1
-        x = self._put(batch, self.images_at_a_time)
-        entering = self.pipeline.run(
-            self.variables, tta.symmetric_views(x) if self.tta else x, stop="norm"
-        )
-        features = self.pipeline.run(self.variables, entering, start="norm", stop="head")
-        logits = to_host(self.pipeline.run(self.variables, features, start="head"))
+        return resize(self._normalize(read_pixels(image, name)), self.image_size)
+
+    def forward(self, batch: UInt8[np.ndarray, "N H W 3"]) -> ForwardOutput:
+        """Runs the network on at most `images_per_batch` images that `prepare` returned."""
+        x = self._to_devices(batch, self.images_per_batch)
+        x = symmetric_views(x) if self.tta else x
+        norm_input = self.network.run(self.variables, x, stop="norm")
+        features = self.network.run(self.variables, norm_input, start="norm", stop="head")
+        logits = to_host(self.network.run(self.variables, features, start="head"))
         probability = to_probabilities(logits, self.info.activation)
-        if count > 1:
-            probability, features = tta.mean_over_views(probability, count), features[::count]
-            entering = entering[::count]
+        if self._views > 1:  # features and maps are those of the first view, the image itself
+            probability = mean_over_views(probability, self._views)
+            features, norm_input = features[:: self._views], norm_input[:: self._views]
         n = len(batch)
-        return Output(probability[:n], to_host(features).astype(np.float32)[:n], entering)
+        return ForwardOutput(probability[:n], to_host(features).astype(np.float32)[:n], norm_input)
 
-    def maps(
-        self, batch: np.ndarray, label: np.ndarray, output: Output, *, unit: str = "norm"
-    ) -> np.ndarray:
-        """Maps float32 [N, h, w] of prepared images that `forward` gave this output for."""
-        size = len(output.entering)
-        padded = np.zeros(size, np.int64)
-        padded[: len(label)] = label
-        x = self._put(batch, size) if unit != "norm" else None
-        found = saliency_maps(
-            self.pipeline, self.variables, x, padded, unit=unit, norm_input=output.entering
+    def explain_batch(
+        self,
+        batch: UInt8[np.ndarray, "N H W 3"],
+        label: Int[np.ndarray, "N"],
+        output: ForwardOutput,
+        *,
+        unit: str = "norm",
+    ) -> Float[np.ndarray, "N h w"]:
+        """Computes the saliency maps of prepared images and the output of `forward` for them."""
+        size = len(output.norm_input)
+        target = np.zeros(size, np.int64)
+        target[: len(label)] = label
+        x = self._to_devices(batch, size) if unit != "norm" else None
+        maps = saliency_maps(
+            self.network, self.variables, x, target, unit=unit, norm_input=output.norm_input
         )
-        return found[: len(batch)]
+        return maps[: len(batch)]
 
-    def decide(self, probability: np.ndarray) -> Prediction:
-        """From the network's own probabilities [N, K] to calibrated ones and decisions."""
-        return decide(probability, self.class_names, self.point)
+    def decide(self, probability: Float[np.ndarray, "N K"]) -> Prediction:
+        """Calibrates the network's own probabilities and decides, at the operating point."""
+        return decide(probability, self.class_names, self.operating_point)
 
-    @property
-    def images_at_a_time(self) -> int:
-        """How many images `forward` takes."""
-        return max(1, self.batch_size // (tta.num_views(self.image_size) if self.tta else 1))
+    def _batches(
+        self, images: Sequence[ImageLike]
+    ) -> Iterator[tuple[slice, UInt8[np.ndarray, "N H W 3"], ForwardOutput]]:
+        """Yields the rows of each batch, its prepared images and the output for them."""
+        for start in range(0, len(images), self.images_per_batch):
+            rows = slice(start, start + self.images_per_batch)
+            prepared = [self.prepare(x, f"image {i}") for i, x in enumerate(images[rows], start)]
+            batch = np.stack(prepared)
+            yield rows, batch, self.forward(batch)
 
-    def _outputs(self, given: Any) -> Iterator[tuple[Output, np.ndarray]]:
-        """The output for each batch of images, and the batch."""
-        listed = list_images(given)
-        for start in range(0, len(listed), self.images_at_a_time):
-            some = listed[start : start + self.images_at_a_time]
-            batch = np.stack([self.prepare(x, f"image {start + i}") for i, x in enumerate(some)])
-            yield self.forward(batch), batch
-
-    def _put(self, batch: np.ndarray, size: int) -> jax.Array:
+    def _to_devices(
+        self, batch: UInt8[np.ndarray, "N H W 3"], size: int
+    ) -> UInt8[Array, "M H W 3"]:
+        """Pads a batch to `size` with its last image and spreads it over the devices."""
         ids = np.minimum(np.arange(size), len(batch) - 1)
-        put = put_batch(
-            ids, np.ones(size, np.float32), lambda i: {"x": batch[i]}, self.pipeline.mesh
-        )
-        return put["x"]
-
-    def _labels(self, target: Any, count: int) -> np.ndarray:
-        """The class to explain of each of `count` images."""
-        listed = [target] if isinstance(target, int | str | np.integer) else list(target)
-        if len(listed) not in (1, count):
-            raise InputError(f"target: {len(listed)} classes for {count} images; expected one each")
-        found = []
-        for one in listed:
-            if isinstance(one, str) and one in self.class_names:
-                found.append(self.class_names.index(one))
-            elif not isinstance(one, str) and 0 <= int(one) < len(self.class_names):
-                found.append(int(one))
-            else:
-                raise InputError(
-                    f"target {one!r}: expected a class, {', '.join(self.class_names)}, or its "
-                    f"number from 0 to {len(self.class_names) - 1}"
-                )
-        return np.resize(np.array(found, np.int64), count)
+        weight = np.ones(size, np.float32)
+        arrays = put_batch(ids, weight, lambda rows: {"x": batch[rows]}, self.network.mesh)
+        return arrays["x"]
 
 
 def load_classifier(
@@ -271,45 +276,92 @@ def load_classifier(
 
     Args:
       path: a work directory of `main.py`, or a weights file with a head: one that
-        `python -m densenet_flax.weights convert RUN model.safetensors` wrote, or any of the others
-        that the package reads. Of a work directory the checkpoint that was evaluated is taken.
-      image_size: (height, width); by default that of training, or 224 × 224 if the file is silent.
-      batch_size: images at a time; by default that of training, or 32.
+        `python -m densenet_flax.weights convert RUN model.safetensors` wrote, or any other that
+        the package reads. Of a work directory, the checkpoint that was evaluated is loaded.
+      image_size: (height, width); by default that of training, or 224 × 224 if unknown.
+      batch_size: images at a time; by default that of training, or 32. Each call is padded to
+        whole batches, so single images are answered sooner with 1.
       dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
 
+    Returns:
+      A classifier, on all devices of this process.
+
     Raises:
-      InputError: there is no network, it has no head, or the dtype is another.
+      InputError: there is no network, it has no head, or a size or the dtype cannot be used.
     """
-    place = Path(path).expanduser()
-    if not place.exists():
+    path = Path(path).expanduser()
+    if not path.exists():
         raise InputError(
-            f"{place}: no such file or directory; expected a work directory or a weights file"
+            f"{path}: no such file or directory; expected a work directory or a weights file"
         )
-    variables, info = read_weights(place)
+    variables, info = read_weights(path)
     try:
-        stain.resolve_settings(info.inference.stain)
+        resolve_settings(info.inference.stain)
     except InputError as error:
-        raise InputError(f"{place}: {error}") from error
-    if dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"{path}: {error}") from error
+    if dtype not in (None, *DTYPES):
         raise InputError(f"dtype={dtype!r}: expected 'float32' or 'bfloat16'")
     if dtype:
         inference = dataclasses.replace(info.inference, dtype=dtype)
         info = dataclasses.replace(info, inference=inference)
-    config = Workdir(place).read_config()
+    config = Workdir(path).read_config()
     return Classifier(
         variables,
         info,
         image_size=image_size,
-        batch_size=batch_size or config.get("batch_size", BATCH_SIZE),
-        cuts=_cuts(config, info),
+        batch_size=batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE),
+        cuts=_stage_cuts(config, info),
     )
 
 
-def _cuts(config: Mapping[str, Any], info: WeightsInfo) -> list[str]:
-    """Where the run's stages cut the network."""
+def _stage_cuts(config: JsonDict, info: WeightsInfo) -> list[str]:
+    """The units at which the stages of a run cut the network; none without a configuration."""
     stages = config.get("stages", {})
-    named = [stages[name] for name in config.get("stage_order", ()) if name in stages]
+    selected = [stages[name] for name in config.get("stage_order", ()) if name in stages]
     return [
         frontier.resolve(stage["unfreeze_from"], info.blocks, bn_mode=stage["bn_mode"]).cut
-        for stage in named
+        for stage in selected
     ]
+
+
+def _class_names(info: WeightsInfo) -> tuple[str, ...]:
+    """Names of the classes of the probabilities; made up where the weights have none."""
+    names = info.class_names
+    if info.num_classes == 1:  # a single output is P(positive): there are two classes
+        positive = names[0] if names else "positive"
+        return (f"not {positive}", positive)
+    return names or tuple(f"class {index}" for index in range(info.num_classes))
+
+
+def _operating_point(info: WeightsInfo) -> OperatingPoint:
+    """Threshold and temperature of the evaluation; 0.5 and 1 if there was none."""
+    stored = info.inference.operating_point
+    if stored is None:
+        return OperatingPoint()
+    threshold = 0.5 if stored.threshold is None else stored.threshold  # None: more than two classes
+    return OperatingPoint(
+        threshold, stored.temperature, stored.rule, stored.chosen_on, stored.notes
+    )
+
+
+def _class_indices(
+    target: int | str | Sequence[int | str], class_names: tuple[str, ...], count: int
+) -> Int[np.ndarray, "N"]:
+    """The index of the target class of each of `count` images."""
+    targets = [target] if isinstance(target, int | str | np.integer) else list(target)
+    if len(targets) not in (1, count):
+        raise InputError(
+            f"target: {len(targets)} classes for {count} images; expected one for each, or one"
+        )
+    indices = []
+    for name in targets:
+        if isinstance(name, str) and name in class_names:
+            indices.append(class_names.index(name))
+        elif not isinstance(name, str) and 0 <= int(name) < len(class_names):
+            indices.append(int(name))
+        else:
+            raise InputError(
+                f"target {name!r}: expected a class, {', '.join(class_names)}, or its index from "
+                f"0 to {len(class_names) - 1}"
+            )
+    return np.resize(np.array(indices, np.int64), count)

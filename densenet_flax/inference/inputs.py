@@ -12,6 +12,7 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.images.decode import FAILURES, decode, to_array
+from densenet_flax.data.images.image_files import read_file
 
 # A uint8 array [H, W, 3], an opened Pillow image, the bytes of an image file, or a path to one.
 ImageLike: TypeAlias = np.ndarray | Image.Image | bytes | str | os.PathLike[str]
@@ -48,10 +49,7 @@ def read_pixels(image: ImageLike, name: object) -> UInt8[np.ndarray, "H W 3"]:
       InputError: it is not an image.
     """
     if isinstance(image, str | os.PathLike):
-        try:
-            return decode(Path(image).expanduser().read_bytes(), image)
-        except OSError as error:
-            raise InputError(f"{image}: cannot be read ({error.strerror or error})") from error
+        return decode(read_file(Path(image).expanduser()), image)
     if isinstance(image, bytes):
         return decode(image, name)
     if isinstance(image, Image.Image):

@@ -10,7 +10,6 @@ from PIL import Image
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.inference.inputs import ImageLike, read_pixels
 from densenet_flax.inference.overlay import draw_panel
-from densenet_flax.weights import WeightsInfo
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,26 +73,6 @@ class Explanation:
           InputError: `image` cannot be read as an image.
         """
         return draw_panel(read_pixels(image, f"image {index}"), self.maps[index])
-
-
-def class_names_of(info: WeightsInfo) -> tuple[str, ...]:
-    """The names of the classes; numbers where the weights have no names."""
-    names = info.class_names
-    if info.num_classes == 1:  # one output that says yes or no
-        name = names[0] if names else "positive"
-        return (f"not {name}", name)
-    return names or tuple(f"class {number}" for number in range(info.num_classes))
-
-
-def operating_point_of(info: WeightsInfo) -> OperatingPoint:
-    """Threshold and temperature that came with the weights; 0.5 and 1 if none did."""
-    stored = info.inference.operating_point
-    if stored is None:
-        return OperatingPoint()
-    threshold = 0.5 if stored.threshold is None else stored.threshold  # None: more than two classes
-    return OperatingPoint(
-        threshold, stored.temperature, stored.rule, stored.chosen_on, stored.notes
-    )
 
 
 def to_probabilities(

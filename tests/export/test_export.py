@@ -79,7 +79,7 @@ def test_exported_files_compute_what_the_classifier_computes(kind, tmp_path):
         theirs = load((folder / FILE_NAMES[name]).read_bytes())(images)
         np.testing.assert_allclose(theirs["probability"], ours.probability, atol=1e-5)
         np.testing.assert_allclose(theirs["calibrated"], ours.calibrated, atol=1e-5)
-        clear = _is_clear(ours, classifier.point.threshold)
+        clear = _is_clear(ours, classifier.operating_point.threshold)
         assert clear.any() and (theirs["decision"] == ours.label)[clear].all()
     text = (folder / "README.md").read_text()
     assert ("averaged over the symmetric views" in text) == classifier.tta
@@ -94,7 +94,9 @@ def test_the_threshold_is_inside_the_files(tmp_path):
     classifier = densenet_flax.load_classifier(network)
     images = np.random.default_rng(5).integers(0, 256, (4, *classifier.image_size, 3), np.uint8)
     for threshold, decision in ((0.0, 1), (1.0, 0)):
-        classifier.point = dataclasses.replace(classifier.point, threshold=threshold)
+        classifier.operating_point = dataclasses.replace(
+            classifier.operating_point, threshold=threshold
+        )
         for data, load in (
             (stablehlo.serialize(classifier), stablehlo.load),
             (onnx_graph.serialize(classifier, {}), onnx_graph.load),

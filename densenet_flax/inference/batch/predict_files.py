@@ -130,7 +130,7 @@ def _run(
 ) -> None:
     """Does what is left of the images."""
     features = _open_features(classifier, wanted, journal)
-    size = classifier.images_at_a_time
+    size = classifier.images_per_batch
     bar = tqdm(total=len(images), initial=journal.done, desc="predict", unit="img", disable=None)
     with bar, features or contextlib.nullcontext():
         waiting: list[tuple[ImageFile, _Loaded | InputError]] = []
@@ -173,7 +173,7 @@ def _do(
                 os.fsync(features.fileno())
         if wanted.overlays:
             result = classifier.decide(output.probability)
-            maps = classifier.maps(prepared, result.label, output, unit=wanted.unit)
+            maps = classifier.explain_batch(prepared, result.label, output, unit=wanted.unit)
             for i, (found, loaded) in enumerate(good):
                 name, p = result.decision[i], result.probability[i, result.label[i]]
                 picture = draw_panel(
