@@ -107,7 +107,8 @@ def _private(process: int) -> int:
 
 def open_standin(where: Path, storage: str, pixels: int, stain: str):
     """The stand-in, prepared if need be."""
-    from densenet_flax.data import DataConfig, open_dataset
+    from densenet_flax.data.data_config import DataConfig
+    from densenet_flax.data.loading import open_dataset
 
     config = DataConfig(
         path=str(where / "BreaKHis_v1"),
@@ -130,7 +131,7 @@ def forget_pages(where: Path) -> None:
 
 def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> dict:
     """One measurement, in this process."""
-    from densenet_flax.data import batches, epoch_order
+    from densenet_flax.data.batching import epoch_order, split_into_batches
     from densenet_flax.data.images.stream import prefetch_images
 
     storage = "stream" if "stream" in what else "array"
@@ -146,7 +147,7 @@ def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> di
             if "memory" in what:
                 object.__setattr__(dataset, "images", np.array(dataset.images))
             order = epoch_order(len(dataset), 0, 0)
-            lists = [ids[weight > 0] for ids, weight in batches(order, BATCH)]
+            lists = [ids[weight > 0] for ids, weight in split_into_batches(order, BATCH)]
             processes = workers if "processes" in what else 0
             start, total = time.perf_counter(), 0
             for images in prefetch_images(dataset.images, lists, workers=processes):

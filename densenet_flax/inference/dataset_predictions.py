@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from densenet_flax.common.sharding import process_slice, put_batch, to_host
 from densenet_flax.common.types import Variables
-from densenet_flax.data import batching
+from densenet_flax.data.batching import split_into_batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import prefetch_images
 from densenet_flax.inference.results import to_probabilities
@@ -95,7 +95,7 @@ def image_batches(
     dataset: Dataset, ids: Int[np.ndarray, "N"], batch_size: int, mesh: Mesh
 ) -> Iterator[Batch]:
     """Yields batches of images without augmentation, on the devices; the next are read ahead."""
-    batches = list(batching.batches(ids, batch_size))
+    batches = list(split_into_batches(ids, batch_size))
     images = prefetch_images(dataset.images, [process_slice(rows, mesh) for rows, _ in batches])
     for rows, weight in batches:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)

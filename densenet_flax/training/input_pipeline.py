@@ -11,7 +11,7 @@ import numpy as np
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import over_batch, process_slice, put_batch
 from densenet_flax.data.augmentation.views import AugmentSettings, augment, mix
-from densenet_flax.data.batching import batches
+from densenet_flax.data.batching import split_into_batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import prefetch_images
 from densenet_flax.inference.segments import SegmentedModel
@@ -136,11 +136,11 @@ class StageInputs:
           The ids and weights [batch_size], and the batch: `inputs` (images, 0 to 255, if the cut
           is the stem, else features), `label`, `weight`, and `target` where images are mixed.
         """
-        parts = list(batches(ids, batch_size))
+        parts = list(split_into_batches(ids, batch_size))
         numbers: list[np.ndarray | None] = [None] * len(parts)
         if views is not None and self.views.active:
             every = self.views.number(views)
-            numbers = [some for some, _ in batches(every, batch_size)]
+            numbers = [some for some, _ in split_into_batches(every, batch_size)]
         mesh = self.pipeline.mesh
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:

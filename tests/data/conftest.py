@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from densenet_flax.data import DataConfig, write_breakhis_tree
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
 
 _PARAMETERS = {
     "benign_patients": 4,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from configs import breakhis, keras_recipe
-from densenet_flax.data import SplitConfig, make_split
 from densenet_flax.data.augmentation.views import AugmentSettings, settings_for
 from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split_config import SplitConfig
 
 NAMES = ("breakhis", "colorectal_histology", "folder", "keras_recipe", "patch_camelyon")
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import batches, check_batch_size, epoch_order, open_dataset
+from densenet_flax.data.batching import check_batch_size, epoch_order, split_into_batches
 from densenet_flax.data.breakhis import breakhis_dataset_builder
 from densenet_flax.data.images import array_cache
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.sources.breakhis import BreakHisSource
 
 
@@ -239,7 +240,7 @@ def test_epoch_order_is_a_pure_function():
 def test_every_example_counts_exactly_once(count, size):
     ids = np.random.default_rng(count).permutation(100)[:count]
     total = np.zeros(100)
-    for some, weight in batches(ids, size):
+    for some, weight in split_into_batches(ids, size):
         assert some.shape == weight.shape == (size,)
         assert some.dtype == np.int32 and weight.dtype == np.float32
         assert set(some) <= set(ids)

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import DataConfig, open_dataset
 from densenet_flax.data.augmentation.preview import _view, choose_rows, write_preview
 from densenet_flax.data.augmentation.views import AugmentSettings, augment, settings_for
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.experiments import run as experiment
 from tests.configs import tiny
 

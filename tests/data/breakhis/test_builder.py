@@ -100,7 +100,7 @@ package = types.ModuleType("densenet_flax")
 package.__file__ = {densenet_flax.__file__!r}
 package.__path__ = [{str(Path(densenet_flax.__file__).parent)!r}]
 sys.modules["densenet_flax"] = package
-import densenet_flax.data
+import densenet_flax.data.loading
 assert "tensorflow_datasets" not in sys.modules, "imported before it is needed"
 from densenet_flax.data.breakhis.breakhis_dataset_builder import Builder
 builder = Builder(data_dir={str(tmp_path)!r}, source={str(drawn_tree)!r})

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import open_dataset
 from densenet_flax.data.breakhis import counts
 from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
+from densenet_flax.data.loading import open_dataset
 
 
 def pairs(dataset):

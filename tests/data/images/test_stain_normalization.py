@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import open_dataset
 from densenet_flax.data.images import stain_normalization as stain
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.synthetic.breakhis_tree import draw_stain, draw_tile
 
 LIBRARY = {

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import batches, epoch_order, open_dataset
+from densenet_flax.data.batching import epoch_order, split_into_batches
 from densenet_flax.data.images import array_cache
 from densenet_flax.data.images.stream import StreamedImages, prefetch_images
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.sources.breakhis import BreakHisSource
 
 
@@ -36,7 +37,7 @@ def pair(request, make_config, drawn_tree, tmp_path):
 
 def wanted(dataset, seed=0, size=5):
     order = epoch_order(len(dataset), seed, 0)
-    return [ids[weight > 0] for ids, weight in batches(order, size)]
+    return [ids[weight > 0] for ids, weight in split_into_batches(order, size)]
 
 
 def test_a_streamed_data_set_is_the_same_data_set(pair):
@@ -233,7 +234,8 @@ PROGRAM = """
 import sys
 from absl import app, flags
 import numpy as np
-from densenet_flax.data import DataConfig, open_dataset
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.images.stream import prefetch_images
 
 PATH = flags.DEFINE_string("path", None, "data")

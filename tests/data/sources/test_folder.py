@@ -5,8 +5,11 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import SplitConfig, load_split, make_split, open_dataset
+from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.sources.folder import list_folder
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split import load_split
+from densenet_flax.data.splits.split_config import SplitConfig
 
 
 @pytest.fixture

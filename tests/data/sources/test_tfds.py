@@ -6,7 +6,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import SplitConfig, make_split, open_dataset
+from densenet_flax.data.loading import open_dataset
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split_config import SplitConfig
 
 
 def tile(seed):

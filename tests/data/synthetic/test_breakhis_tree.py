@@ -6,10 +6,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data import draw_stain, draw_tile, write_breakhis_tree
 from densenet_flax.data.breakhis.names import SUBTYPES, parse_name
 from densenet_flax.data.synthetic import breakhis_tree as drawn
-from densenet_flax.data.synthetic.tissue import SUBTYPES_OF
+from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
+from densenet_flax.data.synthetic.tissue import SUBTYPES_OF, draw_stain, draw_tile
 
 SMALL = {"benign_patients": 2, "malignant_patients": 1, "tiles_per_patient": 2, "size": (32, 24)}
 
