@@ -1,12 +1,13 @@
 import json
 import runpy
+import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from densenet_flax.evaluation import compare
+from densenet_flax.evaluation import compare, cross_validation_summary, pool
 from densenet_flax.evaluation.__main__ import main
 
 
@@ -54,15 +55,48 @@ def test_report(tables, tmp_path, capsys, quick_figures):
     assert written["operating_point"]["rule"] == "youden" and written["run"] == {"title": "again"}
 
 
-def test_bad_input_is_one_line(tables, tmp_path, capsys):
+def test_commands_with_several_classes(several, tmp_path, capsys, quick_figures):
+    table, validation = several(0), several(1, tag="v")
+    better = replace(table, probability=0.7 * table.probability + 0.3 * np.eye(4)[table.label])
+    paths = {}
+    for name, one in (("a", table), ("b", better), ("v", validation), ("w", several(2, tag="w"))):
+        paths[name] = str(tmp_path / f"{name}.csv")
+        one.write_csv(paths[name])
+    quick = ["--resamples", "60"]
+    assert main(["compare", paths["a"], paths["b"], *quick]) == 0
+    text = capsys.readouterr().out
+    assert "(likeliest class)" in text and "macro_f1" in text
+    result = compare(table, better, 60)
+    assert result["thresholds"] is None and result["image"]["accuracy"]["difference"] > 0
+    assert main(["folds", paths["v"], paths["w"], *quick]) == 0
+    assert "macro_roc_auc" in capsys.readouterr().out
+    summary = cross_validation_summary([validation, several(2, tag="w")], resamples=60)
+    folds = [row["image"]["kappa"] for row in summary["folds"]]
+    assert summary["mean"]["image"]["kappa"]["mean"] == pytest.approx(np.mean(folds))
+    pooled = pool([validation, several(2, tag="w")])
+    assert summary["pooled"]["image"]["accuracy"] == np.mean(pooled.prediction == pooled.label)
+    out = str(tmp_path / "out")
+    assert main(["report", paths["a"], out, "--validation", paths["v"], *quick]) == 0
+    assert "over 4 classes" in capsys.readouterr().out
+    assert main(["report", paths["a"], out, "--validation", paths["v"], "--rule", "youden"]) == 1
+    assert "there are 4 classes" in capsys.readouterr().err
+
+
+def test_invalid_input_is_one_line(tables, tmp_path, capsys):
     assert main(["compare", tables[2], str(tmp_path / "absent.csv")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "absent.csv" in error and error.count("\n") == 1
 
 
-def test_it_is_a_module(monkeypatch, capsys):
+def test_it_runs_as_a_module(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluation", "compare", "--help"])
     monkeypatch.delitem(sys.modules, "densenet_flax.evaluation.__main__")
     with pytest.raises(SystemExit) as done:
         runpy.run_module("densenet_flax.evaluation", run_name="__main__")
     assert done.value.code == 0 and "A.csv" in capsys.readouterr().out
+
+
+def test_only_the_report_imports_matplotlib():
+    # In a process of its own: other tests have imported it into this one.
+    code = "import sys, densenet_flax.evaluation.__main__; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -85,13 +85,13 @@ def _participants(metrics: JsonDict) -> str:
 
 def _groups(metrics: JsonDict) -> str:
     groups = [
-        f"{len(metrics.get(key, ()))} {noun}"
+        f"{len(metrics[key])} {noun}"
         for key, noun in (
             ("by_magnification", "magnifications"),
             ("by_class", "classes"),
             ("by_subtype", "subtypes"),
         )
-        if metrics.get(key)
+        if len(metrics.get(key, ())) > 1
     ]
     return f"{', '.join([*groups, 'every patient'])}: report.html"
 

@@ -119,8 +119,8 @@ class _Level:
 
     name: Literal["images", "patients"]
     metrics: JsonDict
-    label: Int[np.ndarray, "N"]
-    probability: Float[np.ndarray, "N"]
+    label: Int[np.ndarray, " N"]
+    probability: Float[np.ndarray, " N"]
     marker: str
     style: dict[str, Any]
 

@@ -23,7 +23,7 @@ from densenet_flax.evaluation.report.run_info import (
     split_rule,
 )
 from densenet_flax.evaluation.report.sections import subset_counts
-from densenet_flax.evaluation.report.tables import magnification
+from densenet_flax.evaluation.report.tables import by_magnification
 from densenet_flax.evaluation.report.views import Table, measured
 from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, count, wording_for
 
@@ -125,7 +125,7 @@ def model_card(metrics: JsonDict) -> ModelCard:
         f"{intervals['resamples']} resamples, seed {intervals['seed']}",
         scores=_scores(metrics),
         by_class=_by_class(metrics) if "by_class" in metrics else None,
-        by_magnification=_by_magnification(metrics),
+        by_magnification=by_magnification(metrics, wording_for(metrics).card_columns),
         calibration=calibration_text(metrics),
         environment=card.get("environment"),
         device=run.get("device"),
@@ -163,22 +163,6 @@ def _by_class(metrics: JsonDict) -> Table:
         )
     ]
     return Table(["class", "images", "patients", *CLASS_COLUMNS.values()], rows)
-
-
-def _by_magnification(metrics: JsonDict) -> Table:
-    columns = wording_for(metrics).card_columns
-    rows = [
-        [
-            magnification(row["magnification"]) or "unknown",
-            row["n"],
-            row["patients"],
-            *(measured(row, intervals["image"], key) for key in columns),
-        ]
-        for row, intervals in zip(
-            metrics["by_magnification"], metrics["intervals"]["by_magnification"], strict=True
-        )
-    ]
-    return Table(["magnification", "images", "patients", *columns.values()], rows)
 
 
 def _time(run: Mapping[str, Any]) -> str:

@@ -84,26 +84,26 @@ def report_page(
       pngs: the figures by name; 'curves' is missing if there was no training.
       gallery: images to look at, such as overlays of the regions that a decision rests on.
     """
-    run = metrics["run"]
+    run, wording = metrics["run"], wording_for(metrics)
     return ReportPage(
         title=str(run.get("title") or "Evaluation report"),
         verdict=verdict(metrics),
         summary=_summary(metrics),
         tiles=[
             (name, measured(metrics[level], metrics["intervals"][level], key))
-            for level, key, name in wording_for(metrics).tiles
+            for level, key, name in wording.tiles
         ],
         warnings=metrics["warnings"],
         has_history="curves" in pngs,
         figures=[
             EmbeddedImage(pngs[name], title, f"{title}. {text}")
-            for name, (title, text) in wording_for(metrics).figures.items()
+            for name, (title, text) in wording.figures.items()
             if name in pngs
         ],
         metrics=tables.metrics_section(metrics),
         by_class=tables.class_section(metrics),
         calibration=calibration_tables.calibration_section(metrics),
-        by_magnification=tables.by_magnification(metrics),
+        by_magnification=tables.by_magnification(metrics, wording.magnification_columns),
         by_subtype=tables.by_subtype(metrics),
         by_patient=tables.by_patient(metrics),
         mistakes=tables.mistakes_section(predictions),

@@ -139,9 +139,14 @@ def class_section(metrics: JsonDict) -> ClassSection | None:
     return ClassSection(Table(header, rows), _by_reason(by_reason))
 
 
-def by_magnification(metrics: JsonDict) -> Table:
-    """A row per magnification."""
-    columns = wording_for(metrics).magnification_columns
+def by_magnification(metrics: JsonDict, columns: Mapping[str, str]) -> Table:
+    """A row per magnification; without rows if none is known.
+
+    Args:
+      metrics: as in metrics.json.
+      columns: key and title of the metrics to show.
+    """
+    groups = metrics["by_magnification"]
     rows = [
         [
             magnification(row["magnification"]) or "unknown",
@@ -149,11 +154,11 @@ def by_magnification(metrics: JsonDict) -> Table:
             row["patients"],
             *(measured(row, _of_group(intervals), key) for key in columns),
         ]
-        for row, intervals in zip(
-            metrics["by_magnification"], metrics["intervals"]["by_magnification"], strict=True
-        )
+        for row, intervals in zip(groups, metrics["intervals"]["by_magnification"], strict=True)
     ]
-    return Table(["magnification", "images", "patients", *columns.values()], rows)
+    known = any(row["magnification"] for row in groups)
+    header = ["magnification", "images", "patients", *columns.values()]
+    return Table(header, rows if known else [])
 
 
 def by_subtype(metrics: JsonDict) -> Table:
@@ -196,7 +201,7 @@ def by_patient(metrics: JsonDict) -> Table:
     ]
     mean_probability = wording_for(metrics).mean_probability
     header = ["patient", "accuracy", "correct images", mean_probability, "class", "subtype"]
-    return Table(header, rows)
+    return Table(header, rows).without_empty_columns()
 
 
 def mistakes_section(predictions: Predictions) -> MistakesSection:
@@ -222,9 +227,8 @@ def mistakes_section(predictions: Predictions) -> MistakesSection:
         columns = [f"P({predictions.class_names[1]})", "true class"]
     else:
         columns = ["predicted", "P(predicted)", "true class", "P(true)"]
-    return MistakesSection(
-        Table(["file", *columns, "patient", "magnification"], rows), total=len(wrong)
-    )
+    table = Table(["file", *columns, "patient", "magnification"], rows)
+    return MistakesSection(table.without_empty_columns(), total=len(wrong))
 
 
 def _binary_cells(predictions: Predictions, i: int) -> Sequence[Cell]:

@@ -40,6 +40,12 @@ class Table:
             for i in range(len(self.header))
         ]
 
+    def without_empty_columns(self) -> "Table":
+        """The table without the columns in which nothing is known."""
+        keep = [i for i in range(len(self.header)) if any(row[i] is not None for row in self.rows)]
+        rows = [[row[i] for i in keep] for row in self.rows]
+        return Table([self.header[i] for i in keep], rows, self.caption)
+
 
 @dataclass(frozen=True)
 class EmbeddedImage:

@@ -1,10 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss, log_loss
 
+from densenet_flax.evaluation import choose_operating_point
 from densenet_flax.evaluation.metrics.calibration import calibration_metrics
-from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
+from densenet_flax.evaluation.metrics.temperature import (
+    calibrate,
+    fit_temperature,
+    margin,
+    nll_per_image,
+)
 
 
 def drawn(seed, n=4000, temperature=1.0):
@@ -93,3 +101,27 @@ def test_bins_hold_every_probability_once():
     for row in found["bins"]:
         inside = (p >= row["lower_edge"]) & ((p < row["upper_edge"]) | (row["upper_edge"] == 1))
         assert row["count"] == inside.sum()
+
+
+def test_several_classes(several):
+    table = several(0, n=4000, patients=200)
+    flat = replace(table, probability=calibrate(table.probability, 2.0))
+    # At a temperature of 2 already, so half of the temperature of the original is left to fit.
+    own, fitted = choose_operating_point(table), choose_operating_point(flat)
+    assert fitted.temperature == pytest.approx(own.temperature / 2, rel=1e-3)
+    best = nll_per_image(table.label, np.log(calibrate(table.probability, own.temperature))).mean()
+    for other in (0.97, 1.03):
+        worse = calibrate(table.probability, own.temperature * other)
+        assert nll_per_image(table.label, np.log(worse)).mean() > best
+    measured = calibration_metrics(table.label, table.probability)
+    assert measured["nll"] == pytest.approx(log_loss(table.label, table.probability))
+    truth = np.eye(4)[table.label]
+    assert measured["brier"] == pytest.approx(((table.probability - truth) ** 2).sum(1).mean())
+    top, right = table.probability.max(1), table.prediction == table.label
+    index = np.minimum((top * 15).astype(int), 14)
+    gaps = [abs(top[index == b].sum() - right[index == b].sum()) for b in range(15)]
+    assert measured["ece_top_label"] == pytest.approx(sum(gaps) / len(table))
+    assert "ece" not in measured
+    point = fitted.apply(flat)
+    assert point.calibrated.sum(axis=1) == pytest.approx(np.ones(len(flat)))
+    assert np.array_equal(point.prediction, flat.prediction)

@@ -109,3 +109,14 @@ def test_what_cannot_be_applied_is_refused(change):
     del without["threshold"]
     with pytest.raises(InputError, match="threshold"):
         OperatingPoint.from_dict(without)
+
+
+def test_several_classes_have_no_threshold(several):
+    table, validation = several(0), several(1, tag="v")
+    with pytest.raises(InputError, match="there are 4 classes"):
+        choose_operating_point(validation, "youden")
+    point = choose_operating_point(validation)
+    values = json.loads(json.dumps(point.to_dict()))
+    assert values["threshold"] is None and values["rule"] == "likeliest class"
+    assert OperatingPoint.from_dict(values) == point
+    assert np.array_equal(point.decide(table.probability), table.prediction)
