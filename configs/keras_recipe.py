@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # or 'bfloat16'
     config.model.remat = "bottleneck"  # or "none", "block": what is not kept but computed again
     config.model.bn_momentum = 0.99
+    config.model.implementation = "auto"
 
     config.data = ConfigDict()
     config.data.name = "breakhis"

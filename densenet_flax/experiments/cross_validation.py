@@ -1,10 +1,9 @@
 """Cross-validation: a run for each fold, then a report on all folds together."""
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -13,13 +12,12 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report import cautions
+from densenet_flax.experiments.experiment import Experiment
 from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.run import train_and_evaluate
 from densenet_flax.storage.workdir import Workdir
 
 OFFICIAL_FOLDS = 5
-# What may differ between a fold's report and the configuration: where data is and how it is read.
-_PATHS = ("cache", "cache_dir", "tensorboard", "data.path")
 
 
 def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
@@ -123,16 +121,23 @@ def _is_done(folder: Path, config: ConfigDict) -> bool:
     if not (folder / "report" / "report.html").is_file():
         return False
     evaluated = _read_metrics(folder).get("run", {}).get("config", {})
-    current = json.loads(json.dumps(config.to_dict()))  # tuples become lists
-    return _without_paths(evaluated) == _without_paths(current)
+    try:
+        return _comparable(evaluated) == _comparable(config)
+    except InputError:  # it has keys of another version
+        return False
 
 
-def _without_paths(config: Mapping[str, Any], prefix: str = "") -> JsonDict:
-    return {
-        key: _without_paths(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if f"{prefix}{key}" not in _PATHS
-    }
+def _comparable(config: ConfigDict | JsonDict) -> Experiment:
+    """The experiment but for where data is and how it is read."""
+    experiment = resolve(config)
+    return dataclasses.replace(
+        experiment,
+        config={},
+        cache="auto",
+        cache_dir="",
+        tensorboard=False,
+        data=dataclasses.replace(experiment.data, path=""),
+    )
 
 
 def _read_metrics(folder: Path) -> JsonDict:

@@ -17,9 +17,13 @@ from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.splits.sampling import SAMPLINGS
 from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.evaluation.metrics.operating_point import check_rule
-from densenet_flax.models.densenet import NETWORKS, REMAT
+from densenet_flax.models.densenet import IMPLEMENTATIONS, NETWORKS, REMAT
 from densenet_flax.models.frontier import BN_MODES
 from densenet_flax.storage.feature_store import CACHE_MODES
+
+# Keys that earlier versions did not have, with the values by which they acted: a run that was begun
+# without them can be resumed.
+ADDED_KEYS = {"model.implementation": "auto"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,7 @@ class ModelConfig(Settings):
     dtype: str = choice("float32", ("float32", "bfloat16"))
     remat: str = choice("bottleneck", REMAT)
     bn_momentum: float = setting(0.99, "a number from 0 to below 1", lambda m: 0 <= m < 1)
+    implementation: str = choice("auto", ("auto", *IMPLEMENTATIONS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,6 +65,7 @@ def build_model(config: ModelConfig, num_classes: int = 2) -> DenseNet:
         momentum=config.bn_momentum,
         dtype=_DTYPES[config.dtype],
         remat=config.remat,
+        implementation=None if config.implementation == "auto" else config.implementation,
     )
 
 

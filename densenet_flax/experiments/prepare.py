@@ -11,7 +11,7 @@ from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.sampling import Sampler, make_sampler
 from densenet_flax.data.splits.split import Split, load_split
 from densenet_flax.evaluation.metrics.operating_point import check_rule
-from densenet_flax.experiments.experiment import Experiment
+from densenet_flax.experiments.experiment import ADDED_KEYS, Experiment
 from densenet_flax.experiments.from_config import build_model, build_stages
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.checkpoint import Checkpoints
@@ -61,7 +61,7 @@ def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
     """
     has_begun = workdir.has_begun
     if has_begun:
-        workdir.check(experiment.config)
+        workdir.check(experiment.config, ADDED_KEYS)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
     if has_begun and workdir.split.exists():

@@ -92,8 +92,13 @@ class Workdir:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def check(self, config: Mapping[str, Any]) -> None:
+    def check(self, config: Mapping[str, Any], added_keys: Mapping[str, Any]) -> None:
         """Checks that the run in the directory has this configuration.
+
+        Args:
+          config: what `write_config` takes.
+          added_keys: keys, with dots, that the run may have been begun without, and their values
+            where a configuration does not have them.
 
         Raises:
           InputError: the directory belongs to another configuration; the message names the keys.
@@ -105,6 +110,7 @@ class Workdir:
                 f"{self._config}: cannot be read ({error}); put it back or choose another --workdir"
             ) from error
         new = _flat(json.loads(json.dumps(config)))
+        old, new = {**added_keys, **old}, {**added_keys, **new}
         keys = [key for key in {**old, **new} if key not in _FREE_KEYS]
         changed = [key for key in keys if old.get(key) != new.get(key)]
         if changed:

@@ -66,6 +66,11 @@ def test_the_defaults_are_the_recipe():
         ("model.hidden", 256, "config.model.hidden=256: expected a tuple of whole numbers"),
         ("model.dropout", 1.0, "config.model.dropout=1.0: expected a number from 0 to below 1"),
         ("model.bn_momentum", 1.0, "config.model.bn_momentum=1.0: expected a number from 0"),
+        (
+            "model.implementation",
+            "xla",
+            "config.model.implementation='xla': expected one of 'auto'",
+        ),
         ("model.drop_out", 0.1, "config.model.drop_out: no such key; did you mean 'dropout'?"),
         ("stage_order", (), "config.stage_order=(): expected at least one stage"),
         ("stage_order", ("a",), "config.stage_order=('a',): no 'a' in config.stages (finetune,"),
@@ -109,6 +114,11 @@ def test_stages_have_their_length_in_steps_once_the_examples_are_known():
         3,
     )
     assert rest.frontier.cut == "conv4_block23"
+
+
+def test_the_implementation_of_the_network():
+    assert build_model(ModelConfig()).implementation is None
+    assert build_model(ModelConfig(implementation="fused")).implementation == "fused"
 
 
 def test_class_weights_of_the_loss():
