@@ -1,27 +1,28 @@
-"""The frontier: one point on the line of units, from which all freezing is derived.
+"""The frontier: one point in the sequence of units, from which all freezing is derived.
 
 "Unfreeze from here" says which parameters train, which BatchNorms use batch statistics, where the
-gradient stops and what can be computed once. All four are answered by a `Frontier`; nothing else
-in the package decides any of them. A frontier is written as
+gradient stops and what can be computed once. All four follow from a `Frontier`; nothing else in
+the package decides any of them. A user writes a frontier as
 
-- a unit, `'conv5_block1'` or `'pool4'`, or a dense stage, `'conv5'`;
+- a unit, `'conv5_block1'` or `'pool4'`, or a dense block, `'conv5'`;
 - a Keras layer, `'conv4_block23_2_conv'`, or its index in `model.layers` of
   `keras.applications.DenseNet201(include_top=False)`, `300` (negative ones count from the end);
 - `'head'`, nothing of the backbone trains; or `'all'`, everything does.
 
 `unfreeze_from=300` means exactly Keras's `for layer in base.layers[300:]: layer.trainable = True`.
-Keras can cut inside a block, so masks are per Keras layer while the prefix, the part that is run
-frozen and can be cached, ends at the start of the unit that holds the first trainable layer.
+Keras can cut inside a dense layer, so masks are per Keras layer, while the frozen prefix, which can
+be cached, ends at the start of the unit that holds the first trainable layer.
 """
 
 import dataclasses
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
+from flax.traverse_util import path_aware_map
 
+from densenet_flax.common.types import PyTree
 from densenet_flax.models.units import unit_names
 
 BN_MODES = ("keras", "frozen", "live")
@@ -34,7 +35,7 @@ class KerasLayer:
     Attributes:
       name: Keras's name, as in `keras.applications` of Keras 3.
       unit: the unit it belongs to; '' for the input layer.
-      path: where its variables are in our trees; () for layers without variables.
+      path: of its variables in `params` and `batch_stats`; () for layers without variables.
     """
 
     name: str
@@ -49,9 +50,8 @@ class KerasLayer:
 
 @functools.cache
 def keras_layers(blocks: tuple[int, ...]) -> tuple[KerasLayer, ...]:
-    """The layers of `keras.applications.DenseNetX(include_top=False)`, in Keras's order."""
+    """Lists the layers of `keras.applications.DenseNetX(include_top=False)`, in Keras's order."""
     layers = [KerasLayer("input_layer", "")]
-
     paths: dict[str, tuple[str, ...]]
     for unit in unit_names(blocks):
         if unit == "stem":
@@ -75,9 +75,9 @@ class Frontier:
     """A resolved frontier. Make one with `resolve`.
 
     Attributes:
-      blocks: blocks in each dense stage: which DenseNet this is.
+      blocks: layers in each dense block: which DenseNet this is.
       index: Keras layers with this index or a higher one train; `len(layers)` for 'head'.
-      bn_mode: 'keras', BatchNorms behind the frontier use batch statistics; 'frozen', none does;
+      bn_mode: 'keras', BatchNorms after the frontier use batch statistics; 'frozen', none does;
         'live', all do, the frozen ones too.
     """
 
@@ -91,7 +91,7 @@ class Frontier:
         return keras_layers(self.blocks)
 
     @property
-    def first(self) -> KerasLayer | None:
+    def first_trainable(self) -> KerasLayer | None:
         """The first trainable layer that has variables; None if only the head trains."""
         return next((layer for layer in self.layers[self.index :] if layer.path), None)
 
@@ -100,7 +100,7 @@ class Frontier:
         """The unit that the prefix stops before: everything before it is a fixed function."""
         if self.bn_mode == "live":
             return "stem"
-        return self.first.unit if self.first else "head"
+        return self.first_trainable.unit if self.first_trainable else "head"
 
     @property
     def train_norms(self) -> frozenset[str]:
@@ -110,47 +110,38 @@ class Frontier:
         start = 0 if self.bn_mode == "live" else self.index
         return frozenset(layer.name for layer in self.layers[start:] if layer.is_norm)
 
-    def mask(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """A tree like `variables` (`params`, or a part of them) with True at what trains."""
+    def mask(self, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Marks what trains: a tree like `params`, or like a part of them, of booleans."""
         frozen = {layer.path for layer in self.layers[: self.index] if layer.path}
+        return dict(path_aware_map(lambda path, _: path[:-1] not in frozen, params))
 
-        def trains(path: tuple[Any, ...], _: Any) -> bool:
-            return tuple(entry.key for entry in path)[:-1] not in frozen
+    def batch_stats_mask(self, batch_stats: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Marks the running statistics that training updates: a tree like `batch_stats`."""
+        updated = {layer.path for layer in self.layers if layer.name in self.train_norms}
+        return dict(path_aware_map(lambda path, _: path[:-1] in updated, batch_stats))
 
-        return jax.tree_util.tree_map_with_path(trains, dict(variables))
-
-    def live_statistics(self, batch_stats: Mapping[str, Any]) -> dict[str, Any]:
-        """A tree like `batch_stats` with True at the statistics that training updates."""
-        live = {layer.path for layer in self.layers if layer.name in self.train_norms}
-
-        def moves(path: tuple[Any, ...], _: Any) -> bool:
-            return tuple(entry.key for entry in path)[:-1] in live
-
-        return jax.tree_util.tree_map_with_path(moves, dict(batch_stats))
-
-    def describe(self, params: Mapping[str, Any]) -> str:
+    def describe(self, params: Mapping[str, PyTree]) -> str:
         """One line: how many parameters are frozen, how many train, and from where."""
         mask = jax.tree.leaves(self.mask(params))
         sizes = [leaf.size for leaf in jax.tree.leaves(dict(params))]
         trainable = sum(size for size, trains in zip(sizes, mask, strict=True) if trains)
         frozen = sum(sizes) - trainable
-        where = "from the head"
-        if self.first:
-            where = f"from {self.first.name} (Keras layer {self.layers.index(self.first)})"
+        first = self.first_trainable
+        where = f"{first.name} (Keras layer {self.layers.index(first)})" if first else "the head"
         norms = sum(layer.is_norm for layer in self.layers)
-        live = len(self.train_norms)
+        train = len(self.train_norms)
         return (
-            f"frozen {frozen / 1e6:.1f} M · trainable {trainable / 1e6:.1f} M · {where} · "
-            f"BatchNorm: {live} on batch statistics, {norms - live} in inference mode"
+            f"frozen {frozen / 1e6:.1f} M · trainable {trainable / 1e6:.1f} M · from {where} · "
+            f"BatchNorm: {train} on batch statistics, {norms - train} in inference mode"
         )
 
 
 def resolve(unfreeze_from: str | int, blocks: Sequence[int], *, bn_mode: str = "keras") -> Frontier:
-    """Turns what a user writes into a `Frontier`.
+    """Resolves what a user writes to a `Frontier`.
 
     Args:
-      unfreeze_from: a unit, stage, Keras layer, Keras layer index, 'head' or 'all'.
-      blocks: blocks in each dense stage of the network (`model.blocks`).
+      unfreeze_from: a unit, dense block, Keras layer, Keras layer index, 'head' or 'all'.
+      blocks: layers in each dense block of the network (`model.blocks`).
       bn_mode: 'keras', 'frozen' or 'live'; see `Frontier`.
 
     Raises:
@@ -188,8 +179,12 @@ def _index(unfreeze_from: str | int, layers: Sequence[KerasLayer]) -> int:
     raise ValueError(f"unfreeze_from={unfreeze_from!r} is no unit and no Keras layer; {hint}")
 
 
-def blocks_of(params: Mapping[str, Any]) -> tuple[int, ...]:
-    """Blocks in each dense stage, read from the names of a parameter tree."""
+def blocks_from_params(params: Mapping[str, PyTree]) -> tuple[int, ...]:
+    """Counts the layers in each dense block of a parameter tree.
+
+    Raises:
+      ValueError: it is not the tree of a whole DenseNet.
+    """
     counts: dict[int, int] = {}
     for name in params:
         stage, separator, block = name.partition("_block")
@@ -202,9 +197,9 @@ def blocks_of(params: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def trainable_mask(
-    params: Mapping[str, Any], unfreeze_from: str | int, *, bn_mode: str = "keras"
-) -> dict[str, Any]:
-    """The mask for optax: a tree like `params` with True at what trains.
+    params: Mapping[str, PyTree], unfreeze_from: str | int, *, bn_mode: str = "keras"
+) -> dict[str, PyTree]:
+    """Makes the mask for optax: a tree like `params` with True at what trains.
 
     Args:
       params: the whole parameter tree of a DenseNet, with or without a head (which always trains).
@@ -214,4 +209,4 @@ def trainable_mask(
     Raises:
       ValueError: as `resolve`, or `params` is not the tree of a whole DenseNet.
     """
-    return resolve(unfreeze_from, blocks_of(params), bn_mode=bn_mode).mask(params)
+    return resolve(unfreeze_from, blocks_from_params(params), bn_mode=bn_mode).mask(params)

@@ -1,34 +1,37 @@
 """Random initial variables, by Keras's initializers."""
 
 import zlib
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from densenet_flax.common.types import Variables
 from densenet_flax.models.densenet import DenseNet
 
 
-def init_variables(model: DenseNet, seed: int) -> dict[str, Any]:
-    """Random variables: Keras's initial values (Glorot uniform kernels), drawn leaf by leaf.
+def init_variables(model: DenseNet, seed: int) -> Variables:
+    """Draws variables from Keras's initial distributions (Glorot uniform kernels).
 
-    The same distributions as `model.init`, without its compilation of six hundred random draws;
-    each leaf depends on the seed and its own name alone, so a head is the same on any backbone.
+    `model.init` draws from the same ones, but compiles six hundred small programs for it. Here each
+    leaf depends on the seed and its own name alone, so a head is the same on any backbone.
 
     Returns:
       `{'params': …, 'batch_stats': …}` of float32 NumPy arrays.
     """
-    return draw_variables(
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))), seed
-    )
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return draw_variables(jax.eval_shape(model.init, jax.random.key(0), images), seed)
 
 
-def draw_variables(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What `init_variables` draws, from a tree of the variables' shapes alone."""
+def draw_variables(shapes: Variables, seed: int) -> Variables:
+    """Draws what `init_variables` returns, given the variables' shapes.
 
-    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    Args:
+      shapes: tree of `jax.ShapeDtypeStruct`.
+      seed: not negative.
+    """
+
+    def draw(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         if name != "kernel":
             return np.full(leaf.shape, name in ("scale", "var"), np.float32)

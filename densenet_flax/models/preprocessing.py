@@ -1,19 +1,27 @@
 """Pixels to what the network was trained on."""
 
-import jax
+from typing import Literal, get_args
+
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+Preprocessing = Literal["torch", "scale"]
+PREPROCESSING = get_args(Preprocessing)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def preprocess_input(images, mode: str = "torch") -> jax.Array:
-    """Pixels to what the network was trained on.
+def preprocess_input(
+    images: Num[Array | np.ndarray, "*N H W 3"], mode: str = "torch"
+) -> Float[Array, "*N H W 3"]:
+    """Normalizes pixels as the network's weights expect them.
 
     Args:
-      images: `[..., H, W, 3]` RGB, 0 to 255, usually uint8.
-      mode: `'torch'`, x/255 less the ImageNet mean, over the ImageNet standard deviation, which is
-        what `keras.applications.densenet.preprocess_input` does; or `'scale'`, x/255 alone.
+      images: RGB, 0 to 255, usually uint8.
+      mode: `'torch'`, (x/255 - mean) / standard deviation of ImageNet, which is what
+        `keras.applications.densenet.preprocess_input` does; or `'scale'`, x/255 alone.
 
     Returns:
       float32 of the same shape.

@@ -80,7 +80,7 @@ class TrainStep:
         self._dropout_key = jax.random.key(seed)
         self._whole_masks = {
             "params": stage.frontier.mask(variables["params"]),
-            "batch_stats": stage.frontier.live_statistics(variables["batch_stats"]),
+            "batch_stats": stage.frontier.batch_stats_mask(variables["batch_stats"]),
         }
         # The prefix has nothing to train, so the step works on the tail's trees alone.
         self._tail = units[units.index(stage.frontier.cut) :]

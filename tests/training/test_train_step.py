@@ -76,7 +76,7 @@ def test_what_is_frozen_stays_to_the_bit(tiny, tiny_variables, at):
     assert jax.tree.structure(after) == jax.tree.structure(tiny_variables)
     for name, trains in (
         ("params", frontier.mask(after["params"])),
-        ("batch_stats", frontier.live_statistics(after["batch_stats"])),
+        ("batch_stats", frontier.batch_stats_mask(after["batch_stats"])),
     ):
         for (path, moves), was, now in zip(
             jax.tree_util.tree_leaves_with_path(trains),
