@@ -1,1 +1,1 @@
-"""One file per experiment."""
+"""Experiments: one file each; `keras_recipe` describes the keys."""

@@ -2,10 +2,10 @@
 
     python main.py --config=configs/colorectal_histology.py --workdir=runs/colorectal
 
-TFDS downloads it (246 MB) and needs TensorFlow for that once; `data.path` is where TFDS keeps its
-data, its own place if empty. TFDS names no patient, and few slides gave all tiles, so those of one
-slide are on all sides: the result says how well textures are told apart on these slides and not on
-new ones, and the report claims nothing about patients.
+TFDS downloads it (246 MB) and needs TensorFlow once for that. `data.path` is the folder that TFDS
+keeps its data in, its default if empty. TFDS names no patient, and all tiles come from few slides,
+so that tiles of one slide are in training, validation and test: the result says how well textures
+are told apart on these slides and not on new ones, and the report claims nothing about patients.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     python main.py --config=configs/keras_recipe.py --config.data.path=BreaKHis_v1 --workdir=runs/x
 
-Where the recipe splits by image, this splits by patient: the one thing that is not reproduced.
+It differs from the recipe in one thing: patients, not images, are divided among training,
+validation and test. Every key of a configuration is described here.
 """
 
 from ml_collections import ConfigDict
@@ -10,110 +11,126 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0
-    config.batch_size = 32
-    # The frozen part once: 'auto', where there is room; 'device', 'memory', 'disk' or 'off'.
+    config.seed = 0  # of initial weights, the order of images, dropout and augmentation
+    config.batch_size = 32  # images in a step, over all devices
+    # Where the output of the frozen layers is kept, so that it is computed once: 'device',
+    # 'memory', 'disk', 'off', or 'auto' for the first of these with enough room.
     config.cache = "auto"
     config.cache_dir = ""  # prepared data, compiled programs; '' is ~/.cache/densenet_flax
-    config.log_every = 10  # steps between two lines of metrics
-    config.tensorboard = False
-    config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
-    # Chosen on validation images: 'fixed' (0.5), 'youden' or 'sensitivity>=0.95'.
-    config.threshold = "fixed"
-    config.tta = False  # judge and predict by the mean over the symmetries of each image
-    config.explain = "norm"  # the unit whose maps the report shows; '' for none
+    config.log_every = 10  # steps between two lines of metrics.jsonl
+    config.tensorboard = False  # also write TensorBoard's files
 
-    config.model = ConfigDict()
-    config.model.name = "densenet201"  # or densenet121, densenet169
-    config.model.weights = "imagenet"  # or a file, or 'random'
-    config.model.hidden = (256,)
-    config.model.dropout = 0.5
-    config.model.dtype = "float32"  # or 'bfloat16'
-    config.model.remat = "bottleneck"  # or "none", "block": what is not kept but computed again
-    config.model.bn_momentum = 0.99
-    config.model.implementation = "auto"
-
-    config.data = ConfigDict()
-    config.data.name = "breakhis"
-    config.data.path = ""  # the folder that holds BreaKHis_v1, or BreaKHis_v1.tar.gz
-    config.data.image_size = (224, 224)  # height, width
-    config.data.labels = "binary"  # or 'subtype', BreakHis's eight
-    config.data.magnification = 0  # 40, 100, 200, 400, or 0 for all
-    config.data.require_complete = False  # True: all 7,909 images must be there
-    config.data.duplicates = "keep"  # of the images that BreakHis has twice; or 'drop', 'error'
-    config.data.on_bad_image = "error"  # or 'skip', which the report counts
-    config.data.storage = "array"  # or 'stream': decoded anew each time, for what fits no disk
-    config.data.workers = 0  # processes that decode what is streamed; 0: threads
-    config.data.csv = ""  # of data.name = 'folder': file, label, patient, site
-    config.data.patient_pattern = ""  # of 'folder' without a csv: a regular expression
-    config.data.class_names = ()
-    config.data.patient_key = ""  # of data.name = 'tfds:…'
-    config.data.stain = ConfigDict({"method": "none", "reference": ""})
-    config.data.drawn = ConfigDict()  # of data.name = 'drawn' only
-
-    config.split = ConfigDict()
-    config.split.policy = "patient"  # or 'official', 'kfold', 'given', or the leaky 'image'
-    config.split.fold = 1  # of 'official' and 'kfold'
-    config.split.folds = 5  # of 'kfold'
-    config.split.group = "case70"  # who is one patient: case70, slide81 or id82
-    config.split.mixed_patients = "error"  # of several classes; 'rarest' counts them for that one
-    config.split.test_fraction = 0.2
-    config.split.validation_fraction = 0.15
-    config.split.seed = 0
-
-    config.sampling = "shuffle"  # or 'class', 'patient': rare ones more often; docs/data.md
-    # None: the recipe builds a generator and never uses it. The keys are those of AugmentSettings,
-    # docs/augmentation.md; `views` is how many views an image has, 0 for a new one in each epoch.
-    config.augment = ConfigDict()
-    config.augment.views = 0
-    config.augment.symmetries = False  # of the square
-    config.augment.horizontal_flip = False
-    config.augment.vertical_flip = False
-    config.augment.rotation_range = 0.0  # degrees
-    config.augment.width_shift_range = 0.0
-    config.augment.height_shift_range = 0.0
-    config.augment.shear_range = 0.0  # degrees
-    config.augment.zoom_range = 0.0  # 0.2: from 0.8 to 1.2
-    config.augment.fill_mode = "reflect"  # or 'nearest'
-    config.augment.brightness_range = ()  # such as (0.8, 1.2)
-    config.augment.contrast_range = ()
-    config.augment.hed_range = 0.0
-    config.augment.stain_jitter = 0.0
-    config.augment.stain_statistics = ()  # of the training images, if empty
-    config.augment.cutout = 0.0
-    config.augment.mixup = 0.0  # of the whole network only: nothing can then be computed once
-    config.augment.cutmix = 0.0
-
-    config.label_smoothing = 0.0
-    config.class_weights = "none"  # or 'balanced', or '1.0,0.5': once, in the loss
-    config.ema_decay = 0.0  # of an average of the weights, such as 0.99; 0 for none
-
-    config.stage_order = ("head", "finetune")
+    config.model = _model()
+    config.data = _data()
+    config.split = _split()
+    config.sampling = "shuffle"  # each image once; or balanced by 'class', 'patient' (docs/data.md)
+    config.augment = _augment()
+    config.label_smoothing = 0.0  # share of each label that is spread over all classes, below 1
+    config.class_weights = "none"  # in the loss: 'balanced', or one number per class, as '1.0,0.5'
+    config.ema_decay = 0.0  # of the moving average of the weights, such as 0.99; 0 for none
+    config.stage_order = ("head", "finetune")  # names of the blocks in config.stages
     config.stages = ConfigDict()
     config.stages.head = stage("head")
     config.stages.finetune = stage("300")  # Keras: model.layers[300:]
+
+    # These may change between training and --mode=evaluate.
+    config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
+    config.threshold = "fixed"  # 0.5; or chosen on validation: 'youden', 'sensitivity>=0.95'
+    config.tta = False  # average the predictions over the symmetries of each image
+    config.explain = "norm"  # the unit whose saliency maps the report shows; '' for none
     return config
 
 
 def stage(unfreeze_from: str, **changes) -> ConfigDict:
-    """A stage with the recipe's settings; see `OptimizerSettings` and `Stage` for what they do."""
+    """A training stage with the recipe's settings, and `changes` to them."""
     config = ConfigDict()
-    config.unfreeze_from = unfreeze_from  # a unit, Keras layer or index, 'conv5', 'head', 'all'
-    config.bn_mode = "keras"  # or 'frozen', 'live'
+    config.unfreeze_from = unfreeze_from  # unit, Keras layer or its index, 'conv5', 'head', 'all'
+    config.bn_mode = "keras"  # which BatchNorms use batch statistics: 'keras', 'frozen', 'live'
     config.duration = "10 epochs"  # or '500 steps', '8000 examples'
-    config.learning_rate = 1e-3
-    config.optimizer = "adam"  # or adamw, sgd
-    config.schedule = "constant"  # or cosine, plateau
-    config.warmup = "0 steps"  # or '5%'
-    config.weight_decay = 0.0
-    config.momentum = 0.0
-    config.clip_norm = 0.0
-    config.layer_decay = 1.0
-    config.accumulate = 1
-    config.plateau_factor = 0.5
-    config.plateau_patience = 2
-    config.keep_moments = False
-    config.patience = 0  # epochs without a lower validation loss before the stage ends; 0: never
-    config.restore_best = False
+    config.learning_rate = 1e-3  # of the last unit, after warm-up
+    config.optimizer = "adam"  # or 'adamw', 'sgd', as Keras computes them
+    config.schedule = "constant"  # or 'cosine', 'plateau'
+    config.warmup = "0 steps"  # linear rise of the learning rate; a duration, or '5%' of the stage
+    config.weight_decay = 0.0  # of kernels, decoupled from the gradient
+    config.momentum = 0.0  # of sgd
+    config.clip_norm = 0.0  # largest global norm of the gradient; 0 for no limit
+    config.layer_decay = 1.0  # factor on the learning rate per unit away from the head, up to 1
+    config.accumulate = 1  # steps whose gradients make one update
+    config.plateau_factor = 0.5  # on the learning rate at each plateau
+    config.plateau_patience = 2  # epochs without a lower validation loss that make a plateau
+    config.keep_moments = False  # start with the optimizer's moments of the stage before
+    config.patience = 0  # epochs without a lower validation loss that end the stage; 0: never
+    config.restore_best = False  # end with the epoch of the lowest validation loss, not the last
     config.update(changes)
+    return config
+
+
+def _model() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "densenet201"  # or densenet121, densenet161, densenet169
+    config.weights = "imagenet"  # or a weights file, or 'random'
+    config.hidden = (256,)  # sizes of the Dense layers between pooling and the last one
+    config.dropout = 0.5  # rate before each Dense layer of the head
+    config.dtype = "float32"  # of convolutions and activations; or 'bfloat16'
+    config.remat = "bottleneck"  # computed again, not kept, for gradients; or 'none', 'block'
+    config.bn_momentum = 0.99  # share of the running statistics that is kept at each step
+    config.implementation = "auto"  # the fastest on the device; or 'reference', 'fused'
+    return config
+
+
+def _data() -> ConfigDict:
+    config = ConfigDict()
+    config.name = "breakhis"  # or 'folder', 'drawn' (synthetic tiles), 'tfds:<name>'
+    config.path = ""  # of breakhis: BreaKHis_v1, a folder above it, or BreaKHis_v1.tar.gz
+    config.image_size = (224, 224)  # height, width in pixels
+    config.labels = "binary"  # or 'subtype', BreakHis's eight
+    config.magnification = 0  # of breakhis: 40, 100, 200, 400, or 0 for all
+    config.require_complete = False  # refuse to start unless all 7,909 images of BreakHis are there
+    config.duplicates = "keep"  # of images with the same pixels; or 'drop', 'error'
+    config.on_bad_image = "error"  # or 'skip': the report says how many
+    config.storage = "array"  # resized once, on disk; or 'stream': decoded whenever it is needed
+    config.workers = 0  # processes that decode streamed images; 0 for threads
+    config.csv = ""  # of folder: a table with the columns file, label, patient, site, split
+    config.patient_pattern = ""  # of folder without csv: regular expression that finds the patient
+    config.class_names = ()  # of folder: in the order of their labels; () sorts them by name
+    config.patient_key = ""  # of tfds: the feature that names the patient
+    config.stain = ConfigDict({"method": "none", "reference": ""})  # docs/data.md
+    config.drawn = ConfigDict()  # of drawn: the parameters of write_breakhis_tree
+    return config
+
+
+def _split() -> ConfigDict:
+    config = ConfigDict()
+    config.policy = "patient"  # or 'official', 'kfold', 'given', or 'image', which leaks
+    config.fold = 1  # of official and kfold, from 1
+    config.folds = 5  # of kfold
+    config.group = "case70"  # which images are of one patient: 'case70', 'slide81' or 'id82'
+    config.mixed_patients = "error"  # with images of several classes; or 'rarest' (docs/splits.md)
+    config.test_fraction = 0.2  # of the patients of each class
+    config.validation_fraction = 0.15  # of the other patients of each class
+    config.seed = 0  # the same seed makes the same split
+    return config
+
+
+def _augment() -> ConfigDict:
+    """No augmentation: the recipe builds a generator and never uses it. docs/augmentation.md."""
+    config = ConfigDict()
+    config.views = 0  # augmented views of each image; 0 for a new one in every epoch
+    config.symmetries = False  # of the square: rotations by 90 degrees and mirror images
+    config.horizontal_flip = False
+    config.vertical_flip = False
+    config.rotation_range = 0.0  # degrees in either direction
+    config.width_shift_range = 0.0  # share of the width in either direction
+    config.height_shift_range = 0.0  # share of the height in either direction
+    config.shear_range = 0.0  # degrees in either direction
+    config.zoom_range = 0.0  # 0.2: from 0.8 to 1.2
+    config.fill_mode = "reflect"  # what is shown beyond the border; or 'nearest'
+    config.brightness_range = ()  # lowest and highest factor, such as (0.8, 1.2)
+    config.contrast_range = ()  # lowest and highest factor
+    config.hed_range = 0.0  # strength of the change of each dye, such as 0.05
+    config.stain_jitter = 0.0  # from 0 to 1, how far colors move to those of another slide
+    config.stain_statistics = ()  # of the colors of slides; () measures the training images
+    config.cutout = 0.0  # side of the erased square, as a share of each side
+    config.mixup = 0.0  # alpha of MixUp; the output of frozen layers can then not be cached
+    config.cutmix = 0.0  # alpha of CutMix; likewise
     return config

@@ -2,9 +2,10 @@
 
     python main.py --config=configs/patch_camelyon.py --workdir=runs/pcam
 
-Its three sides are those of its authors. TFDS downloads it (7.5 GB) and needs TensorFlow for
-that once; `data.path` is where TFDS keeps its data, its own place if empty. The patches say
-nothing about patients, so the report does not claim that these are kept apart.
+Training, validation and test are those of its authors. TFDS downloads it (7.5 GB) and needs
+TensorFlow once for that. `data.path` is the folder that TFDS keeps its data in, its default if
+empty. Nothing says whose the patches are, so the report does not claim that patients are kept
+apart.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""Drawn tissue tiles, minutes on two CPU cores, no network: what `make demo` runs."""
+"""Synthetic tissue tiles, minutes on two CPU cores, no download: what `make demo` runs."""
 
 from ml_collections import ConfigDict
 
@@ -8,8 +8,10 @@ from configs import keras_recipe
 def get_config() -> ConfigDict:
     config = keras_recipe.get_config()
     config.evaluate = "best"
-    config.model.weights = "random"  # ImageNet's need a download
-    config.model.bn_momentum = 0.9  # a hundred steps are too few for 0.99 to forget where it began
+    config.model.weights = "random"  # those of ImageNet are a download
+    config.model.bn_momentum = (
+        0.9  # within a hundred steps 0.99 would not forget the initial statistics
+    )
     config.data.name = "drawn"
     config.data.image_size = (64, 96)
     config.data.drawn = ConfigDict()
@@ -22,5 +24,5 @@ def get_config() -> ConfigDict:
     config.stages.head.duration = "8 epochs"
     config.stages.finetune.duration = "6 epochs"
     config.stages.finetune.learning_rate = 3e-4
-    config.stages.finetune.schedule = "cosine"  # from random weights a constant rate is restless
+    config.stages.finetune.schedule = "cosine"  # from random weights a constant rate oscillates
     return config
