@@ -166,7 +166,9 @@ def augmentation(pixels: int) -> list[dict]:
     """Images per second of views, compiled, on whatever JAX runs on."""
     import jax
 
-    from densenet_flax.data.augmentation.views import AugmentSettings, augment, mix
+    from densenet_flax.data.augmentation.mixing import mix
+    from densenet_flax.data.augmentation.settings import AugmentSettings
+    from densenet_flax.data.augmentation.views import augment
 
     settings = {
         "symmetries": AugmentSettings(symmetries=True),

@@ -8,11 +8,11 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import INLINE, Settings, choice, setting
 from densenet_flax.common.types import JsonDict
+from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.splits.sampling import SAMPLINGS
 from densenet_flax.data.splits.split_config import SplitConfig
@@ -135,7 +135,7 @@ class Experiment(Settings):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     sampling: str = choice("shuffle", SAMPLINGS)
-    augment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=INLINE)
     ema_decay: float = setting(0.0, "a number from 0 to below 1", lambda decay: 0 <= decay < 1)
     evaluation: EvaluationConfig = dataclasses.field(

@@ -18,7 +18,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.augmentation.views import settings_for
+from densenet_flax.data.augmentation.color import with_stain_statistics
+from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.experiments.experiment import Experiment, LossConfig, ModelConfig, StageConfig
 from densenet_flax.inference.saliency import next_unit
@@ -130,21 +131,18 @@ def _build_stage(
 
 
 def build_views(
-    config: Mapping[str, Any], dataset: Dataset, rows: Int[np.ndarray, " N"], seed: int
+    config: AugmentConfig, dataset: Dataset, rows: Int[np.ndarray, " N"], seed: int
 ) -> Views:
     """How training images are augmented.
 
     Args:
-      config: the block `config.augment`. Where stains are jittered and `stain_statistics` is
-        empty, they are measured on the training images, as RandStainNA does.
+      config: how to augment. Where stains are jittered and `stain_statistics` is empty, they are
+        measured on the training images, as RandStainNA does.
       dataset: where the images are.
       rows: the training subset.
       seed: of the run.
-
-    Raises:
-      InputError: a setting that does not exist, or a bad value.
     """
-    return Views(settings_for(config, dataset, rows), config.get("views", 0), seed)
+    return Views(with_stain_statistics(config.settings, dataset, rows), config.views, seed)
 
 
 def build_loss(config: LossConfig, labels: Int[np.ndarray, " N"]) -> Loss:

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from densenet_flax.data.augmentation.pixels import sample
-from densenet_flax.data.augmentation.views import SYMMETRIES
+from densenet_flax.data.augmentation.geometry import SYMMETRIES, affine_transform
 
 
 def num_views(size: Sequence[int]) -> int:
@@ -30,7 +29,7 @@ def symmetric_views(images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "NV H W 3"]
     matrices = jnp.asarray(SYMMETRIES[: num_views(images.shape[1:3])])
 
     def view(image: UInt8[Array, "H W 3"], matrix: Float[Array, "2 2"]) -> UInt8[Array, "H W 3"]:
-        return sample(image, matrix, jnp.zeros(2), "reflect", interpolate=False)
+        return affine_transform(image, matrix, jnp.zeros(2), "reflect", interpolate=False)
 
     views = jax.vmap(jax.vmap(view, (None, 0)), (0, None))(images, matrices)
     return views.reshape(-1, *images.shape[1:])

@@ -2,11 +2,10 @@
 
 import importlib
 
-import numpy as np
 import pytest
 
 from configs import breakhis, keras_recipe
-from densenet_flax.data.augmentation.views import AugmentSettings, settings_for
+from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split_config import SplitConfig
@@ -25,14 +24,9 @@ def test_keys_are_those_of_the_recipe_and_views_make_sense(name):
         del block["augment"]
     assert keys(config) == keys(recipe)
     config = importlib.import_module(f"configs.{name}").get_config()
-    settings = settings_for(config.augment, None, np.zeros(0, int))
+    settings = AugmentConfig.from_config(config.augment, "config.augment").settings
     assert settings.symmetries == (name != "keras_recipe")
     assert config.sampling == "shuffle" or config.class_weights == "none"  # balanced once
-
-
-def test_the_recipe_has_no_views():
-    config = keras_recipe.get_config()
-    assert settings_for(config.augment, None, np.zeros(0, int)) == AugmentSettings()
 
 
 @pytest.mark.parametrize("arguments", ["", "fold=3", "labels=subtype", "labels=subtype,seed=7"])

@@ -40,7 +40,7 @@ def test_the_defaults_are_the_recipe():
     }
     least = resolve({key: config.to_dict()[key] for key in ("stage_order", "stages")})
     no_stain = dataclasses.replace(experiment.data, stain={})
-    assert least == dataclasses.replace(experiment, config=least.config, data=no_stain, augment={})
+    assert least == dataclasses.replace(experiment, config=least.config, data=no_stain)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from densenet_flax.data.augmentation.views import AugmentSettings, augment
+from densenet_flax.data.augmentation.settings import AugmentSettings
+from densenet_flax.data.augmentation.views import augment
 from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.sharding import make_mesh
-from densenet_flax.data.augmentation.views import AugmentSettings
+from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.models import frontier as fr
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.training.input_pipeline import Views

@@ -1,52 +1,49 @@
-"""A contact sheet of images and their views: look before you train."""
+"""A contact sheet of training images and their views, to look at before training."""
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.augmentation.views import AugmentSettings, augment, mix
+from densenet_flax.data.augmentation.mixing import mix
+from densenet_flax.data.augmentation.settings import AugmentSettings
+from densenet_flax.data.augmentation.views import augment
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.storage.atomic import atomic_file
 
-_WIDTH = 1.7  # of a picture, in inches
+_CELL_WIDTH = 1.7  # of an image on the sheet, in inches
+_TITLE_HEIGHT = 0.35  # of the text above it
 
 
-def choose_rows(dataset: Dataset, rows: np.ndarray, group: str, count: int, seed: int) -> list[int]:
-    """Images of as many classes and patients as there is room for.
+def choose_rows(
+    dataset: Dataset, rows: Int[np.ndarray, "rows"], group: str, count: int, seed: int
+) -> list[int]:
+    """Chooses at most `count` of these rows, of as many classes and patients as possible.
 
-    Args:
-      dataset: whose labels and patients to look at.
-      rows: to choose among.
-      group: who is one patient.
-      count: how many images.
-      seed: of the choice.
-
-    Returns:
-      At most `count` ids, the classes taking turns, each with another patient as long as it has
-      one, then with another image.
+    The classes take turns; within a class every patient comes once before one comes again.
     """
     rng = np.random.default_rng(seed)
     patients, labels = dataset.patients(group), dataset.labels
     queues = []
     for label in np.unique(labels[rows]):
-        turn: dict[str, int] = {}
-        mine = rng.permutation(rows[labels[rows] == label])
-        ranked = []
-        for row in mine.tolist():
-            owner = str(patients[row])
-            turn[owner] = turn.get(owner, -1) + 1
-            ranked.append((turn[owner], row))
-        queues.append([row for _, row in sorted(ranked, key=lambda pair: pair[0])])
-    longest = max(map(len, queues), default=0)
-    turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
-    return turns[:count]
+        shuffled = rng.permutation(rows[labels[rows] == label]).tolist()
+        seen: Counter[str] = Counter()
+        turn = {}
+        for row in shuffled:
+            turn[row] = seen[patients[row]]
+            seen[patients[row]] += 1
+        queues.append(sorted(shuffled, key=turn.__getitem__))
+    rounds = itertools.zip_longest(*queues)
+    return [row for row in itertools.chain.from_iterable(rounds) if row is not None][:count]
 
 
 def write_preview(
     path: Path,
     dataset: Dataset,
-    rows: np.ndarray,
+    rows: Int[np.ndarray, "rows"],
     settings: AugmentSettings,
     *,
     group: str,
@@ -55,26 +52,26 @@ def write_preview(
     views: int = 6,
     dpi: int = 100,
 ) -> None:
-    """Writes a contact sheet as PNG: an image in each row, first itself, then views of it.
+    """Writes a contact sheet as PNG: in each row an image and views of it.
 
-    The views are those that training sees under the same seed and numbers. With MixUp or CutMix
-    each image is mixed with the one above it, and how much of its own class is left stands
-    above the view; in training it is mixed with its neighbour in the batch.
+    The views are those that training sees with the same seed and view numbers. With MixUp or CutMix
+    each image is mixed with the one above it, and the share of its own class stands above the view;
+    in training it is mixed with its neighbor in the batch.
 
     Args:
-      path: of the PNG.
-      dataset: where the images are; they are shown as they enter the network, after stain
-        normalisation and resizing.
-      rows: to choose images from, such as the training side.
-      settings: of the views.
-      group: who is one patient.
-      seed: of the run.
-      images: how many rows the sheet has at most.
-      views: how many views each image gets.
+      path: where to write the sheet.
+      dataset: the images; they are shown as they enter the network, after stain normalization and
+        resizing.
+      rows: the rows to choose images from, such as those of training.
+      settings: how far a view may be from its image.
+      group: the key of `Dataset.groups` that tells patients apart.
+      seed: seed of the run.
+      images: the most rows that the sheet has.
+      views: how many views of each image to show.
       dpi: dots per inch.
 
     Raises:
-      InputError: there is nothing to show, or the file cannot be written.
+      InputError: there are no images to show, or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import
     from matplotlib.figure import Figure
@@ -82,41 +79,40 @@ def write_preview(
     ids = np.array(choose_rows(dataset, rows, group, images, seed), np.int32)
     if not len(ids):
         raise InputError(f"{dataset.name}: no training images to show")
-    originals = dataset.images[ids]
+    originals, labels = dataset.images[ids], dataset.labels[ids]
     columns = [(originals, np.ones(len(ids)))]
-    for view in range(views):
-        columns.append(_view(originals, dataset.labels[ids], ids, settings, seed, view))
-    height = _WIDTH * originals.shape[1] / originals.shape[2]
-    figure = Figure((_WIDTH * len(columns), (height + 0.35) * len(ids)), layout="constrained")
+    columns += [_make_views(originals, labels, ids, settings, seed, view) for view in range(views)]
+    cell_height = _CELL_WIDTH * originals.shape[1] / originals.shape[2] + _TITLE_HEIGHT
+    size = (_CELL_WIDTH * len(columns), cell_height * len(ids))
+    figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(ids), len(columns), squeeze=False)
-    patients = dataset.patients(group)
-    mixes = bool(settings.mixup or settings.cutmix)
-    for line, row in enumerate(ids):
-        for column, (pictures, shares) in enumerate(columns):
-            cell = axes[line, column]
-            cell.imshow(pictures[line], interpolation="nearest")
-            cell.set_axis_off()
-            title = f"view {column - 1}" if line == 0 else ""
-            if column == 0:
-                title = f"{dataset.class_names[dataset.labels[row]]}\n{patients[row]}"
-            elif mixes:
-                title = f"{title} {shares[line]:.2f}".strip()
-            cell.set_title(title, fontsize=7, parse_math=False)
+    patients = dataset.patients(group)[ids]
+    for (line, column), cell in np.ndenumerate(axes):
+        pictures, shares = columns[column]
+        title = f"view {column - 1}" if line == 0 else ""
+        if column == 0:
+            title = f"{dataset.class_names[labels[line]]}\n{patients[line]}"
+        elif settings.mixes:
+            title = f"{title} {shares[line]:.2f}".strip()
+        cell.imshow(pictures[line], interpolation="nearest")
+        cell.set_axis_off()
+        cell.set_title(title, fontsize=7, parse_math=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
 
 
-def _view(
-    originals: np.ndarray,
-    labels: np.ndarray,
-    ids: np.ndarray,
+def _make_views(
+    originals: UInt8[np.ndarray, "N H W 3"],
+    labels: Int[np.ndarray, "N"],
+    ids: Int[np.ndarray, "N"],
     settings: AugmentSettings,
     seed: int,
     view: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A view of each image, and how much of its own class is left in it."""
-    found = augment(originals, ids, seed=seed, epoch=view, settings=settings)
+) -> tuple[UInt8[np.ndarray, "N H W 3"], Float[np.ndarray, "N"]]:
+    """Returns a view of each image, and the share of its own class in it."""
+    views = augment(originals, ids, seed=seed, epoch=view, settings=settings)
     targets = np.eye(int(labels.max()) + 1, dtype=np.float32)[labels]
-    mixed, left = mix(found, targets, ids, seed=seed, epoch=view, settings=settings)
-    return np.asarray(mixed).round().astype(np.uint8), np.asarray(left)[np.arange(len(ids)), labels]
+    mixed, shares = mix(views, targets, ids, seed=seed, epoch=view, settings=settings)
+    own_shares = np.asarray(shares)[np.arange(len(ids)), labels]
+    return np.asarray(mixed).round().astype(np.uint8), own_shares

@@ -1,0 +1,91 @@
+"""What a box or another image replaces: Cutout, MixUp and CutMix."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+
+from densenet_flax.data.augmentation.settings import AugmentSettings
+from densenet_flax.data.augmentation.streams import Scalar, Stream, stream_key, view_keys
+
+
+def random_cutout(
+    settings: AugmentSettings, x: Shaped[Array, "H W 3"], key: Key[Array, ""]
+) -> Float[Array, "H W 3"]:
+    """Wipes out a square of an image with the image's mean color."""
+    x = x.astype(jnp.float32)
+    center = jax.random.uniform(stream_key(key, Stream.CUTOUT), (2,))
+    inside = _box(x.shape, center, jnp.float32(settings.cutout))
+    return jnp.where(inside, x.mean((0, 1)), x)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def mix(
+    images: Num[Array, "N H W 3"],
+    targets: Num[Array, "N K"],
+    ids: Int[Array, "N"],
+    *,
+    seed: Scalar,
+    epoch: Scalar | Int[Array, "N"],
+    settings: AugmentSettings,
+) -> tuple[Float[Array, "N H W 3"], Float[Array, "N K"]]:
+    """Mixes each image with the one before it in the batch, by MixUp or CutMix.
+
+    A shuffled epoch makes the neighbor a random one. Each image has a share of its own, where the
+    papers' code draws one for a batch.
+
+    Args:
+      images: 0 to 255.
+      targets: one-hot or soft.
+      ids: as for `augment`, like seed and epoch.
+      seed: seed of the run.
+      epoch: number of the pass over the data.
+      settings: of which `mixup` and `cutmix` count; static under jit.
+
+    Returns:
+      (images, targets), each target mixed in the shares of its image.
+    """
+    images, targets = images.astype(jnp.float32), targets.astype(jnp.float32)
+    if not settings.mixes:
+        return images, targets
+    partners = jnp.roll(images, 1, axis=0)
+    keys = view_keys(seed, epoch, ids)
+    mixed, share = jax.vmap(functools.partial(_random_mixture, settings))(images, partners, keys)
+    share = share[:, None]
+    return mixed, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
+
+
+def _random_mixture(
+    settings: AugmentSettings,
+    image: Float[Array, "H W 3"],
+    partner: Float[Array, "H W 3"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, "H W 3"], Float[Array, ""]]:
+    """Returns the mixture, and the share of `image` in it."""
+    keys = jax.random.split(stream_key(key, Stream.MIX), 4)
+    coin_key, mixup_key, cutmix_key, center_key = keys
+    if settings.mixup:
+        share = jax.random.beta(mixup_key, settings.mixup, settings.mixup)
+        by_mixup = share * image + (1 - share) * partner, share
+        if not settings.cutmix:
+            return by_mixup
+    share = jax.random.beta(cutmix_key, settings.cutmix, settings.cutmix)
+    inside = _box(image.shape, jax.random.uniform(center_key, (2,)), jnp.sqrt(1 - share))
+    # A box that lies partly outside covers less than was drawn: its pixels are counted.
+    by_cutmix = jnp.where(inside, partner, image), 1 - inside.mean(dtype=jnp.float32)
+    if not settings.mixup:
+        return by_cutmix
+    coin = jax.random.bernoulli(coin_key)
+    return jax.tree.map(functools.partial(jnp.where, coin), by_mixup, by_cutmix)
+
+
+def _box(
+    shape: tuple[int, ...], center: Float[Array, "2"], side: Float[Array, ""]
+) -> Bool[Array, "H W 1"]:
+    """Returns where a box is; center and side are shares of the image's sides."""
+    rows, columns = (
+        jnp.abs((jnp.arange(size) + 0.5) / size - center[axis]) < side / 2
+        for axis, size in enumerate(shape[:2])
+    )
+    return (rows[:, None] & columns[None, :])[..., None]
