@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images.decode import FAILURES, decode, to_array
+from densenet_flax.data.images.decode import DECODE_ERRORS, decode, to_array
 from densenet_flax.data.images.image_files import read_file
 
 # A uint8 array [H, W, 3], an opened Pillow image, the bytes of an image file, or a path to one.
@@ -55,7 +55,7 @@ def read_pixels(image: ImageLike, name: object) -> UInt8[np.ndarray, "H W 3"]:
     if isinstance(image, Image.Image):
         try:
             return to_array(image)
-        except FAILURES as error:
+        except DECODE_ERRORS as error:
             raise InputError(f"{name}: is damaged or cut short ({error})") from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:

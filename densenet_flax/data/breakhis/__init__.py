@@ -1,3 +1,3 @@
-"""BreakHis as a standard TFDS data set; `files` knows its names and layout."""
+"""BreakHis as a standard TFDS data set."""
 
 VERSION = "1.0.0"

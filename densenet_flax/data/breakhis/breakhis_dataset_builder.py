@@ -1,5 +1,6 @@
-"""The TFDS builder. Needs no TensorFlow: records are ArrayRecord and images stay encoded."""
+"""The TFDS builder. It needs no TensorFlow: records are ArrayRecord and images stay encoded."""
 
+import dataclasses
 import io
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from etils import epath
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.layout import find_source, read_images
 from densenet_flax.data.breakhis.names import CLASS_NAMES, SUBTYPES, parse_name
-from densenet_flax.data.sources.tfds_local_files import local_files
+from densenet_flax.data.sources.tfds_preparation import local_files
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -38,7 +39,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         on_bad_image: str = "error",
         **kwargs: Any,
     ):
-        """Makes the builder.
+        """Initializes the builder.
 
         Args:
           source: a folder or archive to read in place of `manual_dir`.
@@ -53,7 +54,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.skipped: list[str] = []
 
     def download_and_prepare(self, **kwargs: Any) -> None:
-        """As of every TFDS builder; also where BreakHis's 4 GB meet no TensorFlow."""
+        """Prepares the data set like every TFDS builder, without TensorFlow."""
         with local_files():
             super().download_and_prepare(**kwargs)
 
@@ -79,8 +80,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        # One split with everything, because who trains and who tests is decided by patient
-        # elsewhere. TFDS keeps the name 'all' for itself and calls an only split 'train'.
+        # A single split with everything: the package splits by patient. TFDS reserves the name
+        # 'all' and calls a single split 'train'.
         source = find_source(self._source or dl_manager.manual_dir)
         return {"train": self._generate_examples(source)}
 
@@ -88,19 +89,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         skipped = self.skipped if self._on_bad_image == "skip" else None
         for file, data in read_images(source, skipped):
             name = parse_name(file)
-            assert name is not None  # read_images lets no other name through
-            yield (
-                file,
-                {
-                    # An array would make TFDS call TensorFlow's encoder.
-                    "image": io.BytesIO(data),
-                    "label": name.label,
-                    "subtype": name.subtype,
-                    "magnification": name.magnification,
-                    "year": name.year,
-                    "slide_id": name.slide_id,
-                    "case": name.case,
-                    "sequence": name.sequence,
-                    "file": file,
-                },
-            )
+            assert name is not None  # read_images yields no other names
+            # As an array, the image would make TFDS call TensorFlow's encoder.
+            yield file, {"image": io.BytesIO(data), "file": file, **dataclasses.asdict(name)}

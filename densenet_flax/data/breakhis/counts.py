@@ -18,33 +18,35 @@ KNOWN = {
 }
 
 
-def describe_difference(pairs: Iterable[tuple[str, int]], magnification: int = 0) -> str:
+def describe_difference(tiles: Iterable[tuple[str, int]], magnification: int = 0) -> str:
     """Says in one line what is missing or too much; '' if BreakHis is complete.
 
     Args:
-      pairs: subtype and magnification of each image there is.
-      magnification: the one that was asked for, 0 for all.
+      tiles: subtype and magnification of each image that there is.
+      magnification: the only one that is expected, or 0 for all.
     """
-    there = Counter((subtype, int(power)) for subtype, power in pairs)
-    known = {
-        (subtype, power): count
-        for subtype, counts in KNOWN.items()
-        for power, count in zip(MAGNIFICATIONS, counts, strict=True)
-        if magnification in (0, power)
+    actual = Counter((subtype, int(power)) for subtype, power in tiles)
+    expected = Counter(
+        {
+            (subtype, power): count
+            for subtype, counts in KNOWN.items()
+            for power, count in zip(MAGNIFICATIONS, counts, strict=True)
+            if magnification in (0, power)
+        }
+    )
+    missing, extra = _list_counts(expected - actual), _list_counts(actual - expected)
+    parts = [f"missing: {missing}"] if missing else []
+    parts += [f"beyond the known: {extra}"] if extra else []
+    return f"{actual.total()} of {expected.total()} images; {'; '.join(parts)}" if parts else ""
+
+
+def _list_counts(counts: Counter[tuple[str, int]]) -> str:
+    by_subtype = {
+        subtype: " ".join(
+            f"{power}X {counts[subtype, power]}"
+            for power in MAGNIFICATIONS
+            if counts[subtype, power]
+        )
+        for subtype in KNOWN
     }
-    parts = []
-    for sign, word in ((1, "missing"), (-1, "beyond the known")):
-        lines = []
-        for subtype in KNOWN:
-            powers = [
-                f"{power}X {off}"
-                for power in MAGNIFICATIONS
-                if (off := sign * (known.get((subtype, power), 0) - there[subtype, power])) > 0
-            ]
-            if powers:
-                lines.append(f"{subtype} {' '.join(powers)}")
-        if lines:
-            parts.append(f"{word}: {', '.join(lines)}")
-    if not parts:
-        return ""
-    return f"{sum(there.values())} of {sum(known.values())} images; {'; '.join(parts)}"
+    return ", ".join(f"{subtype} {powers}" for subtype, powers in by_subtype.items() if powers)

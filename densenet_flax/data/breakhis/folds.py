@@ -2,7 +2,7 @@
 
 The folds are overlapping hold-outs, not a cross-validation: an id may be tested in several folds
 or in none. Each tests 28 ids, 9 benign and 19 malignant, and trains on the other 54; there is no
-validation part. Written down from the fold files that the authors publish with the images.
+validation subset. Copied from the fold files that the authors publish with the images.
 """
 
 from densenet_flax.common.errors import InputError
@@ -27,25 +27,25 @@ _TESTED = {
 }
 
 
-def _ids() -> dict[str, frozenset[int]]:
-    """`subtype/slide id`, as the group 'id82' writes it -> the folds that test on it."""
-    found = {}
-    for token, text in _TESTED.items():
-        for entry in text.split():
+def _parse_table() -> dict[str, frozenset[int]]:
+    """The folds that test on each id, which is written as in the group 'id82'."""
+    folds = {}
+    for token, entries in _TESTED.items():
+        for entry in entries.split():
             slide, _, digits = entry.partition(":")
-            found[f"{SUBTYPES[token][0]}/{slide}"] = frozenset(map(int, digits))
-    return found
+            folds[f"{SUBTYPES[token][0]}/{slide}"] = frozenset(map(int, digits))
+    return folds
 
 
-IDS = _ids()
+IDS = _parse_table()
 
 
 def test_ids(fold: int) -> frozenset[str]:
-    """The 28 ids that a fold tests on, each as `subtype/slide id`.
+    """Returns the 28 ids that a fold tests on, each as `subtype/slide id`.
 
     Raises:
       InputError: there is no such fold.
     """
     if fold not in FOLDS:
         raise InputError(f"split.fold={fold}: BreakHis has the official folds 1 to 5")
-    return frozenset(name for name, tested in IDS.items() if fold in tested)
+    return frozenset(patient for patient, tested in IDS.items() if fold in tested)

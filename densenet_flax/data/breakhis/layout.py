@@ -1,4 +1,4 @@
-"""BreakHis as it lies on disk: its tree and its archive. Knows nothing of TFDS."""
+"""BreakHis on disk: its tree of folders and its archive."""
 
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.prefetch import prefetch
 from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
-from densenet_flax.data.images.decode import FAILURES, decode, is_plain
+from densenet_flax.data.images.decode import DECODE_ERRORS, decode, is_plain_tile
 from densenet_flax.data.images.image_files import listing_digest, read_file, walk_images
 
 ROOT = "BreaKHis_v1"
@@ -22,63 +22,67 @@ ARCHIVE = "BreaKHis_v1.tar.gz"
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:
-    """The folder or archive to read, given any folder above, or the archive itself.
+    """Finds what to read: a folder with images below it, or the archive.
+
+    Args:
+      path: any folder above the images, the archive, or the folder of the archive.
 
     Raises:
       InputError: nothing is there, or nothing that looks like BreakHis.
     """
-    root = Path(path).expanduser()
-    if os.path.isfile(root):
-        if root.name.endswith((".tar.gz", ".tgz")):
-            return root
+    path = Path(path).expanduser()
+    if path.is_file():
+        if path.name.endswith((".tar.gz", ".tgz")):
+            return path
         raise InputError(
-            f"{root}: expected a folder with {ROOT} in it, or the archive {ARCHIVE}; "
+            f"{path}: expected a folder with {ROOT} in it, or the archive {ARCHIVE}; "
             "this is some other file"
         )
-    if not os.path.isdir(root):
+    if not path.is_dir():
         raise InputError(
-            f"{root}: no such folder or archive; give the folder that holds {ROOT}, or {ARCHIVE}"
+            f"{path}: no such folder or archive; give the folder that holds {ROOT}, or {ARCHIVE}"
         )
-    if walk_images(root, (".png",)):
-        return root
-    if os.path.isfile(root / ARCHIVE):
-        return root / ARCHIVE
+    if walk_images(path, (".png",)):
+        return path
+    if (path / ARCHIVE).is_file():
+        return path / ARCHIVE
     raise InputError(
-        f"{root}: no PNG images and no {ARCHIVE} in this folder; give the folder that holds {ROOT}"
+        f"{path}: no PNG images and no {ARCHIVE} in this folder; give the folder that holds {ROOT}"
     )
 
 
-def list_images(source: Path) -> list[Path]:
-    """All images of a folder, sorted by file name, each with a name that parses.
+def list_images(folder: Path) -> list[Path]:
+    """Lists the images of a folder, sorted by file name.
 
-    Only what lies in a folder `BreaKHis_v1` counts where there is one, so that a folder above it
-    may hold other pictures. Hidden files and all that is not a PNG are ignored.
+    If a folder `BreaKHis_v1` is below it, only what is in there counts: a folder above may hold
+    other pictures. Hidden files and all that is not a PNG are ignored.
+
+    Raises:
+      InputError: a PNG is not named as in BreakHis, or there is none.
     """
-    found = list(walk_images(source, (".png",)).values())
-    inside = [path for path in found if ROOT in path.parts]
-    images = inside or found
-    parsed = [path for path in images if parse_name(path.name)]
-    if not parsed:
+    images = list(walk_images(folder, (".png",)).values())
+    images = [path for path in images if ROOT in path.parts] or images
+    unknown = [path for path in images if not parse_name(path.name)]
+    if len(unknown) == len(images):
         raise InputError(
-            f"{source}: none of its {len(images)} PNG files is named as in BreakHis "
+            f"{folder}: none of its {len(images)} PNG files is named as in BreakHis "
             f"({images[0].name if images else 'there is none'}; expected names such as "
             f"{EXAMPLE_NAME})"
         )
-    if len(parsed) < len(images):
-        stranger = next(path for path in images if not parse_name(path.name))
-        raise _bad_name(stranger)
-    return sorted(parsed, key=lambda path: (path.name, path))
+    if unknown:
+        raise _bad_name(unknown[0])
+    return sorted(images, key=lambda path: (path.name, path))
 
 
 def list_names(source: Path) -> list[str]:
-    """The file names of all images of a folder or archive; no image is decoded."""
+    """Lists the file names of all images of a folder or archive; no image is decoded."""
     if source.is_dir():
         return sorted({path.name for path in list_images(source)})
-    return sorted({os.path.basename(where) for where, _ in _from_archive(source)})
+    return sorted({os.path.basename(location) for location, _ in _read_archive(source)})
 
 
 def source_key(source: Path) -> str:
-    """A digest of what is listed at `source`: names, sizes and times, not content."""
+    """Returns a digest of the names, sizes and times of a folder's images, or of an archive."""
     if source.is_file():
         return listing_digest(source, {source.name: source})
     images = {str(path.relative_to(source)): path for path in list_images(source)}
@@ -86,26 +90,26 @@ def source_key(source: Path) -> str:
 
 
 def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-    """Yields (file name, PNG bytes), every image decoded once to see that it is whole.
+    """Yields the file name and the PNG bytes of each image, once it was decoded as a check.
 
     Args:
-      source: what `find_source` found.
-      skipped: takes a line for each damaged image, which is then left out; None to raise.
+      source: a folder or archive, as `find_source` returns it.
+      skipped: gets a line for each damaged image, which is then left out; None to raise.
 
     Raises:
-      InputError: an image or the archive is damaged, or one name stands for two images.
+      InputError: an image or the archive is damaged, or two images have one name.
     """
-    stream = _from_archive(source) if source.is_file() else _from_folder(source)
+    encoded = _read_archive(source) if source.is_file() else _read_folder(source)
     seen: dict[str, tuple[str, bytes]] = {}
-    for where, data in _checked(stream, skipped):
-        name = os.path.basename(where)
+    for location, data in _check_images(encoded, skipped):
+        name = os.path.basename(location)
         digest = hashlib.sha256(data).digest()
         if name not in seen:
-            seen[name] = where, digest
+            seen[name] = location, digest
             yield name, data
         elif seen[name][1] != digest:
             raise InputError(
-                f"{where}: another image of this name but with different content is "
+                f"{location}: another image of this name but with different content is "
                 f"{seen[name][0]}; keep one of them"
             )
     if not seen:
@@ -114,89 +118,93 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
         )
 
 
-def check_image(where: str, data: bytes) -> bytes:
-    """Returns the bytes of an RGB PNG, or raises `InputError` if they are not a whole image."""
+def _check_images(
+    encoded: Iterator[tuple[str, bytes]], skipped: list[str] | None
+) -> Iterator[tuple[str, bytes]]:
+    """Checks images on all cores (Pillow decodes outside the GIL), keeping their order."""
+
+    def check(item: tuple[str, bytes]) -> tuple[str, bytes | InputError]:
+        location, data = item
+        try:
+            return location, _check_image(location, data)
+        except InputError as error:
+            if skipped is None:
+                raise
+            return location, error
+
+    for location, result in prefetch(check, encoded, depth=4 * (os.cpu_count() or 1)):
+        if isinstance(result, bytes):
+            yield location, result
+        elif skipped is not None:
+            skipped.append(str(result))
+
+
+def _check_image(location: str, data: bytes) -> bytes:
+    """Returns an RGB PNG of a size that a tile may have, or raises `InputError`."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, to the last byte
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if is_plain(image):
+            if is_plain_tile(image):
                 image.load()  # the pixels
                 return data
-        problem = ""
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
         problem = "is not a PNG image" if data else "is empty"
-    except FAILURES as error:
-        problem = f"is damaged or cut short ({error})"
-    if problem:
-        raise InputError(f"{where}: {problem}; copy the file again or take it out")
-    # Saved by some tool as grey, palette, with alpha, 16 bits or turned; or of no tile's size.
+        raise InputError(f"{location}: {problem}; copy the file again or remove it") from error
+    except DECODE_ERRORS as error:
+        raise InputError(
+            f"{location}: is damaged or cut short ({error}); copy the file again or remove it"
+        ) from error
+    # Some tool saved it as gray, palette, with alpha, 16 bits or rotated; or it is no tile, which
+    # raises.
     buffer = io.BytesIO()
-    Image.fromarray(decode(data, where)).save(buffer, "PNG")
+    Image.fromarray(decode(data, location)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _is_png(name: str) -> bool:
-    return name.lower().endswith(".png") and not name.startswith(".")
-
-
-def _bad_name(where: object) -> InputError:
-    return InputError(
-        f"{where}: not a BreakHis file name (expected one such as {EXAMPLE_NAME}); rename it or "
-        "move it out of the data set"
-    )
-
-
-def _from_folder(source: Path) -> Iterator[tuple[str, bytes]]:
-    for path in list_images(source):
+def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in list_images(folder):
         yield str(path), read_file(path)
 
 
-def _from_archive(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Streams the archive; nothing is ever unpacked to disk."""
+def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields location and content of each PNG; nothing is ever unpacked to disk."""
     try:
-        with gzip.open(source) as stream:
+        with gzip.open(path) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
-                    name = os.path.basename(member.name)
-                    if not member.isfile() or not _is_png(name) or "__MACOSX" in member.name:
-                        continue
-                    if not parse_name(name):
-                        raise _bad_name(f"{source}: {member.name}")
-                    if member.name.startswith("/") or ".." in member.name.split("/"):
-                        raise InputError(
-                            f"{source}: {member.name} climbs out of the archive's folder; this is "
-                            "not the authors' archive: download it again"
-                        )
-                    file = archive.extractfile(member)
-                    data = file.read() if file else b""
-                    if len(data) < member.size:
-                        raise EOFError("unexpected end of data")
-                    yield f"{source}: {member.name}", data
+                    if _is_image(path, member):
+                        file = archive.extractfile(member)
+                        data = file.read() if file else b""
+                        if len(data) < member.size:
+                            raise EOFError("unexpected end of data")
+                        yield f"{path}: {member.name}", data
             # tarfile takes a missing end for the end: only gzip knows whether all came through.
             while stream.read(1 << 20):
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(
-            f"{source}: the archive is damaged or cut short ({error}); download it again"
+            f"{path}: the archive is damaged or cut short ({error}); download it again"
         ) from error
 
 
-def _checked(
-    stream: Iterator[tuple[str, bytes]], skipped: list[str] | None
-) -> Iterator[tuple[str, bytes]]:
-    """Checks images on all cores (Pillow decodes outside the GIL), keeping their order."""
+def _is_image(path: Path, member: tarfile.TarInfo) -> bool:
+    name = os.path.basename(member.name)
+    is_png = name.lower().endswith(".png") and not name.startswith(".")
+    if not member.isfile() or not is_png or "__MACOSX" in member.name:
+        return False
+    if not parse_name(name):
+        raise _bad_name(f"{path}: {member.name}")
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise InputError(
+            f"{path}: {member.name} climbs out of the archive's folder; this is not the authors' "
+            "archive: download it again"
+        )
+    return True
 
-    def check(item: tuple[str, bytes]) -> tuple[str, bytes | InputError]:
-        try:
-            return item[0], check_image(*item)
-        except InputError as error:
-            if skipped is None:
-                raise
-            return item[0], error
 
-    for where, data in prefetch(check, stream, depth=4 * (os.cpu_count() or 1)):
-        if isinstance(data, bytes):
-            yield where, data
-        elif skipped is not None:
-            skipped.append(str(data))
+def _bad_name(location: object) -> InputError:
+    return InputError(
+        f"{location}: not a BreakHis file name (expected one such as {EXAMPLE_NAME}); rename it or "
+        "move it out of the data set"
+    )

@@ -1,10 +1,11 @@
-"""What BreakHis's file names say: class, subtype, slide, magnification, and who is one patient."""
+"""What BreakHis's file names say: class, subtype, slide, magnification, and whose an image is."""
 
 import dataclasses
 import re
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Shaped
 
 from densenet_flax.common.errors import InputError
 
@@ -45,9 +46,13 @@ class ImageName:
     magnification: int
     sequence: int
 
+    def patient(self, group: str) -> str:
+        """Returns the patient by one of GROUPS."""
+        return patient_groups([self.subtype], [self.slide_id], [self.case])[group].item()
+
 
 def parse_name(name: str) -> ImageName | None:
-    """Reads a file name; `None` if it is not one of BreakHis's.
+    """Reads a file name; returns None if it is not one of BreakHis's.
 
     Folders are not consulted: they write `SOB_B_A_14-…` where files write `SOB_B_A-14-…`.
     """
@@ -64,7 +69,7 @@ def parse_name(name: str) -> ImageName | None:
 
 
 def class_names(labels: str) -> tuple[str, ...]:
-    """The classes in the order of their labels: two, or the eight subtypes.
+    """Returns the classes in the order of their labels: two, or the eight subtypes.
 
     Raises:
       InputError: `labels` is neither 'binary' nor 'subtype'.
@@ -76,8 +81,9 @@ def class_names(labels: str) -> tuple[str, ...]:
 
 def patient_groups(
     subtypes: Iterable[str], slide_ids: Iterable[str], cases: Iterable[str]
-) -> dict[str, np.ndarray]:
-    """Returns `Dataset.groups` of images: for each of GROUPS the group of each image."""
+) -> dict[str, Shaped[np.ndarray, "N"]]:
+    """Returns `Dataset.groups` of images: for each of GROUPS the patient of each image."""
+    slide_ids = list(slide_ids)
     ids = [f"{subtype}/{slide}" for subtype, slide in zip(subtypes, slide_ids, strict=True)]
-    columns = (list(cases), list(slide_ids), ids)
+    columns = (list(cases), slide_ids, ids)
     return {name: np.array(column, str) for name, column in zip(GROUPS, columns, strict=True)}

@@ -1,1 +1,1 @@
-"""Where images come from: folders, TFDS data sets, drawn tiles."""
+"""Where images come from: BreakHis, folders of tiles, TFDS data sets."""

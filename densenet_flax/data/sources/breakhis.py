@@ -17,8 +17,9 @@ from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources.record_reader import RecordReader, quiet_unless_terminal
+from densenet_flax.data.sources.record_reader import RecordReader
 from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.data.sources.tfds_preparation import quiet_unless_terminal
 from densenet_flax.storage.atomic import write_text, writing
 
 _SKIPPED = "skipped.json"

@@ -1,11 +1,8 @@
 """Reads images of prepared TFDS data sets by number, still encoded."""
 
-import contextlib
 import dataclasses
 import functools
-import io
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from densenet_flax.common.errors import InputError
@@ -45,19 +42,3 @@ def _open_split(folder: str, split: str, feature: str) -> Sequence[dict[str, Any
     except Exception as error:  # TFDS documents no exceptions
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}: cannot be read ({reason}); prepare it again") from error
-
-
-@contextlib.contextmanager
-def quiet_unless_terminal() -> Iterator[None]:
-    """Keeps TFDS's progress bars and messages out of log files."""
-    import tensorflow_datasets as tfds
-
-    if sys.stderr.isatty():
-        yield
-        return
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()

@@ -12,9 +12,9 @@ from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_files import listing_digest
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources.record_reader import RecordReader, quiet_unless_terminal
+from densenet_flax.data.sources.record_reader import RecordReader
 from densenet_flax.data.sources.source import Annotations, Source
-from densenet_flax.data.sources.tfds_local_files import local_files
+from densenet_flax.data.sources.tfds_preparation import local_files, quiet_unless_terminal
 
 # Other names that data sets have for the splits.
 _SPLITS = {"valid": "validation", "val": "validation"}
