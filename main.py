@@ -50,12 +50,13 @@ def _preview() -> None:
 
 
 def _predict() -> None:
-    from densenet_flax.inference import batch
+    from densenet_flax.inference.batch.outputs import OutputOptions
+    from densenet_flax.inference.batch.predict_files import predict
 
-    batch.predict(
+    predict(
         str(_WORKDIR.value or _MODEL.value),
         str(_IMAGES.value),
-        batch.OutputOptions(
+        OutputOptions(
             output=Path(_OUTPUT.value or "predictions.csv").expanduser(),
             overlays=Path(_OVERLAYS.value).expanduser() if _OVERLAYS.value else None,
             embeddings=Path(_EMBEDDINGS.value).expanduser() if _EMBEDDINGS.value else None,

@@ -1,15 +1,7 @@
-"""Image files in, a table out: what `main.py --mode=predict` does."""
+"""Predictions of image files as a table: what `main.py --mode=predict` does.
 
-from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
-from densenet_flax.inference.batch.outputs import OutputOptions
-from densenet_flax.inference.batch.predict_files import Summary, predict, predict_files
-
-__all__ = [
-    "ImageFile",
-    "OutputOptions",
-    "Summary",
-    "find_images",
-    "patient_of",
-    "predict",
-    "predict_files",
-]
+image_files      which files
+predict_files    each file: decoded, prepared, through the network, noted in the journal
+journal          what is done, so that a stopped job resumes
+table_writer     from the journal to a CSV or Parquet file
+"""

@@ -1,4 +1,4 @@
-"""Which images a person means by a folder or a pattern, and whose they are."""
+"""The image files that a path or a pattern selects, and the patients that their names state."""
 
 import dataclasses
 import glob
@@ -19,8 +19,8 @@ class ImageFile:
     """An image file.
 
     Attributes:
-      path: as it can be opened from here.
-      name: its path within what was searched, with '/' on every system; no two are the same.
+      path: opens it from the current directory.
+      name: its path relative to the folder that was searched, with '/' on every system; unique.
     """
 
     path: Path
@@ -28,59 +28,66 @@ class ImageFile:
 
 
 def find_images(images: str) -> list[ImageFile]:
-    """The images of a folder, with all folders in it, of a pattern, or one file; sorted by name.
+    """Finds the images of a folder and its subfolders, of a pattern, or one file.
 
     Args:
-      images: a path, or a pattern with `*`, `?`, `[…]` and `**` for any depth.
+      images: a path, or a pattern with `*`, `?`, `[…]`, and `**` for any depth.
+
+    Returns:
+      At least one image, sorted by name.
 
     Raises:
-      InputError: nothing is found.
+      InputError: there is none.
     """
     root = Path(images).expanduser()
+    if root.is_file():
+        return [ImageFile(root, root.name)]  # whatever its suffix: it was asked for by name
     if root.is_dir():
-        found = [ImageFile(path, name) for name, path in walk_images(root).items()]
-    elif root.is_file():  # whatever it is called: it was asked for
-        return [ImageFile(root, root.name)]
+        files = [ImageFile(path, name) for name, path in walk_images(root).items()]
     else:
-        base, matches = _base(root), glob.glob(str(root), recursive=True)
-        paths = sorted(path for path in map(Path, matches) if path.is_file())
-        found = [
-            ImageFile(path, path.relative_to(base).as_posix())
-            for path in paths
-            if path.name.lower().endswith(IMAGE_SUFFIXES)
-        ]
-        if found and len(found) < len(paths):
-            logging.info("%d other files match %s; not looked at", len(paths) - len(found), images)
-    if not found:
+        files = _match(root)
+    if not files:
         raise InputError(
             f"--images={images}: no image found; expected a folder, a file or a pattern such as "
             f"'tiles/**/*.png', of files that end in {', '.join(IMAGE_SUFFIXES)}"
         )
-    return found
+    return files
 
 
-def _base(pattern: Path) -> Path:
-    """The folder above the first part that stands for several."""
-    base = Path()
+def _match(pattern: Path) -> list[ImageFile]:
+    paths = [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.is_file()]
+    images = sorted(path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES))
+    if images and len(images) < len(paths):
+        logging.info("%s: ignored %d other files", pattern, len(paths) - len(images))
+    base = _fixed_folder(pattern)
+    return [ImageFile(path, path.relative_to(base).as_posix()) for path in images]
+
+
+def _fixed_folder(pattern: Path) -> Path:
+    """The folder above the first part of a pattern that may match several."""
+    folder = Path()
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
             break
-        base /= part
-    return base
+        folder /= part
+    return folder
 
 
-def patient_of(found: ImageFile, settings: InferenceSettings) -> str:
-    """Whose an image is, if its name tells it; else ''.
+def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
+    """The patient that the name of a file states; '' if it states none.
 
     Args:
-      found: the image.
-      settings: of the network: `patient_pattern`, a regular expression as in
-        `data.patient_pattern`; and for names of BreakHis `patient_group`, 'case70' by default.
+      file: the image file.
+      settings: those of the network. Its `patient_pattern` is searched in the path, with the
+        meaning of `data.patient_pattern`: the first group, or all that matches. Without a pattern,
+        names of BreakHis state the patient, by `patient_group`, 'case70' if that is unknown.
     """
     if pattern := settings.patient_pattern:
-        match = re.search(pattern, os.path.join("/", found.path.as_posix()))
-        return (match.group(1) if match.re.groups else match.group()) or "" if match else ""
-    name = parse_name(found.path.name)
+        match = re.search(pattern, os.path.join("/", file.path.as_posix()))
+        if match is None:
+            return ""
+        return (match.group(1) if match.re.groups else match.group()) or ""
+    name = parse_name(file.path.name)
     if name is None:
         return ""
     if settings.patient_group == "id82":

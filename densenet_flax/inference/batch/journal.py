@@ -1,38 +1,47 @@
-"""What a long job has done so far, line by line, so that it can be stopped and go on."""
+"""A journal of a long job on disk, one line per file, so that a stopped job can resume.
+
+The first line is the key of the job, each other line an entry, all as JSON. Entries are appended
+and synced to disk batch by batch. A kill can only cut the last line short; a line without its line
+feed is dropped when the journal is opened, and its file is processed again.
+"""
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import writing
 
+# The name of a file, and the probability of each class or why the file was skipped.
+Entry: TypeAlias = tuple[str, list[float] | str]
+
 
 class Journal:
-    """A file with a line per item done; the first line says of which job.
+    """The journal of one job, locked against other processes while it is open.
 
     Attributes:
-      path: of the file.
-      done: items done by earlier starts of the same job.
+      path: of its file.
+      done: number of entries that earlier starts of the same job wrote.
     """
 
     def __init__(self, path: Path, key: str):
-        """Opens the journal, goes on with it, or begins it anew if it is of another job.
+        """Opens the journal to append to it, or starts it over if it belongs to another job.
 
         Args:
-          path: of the file; made if need be.
-          key: what the job is; any text.
+          path: of its file, which is created if necessary.
+          key: identifies the job.
 
         Raises:
-          InputError: another process works on it, or the file cannot be written.
+          InputError: another process has it open, or it cannot be written.
         """
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+b")  # noqa: SIM115
+        # On the file itself: a lock file beside it would be left behind by a kill.
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -40,41 +49,40 @@ class Journal:
             raise InputError(
                 f"{path}: another process is writing it; wait for it, or choose another output"
             ) from error
-        self.done = 0
+        self.done, size = self._complete_lines(json.dumps(key))
         with writing(path):
-            whole = self._whole(json.dumps(key))
-            self._file.truncate(whole)  # a line that was cut short by a kill
-            if not whole:
-                self._append([key])
+            self._file.truncate(size)
+            if not size:
+                self._append_lines([key])
 
-    def _whole(self, first: str) -> int:
-        """Bytes up to the end of the last whole line; 0 if the job is another."""
+    def _complete_lines(self, first_line: str) -> tuple[int, int]:
+        """Number of complete entries, and of bytes up to their end; 0, 0 for another job."""
         self._file.seek(0)
-        end = 0
+        size = 0
+        number = -1
         for number, line in enumerate(self._file):
-            if not line.endswith(b"\n") or (not number and line.decode().rstrip() != first):
-                break
-            self.done += bool(number)
-            end += len(line)
-        return end
+            if not line.endswith(b"\n") or (not number and line.decode().rstrip() != first_line):
+                return max(0, number - 1), size
+            size += len(line)
+        return max(0, number), size
 
-    def add(self, items: Sequence[Any]) -> None:
-        """Notes items as done, for good: a power cut does not undo it."""
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Adds entries and waits until they are on disk."""
         with writing(self.path):
-            self._append(items)
+            self._append_lines(entries)
 
-    def _append(self, items: Sequence[Any]) -> None:
-        self._file.write("".join(json.dumps(item) + "\n" for item in items).encode())
+    def _append_lines(self, values: Iterable[Entry | str]) -> None:
+        self._file.write("".join(json.dumps(value) + "\n" for value in values).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def read(self) -> Iterator[Any]:
-        """All items, in the order in which they were done."""
+    def entries(self) -> Iterator[Entry]:
+        """Yields all entries in the order in which they were added."""
         with open(self.path, "rb") as file:
-            next(file)
+            next(file)  # the key
             for line in file:
                 yield json.loads(line)
 
     def close(self) -> None:
-        """Lets go of the file, for the next who goes on."""
+        """Closes the file and releases the lock."""
         self._file.close()

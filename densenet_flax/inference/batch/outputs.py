@@ -1,23 +1,23 @@
-"""What a prediction leaves behind, and whether it may."""
+"""The outputs of a prediction job: which are asked for, and whether they can be written."""
 
 import dataclasses
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.inference.batch import table_writer as tables
 from densenet_flax.inference.batch.image_files import ImageFile
+from densenet_flax.inference.batch.table_writer import check_format
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputOptions:
-    """What a prediction leaves behind.
+    """The outputs of a prediction job.
 
     Attributes:
       output: the table, `.csv` or `.parquet`.
-      overlays: folder for a picture of each image with its map; None for none.
-      embeddings: file for the features of each row, `.npy` or `.parquet`; None for none.
-      unit: of the maps.
-      overwrite: whether what is there already may be replaced.
+      overlays: folder for a picture of each image with its saliency map; None for none.
+      embeddings: file for the pooled features of each row, `.npy` or `.parquet`; None for none.
+      unit: the unit of the saliency maps.
+      overwrite: whether outputs that exist are replaced.
     """
 
     output: Path
@@ -27,28 +27,28 @@ class OutputOptions:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuses outputs that cannot be, before anything takes time.
+        """Checks the file names, and that the table may be written, before anything takes time.
 
         Raises:
-          InputError: a name of no known format, or the table is there already.
+          InputError: the format of a file name is unknown, or the table exists.
         """
-        tables.check_suffix("--output", self.output, (".csv", ".parquet"))
+        check_format("--output", self.output, (".csv", ".parquet"))
         if self.embeddings:
-            tables.check_suffix("--embeddings", self.embeddings, (".npy", ".parquet"))
+            check_format("--embeddings", self.embeddings, (".npy", ".parquet"))
         self._check_free("--output", self.output)
 
-    def check_rest(self) -> None:
-        """Refuses to begin where other outputs are there already.
+    def check_other_outputs(self) -> None:
+        """Checks that a new job finds no embeddings or overlays; one that resumes has its own.
 
         Raises:
-          InputError: the message names which.
+          InputError: one of them exists.
         """
         self._check_free("--embeddings", self.embeddings)
         self._check_free("--overlays", self.overlays)
 
-    def overlay_of(self, found: ImageFile) -> Path:
-        """Where the picture of an image goes: its own name in the folder, as a PNG."""
-        path = (self.overlays or Path()) / found.name
+    def overlay_path(self, file: ImageFile) -> Path:
+        """The PNG file of an image's overlay, under the name that the image has in its folder."""
+        path = (self.overlays or Path()) / file.name
         return path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
 
     def _check_free(self, flag: str, path: Path | None) -> None:
@@ -57,10 +57,10 @@ class OutputOptions:
         if path.is_dir() and flag == "--overlays" and not any(path.iterdir()):
             return
         raise InputError(
-            f"{flag}={path}: there already; choose another name, or add --overwrite to replace it"
+            f"{flag}={path}: already exists; choose another name, or replace it with --overwrite"
         )
 
 
-def partial(path: Path) -> Path:
-    """Where an output is kept until it is whole."""
+def partial_path(path: Path) -> Path:
+    """Where the content of an output is kept until it is complete."""
     return path.with_name(f"{path.name}.partial")

@@ -1,8 +1,9 @@
-"""Any number of image files in, a table out: in little memory, and it can be stopped at any time.
+"""Predictions of any number of image files, in little memory, that can be stopped and resumed.
 
-Files are decoded by threads ahead of the network, which takes batches of one shape. What is done
-is noted batch by batch beside the output, so the same command goes on where it was stopped; the
-output itself appears when it is whole.
+An image travels from its file to the table in these steps: threads decode and prepare it ahead of
+the network (`_load`); images are grouped into batches of one shape (`_group`); the network runs,
+and features, overlays and a journal entry are written for the batch (`_process`). At the end the
+table is made from the journal (`_write_tables`), so it appears only when it is complete.
 """
 
 import contextlib
@@ -13,54 +14,65 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import BinaryIO, TypeAlias
 
 import jax
 import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import prefetch
-from densenet_flax.inference.batch import table_writer as tables
-from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
+from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_from_name
 from densenet_flax.inference.batch.journal import Journal
-from densenet_flax.inference.batch.outputs import OutputOptions, partial
-from densenet_flax.inference.classifier import Classifier, load_classifier
+from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
+from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
+from densenet_flax.inference.classifier import Classifier, ForwardOutput, load_classifier
 from densenet_flax.inference.inputs import read_pixels
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file, writing
 
-CHUNK = 4096  # rows of the table that are in memory at a time
+ROWS_PER_CHUNK = 4096  # rows of the table that are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What came of it: rows of the table, by decision, and a line for each file left out."""
+    """What was predicted.
 
-    decisions: dict[str, int]
+    Attributes:
+      decisions: number of images by decided class.
+      skipped: for each file that cannot be read, a line that says why.
+    """
+
+    decisions: Mapping[str, int]
     skipped: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Loaded:
-    """An image as the network takes it, and, if a picture is wanted, as it shows it."""
+class _LoadedImage:
+    """An image as the network takes it and as its overlay shows it."""
 
-    prepared: np.ndarray
-    shown: np.ndarray
+    prepared: UInt8[np.ndarray, "H W 3"]
+    displayed: UInt8[np.ndarray, "h w 3"]
+
+
+# A file and its image, or why it cannot be read.
+_Item: TypeAlias = tuple[ImageFile, _LoadedImage | InputError]
 
 
 def predict(
-    network: str, images: str, wanted: OutputOptions, *, batch_size: int | None = None
+    network: str, images: str, options: OutputOptions, *, batch_size: int | None = None
 ) -> Summary:
-    """Predicts images with a trained network: what `main.py --mode=predict` does.
+    """Predicts image files with a trained network, as `main.py --mode=predict` does.
 
     Args:
       network: a work directory or a weights file, as for `load_classifier`.
       images: a folder, a file or a pattern, as for `find_images`.
-      wanted: what to write.
+      options: the outputs.
       batch_size: images at a time; by default that of training, or 32.
 
     Returns:
@@ -70,236 +82,259 @@ def predict(
       InputError: as `load_classifier`, `find_images` and `predict_files`.
       Stopped: as `predict_files`.
     """
-    wanted.check()
-    found = find_images(images)
+    options.check()
+    files = find_images(images)
     classifier = load_classifier(network, batch_size=batch_size)
-    summary = predict_files(classifier, found, wanted)
-    decisions = ", ".join(f"{n} {name}" for name, n in summary.decisions.items())
-    logging.info("%s: %d images: %s", wanted.output, sum(summary.decisions.values()), decisions)
+    summary = predict_files(classifier, files, options)
+    decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
+    count = sum(summary.decisions.values())
+    logging.info("%s: %d images: %s", options.output, count, decisions)
     if summary.skipped:
         logging.warning(
-            "%d of %d files could not be used and have no row, such as %s",
+            "%d of %d files cannot be read and were skipped, such as %s",
             len(summary.skipped),
-            len(found),
+            len(files),
             summary.skipped[0],
         )
     return summary
 
 
 def predict_files(
-    classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions
+    classifier: Classifier, files: Sequence[ImageFile], options: OutputOptions
 ) -> Summary:
-    """Predicts every image and writes the table.
+    """Predicts image files and writes the table.
+
+    Files that cannot be read are logged and have no row.
 
     Args:
       classifier: the network.
-      images: which files; see `found.find_images`.
-      wanted: what to write.
+      files: the images; see `find_images`.
+      options: the outputs.
 
     Returns:
-      A summary. Files that cannot be used are logged and have no row.
+      A summary.
 
     Raises:
-      InputError: an output cannot be written or is there already, or no file can be used.
-      Stopped: SIGINT or SIGTERM; what is done is kept, and the same call goes on.
+      InputError: an output exists or cannot be written, or no file can be read.
+      Stopped: by SIGINT or SIGTERM. What is done is kept, and the same call resumes.
     """
-    wanted.check()
-    if wanted.overlays:
-        next_unit(classifier.model, wanted.unit)
-    journal = Journal(partial(wanted.output), _key(classifier, images, wanted))
-    try:
-        if not journal.done:
-            wanted.check_rest()
+    options.check()
+    if options.overlays:
+        next_unit(classifier.model, options.unit)  # rejects an unknown unit
+    key = _job_digest(classifier, files, options)
+    journal = Journal(partial_path(options.output), key)
+    with contextlib.closing(journal):
+        if journal.done:
+            logging.info("resuming after %d of %d images", journal.done, len(files))
         else:
-            logging.info("going on after %d of %d images", journal.done, len(images))
-        with _stoppable():
-            _run(classifier, images, wanted, journal)
-            summary = _finish(classifier, images, wanted, journal)
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; what is done is kept in {journal.path}, and the same command goes on"
-        ) from None
-    finally:
-        journal.close()
+            options.check_other_outputs()
+        job = _Job(classifier, files, options, journal)
+        try:
+            with _sigterm_as_interrupt():
+                job.process_remaining()
+                summary = job.write_tables()
+        except KeyboardInterrupt:
+            raise Stopped(
+                f"stopped; what is done is kept in {journal.path}; run the same command again to "
+                "resume"
+            ) from None
     journal.path.unlink(missing_ok=True)
     return summary
 
 
-def _run(
-    classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions, journal: Journal
-) -> None:
-    """Does what is left of the images."""
-    features = _open_features(classifier, wanted, journal)
-    size = classifier.images_per_batch
-    bar = tqdm(total=len(images), initial=journal.done, desc="predict", unit="img", disable=None)
-    with bar, features or contextlib.nullcontext():
-        waiting: list[tuple[ImageFile, _Loaded | InputError]] = []
-        good = 0
-        load = _loader(classifier, wanted)
-        rest = images[journal.done :]
-        for found, loaded in zip(rest, prefetch(load, rest, depth=2 * size), strict=True):
-            waiting.append((found, loaded))
-            good += isinstance(loaded, _Loaded)
-            if isinstance(loaded, InputError):
-                with tqdm.external_write_mode():
-                    logging.warning("left out: %s", loaded)
-            if good == size or len(waiting) >= 4 * size:
-                _do(classifier, waiting, wanted, journal, features)
-                bar.update(len(waiting))
-                waiting, good = [], 0
-        if waiting:
-            _do(classifier, waiting, wanted, journal, features)
-            bar.update(len(waiting))
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """The steps of one call of `predict_files`."""
 
+    classifier: Classifier
+    files: Sequence[ImageFile]
+    options: OutputOptions
+    journal: Journal
 
-def _do(
-    classifier: Classifier,
-    batch: Sequence[tuple[ImageFile, _Loaded | InputError]],
-    wanted: OutputOptions,
-    journal: Journal,
-    features: Any,
-) -> None:
-    """One batch through the network, and all that is written of it; the journal last."""
-    good = [(found, loaded) for found, loaded in batch if isinstance(loaded, _Loaded)]
-    rows: Iterator[list[float]] = iter(())
-    if good:
-        prepared = np.stack([loaded.prepared for _, loaded in good])
-        output = classifier.forward(prepared)
-        rows = iter(output.probability.tolist())
-        if features:
-            with writing(features.name):
-                features.write(output.features.tobytes())
-                features.flush()
-                os.fsync(features.fileno())
-        if wanted.overlays:
-            result = classifier.decide(output.probability)
-            maps = classifier.explain_batch(prepared, result.label, output, unit=wanted.unit)
-            for i, (found, loaded) in enumerate(good):
-                name, p = result.decision[i], result.probability[i, result.label[i]]
-                picture = draw_panel(
-                    loaded.shown, maps[i], caption=f"called {name}: P({name}) = {p:.3f}"
-                )
-                with atomic_file(wanted.overlay_of(found)) as temporary:
-                    picture.save(temporary, "PNG")
-    journal.add(
-        [
-            [found.name, str(loaded)]
-            if isinstance(loaded, InputError)
-            else [found.name, next(rows)]
-            for found, loaded in batch
-        ]
-    )
+    def process_remaining(self) -> None:
+        """Predicts the files that the journal does not have yet."""
+        batch_size, files = self.classifier.images_per_batch, self.files[self.journal.done :]
+        images = zip(files, prefetch(self._load, files, depth=2 * batch_size), strict=True)
+        total, done = len(self.files), self.journal.done
+        progress = tqdm(total=total, initial=done, desc="predict", unit="img", disable=None)
+        with progress, self._open_features() as features:
+            for batch in _group(images, batch_size):
+                self._process(batch, features)
+                progress.update(len(batch))
 
-
-def _loader(
-    classifier: Classifier, wanted: OutputOptions
-) -> Callable[[ImageFile], _Loaded | InputError]:
-    def load(found: ImageFile) -> _Loaded | InputError:
+    def _load(self, file: ImageFile) -> _LoadedImage | InputError:
         try:
-            pixels = read_pixels(found.path, found.path)
-            prepared = classifier.prepare(pixels)
-            return _Loaded(prepared, shrink_to_display(pixels) if wanted.overlays else prepared)
+            pixels = read_pixels(file.path, file.path)
+            prepared = self.classifier.prepare(pixels)
         except InputError as error:
             return error
+        return _LoadedImage(
+            prepared, shrink_to_display(pixels) if self.options.overlays else prepared
+        )
 
-    return load
+    def _process(self, batch: Sequence[_Item], features: BinaryIO | None) -> None:
+        """Runs the network on the readable images of a batch and writes all about them."""
+        readable = [(file, image) for file, image in batch if isinstance(image, _LoadedImage)]
+        for _, image in batch:
+            if isinstance(image, InputError):
+                with tqdm.external_write_mode():  # above the progress bar
+                    logging.warning("skipped: %s", image)
+        probabilities: Iterator[list[float]] = iter(())
+        if readable:
+            prepared = np.stack([image.prepared for _, image in readable])
+            output = self.classifier.forward(prepared)
+            probabilities = iter(output.probability.tolist())
+            if features:
+                with writing(features.name):
+                    features.write(output.features.tobytes())
+                    features.flush()
+                    os.fsync(features.fileno())
+            if self.options.overlays:
+                self._write_overlays(readable, prepared, output)
+        # The journal comes last: after a kill before this line the batch is processed again, and
+        # `_open_features` drops what it had appended.
+        self.journal.append(
+            (file.name, str(image) if isinstance(image, InputError) else next(probabilities))
+            for file, image in batch
+        )
 
+    def _write_overlays(
+        self,
+        images: Sequence[tuple[ImageFile, _LoadedImage]],
+        prepared: UInt8[np.ndarray, "N H W 3"],
+        output: ForwardOutput,
+    ) -> None:
+        prediction = self.classifier.decide(output.probability)
+        maps = self.classifier.explain_batch(
+            prepared, prediction.label, output, unit=self.options.unit
+        )
+        for i, (file, image) in enumerate(images):
+            name, p = prediction.decision[i], prediction.probability[i, prediction.label[i]]
+            panel = draw_panel(
+                image.displayed, maps[i], caption=f"called {name}: P({name}) = {p:.3f}"
+            )
+            with atomic_file(self.options.overlay_path(file)) as temporary:
+                panel.save(temporary, "PNG")
 
-def _finish(
-    classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions, journal: Journal
-) -> Summary:
-    """From the journal to the table, a chunk at a time."""
-    skipped = [value for _, value in journal.read() if isinstance(value, str)]
-    if len(skipped) == len(images):
-        journal.path.unlink(missing_ok=True)  # so that mended files are looked at again
-        raise InputError(f"none of the {len(images)} images can be used, such as {skipped[0]}")
-    settings, counts = classifier.info.inference, Counter[str]()
+    @contextlib.contextmanager
+    def _open_features(self) -> Iterator[BinaryIO | None]:
+        """The raw features so far, without rows that the journal does not have; or None."""
+        if not self.options.embeddings:
+            yield None
+            return
+        path = partial_path(self.options.embeddings)
+        size = 4 * self.classifier.info.layout.features * sum(1 for _ in self._predicted())
+        with contextlib.ExitStack() as stack:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(path, "ab"))
+                if file.tell() < size:
+                    raise InputError(f"{path}: shorter than {self.journal.path} says; remove both")
+                file.truncate(size)
+            yield file
 
-    def rows() -> Iterator[tuple[ImageFile, list[float]]]:
-        for found, (_, value) in zip(images, journal.read(), strict=True):
+    def _predicted(self) -> Iterator[tuple[ImageFile, list[float]]]:
+        """The files that the journal has probabilities of."""
+        for file, (_, value) in zip(self.files, self.journal.entries(), strict=False):
             if not isinstance(value, str):
-                yield found, value
+                yield file, value
 
-    def columns() -> Iterator[dict[str, Any]]:
-        for some in tables.chunks(rows(), CHUNK):
-            result = classifier.decide(np.array([values for _, values in some]))
-            counts.update(result.decision.tolist())
-            table: dict[str, Any] = {
-                "file": [str(found.path) for found, _ in some],
-                "patient": [patient_of(found, settings) for found, _ in some],
+    def write_tables(self) -> Summary:
+        """Writes the table and the embeddings from what is on disk.
+
+        Raises:
+          InputError: no file can be read, or an output cannot be written.
+        """
+        skipped = [value for _, value in self.journal.entries() if isinstance(value, str)]
+        if len(skipped) == len(self.files):
+            self.journal.path.unlink(missing_ok=True)  # so that repaired files are read again
+            raise InputError(
+                f"none of the {len(self.files)} images can be read, such as {skipped[0]}"
+            )
+        embeddings, width = self.options.embeddings, self.classifier.info.layout.features
+        if embeddings:
+            paths = (str(file.path) for file, _ in self._predicted())
+            write_features(embeddings, partial_path(embeddings), width, paths, ROWS_PER_CHUNK)
+        counts = Counter[str]()
+        write_table(self.options.output, self._table_parts(counts))
+        if embeddings:
+            partial_path(embeddings).unlink(missing_ok=True)
+        decisions = {name: counts[name] for name in self.classifier.class_names}
+        return Summary(decisions, tuple(skipped))
+
+    def _table_parts(self, counts: Counter[str]) -> Iterator[Part]:
+        """Yields the table part by part, and counts the decisions."""
+        settings = self.classifier.info.inference
+        for chunk in chunks(self._predicted(), ROWS_PER_CHUNK):
+            prediction = self.classifier.decide(np.array([row for _, row in chunk]))
+            counts.update(prediction.decision.tolist())
+            yield {
+                "file": [str(file.path) for file, _ in chunk],
+                "patient": [patient_from_name(file, settings) for file, _ in chunk],
+                **self._columns("probability", prediction.probability),
+                **self._columns("calibrated", prediction.calibrated),
+                "decision": prediction.decision.tolist(),
             }
-            for title in ("probability", "calibrated"):
-                values = getattr(result, title)
-                if len(classifier.class_names) == 2:
-                    table[title] = values[:, 1]
-                else:
-                    for name, column in zip(classifier.class_names, values.T, strict=True):
-                        table[f"{title}_{name}"] = column
-            yield {**table, "decision": result.decision.tolist()}
 
-    if wanted.embeddings:
-        width = classifier.info.layout.features
-        names = (str(found.path) for found, _ in rows())
-        raw = partial(wanted.embeddings)
-        tables.write_features(wanted.embeddings, raw, width, names, CHUNK)
-    tables.write_table(wanted.output, columns())
-    if wanted.embeddings:
-        partial(wanted.embeddings).unlink(missing_ok=True)
-    return Summary({name: counts[name] for name in classifier.class_names}, tuple(skipped))
+    def _columns(self, title: str, values: np.ndarray) -> dict[str, np.ndarray]:
+        names = self.classifier.class_names
+        if len(names) == 2:
+            return {title: values[:, 1]}
+        return {f"{title}_{name}": values[:, i] for i, name in enumerate(names)}
 
 
-def _open_features(classifier: Classifier, wanted: OutputOptions, journal: Journal) -> Any:
-    """The features so far, cut to what the journal knows of; None if none are wanted."""
-    if not wanted.embeddings:
-        return None
-    rows = sum(not isinstance(value, str) for _, value in journal.read())
-    path = partial(wanted.embeddings)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")  # noqa: SIM115
-        size = rows * classifier.info.layout.features * 4
-        if file.tell() < size:
-            file.close()
-            raise InputError(f"{path}: shorter than {journal.path} says; remove both")
-        file.truncate(size)
-    return file
+def _group(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
+    """Groups images so that the readable ones of each group are one batch for the network.
+
+    A group ends after 4 · batch_size files at the latest, so that a long row of unreadable files
+    is noted in the journal too.
+    """
+    group: list[_Item] = []
+    readable = 0
+    for item in items:
+        group.append(item)
+        readable += isinstance(item[1], _LoadedImage)
+        if readable == batch_size or len(group) >= 4 * batch_size:
+            yield group
+            group, readable = [], 0
+    if group:
+        yield group
 
 
-def _key(classifier: Classifier, images: Sequence[ImageFile], wanted: OutputOptions) -> str:
-    """A digest of the network, the files and what is made of them."""
+def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: OutputOptions) -> str:
+    """A digest of the network, the files and the outputs: a job resumes only if it is the same."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(classifier.variables)
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.variables):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).data)
-    about = {
+    settings = {
         **classifier.info.to_dict(),
         "image_size": classifier.image_size,
         "tta": classifier.tta,
-        "overlays": [str(wanted.overlays), wanted.unit] if wanted.overlays else None,
-        "embeddings": str(wanted.embeddings),
+        "overlays": [str(options.overlays), options.unit] if options.overlays else None,
+        "embeddings": str(options.embeddings),
     }
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    for found in images:
-        with contextlib.suppress(OSError):  # what cannot be read is told of later
-            stat = found.path.stat()
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for file in files:
+        with contextlib.suppress(OSError):  # a file that cannot be read is reported when it is due
+            stat = file.path.stat()
             digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
-        digest.update(os.fsencode(found.path) + b"\0")
+        digest.update(os.fsencode(file.path) + b"\0")
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM raise KeyboardInterrupt, as SIGINT does; signals reach the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number: int, _: Any) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,125 +1,134 @@
-"""Tables that are written a chunk at a time: CSV, Parquet and NumPy, whole or not at all."""
+"""Tables that are written part by part, as CSV, Parquet or NumPy: each file complete or absent."""
 
 import csv
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import atomic_file
 
 Item = TypeVar("Item")
+Column: TypeAlias = Sequence[str] | Float[np.ndarray, "N"]
+Part: TypeAlias = Mapping[str, Column]  # some rows of a table: their columns by name
 
 
-def check_suffix(flag: str, path: Path, suffixes: Sequence[str]) -> None:
-    """Refuses a file name that says no known format, or one whose library is missing."""
+def check_format(flag: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Checks that the suffix of a file names a format, and that its library is installed.
+
+    Raises:
+      InputError: it does not, or it is not.
+    """
     if path.suffix not in suffixes:
         raise InputError(f"{flag}={path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.suffix == ".parquet":
-        _pyarrow()
+        _import_pyarrow()
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of at most `size`."""
+    """Yields the items in lists of at most `size`."""
     iterator = iter(items)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
-def write_table(path: Path, parts: Iterable[Mapping[str, Any]]) -> None:
+def write_table(path: Path, parts: Iterable[Part]) -> None:
     """Writes a table.
 
     Args:
-      path: `.csv` or `.parquet`.
-      parts: its rows in parts, each a mapping from column to values; at least one.
+      path: a `.csv` or `.parquet` file.
+      parts: its rows, at least one part; all parts have the same columns.
 
     Raises:
       InputError: it cannot be written.
     """
     with atomic_file(path) as temporary:
         if path.suffix == ".csv":
-            # File names need not be UTF-8: Python keeps odd bytes as surrogates.
-            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as f:
-                writer = csv.writer(f)
-                for number, part in enumerate(parts):
-                    if not number:
-                        writer.writerow(part)
-                    writer.writerows(zip(*map(_written, part.values()), strict=True))
-            return
-        pyarrow, parquet = _pyarrow()
-        with _Parquet(pyarrow, parquet, temporary) as out:
-            for part in parts:
-                out.write({name: _arrow(pyarrow, column) for name, column in part.items()})
+            _write_csv(temporary, parts)
+        else:
+            pyarrow, _ = _import_pyarrow()
+            tables = ({k: _to_arrow(pyarrow, v) for k, v in part.items()} for part in parts)
+            _write_parquet(temporary, tables)
 
 
-def write_features(path: Path, raw: Path, width: int, names: Iterable[str], chunk: int) -> None:
-    """Writes features that lie in a raw file.
+def write_features(
+    path: Path, raw: Path, width: int, files: Iterable[str], rows_per_chunk: int
+) -> None:
+    """Writes features from a file of raw float32 numbers, in the order of its rows.
 
     Args:
-      path: `.npy`, float32 [N, width], or `.parquet`, with the columns file and features.
-      raw: float32, one row after the other.
+      path: a `.npy` file, float32 [N, width], or a `.parquet` file with the columns `file` and
+        `features`.
+      raw: the file of numbers, row after row.
       width: numbers in a row.
-      names: of the rows.
-      chunk: rows in memory at a time.
+      files: names of the files of the rows.
+      rows_per_chunk: number of rows in memory at a time.
 
     Raises:
       InputError: it cannot be written.
     """
     rows = raw.stat().st_size // (4 * width)
     with open(raw, "rb") as source, atomic_file(path) as temporary:
-        parts = iter(lambda: source.read(4 * width * chunk), b"")
+        parts = iter(lambda: source.read(4 * width * rows_per_chunk), b"")
         if path.suffix == ".npy":
             with open(temporary, "wb") as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
                 np.lib.format.write_array_header_1_0(file, header)
-                for data in parts:
-                    file.write(data)
+                file.writelines(parts)
             return
-        pyarrow, parquet = _pyarrow()
-        with _Parquet(pyarrow, parquet, temporary) as out:
-            for data, files in zip(parts, chunks(names, chunk), strict=True):
+        pyarrow, _ = _import_pyarrow()
+
+        def tables() -> Iterator[Mapping[str, Any]]:
+            for data, names in zip(parts, chunks(files, rows_per_chunk), strict=True):
                 values = pyarrow.array(np.frombuffer(data, np.float32))
                 features = pyarrow.FixedSizeListArray.from_arrays(values, width)
-                out.write({"file": _arrow(pyarrow, files), "features": features})
+                yield {"file": _to_arrow(pyarrow, names), "features": features}
+
+        _write_parquet(temporary, tables())
 
 
-class _Parquet:
-    """A Parquet file that takes its columns from the first part."""
-
-    def __init__(self, pyarrow: Any, parquet: Any, path: Path):
-        self._pyarrow, self._parquet, self._path = pyarrow, parquet, path
-        self._writer: Any = None
-
-    def __enter__(self) -> "_Parquet":
-        return self
-
-    def write(self, columns: Mapping[str, Any]) -> None:
-        table = self._pyarrow.table(dict(columns))
-        self._writer = self._writer or self._parquet.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer:
-            self._writer.close()
+def _write_csv(path: Path, parts: Iterable[Part]) -> None:
+    # File names need not be UTF-8: Python keeps such bytes as surrogates, and they are written so.
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file)
+        for number, part in enumerate(parts):
+            if not number:
+                writer.writerow(part)
+            writer.writerows(zip(*map(_to_cells, part.values()), strict=True))
 
 
-def _written(column: Any) -> Iterable[Any]:
-    """Numbers so that reading gives the same ones back."""
+def _to_cells(column: Column) -> Iterable[str]:
+    """The cells of a column; numbers with as many digits as reading them back exactly takes."""
     return map(repr, column.tolist()) if isinstance(column, np.ndarray) else column
 
 
-def _arrow(pyarrow: Any, column: Any) -> Any:
+def _write_parquet(path: Path, tables: Iterable[Mapping[str, Any]]) -> None:
+    pyarrow, parquet = _import_pyarrow()
+    writer = None
+    try:
+        for columns in tables:
+            table = pyarrow.table(dict(columns))
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
+
+
+def _to_arrow(pyarrow: Any, column: Column) -> Any:
     if isinstance(column, np.ndarray):
         return pyarrow.array(column)
+    # Parquet's strings are UTF-8: bytes of a file name that are not are written as escapes.
     return pyarrow.array([text.encode("utf-8", "backslashreplace").decode() for text in column])
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def _import_pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow  # half a second, and not everybody's
+        import pyarrow  # when it is needed: it takes half a second and is optional
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise InputError(

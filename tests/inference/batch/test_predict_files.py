@@ -1,4 +1,4 @@
-"""Image files in, a table out."""
+"""Predictions of image files: the tables, skipped files, stopping and resuming."""
 
 import csv
 import json
@@ -14,16 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from PIL import Image
 
 from densenet_flax import InputError, load_classifier
 from densenet_flax.common.errors import Stopped
 from densenet_flax.evaluation.predictions_csv import read_csv
-from densenet_flax.inference.batch import OutputOptions, predict, predict_files
-from densenet_flax.inference.batch import predict_files as many
-from densenet_flax.inference.batch import table_writer as tables
-from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_of
+from densenet_flax.inference.batch.image_files import find_images
 from densenet_flax.inference.batch.journal import Journal
+from densenet_flax.inference.batch.outputs import OutputOptions
+from densenet_flax.inference.batch.predict_files import predict, predict_files
 from densenet_flax.weights import InferenceSettings, convert
 
 ROOT = Path(__file__).parents[3]
@@ -31,12 +29,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def folder(tiny_run, tmp_path_factory):
-    """Tiles in folders: two of each name, bad ones among them, and files that are no images."""
+    """Tiles in folders, two of each name; unreadable ones, and files that are no images."""
     root = tmp_path_factory.mktemp("tiles")
     for number, path in enumerate(tiny_run[2]):
-        for place in ("a", "b/deep"):
-            (root / place).mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, root / place / path.name)
+        for subfolder in ("a", "b/deep"):
+            (root / subfolder).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / subfolder / path.name)
         if number == 3:
             (root / "a" / "SOB_B_A-14-1-100-0.png").write_bytes(path.read_bytes()[:200])
     (root / "b" / "empty.jpg").touch()
@@ -55,7 +53,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_table_of_what_the_evaluation_said(folder, tiny_run, tmp_path, caplog):
+def test_the_table_has_the_predictions_of_the_evaluation(folder, tiny_run, tmp_path, caplog):
     output = tmp_path / "new" / "out.csv"
     caplog.set_level(logging.INFO, "absl")
     summary = predict(str(tiny_run[0]), str(folder), OutputOptions(output))
@@ -63,9 +61,9 @@ def test_a_table_of_what_the_evaluation_said(folder, tiny_run, tmp_path, caplog)
     assert list(rows[0]) == ["file", "patient", "probability", "calibrated", "decision"]
     assert len(rows) == 2 * len(table) == sum(summary.decisions.values())
     assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)
-    known = {name: i for i, name in enumerate(table.file)}
+    index = {name: i for i, name in enumerate(table.file)}
     for row in rows:
-        i = known[Path(row["file"]).name]
+        i = index[Path(row["file"]).name]
         assert Path(row["file"]).is_file()
         assert abs(float(row["probability"]) - table.probability[i]) < 1e-6
         assert abs(float(row["calibrated"]) - table.calibrated[i]) < 1e-6
@@ -85,11 +83,15 @@ def test_a_table_of_what_the_evaluation_said(folder, tiny_run, tmp_path, caplog)
     assert again == summary and (tmp_path / "again.csv").read_bytes() == output.read_bytes()
 
 
-def test_stopped_at_any_batch_it_goes_on(folder, classifier, tmp_path, monkeypatch):
-    found = find_images(str(folder))
-    straight = OutputOptions(tmp_path / "straight.csv", tmp_path / "s", tmp_path / "straight.npy")
-    predict_files(classifier, found, straight)
-    wanted = OutputOptions(tmp_path / "stopped.csv", tmp_path / "o", tmp_path / "stopped.npy")
+def test_a_job_stopped_at_any_batch_resumes_to_the_same_files(
+    folder, classifier, tmp_path, monkeypatch
+):
+    files = find_images(str(folder))
+    uninterrupted = OutputOptions(
+        tmp_path / "straight.csv", tmp_path / "s", tmp_path / "straight.npy"
+    )
+    predict_files(classifier, files, uninterrupted)
+    options = OutputOptions(tmp_path / "stopped.csv", tmp_path / "o", tmp_path / "stopped.npy")
     forward, calls = classifier.forward, []
 
     def stop_at(number):
@@ -106,61 +108,64 @@ def test_stopped_at_any_batch_it_goes_on(folder, classifier, tmp_path, monkeypat
         calls.clear()
         monkeypatch.setattr(classifier, "forward", stop_at(number))
         with pytest.raises(Stopped, match="same command"):
-            predict_files(classifier, found, wanted)
+            predict_files(classifier, files, options)
         total += number - 1
-        assert not wanted.output.exists()
-        # What a kill in the middle of writing leaves.
+        assert not options.output.exists()
+        # What a kill leaves in the middle of writing.
         with open(tmp_path / "stopped.npy.partial", "ab") as file:
             file.write(b"abcde")
         with open(tmp_path / "stopped.csv.partial", "ab") as file:
             file.write(b'["cut')
     calls.clear()
     monkeypatch.setattr(classifier, "forward", stop_at(1000))
-    predict_files(classifier, found, wanted)
-    assert (total, len(calls)) == (2, 2)  # sixteen good images in batches of four: none twice
-    for one, other in ((straight.output, wanted.output), (straight.embeddings, wanted.embeddings)):
+    predict_files(classifier, files, options)
+    assert (total, len(calls)) == (2, 2)  # sixteen readable images in batches of four: none twice
+    for one, other in (
+        (uninterrupted.output, options.output),
+        (uninterrupted.embeddings, options.embeddings),
+    ):
         assert one.read_bytes() == other.read_bytes()
-    made = sorted(p.relative_to(wanted.overlays) for p in wanted.overlays.rglob("*.png"))
+    made = sorted(p.relative_to(options.overlays) for p in options.overlays.rglob("*.png"))
     assert len(made) == 16
     assert made == sorted(
-        p.relative_to(straight.overlays) for p in straight.overlays.rglob("*.png")
+        p.relative_to(uninterrupted.overlays) for p in uninterrupted.overlays.rglob("*.png")
     )
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_another_job_does_not_go_on_with_it(folder, classifier, tmp_path, monkeypatch):
-    found = find_images(str(folder))
-    wanted = OutputOptions(tmp_path / "out.csv")
+def test_another_job_does_not_resume_it(folder, classifier, tmp_path, monkeypatch):
+    files = find_images(str(folder))
+    options = OutputOptions(tmp_path / "out.csv")
     forward = classifier.forward
 
-    def break_off(batch):
+    def interrupt(batch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classifier, "forward", break_off)
+    monkeypatch.setattr(classifier, "forward", interrupt)
     with pytest.raises(Stopped):
-        predict_files(classifier, found, wanted)
+        predict_files(classifier, files, options)
     calls = []
     monkeypatch.setattr(classifier, "forward", lambda b: calls.append(len(b)) or forward(b))
-    predict_files(classifier, found[:5], wanted)
-    assert len(rows_of(wanted.output)) == sum(calls) == 4  # the fifth is damaged
+    predict_files(classifier, files[:5], options)
+    assert len(rows_of(options.output)) == sum(calls) == 4  # the fifth is damaged
 
 
-def test_of_two_at_once_the_second_says_so(folder, classifier, tmp_path):
+def test_a_second_process_is_refused(folder, classifier, tmp_path):
     held = Journal(tmp_path / "out.csv.partial", "x")
     with pytest.raises(InputError, match=r"out\.csv\.partial: another process"):
         predict_files(classifier, find_images(str(folder)), OutputOptions(tmp_path / "out.csv"))
     held.close()
 
 
-def test_parquet_and_embeddings(folder, classifier, tmp_path):
-    found = find_images(str(folder))
+def test_parquet_and_embeddings_have_the_rows_of_the_csv(folder, classifier, tmp_path):
+    files = find_images(str(folder))
     predict_files(
         classifier,
-        found,
+        files,
         OutputOptions(tmp_path / "out.parquet", embeddings=tmp_path / "features.parquet"),
     )
     predict_files(
-        classifier, found, OutputOptions(tmp_path / "out.csv", embeddings=tmp_path / "features.npy")
+        classifier, files, OutputOptions(tmp_path / "out.csv", embeddings=tmp_path / "features.npy")
     )
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pydict()
     rows = rows_of(tmp_path / "out.csv")
@@ -171,22 +176,24 @@ def test_parquet_and_embeddings(folder, classifier, tmp_path):
     features = np.load(tmp_path / "features.npy")
     files = [row["file"] for row in rows]
     assert np.allclose(features, classifier.embed(files), atol=1e-5)
-    kept = pyarrow.parquet.read_table(tmp_path / "features.parquet").to_pydict()
-    assert kept["file"] == files and np.array_equal(np.array(kept["features"], "f4"), features)
+    embeddings = pyarrow.parquet.read_table(tmp_path / "features.parquet").to_pydict()
+    assert embeddings["file"] == files and np.array_equal(
+        np.array(embeddings["features"], "f4"), features
+    )
 
 
 def test_several_chunks_make_one_table(folder, classifier, tmp_path, monkeypatch):
-    found = find_images(str(folder))
+    files = find_images(str(folder))
     for name in ("one.csv", "one.parquet"):
         predict_files(
             classifier,
-            found,
+            files,
             OutputOptions(tmp_path / name, embeddings=tmp_path / f"f{name[3:]}.npy"),
         )
-    monkeypatch.setattr(many, "CHUNK", 3)
+    monkeypatch.setattr("densenet_flax.inference.batch.predict_files.ROWS_PER_CHUNK", 3)
     for name in ("many.csv", "many.parquet"):
         embeddings = tmp_path / f"m{name[4:]}.parquet"
-        predict_files(classifier, found, OutputOptions(tmp_path / name, embeddings=embeddings))
+        predict_files(classifier, files, OutputOptions(tmp_path / name, embeddings=embeddings))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "many.csv").read_bytes()
     one, other = (pyarrow.parquet.read_table(tmp_path / f"{n}.parquet") for n in ("one", "many"))
     assert one.equals(other)
@@ -200,9 +207,9 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
     settings = InferenceSettings(image_size=(32, 32))
     info = WeightsInfo.of(model, class_names=("a", "b", "c"), inference=settings)
     save_weights(tmp_path / "three.safetensors", init_variables(model, 0), info)
-    wanted = OutputOptions(tmp_path / "out.csv")
-    predict(str(tmp_path / "three.safetensors"), str(folder / "a"), wanted)
-    rows = rows_of(wanted.output)
+    options = OutputOptions(tmp_path / "out.csv")
+    predict(str(tmp_path / "three.safetensors"), str(folder / "a"), options)
+    rows = rows_of(options.output)
     names = [f"{what}_{name}" for what in ("probability", "calibrated") for name in "abc"]
     assert list(rows[0]) == ["file", "patient", *names, "decision"]
     for row in rows:
@@ -210,27 +217,34 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
         assert abs(sum(values) - 1) < 1e-9 and row["decision"] == "abc"[int(np.argmax(values))]
 
 
-def test_what_cannot_be_gets_one_line(folder, classifier, tiny_run, tmp_path, monkeypatch):
-    there = tmp_path / "there.csv"
-    there.write_text("mine")
+def test_what_cannot_be_done_is_rejected_in_one_line(
+    folder, classifier, tiny_run, tmp_path, monkeypatch
+):
+    existing = tmp_path / "existing.csv"
+    existing.write_text("another table")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "x.png").write_bytes(b"no")
     run, images, out = str(tiny_run[0]), str(folder), tmp_path / "o.csv"
-    for network, files, wanted, words in (
+    for network, paths, options, words in (
         (run, str(tmp_path / "none" / "*.png"), OutputOptions(out), "no image found"),
         (run, str(tmp_path / "full"), OutputOptions(out), "no image found"),
         (str(tmp_path / "none"), images, OutputOptions(out), "no such file or directory"),
-        (run, images, OutputOptions(there), "there already.*--overwrite"),
+        (run, images, OutputOptions(existing), "already exists.*--overwrite"),
         (
             run,
             images,
-            OutputOptions(out, embeddings=there.with_suffix(".csv")),
+            OutputOptions(out, embeddings=existing.with_suffix(".csv")),
             r"\.npy or \.parquet",
         ),
-        (run, images, OutputOptions(out, overlays=tmp_path / "full"), "--overlays=.*there already"),
+        (
+            run,
+            images,
+            OutputOptions(out, overlays=tmp_path / "full"),
+            "--overlays=.*already exists",
+        ),
         (run, images, OutputOptions(out, overlays=tmp_path / "p", unit="conv9"), "conv9.*norm"),
         (
             run,
@@ -238,61 +252,27 @@ def test_what_cannot_be_gets_one_line(folder, classifier, tiny_run, tmp_path, mo
             OutputOptions(tmp_path / "o.xlsx"),
             r"o\.xlsx: expected a name that ends in \.csv",
         ),
-        (run, str(bad), OutputOptions(out), "none of the 1 images.*x.png: is not an image"),
-        (run, images, OutputOptions(there / "o.csv"), "cannot write here"),
+        (
+            run,
+            str(bad),
+            OutputOptions(out),
+            "none of the 1 images can be read.*x.png: is not an image",
+        ),
+        (run, images, OutputOptions(existing / "o.csv"), "cannot write here"),
     ):
-        with pytest.raises(InputError, match=words) as told:
-            predict(network, files, wanted)
-        assert "\n" not in str(told.value)
-    assert there.read_text() == "mine" and not out.exists()
+        with pytest.raises(InputError, match=words) as error:
+            predict(network, paths, options)
+        assert "\n" not in str(error.value)
+    assert existing.read_text() == "another table" and not out.exists()
     assert not list(tmp_path.glob("*.partial*"))
-    predict_files(classifier, find_images(images), OutputOptions(there, overwrite=True))
-    assert len(rows_of(there)) == 16
+    predict_files(classifier, find_images(images), OutputOptions(existing, overwrite=True))
+    assert len(rows_of(existing)) == 16
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'densenet_flax\[parquet\]'"):
         predict(run, images, OutputOptions(tmp_path / "o.parquet"))
 
 
-def test_which_images_are_meant(folder, tmp_path, monkeypatch):
-    count = lambda pattern: len(find_images(str(pattern)))  # noqa: E731
-    assert count(folder) == 18
-    assert count(folder / "**" / "*.png") == 17
-    assert count(folder / "a" / "*") == 9
-    assert count(folder / "b" / "**" / "*") == 9
-    assert count(folder / "b" / "empty.jpg") == 1
-    assert count(folder / "a" / "SOB_*") == 9
-    names = [found.name for found in find_images(str(folder / "*" / "deep" / "*.png"))]
-    assert all(name.startswith("b/deep/SOB") for name in names) and len(names) == 8
-    odd = tmp_path / "[1] ü"
-    odd.mkdir()
-    Image.new("RGB", (40, 40)).save(odd / "x.PNG")
-    assert [found.name for found in find_images(str(odd))] == ["x.PNG"]
-    (odd / "loop").symlink_to(odd)
-    assert count(odd) == 1
-    monkeypatch.chdir(folder)
-    assert find_images("a/*.png")[0].path.parts[0] == "a"
-    assert find_images("**/*.png")[0].name.startswith("a/")
-
-
-def test_whose_an_image_is():
-    name = "SOB_M_DC-14-2523AB-100-004.png"
-    found = ImageFile(Path("x") / name, name)
-    assert patient_of(found, InferenceSettings()) == "2523"
-    assert patient_of(found, InferenceSettings(patient_group="slide81")) == "2523AB"
-    assert patient_of(found, InferenceSettings(patient_group="id82")) == "ductal_carcinoma/2523AB"
-    mine = ImageFile(Path("benign/p17_003.png"), "p17_003.png")
-    assert patient_of(mine, InferenceSettings()) == ""
-    assert patient_of(mine, InferenceSettings(patient_pattern=r"/(\w+)_\d+\.png$")) == "p17"
-    assert patient_of(mine, InferenceSettings(patient_pattern=r"p\d+")) == "p17"
-    assert patient_of(mine, InferenceSettings(patient_pattern="q")) == ""
-
-
-def test_a_table_without_a_part_is_no_table(tmp_path):
-    tables.write_table(tmp_path / "x.csv", [{"a": ["1"], "b": np.array([0.1])}])
-    assert (tmp_path / "x.csv").read_text().split() == ["a,b", "1,0.1"]
-
-
-def test_the_program_killed_and_started_again(folder, tiny_run, tmp_path):
+def test_the_program_is_killed_and_resumes(folder, tiny_run, tmp_path):
     """As a user runs it: one exported file, SIGKILL and SIGTERM while it works."""
     tiles = tmp_path / "tiles"
     for i in range(40):
@@ -314,19 +294,19 @@ def test_the_program_killed_and_started_again(folder, tiny_run, tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     options = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
     partial = tmp_path / "killed.csv.partial"
-    for number, wanted in ((signal.SIGKILL, 20), (signal.SIGTERM, 60)):
+    for number, lines in ((signal.SIGKILL, 20), (signal.SIGTERM, 60)):
         process = subprocess.Popen(command(tmp_path / "killed.csv"), **options)
         while process.poll() is None and (
-            not partial.exists() or partial.read_bytes().count(b"\n") < wanted
+            not partial.exists() or partial.read_bytes().count(b"\n") < lines
         ):
             time.sleep(0.01)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), errors
         assert "Traceback" not in errors
-    done = subprocess.run(command(tmp_path / "killed.csv"), timeout=120, **options)
-    assert done.returncode == 0 and "going on after" in done.stderr, done.stderr
-    assert "40 of 360 files could not be used" in done.stderr
+    resumed = subprocess.run(command(tmp_path / "killed.csv"), timeout=120, **options)
+    assert resumed.returncode == 0 and "resuming after" in resumed.stderr, resumed.stderr
+    assert "40 of 360 files cannot be read and were skipped" in resumed.stderr
     rows = rows_of(tmp_path / "killed.csv")
     assert len(rows) == 320 == len({row["file"] for row in rows})
     assert len({row["probability"] for row in rows}) <= 2 * 8  # the same tiles, 40 times
