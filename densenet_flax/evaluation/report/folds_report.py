@@ -23,16 +23,10 @@ from densenet_flax.evaluation.report.views import (
     flat_items,
     measured,
 )
-from densenet_flax.evaluation.report.wording import count
+from densenet_flax.evaluation.report.wording import count, metric_title
 from densenet_flax.storage.atomic import replace_files
 
 SCHEMA = 1
-_NAMES = {
-    "f1": "F1",
-    "mcc": "Matthews correlation",
-    "roc_auc": "ROC-AUC",
-    "pr_auc": "PR-AUC",
-}
 
 
 @dataclass(frozen=True)
@@ -221,5 +215,5 @@ def _figure(summary: JsonDict) -> Figure:
 
 
 def _name(key: str) -> str:
-    words = _NAMES.get(key) or key.removeprefix("patient_").replace("_", " ")
-    return words[0].upper() + words[1:]
+    # The title of the table says already that a metric is of patients.
+    return metric_title(key.removeprefix("patient_"))

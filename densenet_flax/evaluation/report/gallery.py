@@ -1,41 +1,29 @@
-"""Images that a caller drew, such as saliency maps, for the report's gallery."""
+"""Reads the images that a caller drew, such as saliency maps, for the report's gallery."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation.report.views import EmbeddedImage
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
-class GalleryImage:
-    """One image of the gallery.
-
-    Attributes:
-      caption: what it shows; screen readers read it aloud.
-      png: content of the file.
-      group: heading under which it is shown, such as 'Most confident mistakes'; may be ''.
-    """
-
-    caption: str
-    png: bytes
-    group: str = ""
-
-
-def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[GalleryImage]:
+def read_gallery(items: Sequence[Mapping[str, Any]]) -> dict[str, list[EmbeddedImage]]:
     """Reads `info['gallery']`.
 
     Args:
       items: each with 'caption', with 'png' (bytes) or 'path' (to a PNG file), and perhaps with
-        'group'.
+        'group', the heading under which it is shown.
+
+    Returns:
+      The images by heading, which is '' for those without a group.
 
     Raises:
       InputError: an item is not a PNG; the message names it.
     """
-    images = []
+    groups: dict[str, list[EmbeddedImage]] = {}
     for number, item in enumerate(items, start=1):
         source = f"gallery picture {number}"
         data = item.get("png")
@@ -49,5 +37,7 @@ def read_gallery(items: Sequence[Mapping[str, Any]]) -> list[GalleryImage]:
             raise InputError(
                 f"{source}: is not a PNG; expected 'png' (bytes) or 'path' to a PNG file"
             )
-        images.append(GalleryImage(str(item.get("caption", "")), data, str(item.get("group", ""))))
-    return images
+        caption = str(item.get("caption", ""))
+        image = EmbeddedImage(data, alt=caption, caption=caption)
+        groups.setdefault(str(item.get("group", "")), []).append(image)
+    return groups

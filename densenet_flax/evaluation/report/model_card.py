@@ -1,6 +1,6 @@
-"""What MODEL_CARD.md shows, and what no run can know, which stays open unless an author says it.
+"""Collects what MODEL_CARD.md shows.
 
-An author adds the latter, such as ethics and funding, through `info['card']`.
+What no run can know, such as ethics and funding, an author adds through `info['card']`.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
+from densenet_flax.evaluation.report import tables
 from densenet_flax.evaluation.report.cautions import verdict
 from densenet_flax.evaluation.report.checklist import (
     calibration_text,
@@ -23,32 +23,8 @@ from densenet_flax.evaluation.report.run_info import (
     split_rule,
 )
 from densenet_flax.evaluation.report.sections import subset_counts
-from densenet_flax.evaluation.report.tables import by_magnification
-from densenet_flax.evaluation.report.views import Table, measured
-from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, count, wording_for
-
-CARD_KEYS = (
-    "authors",
-    "citation",
-    "conflicts",
-    "data_availability",
-    "data_dates",
-    "data_source",
-    "demographics",
-    "eligibility",
-    "environment",
-    "ethics",
-    "external_validation",
-    "funding",
-    "intended_use",
-    "involvement",
-    "license",
-    "missing_data",
-    "population",
-    "protocol",
-    "reference_standard",
-    "sample_size",
-)
+from densenet_flax.evaluation.report.views import Table
+from densenet_flax.evaluation.report.wording import count, metric_title, wording_for
 
 
 @dataclass(frozen=True)
@@ -71,8 +47,8 @@ class ModelCard:
     patients: str
     decision: str
     intervals: str
-    scores: Table
-    by_class: Table | None
+    metrics: Table
+    by_class: tables.ClassSection | None
     by_magnification: Table
     calibration: str
     environment: str | None
@@ -84,7 +60,7 @@ class ModelCard:
 
 def model_card(metrics: JsonDict) -> ModelCard:
     """Collects what the card shows from the content of metrics.json."""
-    run, intervals = metrics["run"], metrics["intervals"]
+    run, intervals, wording = metrics["run"], metrics["intervals"], wording_for(metrics)
     card, split = run.get("card") or {}, run.get("split") or {}
     binary = metrics["positive_class"] is not None
     return ModelCard(
@@ -92,8 +68,8 @@ def model_card(metrics: JsonDict) -> ModelCard:
         title=run.get("title"),
         dataset=dataset_name(run),
         results=[
-            (key, name, metrics["image"][key])
-            for key, name, _ in wording_for(metrics).metrics
+            (key, metric_title(key), metrics["image"][key])
+            for key in wording.metrics
             if metrics["image"][key] is not None
         ],
         verdict=verdict(metrics),
@@ -123,46 +99,15 @@ def model_card(metrics: JsonDict) -> ModelCard:
         else "The likeliest class is predicted",
         intervals=f"{intervals['level']:.0%} intervals, {intervals['method']}, "
         f"{intervals['resamples']} resamples, seed {intervals['seed']}",
-        scores=_scores(metrics),
-        by_class=_by_class(metrics) if "by_class" in metrics else None,
-        by_magnification=by_magnification(metrics, wording_for(metrics).card_columns),
+        metrics=tables.metrics_section(metrics).table,
+        by_class=tables.class_section(metrics),
+        by_magnification=tables.by_magnification(metrics, wording.card_columns),
         calibration=calibration_text(metrics),
         environment=card.get("environment"),
         device=run.get("device"),
         citation=card.get("citation"),
         checklist=checklist_table(metrics),
     )
-
-
-def _scores(metrics: JsonDict) -> Table:
-    def value(level: str, key: str) -> Any:
-        return measured(metrics[level], metrics["intervals"][level], key)
-
-    rows = [
-        [
-            name,
-            value("image", key),
-            value("patient", ACCURACY_BY_MEAN if key == "accuracy" else key),
-        ]
-        for key, name, _ in wording_for(metrics).metrics
-    ]
-    rows.append(["Patient recognition rate", "", value("patient", "patient_recognition_rate")])
-    return Table(["metric", "images", "patients by mean probability"], rows)
-
-
-def _by_class(metrics: JsonDict) -> Table:
-    rows = [
-        [
-            row["class"],
-            row["n"],
-            row["patients"],
-            *(measured(row, intervals, key) for key in CLASS_COLUMNS),
-        ]
-        for row, intervals in zip(
-            metrics["by_class"], metrics["intervals"]["by_class"], strict=True
-        )
-    ]
-    return Table(["class", "images", "patients", *CLASS_COLUMNS.values()], rows)
 
 
 def _time(run: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def write_report(
     gallery = read_gallery(run.pop("gallery", None) or ())
     run = to_json(run)
     if gallery:
-        run["gallery"] = [image.caption for image in gallery]
+        run["gallery"] = [image.caption for images in gallery.values() for image in images]
     warnings = [str(line) for line in run.pop("warnings", None) or ()]
 
     if operating_point is None and validation is not None:

@@ -1,6 +1,6 @@
 """What report.html shows, in the order a reader asks; the template says it in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +8,14 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report import calibration_tables, tables
 from densenet_flax.evaluation.report.cautions import verdict
-from densenet_flax.evaluation.report.gallery import GalleryImage
 from densenet_flax.evaluation.report.views import (
     EmbeddedImage,
     KeyValues,
     Measured,
     Table,
     flat_items,
-    measured,
 )
-from densenet_flax.evaluation.report.wording import majority_class, wording_for
+from densenet_flax.evaluation.report.wording import majority_class, metric_name, wording_for
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def report_page(
     metrics: JsonDict,
     predictions: Predictions,
     pngs: Mapping[str, bytes],
-    gallery: Sequence[GalleryImage] = (),
+    gallery: Mapping[str, list[EmbeddedImage]],
 ) -> ReportPage:
     """Collects what the page shows.
 
@@ -82,7 +80,7 @@ def report_page(
       metrics: as `assess` returns them, with 'warnings' and 'run'.
       predictions: of the test images, for the list of mistakes.
       pngs: the figures by name; 'curves' is missing if there was no training.
-      gallery: images to look at, such as overlays of the regions that a decision rests on.
+      gallery: images to look at, such as saliency maps, by heading.
     """
     run, wording = metrics["run"], wording_for(metrics)
     return ReportPage(
@@ -90,8 +88,11 @@ def report_page(
         verdict=verdict(metrics),
         summary=_summary(metrics),
         tiles=[
-            (name, measured(metrics[level], metrics["intervals"][level], key))
-            for level, key, name in wording.tiles
+            (
+                f"{metric_name(key)}, images" if level == "image" else metric_name(key),
+                tables.level_metric(metrics, level, key),
+            )
+            for level, key in wording.tiles
         ],
         warnings=metrics["warnings"],
         has_history="curves" in pngs,
@@ -107,7 +108,7 @@ def report_page(
         by_subtype=tables.by_subtype(metrics),
         by_patient=tables.by_patient(metrics),
         mistakes=tables.mistakes_section(predictions),
-        gallery=_gallery(gallery),
+        gallery=gallery,
         gallery_note=run.get("gallery_note") or "",
         split=_split(run.get("split") or {}),
         run=_run(run),
@@ -127,14 +128,6 @@ def _summary(metrics: JsonDict) -> str:
         f"{baseline} An image is classified as {positive} if P({positive}) is at least "
         f"{metrics['threshold']:.3g}{origin}."
     )
-
-
-def _gallery(gallery: Sequence[GalleryImage]) -> dict[str, list[EmbeddedImage]]:
-    groups: dict[str, list[EmbeddedImage]] = {}
-    for item in gallery:
-        image = EmbeddedImage(item.png, item.caption, item.caption)
-        groups.setdefault(item.group, []).append(image)
-    return groups
 
 
 def subset_counts(split: Mapping[str, Any]) -> Table:

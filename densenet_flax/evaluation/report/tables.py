@@ -9,8 +9,14 @@ import numpy as np
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report.views import Cell, Table, measured
-from densenet_flax.evaluation.report.wording import CLASS_COLUMNS, wording_for
+from densenet_flax.evaluation.report.views import Cell, Measured, Table, measured
+from densenet_flax.evaluation.report.wording import (
+    CLASS_COLUMNS,
+    RECOGNITION_RATE,
+    metric_name,
+    metric_title,
+    wording_for,
+)
 
 _MAX_MISTAKES = 10
 
@@ -56,29 +62,27 @@ class MistakesSection:
 
 def metrics_section(metrics: JsonDict) -> MetricsSection:
     """Every metric of images and of patients."""
-    image, patient, intervals = metrics["image"], metrics["patient"], metrics["intervals"]
+    intervals, wording = metrics["intervals"], wording_for(metrics)
     negative, positive = metrics["class_names"][:2]
-    rows: list[list[Cell]] = []
-    for key, name, text in wording_for(metrics).metrics:
-        patient_key = ACCURACY_BY_MEAN if key == "accuracy" else key
-        rows.append(
-            [
-                name,
-                measured(image, intervals["image"], key),
-                measured(patient, intervals["patient"], patient_key),
-                text.format(negative=negative, positive=positive),
-            ]
-        )
+    rows: list[list[Cell]] = [
+        [
+            metric_title(key),
+            level_metric(metrics, "image", key),
+            level_metric(metrics, "patient", ACCURACY_BY_MEAN if key == "accuracy" else key),
+            meaning.format(negative=negative, positive=positive),
+        ]
+        for key, meaning in wording.metrics.items()
+    ]
     rows.append(
         [
-            "Patient recognition rate",
-            None,
-            measured(patient, intervals["patient"], "patient_recognition_rate"),
+            metric_title(RECOGNITION_RATE),
+            Measured(None),
+            level_metric(metrics, "patient", RECOGNITION_RATE),
             "mean over patients of the fraction of their images classified correctly",
         ]
     )
     return MetricsSection(
-        table=Table(["", "images", "patients by mean probability", "meaning"], rows),
+        table=Table(["metric", "images", "patients by mean probability", "meaning"], rows),
         confidence=f"{intervals['level']:.0%}",
         resamples=intervals["resamples"],
         seed=intervals["seed"],
@@ -88,38 +92,37 @@ def metrics_section(metrics: JsonDict) -> MetricsSection:
     )
 
 
+def level_metric(metrics: JsonDict, level: str, key: str) -> Measured:
+    """A metric of all images (level 'image') or patients ('patient'), with its interval."""
+    return measured(metrics[level], metrics["intervals"][level], key)
+
+
 def _resample_gaps(metrics: JsonDict) -> str:
-    intervals, wording = metrics["intervals"], wording_for(metrics)
+    intervals = metrics["intervals"]
     count = intervals.get("one_class_resamples", intervals.get("resamples_without_a_class"))
-    names = {key: name for key, name, _ in wording.metrics}
-    gaps = [f"{count} resamples {wording.incomplete_resamples}"]
+    gaps = [f"{count} resamples {wording_for(metrics).incomplete_resamples}"]
     for level in ("image", "patient"):
         for key, interval in intervals[level].items():
             if key != "undefined" and interval and interval["undefined_resamples"]:
-                gaps.append(
-                    f"{names.get(key, key)} of {level}s is undefined in "
-                    f"{interval['undefined_resamples']}"
-                )
+                undefined = interval["undefined_resamples"]
+                gaps.append(f"{metric_title(key)} of {level}s is undefined in {undefined}")
     return "; ".join(gaps)
 
 
 def _undefined(metrics: JsonDict, source: Mapping[str, Any]) -> list[str]:
     """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
-    names = {key: name for key, name, _ in wording_for(metrics).metrics}
-    names[ACCURACY_BY_MEAN] = names["accuracy"]
-    names["patient_recognition_rate"] = "Patient recognition rate"
-    by_reason: dict[str, list[str]] = {}  # few reasons, many metrics
+    reasons: dict[str, list[str]] = {}  # few reasons, many metrics
     for level in ("image", "patient"):
         for key, reason in source[level]["undefined"].items():
             # A metric that does not exist has no interval either; it is listed once.
-            listed_already = source is not metrics and metrics[level][key] is None
-            if key in names and not listed_already:
-                by_reason.setdefault(f"{level}s: {reason}", []).append(names[key])
-    return _by_reason(by_reason)
+            if source is metrics or metrics[level][key] is not None:
+                name = "accuracy" if key == ACCURACY_BY_MEAN else metric_name(key)
+                reasons.setdefault(f"{level}s: {reason}", []).append(name)
+    return _sentences(reasons)
 
 
-def _by_reason(names: Mapping[str, list[str]]) -> list[str]:
-    return [f"{reason}, so no {', '.join(which)}" for reason, which in names.items()]
+def _sentences(reasons: Mapping[str, list[str]]) -> list[str]:
+    return [f"{reason}, so no {', '.join(names)}" for reason, names in reasons.items()]
 
 
 def class_section(metrics: JsonDict) -> ClassSection | None:
@@ -127,24 +130,24 @@ def class_section(metrics: JsonDict) -> ClassSection | None:
     if "by_class" not in metrics:
         return None
     rows: list[list[Cell]] = []
-    by_reason: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for row, intervals in zip(metrics["by_class"], metrics["intervals"]["by_class"], strict=True):
         name = _spaced(row["class"])
         cells = [measured(row, intervals, key) for key in CLASS_COLUMNS]
-        rows.append([name, *cells, row["n"], row["called"], row["patients"]])
+        rows.append([name, row["n"], row["called"], row["patients"], *cells])
         for key, reason in {**intervals["undefined"], **row["undefined"]}.items():
             kind = "" if row[key] is None else "interval of "
-            by_reason.setdefault(reason, []).append(f"{kind}{CLASS_COLUMNS[key]} ({name})")
-    header = ["class", *CLASS_COLUMNS.values(), "images", "predicted", "patients"]
-    return ClassSection(Table(header, rows), _by_reason(by_reason))
+            reasons.setdefault(reason, []).append(f"{kind}{metric_name(key)} ({name})")
+    header = ["class", "images", "predicted", "patients", *map(metric_name, CLASS_COLUMNS)]
+    return ClassSection(Table(header, rows), _sentences(reasons))
 
 
-def by_magnification(metrics: JsonDict, columns: Mapping[str, str]) -> Table:
+def by_magnification(metrics: JsonDict, columns: Sequence[str]) -> Table:
     """A row per magnification; without rows if none is known.
 
     Args:
       metrics: as in metrics.json.
-      columns: key and title of the metrics to show.
+      columns: keys of the metrics to show.
     """
     groups = metrics["by_magnification"]
     rows = [
@@ -152,23 +155,23 @@ def by_magnification(metrics: JsonDict, columns: Mapping[str, str]) -> Table:
             magnification(row["magnification"]) or "unknown",
             row["n"],
             row["patients"],
-            *(measured(row, _of_group(intervals), key) for key in columns),
+            *(measured(row, _group_intervals(intervals), key) for key in columns),
         ]
         for row, intervals in zip(groups, metrics["intervals"]["by_magnification"], strict=True)
     ]
     known = any(row["magnification"] for row in groups)
-    header = ["magnification", "images", "patients", *columns.values()]
+    header = ["magnification", "images", "patients", *map(metric_name, columns)]
     return Table(header, rows if known else [])
 
 
 def by_subtype(metrics: JsonDict) -> Table:
     """A row per subtype; without rows if the subtypes are the classes."""
-    intervals = {group["subtype"]: group for group in metrics["intervals"]["by_subtype"]}
+    columns = ("accuracy", RECOGNITION_RATE)
+    intervals = {row["subtype"]: row for row in metrics["intervals"]["by_subtype"]}
     rows = [
         [
             _spaced(row["subtype"]),
-            measured(row, _of_group(intervals[row["subtype"]]), "accuracy"),
-            measured(row, _of_group(intervals[row["subtype"]]), "patient_recognition_rate"),
+            *(measured(row, _group_intervals(intervals[row["subtype"]]), key) for key in columns),
             f"{row['correct']}/{row['n']}",
             row["patients"],
             row["mean_probability"],
@@ -176,14 +179,13 @@ def by_subtype(metrics: JsonDict) -> Table:
         ]
         for row in metrics["by_subtype"]
     ]
-    header = ["subtype", "accuracy", "patient rec. rate", "correct images", "patients"]
+    header = ["subtype", *map(metric_name, columns), "correct images", "patients"]
     return Table([*header, wording_for(metrics).mean_probability, "class"], rows)
 
 
-def _of_group(intervals: Mapping[str, Any]) -> dict[str, Any]:
+def _group_intervals(intervals: JsonDict) -> JsonDict:
     """The intervals of a group of images, with the one metric of patients that is shown."""
-    rate = intervals["patient"]["patient_recognition_rate"]
-    return {**intervals["image"], "patient_recognition_rate": rate}
+    return {**intervals["image"], RECOGNITION_RATE: intervals["patient"][RECOGNITION_RATE]}
 
 
 def by_patient(metrics: JsonDict) -> Table:
@@ -206,46 +208,25 @@ def by_patient(metrics: JsonDict) -> Table:
 
 def mistakes_section(predictions: Predictions) -> MistakesSection:
     """The wrong images of which the network was most confident."""
-    wrong = np.flatnonzero(predictions.prediction != predictions.label)
-    binary = len(predictions.class_names) == 2
-    if binary:
+    label, probability = predictions.label, predictions.probability
+    names = np.array([_spaced(name) for name in predictions.class_names])
+    columns: dict[str, Any] = {"file": predictions.file}
+    if len(names) == 2:
         # P(positive) of a negative image, 1 − P(positive) of a positive one.
-        confidence = np.abs(predictions.probability - predictions.label)[wrong]
+        confidence = np.abs(probability - label)
+        columns |= {f"P({predictions.class_names[1]})": probability}
     else:
-        confidence = predictions.probability.max(axis=1)[wrong]
-    worst = wrong[np.argsort(-confidence, kind="stable")][:_MAX_MISTAKES].tolist()
-    rows = [
-        [
-            str(predictions.file[i]),
-            *(_binary_cells if binary else _multiclass_cells)(predictions, i),
-            str(predictions.patient[i]),
-            magnification(predictions.magnification[i]),
-        ]
-        for i in worst
-    ]
-    if binary:
-        columns = [f"P({predictions.class_names[1]})", "true class"]
-    else:
-        columns = ["predicted", "P(predicted)", "true class", "P(true)"]
-    table = Table(["file", *columns, "patient", "magnification"], rows)
-    return MistakesSection(table.without_empty_columns(), total=len(wrong))
-
-
-def _binary_cells(predictions: Predictions, i: int) -> Sequence[Cell]:
-    return [
-        float(predictions.probability[i]),
-        predictions.class_names[predictions.label[i]],
-    ]
-
-
-def _multiclass_cells(predictions: Predictions, i: int) -> Sequence[Cell]:
-    names, probability = predictions.class_names, predictions.probability[i]
-    return [
-        _spaced(names[predictions.prediction[i]]),
-        float(probability.max()),
-        _spaced(names[predictions.label[i]]),
-        float(probability[predictions.label[i]]),
-    ]
+        confidence = probability.max(axis=1)
+        columns |= {"predicted": names[predictions.prediction], "P(predicted)": confidence}
+    columns["true class"] = names[label]
+    if len(names) > 2:
+        columns["P(true class)"] = probability[np.arange(len(label)), label]
+    columns["patient"] = predictions.patient
+    columns["magnification"] = np.array([magnification(m) for m in predictions.magnification])
+    wrong = np.flatnonzero(predictions.prediction != label)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES]
+    rows = list(zip(*(values[worst].tolist() for values in columns.values()), strict=True))
+    return MistakesSection(Table(list(columns), rows).without_empty_columns(), total=len(wrong))
 
 
 def magnification(value: int) -> str | None:

@@ -5,22 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from densenet_flax.common.types import JsonDict
-
-
-class MetricText(NamedTuple):
-    """The key of a metric in metrics.json, its name, and its meaning in a few words."""
-
-    key: str
-    name: str
-    meaning: str  # may contain {negative} and {positive}, the names of the classes
-
-
-class TileText(NamedTuple):
-    """A number at the top of the page."""
-
-    level: str  # 'image' or 'patient'
-    key: str
-    label: str
+from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
 
 
 class FigureText(NamedTuple):
@@ -35,9 +20,10 @@ class Wording:
     """Which metrics and figures a report shows, and in which words.
 
     Attributes:
-      metrics: every metric of images; those of patients follow from it.
-      tiles: the numbers at the top of the page.
-      magnification_columns: key and title of the columns by magnification, on the page.
+      metrics: key and meaning of every metric of images, from which those of patients follow;
+        {negative} and {positive} stand for the names of the classes.
+      tiles: level and key of the numbers at the top of the page.
+      magnification_columns: keys of the metrics by magnification, on the page.
       card_columns: the same in the model card.
       figures: caption by file name, in the order of the page.
       ece: key of the calibration error that the model card states.
@@ -45,58 +31,52 @@ class Wording:
       incomplete_resamples: what is wrong with the resamples that lack a class.
     """
 
-    metrics: Sequence[MetricText]
-    tiles: Sequence[TileText]
-    magnification_columns: Mapping[str, str]
-    card_columns: Mapping[str, str]
+    metrics: Mapping[str, str]
+    tiles: Sequence[tuple[str, str]]
+    magnification_columns: Sequence[str]
+    card_columns: Sequence[str]
     figures: Mapping[str, FigureText]
     ece: str
     mean_probability: str
     incomplete_resamples: str
 
 
+RECOGNITION_RATE = "patient_recognition_rate"
+_PATIENT_TILES = (("patient", RECOGNITION_RATE), ("patient", ACCURACY_BY_MEAN))
 _CURVES = FigureText(
     "Training curves",
     "Loss and accuracy after each epoch; a vertical line marks the start of a stage.",
 )
 _RELIABILITY_BARS = "Bars are intervals over patients; below, the number of images in each bin."
-_PATIENT_TILES = (
-    TileText("patient", "patient_recognition_rate", "patient recognition rate"),
-    TileText(
-        "patient", "patient_accuracy_by_mean_probability", "patient accuracy by mean probability"
-    ),
-)
 
 _BINARY = Wording(
-    metrics=(
-        MetricText("accuracy", "Accuracy", "fraction classified correctly"),
-        MetricText("balanced_accuracy", "Balanced accuracy", "mean of sensitivity and specificity"),
-        MetricText("sensitivity", "Sensitivity", "fraction of {positive} classified as {positive}"),
-        MetricText("specificity", "Specificity", "fraction of {negative} classified as {negative}"),
-        MetricText("precision", "Precision", "fraction of {positive} predictions that are correct"),
-        MetricText("f1", "F1", "harmonic mean of precision and sensitivity"),
-        MetricText("mcc", "Matthews correlation", "−1 to 1; 0 is chance"),
-        MetricText("roc_auc", "ROC-AUC", "over all thresholds; 0.5 is chance"),
-        MetricText(
-            "pr_auc", "PR-AUC", "average precision; the fraction that is {positive} is chance"
-        ),
-    ),
+    metrics={
+        "accuracy": "fraction classified correctly",
+        "balanced_accuracy": "mean of sensitivity and specificity",
+        "sensitivity": "fraction of {positive} classified as {positive}",
+        "specificity": "fraction of {negative} classified as {negative}",
+        "precision": "fraction of {positive} predictions that are correct",
+        "f1": "harmonic mean of precision and sensitivity",
+        "mcc": "−1 to 1; 0 is chance",
+        "roc_auc": "over all thresholds; 0.5 is chance",
+        "pr_auc": "average precision; the fraction that is {positive} is chance",
+    },
     tiles=(
-        TileText("image", "accuracy", "accuracy, images"),
-        TileText("image", "sensitivity", "sensitivity, images"),
-        TileText("image", "specificity", "specificity, images"),
-        TileText("image", "roc_auc", "ROC-AUC, images"),
+        ("image", "accuracy"),
+        ("image", "sensitivity"),
+        ("image", "specificity"),
+        ("image", "roc_auc"),
         *_PATIENT_TILES,
     ),
-    magnification_columns={
-        "accuracy": "accuracy",
-        "patient_recognition_rate": "patient rec. rate",
-        "sensitivity": "sensitivity",
-        "specificity": "specificity",
-        "f1": "F1",
-        "roc_auc": "ROC-AUC",
-    },
-    card_columns={"accuracy": "accuracy", "roc_auc": "ROC-AUC"},
+    magnification_columns=(
+        "accuracy",
+        RECOGNITION_RATE,
+        "sensitivity",
+        "specificity",
+        "f1",
+        "roc_auc",
+    ),
+    card_columns=("accuracy", "roc_auc"),
     figures={
         "curves": _CURVES,
         "confusion_matrix": FigureText(
@@ -131,39 +111,31 @@ _BINARY = Wording(
 )
 
 _MULTICLASS = Wording(
-    metrics=(
-        MetricText("accuracy", "Accuracy", "fraction classified correctly"),
-        MetricText("balanced_accuracy", "Balanced accuracy", "macro recall: mean over classes"),
-        MetricText("macro_f1", "Macro F1", "mean over classes of each one's F1"),
-        MetricText("mcc", "Matthews correlation", "at most 1; 0 is chance"),
-        MetricText("kappa", "Cohen's kappa", "agreement beyond chance, unweighted; at most 1"),
-        MetricText(
-            "macro_roc_auc",
-            "Macro ROC-AUC",
-            "mean over classes, each against the rest; 0.5 is chance",
-        ),
-        MetricText(
-            "top2_accuracy",
-            "Top-2 accuracy",
-            "fraction whose true class is one of the two likeliest",
-        ),
-    ),
+    metrics={
+        "accuracy": "fraction classified correctly",
+        "balanced_accuracy": "macro recall: mean over classes",
+        "macro_f1": "mean over classes of each one's F1",
+        "mcc": "at most 1; 0 is chance",
+        "kappa": "agreement beyond chance, unweighted; at most 1",
+        "macro_roc_auc": "mean over classes, each against the rest; 0.5 is chance",
+        "top2_accuracy": "fraction whose true class is one of the two likeliest",
+    },
     tiles=(
-        TileText("image", "accuracy", "accuracy, images"),
-        TileText("image", "balanced_accuracy", "balanced accuracy, images"),
-        TileText("image", "macro_f1", "macro F1, images"),
-        TileText("image", "macro_roc_auc", "macro ROC-AUC, images"),
+        ("image", "accuracy"),
+        ("image", "balanced_accuracy"),
+        ("image", "macro_f1"),
+        ("image", "macro_roc_auc"),
         *_PATIENT_TILES,
     ),
-    magnification_columns={
-        "accuracy": "accuracy",
-        "patient_recognition_rate": "patient rec. rate",
-        "balanced_accuracy": "balanced accuracy",
-        "macro_f1": "macro F1",
-        "macro_roc_auc": "macro ROC-AUC",
-        "kappa": "kappa",
-    },
-    card_columns={"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"},
+    magnification_columns=(
+        "accuracy",
+        RECOGNITION_RATE,
+        "balanced_accuracy",
+        "macro_f1",
+        "macro_roc_auc",
+        "kappa",
+    ),
+    card_columns=("accuracy", "balanced_accuracy"),
     figures={
         "curves": _CURVES,
         "confusion_matrix": FigureText(
@@ -191,14 +163,31 @@ _MULTICLASS = Wording(
 
 # Every figure that any report may have.
 FIGURES = tuple({**_BINARY.figures, **_MULTICLASS.figures})
-# Key and title of the metrics of each class against the rest.
-CLASS_COLUMNS = {
-    "recall": "recall",
-    "precision": "precision",
+# The metrics of each class against the rest.
+CLASS_COLUMNS = ("recall", "precision", "f1", "roc_auc", "pr_auc")
+# The names of all other metrics are their keys.
+_NAMES = {
     "f1": "F1",
+    "mcc": "Matthews correlation",
     "roc_auc": "ROC-AUC",
-    "pr_auc": "average precision",
+    "pr_auc": "PR-AUC",
+    "macro_f1": "macro F1",
+    "macro_roc_auc": "macro ROC-AUC",
+    "kappa": "Cohen's kappa",
+    "top2_accuracy": "top-2 accuracy",
+    "confusion": "confusion matrix",
 }
+
+
+def metric_name(key: str) -> str:
+    """Name of a metric for the middle of a sentence."""
+    return _NAMES.get(key) or key.replace("_", " ")
+
+
+def metric_title(key: str) -> str:
+    """Name of a metric for the start of a line."""
+    name = metric_name(key)
+    return name[0].upper() + name[1:]
 
 
 def wording_for(metrics: JsonDict) -> Wording:

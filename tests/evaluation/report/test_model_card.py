@@ -5,9 +5,31 @@ import pytest
 from densenet_flax.evaluation import OperatingPoint, verdict
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.compute import assess
-from densenet_flax.evaluation.report.model_card import CARD_KEYS, model_card
+from densenet_flax.evaluation.report.model_card import model_card
 from densenet_flax.evaluation.report.rendering import render
 
+CARD_KEYS = (
+    "authors",
+    "citation",
+    "conflicts",
+    "data_availability",
+    "data_dates",
+    "data_source",
+    "demographics",
+    "eligibility",
+    "environment",
+    "ethics",
+    "external_validation",
+    "funding",
+    "intended_use",
+    "involvement",
+    "license",
+    "missing_data",
+    "population",
+    "protocol",
+    "reference_standard",
+    "sample_size",
+)
 HEADINGS = [
     "Model details",
     "Uses",
@@ -28,7 +50,7 @@ def card(table, run=None, point=None):
     return metrics, render("model_card.md", model_card(metrics)).decode()
 
 
-def test_an_empty_run_is_not_recorded(random_table):
+def test_what_a_run_does_not_record_is_named(random_table):
     metrics, text = card(random_table(0))
     assert re.findall(r"^## (.*)$", text, re.M) == HEADINGS
     assert text.count("not recorded") > 15 and "None" not in text
@@ -38,7 +60,7 @@ def test_an_empty_run_is_not_recorded(random_table):
     assert "- mind the gap" in text and f"**{verdict(metrics)}.**" in text
 
 
-def test_what_the_run_knows_is_filled_in(random_table):
+def test_what_a_run_records_is_filled_in(random_table):
     run = {
         "title": "a run",
         "split": {
@@ -76,16 +98,18 @@ def test_what_the_run_knows_is_filled_in(random_table):
         assert expected in text, expected
 
 
-def test_what_does_not_exist_is_said(make):
+def test_undefined_metrics_are_named(make):
     _, text = card(make(label=[1, 1], probability=[0.9, 0.2]))
     assert "| ROC-AUC | undefined | undefined |" in text
     assert "type: roc_auc" not in text and "type: accuracy" in text
 
 
-@pytest.mark.parametrize("evil", ["a|b\n# c", "<script>", "![x](y)"])
-def test_outside_text_is_only_text(random_table, evil):
-    _, text = card(random_table(0), {"title": evil, "weights": evil, "card": {"citation": evil}})
+@pytest.mark.parametrize("hostile", ["a|b\n# c", "<script>", "![x](y)"])
+def test_text_from_outside_is_escaped(random_table, hostile):
+    _, text = card(
+        random_table(0), {"title": hostile, "weights": hostile, "card": {"citation": hostile}}
+    )
     body = text.split("---\n", 2)[-1]
-    assert evil not in body
+    assert hostile not in body
     rows = [line for line in body.splitlines() if line.startswith("| Initial weights")]
     assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 5

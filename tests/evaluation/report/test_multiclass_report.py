@@ -62,7 +62,10 @@ def test_a_missing_class_is_warned_of_and_counts_0_images(
     table, _ = test_and_validation
     metrics = write_report(tmp_path, table.select(table.label != 3), resamples=50)
     assert any("no lobular_carcinoma images here" in line for line in metrics["warnings"])
-    assert "| lobular\\_carcinoma | 0 | 0 | undefined |" in (tmp_path / "MODEL_CARD.md").read_text()
+    row = metrics["by_class"][3]
+    assert row["n"] == row["patients"] == 0 < row["called"]
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert f"| lobular carcinoma | 0 | {row['called']} | 0 | undefined |" in card
 
 
 def test_accuracy_no_better_than_a_constant_is_warned_of(
