@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -150,30 +150,15 @@ def prepare_images(
 
 
 def write_images(
-    folder: Path,
-    options: ImageOptions,
-    rows: Sequence[Row],
-    read: Reader,
-    skipped: Sequence[str] = (),
+    folder: Path, options: ImageOptions, rows: Sequence[Row], read: Reader, skipped: Sequence[str]
 ) -> None:
-    """Decodes all images once, in threads, and writes the array and the table.
-
-    Args:
-      folder: an empty folder.
-      options: how to prepare them.
-      rows: what is known about each image.
-      read: returns the encoded image of a row; called in this thread.
-      skipped: a line for each image that was left out before.
-
-    Raises:
-      InputError: an image cannot be used, or none is left.
-    """
+    """Decodes all images once, in threads, and writes the array and the table."""
     normalize = make_normalizer(options.stain)
     digest = hashlib.sha256(f"{options.fingerprint_prefix}\n".encode())
     kept: list[Row] = []
     skipped = list(skipped)
 
-    def process(item: tuple[Row, bytes]) -> _ProcessedImage | InputError:
+    def process(item: tuple[Row, bytes]) -> "_ProcessedImage | InputError":
         try:
             return _process_image(*item, options, normalize)
         except InputError as error:
@@ -205,8 +190,7 @@ def write_images(
     ImageTable(columns, digest.hexdigest(), skipped).save(folder)
 
 
-@dataclasses.dataclass(frozen=True)
-class _ProcessedImage:
+class _ProcessedImage(NamedTuple):
     pixels: UInt8[np.ndarray, "H W 3"] | None
     encoded_digest: str
     content_digest: str
@@ -218,9 +202,8 @@ def _process_image(
     decoded = decode(encoded, row["file"])
     content = hashlib.sha256(f"{decoded.shape}\n".encode())
     content.update(decoded.data)
-    pixels = None
-    if options.storage == "array":
-        pixels = resize(normalize(decoded), options.size)
+    is_kept = options.storage == "array"
+    pixels = resize(normalize(decoded), options.size) if is_kept else None
     return _ProcessedImage(pixels, hashlib.sha256(encoded).hexdigest(), content.hexdigest())
 
 

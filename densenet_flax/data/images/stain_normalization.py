@@ -175,7 +175,7 @@ def _measure_channel(pixels: Pixels) -> dict[str, Any]:
 
 def _reinhard(settings: Settings) -> Normalizer:
     """Gives each channel of CIELAB a mean and a standard deviation (Reinhard et al. 2001)."""
-    normalizer = _library("torchstain").normalizers.ReinhardNormalizer(backend="numpy")
+    normalizer = _torchstain("ReinhardNormalizer")
     normalizer.target_means = np.array(settings["mean"], np.float32)
     normalizer.target_stds = np.array(settings["std"], np.float32)
 
@@ -188,22 +188,20 @@ def _reinhard(settings: Settings) -> Normalizer:
 
 
 def _measure_reinhard(pixels: Pixels) -> dict[str, Any]:
-    normalizer = _library("torchstain").normalizers.ReinhardNormalizer(backend="numpy")
-    normalizer.fit(pixels)
+    normalizer = _torchstain("ReinhardNormalizer", fit=pixels)
     return {"mean": normalizer.target_means, "std": normalizer.target_stds}
 
 
 def _macenko(settings: Settings) -> Normalizer:
     """Exchanges the two dyes that a tile is found to have for given ones (Macenko et al. 2009)."""
-    normalizer = _library("torchstain").normalizers.MacenkoNormalizer(backend="numpy")
+    normalizer = _torchstain("MacenkoNormalizer")
     normalizer.HERef = np.array(settings["stains"])
     normalizer.maxCRef = np.array(settings["maximum"])
     return lambda pixels: normalizer.normalize(pixels, stains=False)[0]
 
 
 def _measure_macenko(pixels: Pixels) -> dict[str, Any]:
-    normalizer = _library("torchstain").normalizers.MacenkoNormalizer(backend="numpy")
-    normalizer.fit(pixels)
+    normalizer = _torchstain("MacenkoNormalizer", fit=pixels)
     return {"stains": normalizer.HERef, "maximum": normalizer.maxCRef}
 
 
@@ -259,6 +257,13 @@ def _maximum(stains: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "2"]:
 
 def _to_uint8(values: Float[np.ndarray, "H W 3"]) -> Pixels:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _torchstain(name: str, fit: Pixels | None = None) -> Any:
+    normalizer = getattr(_library("torchstain").normalizers, name)(backend="numpy")
+    if fit is not None:
+        normalizer.fit(fit)
+    return normalizer
 
 
 def _library(name: str) -> Any:

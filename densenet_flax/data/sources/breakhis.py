@@ -35,11 +35,7 @@ class BreakHisSource(Source):
     def __init__(self, path: Path, config: DataConfig, cache: Path, options: ImageOptions):
         """Finds the images; if they are to be streamed, also prepares their records.
 
-        Args:
-          path: the archive, or any folder above the images.
-          config: has `name`, `labels`, `magnification` and `require_complete`.
-          cache: where prepared data is kept.
-          options: how images are prepared.
+        `path` is the archive, or any folder above the images.
 
         Raises:
           InputError: there are no images, one is bad, or the cache cannot be written.

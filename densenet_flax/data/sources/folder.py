@@ -26,7 +26,7 @@ class FolderSource(Source):
     """The tiles of a folder."""
 
     def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):
-        """Lists the folder; `config` has its `path`, `csv`, `patient_pattern` and `class_names`.
+        """Lists the folder.
 
         Raises:
           InputError: see `list_folder`.
@@ -58,9 +58,8 @@ class FolderSource(Source):
         """Takes labels and patients from the listing, which may change without the images."""
         tiles = {tile.file: tile for tile in self._listing.tiles}
         prepared_tiles = [tiles[file] for file in table["file"]]
-        columns = {
-            name: [getattr(tile, name) for tile in prepared_tiles] for name in self._listing.columns
-        }
+        known = prepared_tiles[0].known
+        columns = {name: [tile.known[name] for tile in prepared_tiles] for name in known}
         labels = [self.class_names.index(tile.label) for tile in prepared_tiles]
         return Annotations.of(labels, table, columns)
 
@@ -83,13 +82,11 @@ class Listing:
     Attributes:
       tiles: sorted by file name.
       class_names: in the order of their labels.
-      columns: which of 'patient', 'site' and 'split' are known.
       images_not_in_table: how many images of the folder the CSV does not mention.
     """
 
     tiles: Sequence[Tile]
     class_names: tuple[str, ...]
-    columns: frozenset[str]
     images_not_in_table: int = 0
 
 
@@ -118,17 +115,15 @@ def list_folder(
         raise InputError(
             f"{root}: no images in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}"
         )
-    columns: set[str] = set()
     if table is None:
         tiles = [_in_class_folder(root, file, path) for file, path in images.items()]
     else:
-        tiles, columns = read_tile_table(table, root, images)
+        tiles = read_tile_table(table, root, images)
     if patient_pattern:
-        if "patient" in columns:
+        if "patient" in tiles[0].known:
             raise InputError(
                 "data.patient_pattern: the CSV has a column 'patient' already; use one of the two"
             )
-        columns = columns | {"patient"}
         tiles = [_with_patient(tile, patient_pattern) for tile in tiles]
     class_names = tuple(class_names) or tuple(sorted({tile.label for tile in tiles}))
     for tile in tiles:
@@ -137,12 +132,8 @@ def list_folder(
                 f"{tile.file}: its class {tile.label!r} is not one of "
                 f"data.class_names={class_names}"
             )
-    return Listing(
-        sorted(tiles, key=lambda tile: tile.file),
-        class_names,
-        frozenset(columns),
-        len(images) - len(tiles),
-    )
+    tiles.sort(key=lambda tile: tile.file)
+    return Listing(tiles, class_names, len(images) - len(tiles))
 
 
 def find_patient(pattern: str, file: str) -> str:
@@ -160,7 +151,7 @@ def _in_class_folder(root: Path, file: str, path: Path) -> Tile:
             f"{path}: is not in a class folder; expected {root}/<class>/{file}, or a CSV as "
             "data.csv"
         )
-    return Tile(file, path, label)
+    return Tile(file, path, label, {})
 
 
 def _with_patient(tile: Tile, pattern: str) -> Tile:
@@ -170,4 +161,4 @@ def _with_patient(tile: Tile, pattern: str) -> Tile:
             f"{tile.file}: data.patient_pattern={pattern!r} finds no patient in this name; correct "
             "the pattern or rename the file"
         )
-    return dataclasses.replace(tile, patient=patient)
+    return dataclasses.replace(tile, known={**tile.known, "patient": patient})

@@ -54,7 +54,7 @@ class Annotations:
 
 
 class Source(abc.ABC):
-    """Where images come from.
+    """Where images come from. A subclass is made from `config.data`, the cache and the options.
 
     What preparation needs of each image is a `Row`, which is kept in the table of the prepared
     images, so that a later run does not list them again.

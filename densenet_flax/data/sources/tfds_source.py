@@ -26,11 +26,8 @@ class TfdsSource(Source):
     def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):
         """Opens the data set, and lets TFDS prepare it if that was not done before.
 
-        Args:
-          config: `name` is 'tfds:' and a name that `tfds.builder` takes, such as 'patch_camelyon'
-            or 'colorectal_histology/1.0.0'; `path` and `patient_key` are used too.
-          cache: where prepared images are kept.
-          options: how they are prepared.
+        `config.name` is 'tfds:' and a name that `tfds.builder` takes, such as 'patch_camelyon' or
+        'colorectal_histology/1.0.0'.
 
         Raises:
           InputError: there is no such data set, it cannot be prepared or read, or it is not one of

@@ -22,15 +22,13 @@ class Tile:
     file: str  # relative to the folder, with '/' on every system
     path: Path
     label: str
-    patient: str = ""
-    site: str = ""
-    split: str = ""
+    known: Mapping[str, str]  # 'patient', 'site' and 'split', the same of them for all tiles
 
 
-def read_tile_table(
-    table: Path, root: Path, images: Mapping[str, Path]
-) -> tuple[list[Tile], set[str]]:
-    """Reads a CSV with a header; other columns than those of `Tile` are ignored.
+def read_tile_table(table: Path, root: Path, images: Mapping[str, Path]) -> list[Tile]:
+    """Reads the tiles of a CSV with the columns file and label, and those of `Tile.known`.
+
+    Other columns are ignored.
 
     Args:
       table: the CSV in UTF-8, or in UTF-16 with its mark; separated by commas, semicolons or tabs.
@@ -38,16 +36,13 @@ def read_tile_table(
       images: path of each image by its name relative to `root`. A row names an image so, or by its
         file name if only one image has it.
 
-    Returns:
-      The tiles in the order of the rows, and which of 'patient', 'site' and 'split' are known.
-
     Raises:
       InputError: the file, a column or a row is wrong; the message names it.
     """
     text = _read_text(table)
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text)))
     header = _read_header(table, rows)
-    columns = {name for name in _OPTIONAL if name in header}
+    known = [name for name in _OPTIONAL if name in header]
     images_by_name = defaultdict(list)
     for file in images:
         images_by_name[file.rpartition("/")[2]].append(file)
@@ -57,16 +52,16 @@ def read_tile_table(
         if not any(cell.strip() for cell in row):
             continue
         where = f"{table}: row {number}"
-        cells = _read_cells(where, header, row, (*_REQUIRED, *sorted(columns)))
+        cells = _read_cells(where, header, row, (*_REQUIRED, *known))
         file = _find_image(where, cells["file"], root, images, images_by_name)
         if file in row_of_file:
             raise InputError(f"{where}: {file} is in row {row_of_file[file]} already; keep one")
         row_of_file[file] = number
-        known = {name: cells[name] for name in columns}
-        tiles.append(Tile(file, images[file], cells["label"], **known))
+        known_cells = {name: cells[name] for name in known}
+        tiles.append(Tile(file, images[file], cells["label"], known_cells))
     if not tiles:
         raise InputError(f"{table}: has a header and no rows")
-    return tiles, columns
+    return tiles
 
 
 def _read_header(table: Path, rows: Sequence[Sequence[str]]) -> list[str]:

@@ -113,11 +113,11 @@ def test_stated_sides(opened, root):
 def test_encodings_and_separators(root, encoding, comma):
     text = "File, Label ,patient\r\nn0_0.png,grün,Müller\r\n\r\ntumour\\t0_0.png,rot,Özil\r\n"
     listing = list_folder(root, table=write_table(root, text.replace(",", comma), encoding))
-    assert [(t.file, t.label, t.patient) for t in listing.tiles] == [
+    assert [(t.file, t.label, t.known["patient"]) for t in listing.tiles] == [
         ("normal/n0_0.png", "grün", "Müller"),
         ("tumour/t0_0.png", "rot", "Özil"),
     ]
-    assert listing.images_not_in_table == 18 and listing.columns == {"patient"}
+    assert listing.images_not_in_table == 18 and listing.tiles[0].known.keys() == {"patient"}
 
 
 @pytest.mark.parametrize(
