@@ -56,10 +56,10 @@ def measure(
     batch = put_batch(
         np.arange(batch_size), ones, lambda ids: {"inputs": x[ids], "label": label[ids]}, mesh
     )
-    state, frozen = program.init(0), program._frozen  # placed here, not while tracing
+    state, frozen = program.init(0), program.frozen  # placed here, not while tracing
 
     def backward(params):
-        variables = program._merge(params, state.batch_stats.unpack(), frozen)
+        variables = program.merge_tail(params, state.batch_stats.unravel(), frozen)
         options = {"start": at.cut, "train_norms": at.train_norms, "mutable": ["mean_var"]}
 
         def forward(p):
@@ -67,7 +67,7 @@ def measure(
 
         return jax.vjp(forward, variables["params"])[1]
 
-    kept = jax.tree.leaves(jax.eval_shape(lambda p: backward(p.unpack()), state.params))
+    kept = jax.tree.leaves(jax.eval_shape(lambda p: backward(p.unravel()), state.params))
     compile_seconds = program.compile(batch)
     analysis = program._compiled.memory_analysis()
     seconds = []

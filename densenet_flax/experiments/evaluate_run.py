@@ -23,7 +23,7 @@ from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.storage.atomic import write_text
-from densenet_flax.storage.checkpoint import OPERATING_POINT_FILE, Restored
+from densenet_flax.storage.checkpoint import Restored
 from densenet_flax.training.progress import best_step
 from densenet_flax.weights.info import WeightsInfo
 
@@ -81,7 +81,7 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
         return {}
 
     point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
-    write_text(run.workdir.path / OPERATING_POINT_FILE, json.dumps(point, indent=2) + "\n")
+    write_text(run.workdir.operating_point, json.dumps(point, indent=2) + "\n")
     summary = {
         **_summary(run, checkpoint, last.step, info),
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent, and write errors a user can act on."""
+"""Files and folders that are either whole or absent, and write errors that a user can act on."""
 
 import contextlib
 import os
@@ -12,31 +12,34 @@ from densenet_flax.common.errors import InputError
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an operating system's refusal to write under `path` into an `InputError`."""
+    """Raises an `InputError` where the operating system refuses to write to `path`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"{path}: cannot write here ({reason}); free some space, mend the permissions "
-            "or choose another directory"
+            f"{path}: cannot write here ({reason}); free some space, correct the "
+            "permissions or choose another directory"
         ) from error
 
 
 @contextlib.contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its name when the block ends without an error.
+    """A new folder beside `target`, renamed to it when the block ends without an error.
 
-    Two processes may do this at once: names are unique and the rename is atomic. Whoever comes
-    second finds `target` there and throws its own work away, which is right because callers name
-    `target` by everything its content depends on.
+    Two processes may do this at once: names are unique and the rename is atomic. The second finds
+    `target` there and discards its own work, which is right because callers put everything that
+    the content depends on into the name.
+
+    Raises:
+      InputError: the operating system refuses to write there.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"incomplete.{target.name}.", dir=target.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can read
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp lets only the owner read
         with writing(target):
             try:
                 temporary.rename(target)
@@ -49,7 +52,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A new file beside `path` that takes its name when the block ends without an error.
+    """A new file beside `path`, renamed to it when the block ends without an error.
 
     Raises:
       InputError: the operating system refuses to write there.
@@ -66,7 +69,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+            temporary.chmod(0o666 & ~_umask())  # mkstemp lets only the owner read
             os.replace(temporary, path)
     finally:
         if temporary is not None:
@@ -75,7 +78,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` so that a reader sees the old file or the new, never half of one."""
+    """Writes `text` to `path`; a reader sees the old file or the new one, never a part."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -84,20 +87,20 @@ def replace_files(directory: str | os.PathLike[str], contents: Mapping[str, byte
     """Writes several files of one directory; all are complete before the first is replaced.
 
     Args:
-      directory: where the files go; made if it does not exist.
-      contents: file name -> bytes. They are replaced in this order, so put the file that people
-        open last: once it is new, everything beside it is new as well.
+      directory: created if need be.
+      contents: content of each file by name. They are replaced in this order, so the file that
+        people open should be the last: once it is new, everything beside it is new as well.
 
     Raises:
       InputError: the directory cannot be written to; the old files are untouched.
     """
     with contextlib.ExitStack() as stack:
-        # Left in the order opposite to that of entering.
+        # Contexts end, and so files are replaced, in the reverse order.
         for name, data in reversed(list(contents.items())):
             stack.enter_context(atomic_file(Path(directory) / name)).write_bytes(data)
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # can only be read by setting it
     os.umask(mask)
     return mask

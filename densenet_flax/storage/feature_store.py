@@ -5,39 +5,43 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 import jax
 import ml_dtypes
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Array, Int, Shaped
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import all_processes, over_batch, replicated
 from densenet_flax.storage.atomic import atomic_dir, writing
 
-PLACES = ("device", "memory", "disk")
-CACHE_MODES = ("auto", *PLACES, "off")
-KEPT = 10**9  # bytes of a run's features, at most, that are kept for later runs
-KEPT_IN_ALL = 4 * KEPT
+STORAGES = ("device", "memory", "disk")
+CACHE_MODES = ("auto", *STORAGES, "off")
 
-Shapes = Mapping[str, jax.ShapeDtypeStruct]  # of the features at each cut, all images together
+# Features that are computed on a device or in memory are also kept in files for later runs, up to
+# so many bytes for one run and for all of them.
+MAX_KEPT_BYTES = 10**9
+MAX_KEPT_BYTES_IN_ALL = 4 * 10**9
+
+Shapes: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]  # of the features at each cut, [N, …]
 
 
-def size_of(shapes: Shapes) -> int:
+def size_in_bytes(shapes: Shapes) -> int:
     """Bytes that features of these shapes take."""
     return sum(int(np.prod(shape.shape)) * shape.dtype.itemsize for shape in shapes.values())
 
 
 def check_mode(mode: str) -> None:
-    """Refuses what is none of CACHE_MODES."""
+    """Raises an `InputError` if the mode is not one of CACHE_MODES."""
     if mode not in CACHE_MODES:
         raise InputError(f"config.cache={mode!r}: expected one of {', '.join(CACHE_MODES)}")
 
 
-def choose_place(size: int, mode: str, directory: Path | None) -> tuple[str, str]:
-    """Where so many bytes go, the same in every process.
+def choose_storage(size: int, mode: str, directory: Path | None) -> tuple[str, str]:
+    """Chooses where to keep features, the same in every process.
 
     Args:
       size: bytes.
@@ -46,7 +50,7 @@ def choose_place(size: int, mode: str, directory: Path | None) -> tuple[str, str
       directory: where files would go; None for no files.
 
     Returns:
-      One of PLACES or 'off', and why it is 'off'.
+      One of STORAGES or 'off', and why it is 'off'.
 
     Raises:
       InputError: the mode is unknown, or 'disk' without a directory.
@@ -61,148 +65,154 @@ def choose_place(size: int, mode: str, directory: Path | None) -> tuple[str, str
         "memory": 0.5 * _free_memory(),
         "disk": 0.8 * _free_on_disk(directory) if directory else 0.0,
     }
-    for place, bytes_ in room.items():
-        if all_processes(size <= bytes_):
-            return place, ""
-    there = ", ".join(f"{bytes_ / 1e9:.1f} GB ({place})" for place, bytes_ in room.items())
-    return "off", f"it would take {size / 1e9:.1f} GB, and there is room for {there}"
+    for storage, available in room.items():
+        if all_processes(size <= available):
+            return storage, ""
+    listing = ", ".join(f"{available / 1e9:.1f} GB ({name})" for name, available in room.items())
+    return "off", f"it would take {size / 1e9:.1f} GB, and there is room for {listing}"
+
+
+def is_kept(size: int) -> bool:
+    """Whether features of so many bytes, computed on a device or in memory, are kept in files."""
+    return size <= MAX_KEPT_BYTES
 
 
 class Features:
-    """Features at each cut, of which batches of rows can be taken."""
+    """Features at each cut, from which batches of rows can be taken."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], place: str, mesh: Mesh):
-        """Takes arrays `[N, …]` of every cut; those that go to the devices are copied there."""
-        self._arrays: dict[str, Any] = dict(arrays)
-        self.on_device = place == "device"
+    def __init__(self, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]], storage: str, mesh: Mesh):
+        """Takes the features at every cut; storage 'device' copies them to the devices."""
+        self.on_device = storage == "device"
+        self._host = dict(arrays)
+        self._device: dict[str, jax.Array] = {}
         if self.on_device:
-            whole = replicated(mesh)
+            everywhere = replicated(mesh)
             for cut, array in arrays.items():
-                self._arrays[cut] = jax.make_array_from_process_local_data(
-                    whole, array, array.shape
+                self._device[cut] = jax.make_array_from_process_local_data(
+                    everywhere, array, array.shape
                 )
+            self._host = {}
         self._gather = jax.jit(lambda array, rows: array[rows], out_shardings=over_batch(mesh))
 
-    def __contains__(self, cut: str) -> bool:
-        return cut in self._arrays
+    def take(self, cut: str, rows: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B ..."]:
+        """Rows of the features at a cut, on the host."""
+        return self._host[cut][rows]
 
-    def rows(self, cut: str, rows: np.ndarray) -> np.ndarray:
-        """Features `[B, …]` on the host."""
-        return self._arrays[cut][rows]
-
-    def gather(self, cut: str, rows: jax.Array) -> jax.Array:
-        """Features `[B, …]` on the devices, by rows that are spread over them."""
-        return self._gather(self._arrays[cut], rows)
+    def gather(self, cut: str, rows: Int[Array, " B"]) -> Shaped[Array, "B ..."]:
+        """Rows of the features at a cut, on the devices, split over them as `rows` is."""
+        return self._gather(self._device[cut], rows)
 
 
-class Writer:
-    """Takes features batch by batch, in order."""
+class MemoryWriter:
+    """Collects features batch by batch in arrays.
 
-    def __init__(self, shapes: Shapes, folder: Path | None):
-        """Prepares for arrays of these shapes, in memory or in a folder."""
-        self._arrays: dict[str, np.ndarray] = {}
-        self._files: dict[str, IO[bytes]] = {}
+    Attributes:
+      arrays: the features at each cut, complete when all rows have been added.
+    """
+
+    def __init__(self, shapes: Shapes):
+        """Allocates arrays of these shapes."""
+        self.arrays = {cut: np.empty(shape.shape, shape.dtype) for cut, shape in shapes.items()}
         self._filled = dict.fromkeys(shapes, 0)
-        for cut, shape in shapes.items():
-            if folder is None:
-                self._arrays[cut] = np.empty(shape.shape, shape.dtype)
-            else:
-                # As a stream and not through a mapping: a full disk is then an error, not a crash.
-                self._files[cut] = open(folder / f"{cut}.npy", "wb")  # noqa: SIM115
-                header = {
-                    "descr": np.lib.format.dtype_to_descr(_stored(np.dtype(shape.dtype))),
-                    "fortran_order": False,
-                    "shape": shape.shape,
-                }
-                np.lib.format.write_array_header_1_0(self._files[cut], header)
 
-    def add(self, cut: str, values: np.ndarray) -> None:
-        """The next rows at a cut."""
-        if self._files:
-            self._files[cut].write(np.ascontiguousarray(values).tobytes())
-            return
+    def add(self, cut: str, rows: Shaped[np.ndarray, "B ..."]) -> None:
+        """Adds the next rows at a cut."""
         start = self._filled[cut]
-        self._arrays[cut][start : start + len(values)] = values
-        self._filled[cut] = start + len(values)
+        self.arrays[cut][start : start + len(rows)] = rows
+        self._filled[cut] = start + len(rows)
 
-    def close(self) -> dict[str, np.ndarray]:
-        """The arrays in memory; none if they went to files."""
-        for file in self._files.values():
-            file.close()
-        return self._arrays
+
+class FileWriter:
+    """Writes features batch by batch to files; see `write_files`."""
+
+    def __init__(self, shapes: Shapes, folder: Path, stack: contextlib.ExitStack):
+        """Opens a file in `folder` for each cut, to be closed by `stack`."""
+        self._files: dict[str, IO[bytes]] = {}
+        for cut, shape in shapes.items():
+            # As a stream and not through a mapping: a full disk is then an error, not a crash.
+            file = stack.enter_context((folder / f"{cut}.npy").open("wb"))
+            self._files[cut] = file
+            header = {
+                "descr": np.lib.format.dtype_to_descr(_stored_dtype(shape.dtype)),
+                "fortran_order": False,
+                "shape": shape.shape,
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+
+    def add(self, cut: str, rows: Shaped[np.ndarray, "B ..."]) -> None:
+        """Adds the next rows at a cut."""
+        self._files[cut].write(np.ascontiguousarray(rows).tobytes())
 
 
 @contextlib.contextmanager
-def new_files(folder: Path) -> Iterator[Path]:
-    """A folder for a `Writer` that gets its name when everything in it is whole.
+def write_files(folder: Path, shapes: Shapes) -> Iterator[FileWriter]:
+    """A writer into a new folder, which gets its name when everything in it is complete.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the folder cannot be written.
     """
-    with writing(folder), atomic_dir(folder) as temporary:
-        yield temporary
+    with writing(folder), atomic_dir(folder) as temporary, contextlib.ExitStack() as stack:
+        yield FileWriter(shapes, temporary, stack)
 
 
-def keep_files(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Keeps arrays that are in memory for later runs; the longest unused neighbours make room.
+def keep_files(folder: Path, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> None:
+    """Writes arrays to a folder for later runs; the least recently used other folders make room.
 
-    A cache of convenience: a disk that is full or cannot be written is logged and nothing else.
+    This is only for convenience, so a disk that is full or read-only is logged and no error.
     """
     shapes = {cut: jax.ShapeDtypeStruct(a.shape, a.dtype) for cut, a in arrays.items()}
     try:
-        with new_files(folder) as temporary:
-            writer = Writer(shapes, temporary)
+        with write_files(folder, shapes) as writer:
             for cut, array in arrays.items():
                 writer.add(cut, array)
-            writer.close()
     except InputError as error:
         logging.warning("features are not kept for later runs: %s", error)
         return
     total = 0
-    for other in sorted(folder.parent.iterdir(), key=_last_used, reverse=True):
-        total += sum(_size(path) for path in other.glob("*.npy"))
-        if total > KEPT_IN_ALL:
-            shutil.rmtree(other, ignore_errors=True)  # who has it mapped keeps it
+    for kept in sorted(folder.parent.iterdir(), key=_last_used, reverse=True):
+        total += sum(_file_size(path) for path in kept.glob("*.npy"))
+        if total > MAX_KEPT_BYTES_IN_ALL:
+            shutil.rmtree(kept, ignore_errors=True)  # a process that has mapped a file keeps it
 
 
 def open_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
-    """Maps what a run before has written; None if it is not there or not of these shapes."""
-    found = {}
+    """Maps the files of an earlier run; None if there are none or they have other shapes."""
+    arrays = {}
     for cut, shape in shapes.items():
         try:
             array = np.load(folder / f"{cut}.npy", mmap_mode="r")
         except (OSError, ValueError):
             return None
-        if array.shape != shape.shape or array.dtype != _stored(np.dtype(shape.dtype)):
+        if array.shape != shape.shape or array.dtype != _stored_dtype(shape.dtype):
             return None
-        found[cut] = array.view(shape.dtype)
+        arrays[cut] = array.view(shape.dtype)
     with contextlib.suppress(OSError):
-        os.utime(folder)  # for `keep_files`: it has been of use
-    return found
+        os.utime(folder)  # the time of the last use, for `keep_files`
+    return arrays
 
 
-def _last_used(path: Path) -> float:
+def _last_used(folder: Path) -> float:
     with contextlib.suppress(OSError):
-        return path.stat().st_mtime
+        return folder.stat().st_mtime
     return 0.0
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     with contextlib.suppress(OSError):
         return path.stat().st_size
     return 0
 
 
-def _stored(dtype: np.dtype) -> np.dtype:
-    """NumPy's own files know no bfloat16."""
-    return np.dtype(np.uint16) if dtype == ml_dtypes.bfloat16 else dtype
+def _stored_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype in a .npy file, a format that does not know bfloat16."""
+    return np.dtype(np.uint16) if dtype == ml_dtypes.bfloat16 else np.dtype(dtype)
 
 
 def _free_on_devices() -> float:
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if device.platform == "cpu" or "bytes_limit" not in stats:
-        return 0.0  # a CPU's memory is the host's
+        return 0.0  # the memory of a CPU is that of the host
     return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
 
 

@@ -1,4 +1,4 @@
-"""A work directory: the configuration it belongs to, its metrics file, and who is using it."""
+"""A work directory: the configuration that it belongs to, its logs, and the lock on it."""
 
 import contextlib
 import fcntl
@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
+from densenet_flax.common.types import JsonDict
 from densenet_flax.storage.atomic import write_text, writing
 
-# Where the data lies, how fast it is read and how the result is judged may change between starts;
+OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and of which checkpoint
+
+# Where the data is, how fast it is read and how the result is evaluated may change between starts;
 # what is trained may not.
 _FREE_KEYS = (
     *("data.path", "data.storage", "data.workers", "cache", "cache_dir", "tensorboard"),
@@ -24,39 +28,35 @@ _FREE_KEYS = (
 
 
 class Workdir:
-    """One run's directory: `config.json`, `metrics.jsonl`, `split.json`, `checkpoints`, `report`.
+    """The directory of one run.
 
     Attributes:
       path: the directory.
+      checkpoints: the folder of the checkpoints.
+      split: the file that says which images train, validate and test.
+      report: the folder of the evaluation.
+      operating_point: the file of what the evaluation chose.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        """Names the directory; `lock` makes it."""
+        """Names the directory; `lock` creates it."""
         self.path = Path(path).expanduser().resolve()
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where Orbax writes."""
-        return self.path / "checkpoints"
-
-    @property
-    def split(self) -> Path:
-        """Which file is on which side."""
-        return self.path / "split.json"
-
-    @property
-    def report(self) -> Path:
-        """Where the evaluation goes."""
-        return self.path / "report"
+        self.checkpoints = self.path / "checkpoints"
+        self.split = self.path / "split.json"
+        self.report = self.path / "report"
+        self.operating_point = self.path / OPERATING_POINT_FILE
+        self._config = self.path / "config.json"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes out of the directory, which is created if need be.
 
-        The operating system lets go of the lock when the process ends, however it ends.
+        The operating system releases the lock when the process ends, however it ends. (The package
+        `filelock` does not promise that: where a file system has no locks it writes a marker file,
+        which a killed process leaves behind.)
 
         Raises:
-          InputError: another process holds it, or the directory cannot be written.
+          InputError: another process holds the lock, or the directory cannot be written.
         """
         if not is_first_process():
             yield
@@ -84,13 +84,13 @@ class Workdir:
         if is_first_process():
             write_text(self._config, json.dumps(config, indent=2) + "\n")
 
-    def read_config(self) -> dict[str, Any]:
-        """What `write_config` wrote; {} if there is nothing that could be read."""
+    def read_config(self) -> JsonDict:
+        """What `write_config` wrote; {} if it cannot be read."""
         try:
-            found = json.loads(self._config.read_text())
+            config = json.loads(self._config.read_text())
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return config if isinstance(config, dict) else {}
 
     def check(self, config: Mapping[str, Any], added_keys: Mapping[str, Any]) -> None:
         """Checks that the run in the directory has this configuration.
@@ -104,12 +104,12 @@ class Workdir:
           InputError: the directory belongs to another configuration; the message names the keys.
         """
         try:
-            old = _flat(json.loads(self._config.read_text()))
+            old = flatten_dict(json.loads(self._config.read_text()), sep=".")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self._config}: cannot be read ({error}); put it back or choose another --workdir"
             ) from error
-        new = _flat(json.loads(json.dumps(config)))
+        new = flatten_dict(json.loads(json.dumps(config)), sep=".")
         old, new = {**added_keys, **old}, {**added_keys, **new}
         keys = [key for key in {**old, **new} if key not in _FREE_KEYS]
         changed = [key for key in keys if old.get(key) != new.get(key)]
@@ -121,12 +121,8 @@ class Workdir:
                 "--workdir, or start with the configuration it was made with"
             )
 
-    @property
-    def _config(self) -> Path:
-        return self.path / "config.json"
-
     def metrics_writer(self, *, tensorboard: bool) -> Callable[[Mapping[str, Any]], None]:
-        """A function that adds a line to `metrics.jsonl` and, if asked, to TensorBoard's files.
+        """Returns a function that appends to `metrics.jsonl`, and to TensorBoard's files if asked.
 
         The lines are a function of configuration, data and step: two runs write the same.
 
@@ -147,16 +143,17 @@ class Workdir:
 
         def write(line: Mapping[str, Any]) -> None:
             self._append("metrics.jsonl", line)
-            for name, value in line.items() if board else ():
+            if not board:
+                return
+            for name, value in line.items():
                 if isinstance(value, float):
                     board.add_scalar(f"{line['kind']}/{name}", value, line["step"])
-            if board:
-                board.flush()
+            board.flush()
 
         return write
 
     def timing_writer(self) -> Callable[[Mapping[str, Any]], None]:
-        """A function that adds a line to `timing.jsonl`: what this machine needed."""
+        """Returns a function that appends to `timing.jsonl`: seconds and memory of this machine."""
         if not is_first_process():
             return lambda line: None
         return lambda line: self._append("timing.jsonl", {**line, **device_memory()})
@@ -166,33 +163,25 @@ class Workdir:
             file.write(json.dumps(line) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drops the lines after a step: the run will write them again."""
-        for name in ("metrics.jsonl", "timing.jsonl") if is_first_process() else ():
+        """Deletes the lines after a step, which the resumed run will write again."""
+        if not is_first_process():
+            return
+        for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.path / name
             if not path.exists():
                 continue
             kept = []
             for text in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a line that was cut short by a kill
+                with contextlib.suppress(ValueError):  # a kill may have cut the last line short
                     if json.loads(text)["step"] <= step:
                         kept.append(text + "\n")
             write_text(path, "".join(kept))
 
 
 def device_memory() -> dict[str, float]:
-    """Peak memory in GB: of the first device where it tells, else of this process."""
+    """Peak memory in GB: of the first device if it reports it, else of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return {"device_memory_gb": stats["peak_bytes_in_use"] / 1e9}
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"host_memory_gb": kilobytes * 1024 / 1e9}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

@@ -1,4 +1,4 @@
-"""What enters a stage: batches of images, views of them, or features from the prefix cache."""
+"""What enters a stage: batches of images, of views of them, or of cached features."""
 
 import dataclasses
 import functools
@@ -7,15 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import over_batch, process_slice, put_batch
+from densenet_flax.common.types import Variables
 from densenet_flax.data.augmentation.mixing import mix
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.data.augmentation.views import augment
 from densenet_flax.data.batching import split_into_batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import prefetch_images
+from densenet_flax.inference.dataset_predictions import Batch
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.storage.feature_store import Features
 
@@ -25,7 +28,7 @@ class Views:
     """How training images are augmented.
 
     Attributes:
-      settings: what a view may be; as it stands, the image itself.
+      settings: what a view may be; by default the image itself.
       count: how many views of an image there are; epoch e shows view e mod `count`. 0 for a new
         one in every epoch.
       seed: of the run.
@@ -53,24 +56,25 @@ class Views:
         return bool(self.settings.mixup or self.settings.cutmix)
 
     @property
-    def reach(self) -> int:
-        """Views that a cache must hold; 0 if there is no end of them."""
+    def distinct(self) -> int:
+        """How many views of an image differ, so that a cache must hold them; 0 for no limit."""
         return self.count if self.active else 1
 
-    def number(self, views: np.ndarray) -> np.ndarray:
-        """The number of a view among those there are."""
+    def wrap(self, views: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
+        """The number of each view among those that there are."""
         return views % self.count if self.count else views
 
-    def of(self, images: jax.Array, ids: jax.Array, views: jax.Array) -> jax.Array:
-        """Views of uint8 images [B, H, W, 3], by ids and numbers of views int32 [B]."""
+    def augment(
+        self, images: UInt8[Array, "N H W 3"], ids: Int[Array, "N"], views: Int[Array, "N"]
+    ) -> UInt8[Array, "N H W 3"]:
+        """Views of images, by the ids of the images and the numbers of the views."""
         return augment(images, ids, seed=self.seed, epoch=views, settings=self.settings)
 
-    def mixed(self, batch: Mapping[str, Any], classes: int) -> dict[str, Any]:
-        """A batch with mixed `inputs` and soft targets under `target`."""
-        targets = jax.nn.one_hot(batch["label"], classes)
+    def mix(self, batch: Mapping[str, jax.Array], num_classes: int) -> dict[str, jax.Array]:
+        """A batch with mixed `inputs` and soft labels as `target`."""
         images, targets = mix(
             batch["inputs"],
-            targets,
+            jax.nn.one_hot(batch["label"], num_classes),
             batch["id"],
             seed=self.seed,
             epoch=batch["view"],
@@ -80,26 +84,28 @@ class Views:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cached:
-    """Features and where those of an image are.
+class CachedFeatures:
+    """Features of all images and their views, and which rows are whose.
 
     Attributes:
       features: all of them.
-      places: for each id its row without augmentation; -1 if it has none.
-      first_view: for each id the row of its view 0; -1 likewise.
-      images: how many images have views; those of the next view begin so many rows later.
+      row_index: for each id its row without augmentation; -1 if there is none.
+      first_view: for each id the row of its view 0; -1 if there is none.
+      augmented: how many images have views; the rows of one view follow those of the view before.
     """
 
     features: Features
-    places: np.ndarray
-    first_view: np.ndarray
-    images: int
+    row_index: Int[np.ndarray, "N"]
+    first_view: Int[np.ndarray, "N"]
+    augmented: int
 
-    def rows(self, ids: np.ndarray, views: np.ndarray | None) -> np.ndarray:
+    def rows(
+        self, ids: Int[np.ndarray, "B"], views: Int[np.ndarray, "B"] | None
+    ) -> Int[np.ndarray, "B"]:
         """Rows of these images, or of these views of them."""
         if views is None:
-            return self.places[ids]
-        return self.first_view[ids] + views * self.images
+            return self.row_index[ids]
+        return self.first_view[ids] + views * self.augmented
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,27 +113,30 @@ class StageInputs:
     """Batches of one stage, with what enters at its cut.
 
     Attributes:
-      dataset: where the images are.
-      pipeline: the compiled network, for what is not cached.
-      variables: of the frozen part, likewise.
+      dataset: the images.
+      segmented: the compiled network, which computes what is not cached.
+      variables: of the network before the cut, for the same.
       cut: the unit where the stage begins.
       views: how training images are augmented.
-      cached: features at the cut, or None.
-      workers: processes that decode what is streamed.
+      cached: features at the cut; None without a cache.
+      workers: processes that decode streamed images.
     """
 
     dataset: Dataset
-    pipeline: SegmentedModel
-    variables: Mapping[str, Any]
+    segmented: SegmentedModel
+    variables: Variables
     cut: str
     views: Views = dataclasses.field(default_factory=Views)
-    cached: Cached | None = None
+    cached: CachedFeatures | None = None
     workers: int = 0
 
     def batches(
-        self, ids: np.ndarray, batch_size: int, views: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
-        """Cuts ids into batches on the devices, the last one filled up with weight 0.
+        self,
+        ids: Int[np.ndarray, "N"],
+        batch_size: int,
+        views: Int[np.ndarray, "N"] | None = None,
+    ) -> Iterator[Batch]:
+        """Divides images into batches on the devices; the last one is padded with weight 0.
 
         Args:
           ids: of images, in the order of the batches.
@@ -135,91 +144,92 @@ class StageInputs:
           views: number of the view of each; None for the images as they are.
 
         Yields:
-          The ids and weights [batch_size], and the batch: `inputs` (images, 0 to 255, if the cut
-          is the stem, else features), `label`, `weight`, and `target` where images are mixed.
+          The ids and weights [batch_size], and the batch: `inputs` (images [B, H, W, 3], 0 to 255,
+          if the cut is the stem, else features), `label`, `weight`, and `target` where images are
+          mixed.
         """
         parts = list(split_into_batches(ids, batch_size))
-        numbers: list[np.ndarray | None] = [None] * len(parts)
+        view_parts: list[Int[np.ndarray, B] | None] = [None] * len(parts)
         if views is not None and self.views.active:
-            every = self.views.number(views)
-            numbers = [some for some, _ in split_into_batches(every, batch_size)]
-        mesh = self.pipeline.mesh
+            view_parts = [
+                part for part, _ in split_into_batches(self.views.wrap(views), batch_size)
+            ]
+        mesh = self.segmented.mesh
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:
-            wanted = [process_slice(rows, mesh) for rows, _ in parts]
-            images = prefetch_images(self.dataset.images, wanted, workers=self.workers)
-        for (rows, weight), number in zip(parts, numbers, strict=True):
-            take = functools.partial(self._take, rows, number, images)
-            batch = put_batch(np.arange(len(rows)), weight, take, mesh)
-            yield rows, weight, self._enter(batch)
+            local_ids = [process_slice(part, mesh) for part, _ in parts]
+            images = prefetch_images(self.dataset.images, local_ids, workers=self.workers)
+        for (part, weight), view_part in zip(parts, view_parts, strict=True):
+            read = functools.partial(self._read_local, part, view_part, images)
+            batch = put_batch(np.arange(len(part)), weight, read, mesh)
+            yield part, weight, self._compute_inputs(batch)
 
-    def _take(
+    def _read_local(
         self,
-        ids: np.ndarray,
-        views: np.ndarray | None,
-        images: Iterator[np.ndarray],
-        places: np.ndarray,
-    ) -> dict[str, Any]:
-        """This process's part of a batch, on the host."""
-        mine = ids[places]
-        found: dict[str, Any] = {"label": self.dataset.labels[mine]}
+        ids: Int[np.ndarray, "B"],
+        views: Int[np.ndarray, "B"] | None,
+        images: Iterator[UInt8[np.ndarray, "b H W 3"]],
+        positions: Int[np.ndarray, "b"],
+    ) -> dict[str, np.ndarray]:
+        """This process's part of a batch, the examples at `positions`, on the host."""
+        ids = ids[positions]
+        views = None if views is None else views[positions]
+        part = {"label": self.dataset.labels[ids]}
         if self.cached:
-            rows = self.cached.rows(mine, None if views is None else views[places])
+            rows = self.cached.rows(ids, views)
             if self.cached.features.on_device:
-                return {**found, "row": rows.astype(np.int32)}
-            return {**found, "inputs": self.cached.features.rows(self.cut, rows)}
-        found["inputs"] = next(images)
+                return {**part, "row": rows.astype(np.int32)}
+            return {**part, "inputs": self.cached.features.take(self.cut, rows)}
+        part["inputs"] = next(images)
         if views is not None:
-            found |= {"id": mine.astype(np.int32), "view": views[places].astype(np.int32)}
-        return found
+            part |= {"id": ids.astype(np.int32), "view": views.astype(np.int32)}
+        return part
 
-    def _enter(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """On the devices: from rows to features, or from images to views to the cut."""
-        if "row" in batch and self.cached:
+    def _compute_inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """On the devices: from rows to features, or from images to views to features."""
+        if self.cached and "row" in batch:
             batch["inputs"] = self.cached.features.gather(self.cut, batch.pop("row"))
         if "view" in batch:
-            batch["inputs"] = self.views.of(batch["inputs"], batch["id"], batch["view"])
+            batch["inputs"] = self.views.augment(batch["inputs"], batch["id"], batch["view"])
             if self.views.mixes:
-                batch = self.views.mixed(batch, self.pipeline.model.num_classes)
+                batch = self.views.mix(batch, self.segmented.model.num_classes)
             del batch["id"], batch["view"]
         if not self.cached and self.cut != "stem":
-            batch["inputs"] = self.pipeline.run(self.variables, batch["inputs"], stop=self.cut)
+            batch["inputs"] = self.segmented.run(self.variables, batch["inputs"], stop=self.cut)
         return batch
 
 
-def batch_shapes(
-    pipeline: SegmentedModel,
+def training_batch_specs(
+    segmented: SegmentedModel,
     cut: str,
-    images: tuple[int, ...],
+    image_shape: tuple[int, ...],
     batch_size: int,
     *,
     mixes: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the batches of training images that `StageInputs` gives: all that compiling needs.
+    """Shapes, dtypes and shardings of the batches of training images, from `StageInputs.batches`.
 
     Args:
-      pipeline: the network.
+      segmented: the network.
       cut: the unit where the stage begins.
-      images: shape of all images, [N, H, W, 3].
+      image_shape: of all images, [N, H, W, 3].
       batch_size: images in a batch.
-      mixes: whether images are mixed, and so have soft targets.
+      mixes: whether images are mixed, and so have soft labels.
     """
-    rows = batch_size + -batch_size % pipeline.mesh.size
-    # Mixed images are no longer whole numbers.
-    entering = jax.ShapeDtypeStruct(
-        (rows, *images[1:]), np.dtype(np.float32 if mixes else np.uint8)
-    )
-    if cut != "stem":
-        entering = pipeline.input_spec(cut, entering.shape)
-    shapes = {
-        "inputs": (entering.shape, entering.dtype),
+    mesh = segmented.mesh
+    rows = batch_size + -batch_size % mesh.size
+    # Pixels of mixed images are no longer whole numbers.
+    images = jax.ShapeDtypeStruct((rows, *image_shape[1:]), np.float32 if mixes else np.uint8)
+    specs: dict[str, tuple[tuple[int, ...], Any]] = {
         "label": ((rows,), np.int32),
         "weight": ((rows,), np.float32),
     }
+    inputs = images if cut == "stem" else segmented.input_spec(cut, images.shape)
+    specs["inputs"] = (inputs.shape, inputs.dtype)
     if mixes:
-        shapes["target"] = ((rows, pipeline.model.num_classes), np.float32)
-    sharding = over_batch(pipeline.mesh)
+        specs["target"] = ((rows, segmented.model.num_classes), np.float32)
+    sharding = over_batch(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
+        for name, (shape, dtype) in specs.items()
     }

@@ -1,18 +1,20 @@
 """Adam as Keras computes it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from densenet_flax.common.types import PyTree
+
 
 class KerasAdamState(NamedTuple):
-    """For each leaf, the updates it has had and the two running moments of its gradient."""
+    """For each leaf, how often it was updated and the two moments of its gradient."""
 
-    steps: Any
-    mu: Any
-    nu: Any
+    steps: PyTree
+    mu: PyTree
+    nu: PyTree
 
 
 def scale_by_keras_adam(
@@ -25,28 +27,27 @@ def scale_by_keras_adam(
     its epsilon thus weighs 1/sqrt(1 - b2) = 32 times as much as optax's, which shows wherever
     gradients are small, as they are behind an ImageNet-trained BatchNorm.
 
-    Steps are counted leaf by leaf. The leaves are those of `make_optimizer`'s vectors, so that a
-    later stage can keep the moments of what trained before and still correct the bias of what has
-    just been unfrozen.
+    Updates are counted for each leaf. The leaves are the vectors of `make_optimizer`, so a later
+    stage can keep the moments of what trained before and still correct the bias of what has just
+    been unfrozen.
     """
 
-    def init(params) -> KerasAdamState:
+    def init(params: PyTree) -> KerasAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return KerasAdamState(
-            jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params), zeros, zeros
-        )
+        steps = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params)
+        return KerasAdamState(steps, zeros, zeros)
 
-    def update(updates, state, params=None):
+    def update(updates: PyTree, state: KerasAdamState, params: PyTree = None):
         del params
         steps = jax.tree.map(optax.safe_increment, state.steps)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda n, g: b2 * n + (1 - b2) * jnp.square(g), state.nu, updates)
 
-        def move(count, m, n):
+        def update_leaf(count: jax.Array, m: jax.Array, n: jax.Array) -> jax.Array:
             t = count.astype(jnp.float32)
             rate = jnp.sqrt(1 - b2**t) / (1 - b1**t)
             return rate * m / (jnp.sqrt(n) + eps)
 
-        return jax.tree.map(move, steps, mu, nu), KerasAdamState(steps, mu, nu)
+        return jax.tree.map(update_leaf, steps, mu, nu), KerasAdamState(steps, mu, nu)
 
     return optax.GradientTransformation(init, update)

@@ -1,14 +1,15 @@
-"""From a stage's settings to one optax transformation, with Keras's defaults."""
+"""A stage's optimizer as one optax transformation, with Keras's defaults."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from densenet_flax.common.types import PyTree
 from densenet_flax.training.keras_adam import scale_by_keras_adam
 from densenet_flax.training.raveled import Raveled
 
@@ -50,14 +51,18 @@ class OptimizerSettings:
     plateau_patience: int = 2
 
     def __post_init__(self):
-        """Refuses settings that make no sense."""
+        """Checks the settings.
+
+        Raises:
+          ValueError: an unknown name or a number out of range; the message names the key.
+        """
         for key, value, allowed in (
             ("optimizer", self.name, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
         ):
             if value not in allowed:
                 raise ValueError(f"{key}={value!r}: expected one of {', '.join(allowed)}")
-        for key, fits, wanted in (
+        for key, is_valid, expected in (
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("weight_decay", self.weight_decay >= 0, "of 0 or more"),
             ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
@@ -67,14 +72,14 @@ class OptimizerSettings:
             ("plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1"),
             ("plateau_patience", self.plateau_patience >= 1, "of 1 or more"),
         ):
-            if not fits:
-                raise ValueError(f"{key}={getattr(self, key)}: expected a number {wanted}")
+            if not is_valid:
+                raise ValueError(f"{key}={getattr(self, key)}: expected a number {expected}")
 
 
 def duration_to_steps(
     duration: str, *, examples: int, batch_size: int, total: int | None = None
 ) -> int:
-    """A duration in steps: '10 epochs', '500 steps', '8000 examples' or '5%'.
+    """Converts a duration to steps: '10 epochs', '500 steps', '8000 examples' or '5%'.
 
     Args:
       duration: a number and a unit. Fractions of a step are rounded to the nearest step.
@@ -83,7 +88,7 @@ def duration_to_steps(
       total: steps that 100% are; None where a percentage makes no sense.
 
     Raises:
-      ValueError: it is no duration.
+      ValueError: it is not a duration.
     """
     match = _DURATION.fullmatch(str(duration))
     if not match or (match[2] == "%" and total is None):
@@ -91,17 +96,17 @@ def duration_to_steps(
         raise ValueError(f"{duration!r} is no duration; expected something like {units}")
     number, unit = float(match[1]), match[2].rstrip("s")
     steps_per_epoch = -(-examples // batch_size)
-    size = {
+    steps_per_unit = {
         "step": 1.0,
         "epoch": steps_per_epoch,
         "example": steps_per_epoch / examples,
         "%": (total or 0) / 100,
-    }[unit]
-    return round(number * size)
+    }
+    return round(number * steps_per_unit[unit])
 
 
 def learning_rate_schedule(settings: OptimizerSettings, total: int) -> optax.Schedule:
-    """The rate at each update of a stage that makes `total` updates; 'plateau' is left out."""
+    """The learning rate at each of a stage's `total` updates, without the effect of 'plateau'."""
     rate, warmup = settings.learning_rate, settings.warmup // settings.accumulate
     if settings.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, max(total - warmup, 1))
@@ -109,13 +114,19 @@ def learning_rate_schedule(settings: OptimizerSettings, total: int) -> optax.Sch
         main = optax.constant_schedule(rate)
     if not warmup:
         return main
-    # The first update already moves: its rate is the first step up, not 0.
+    # The first update has the first step of the warm-up, because a rate of 0 would waste it.
     rise = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
     return optax.join_schedules([rise, main], [warmup])
 
 
 def plateau_scale(losses: Sequence[float], factor: float, patience: int) -> float:
-    """Keras's ReduceLROnPlateau as a function of the validation losses of the stage so far."""
+    """Factor on the learning rate, as Keras's ReduceLROnPlateau.
+
+    Args:
+      losses: validation losses of the stage so far.
+      factor: on the rate at each plateau.
+      patience: epochs without improvement that make a plateau.
+    """
     scale, best, waited = 1.0, np.inf, 0
     for loss in losses:
         if loss < best - 1e-4:  # Keras's min_delta
@@ -129,31 +140,30 @@ def plateau_scale(losses: Sequence[float], factor: float, patience: int) -> floa
 
 def make_optimizer(
     settings: OptimizerSettings,
-    mask: Any,
+    mask: PyTree,
     *,
     updates: int = 1,
     units: Sequence[str] = (),
-    ages: Any = None,
+    stages_trained: PyTree = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a stage: it moves what the mask marks and nothing else.
+    """The optimizer of a stage, which updates what a mask marks and nothing else.
 
-    Leaves that are treated alike are one vector to it (`packing.Raveled`), for a compiler needs as
-    long for a bias of 32 numbers as for all of them.
+    Internally it works on one vector for each group of parameters that are treated alike; see
+    `raveled`.
 
     Args:
       settings: see `OptimizerSettings`.
       mask: tree like the parameters, True at what trains (`Frontier.mask`).
-      updates: that the stage will make; the length of a cosine.
+      updates: how many the stage will make; the length of a cosine.
       units: top-level names of the parameter tree from the first unit to the last, for
         `layer_decay`.
-      ages: tree like the mask; leaves of different numbers have had, or may have had, different
-        numbers of updates when the stage begins. By default all are alike.
+      stages_trained: see `param_groups`.
 
     Returns:
       A transformation of the whole parameter tree, or of its trainable part with
       `optax.MaskedNode` in place of the frozen leaves. Frozen leaves have no state, take no part
-      in clipping or decay, and their updates are zero even if gradients are handed in. Its
-      `update` takes `rate_scale`, a factor on the updates.
+      in clipping or decay, and their updates are zero even where there are gradients. Its `update`
+      takes `rate_scale`, a factor on the updates.
     """
     chain = []
     if settings.clip_norm:
@@ -163,7 +173,7 @@ def make_optimizer(
     else:
         chain.append(scale_by_keras_adam())
     if settings.weight_decay:
-        chain.append(optax.add_decayed_weights(settings.weight_decay, mask=_kernels))
+        chain.append(optax.add_decayed_weights(settings.weight_decay, mask=_decay_mask))
     if settings.layer_decay != 1:
         chain.append(_scale_by_unit(settings.layer_decay, units))
     chain.append(optax.scale_by_learning_rate(learning_rate_schedule(settings, updates)))
@@ -172,56 +182,73 @@ def make_optimizer(
         steps = optax.MultiSteps(optimizer, settings.accumulate)
         optimizer = optax.GradientTransformation(steps.init, steps.update)
     frozen = jax.tree.map(lambda trains: not trains, mask)
-    names = alike(settings, mask, ages)
-    return optax.selective_transform(_raveled(optimizer, names), freeze_mask=frozen)
+    groups = param_groups(settings, mask, stages_trained)
+    return optax.selective_transform(_on_vectors(optimizer, groups), freeze_mask=frozen)
 
 
-class _Alike(NamedTuple):
-    """What leaves of one vector have in common; what makes no difference is left alike."""
+@dataclasses.dataclass(frozen=True)
+class ParamGroup:
+    """What the parameters in one vector have in common, for the optimizer.
 
-    age: int
+    Attributes:
+      stages_trained: in how many stages before this one they have trained; they share one count
+        of updates.
+      unit: the unit that they belong to; '' where all units have one learning rate.
+      decays: whether weight decay applies.
+    """
+
+    stages_trained: int
     unit: str
     decays: bool
 
 
-def alike(settings: OptimizerSettings, mask: Any, ages: Any = None) -> Any:
-    """For each leaf of `mask` the name of its vector; arguments as for `make_optimizer`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _, age: _Alike(
-            age,
+def param_groups(
+    settings: OptimizerSettings, mask: PyTree, stages_trained: PyTree = None
+) -> PyTree:
+    """The `ParamGroup` of each parameter.
+
+    Args:
+      settings: what does not matter to these settings does not divide groups.
+      mask: tree of dictionaries like the parameters; its values do not matter.
+      stages_trained: tree like the mask: from how many stages before a parameter keeps moments. By
+        default 0 for all.
+    """
+    return jax.tree.map_with_path(
+        lambda path, _, count: ParamGroup(
+            count,
             path[0].key if settings.layer_decay != 1 else "",
             bool(settings.weight_decay) and path[-1].key == "kernel",
         ),
         mask,
-        ages or jax.tree.map(lambda _: 0, mask),
+        stages_trained or jax.tree.map(lambda _: 0, mask),
     )
 
 
-def _raveled(
-    optimizer: optax.GradientTransformation, names: Any
+def _on_vectors(
+    optimizer: optax.GradientTransformation, groups: PyTree
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer over vectors of leaves as one over the leaves."""
+    """Wraps an optimizer of `Raveled` trees as one of plain trees."""
 
-    def init(params):
-        return optimizer.init(Raveled.of(params, names))
+    def init(params: PyTree) -> optax.OptState:
+        return optimizer.init(Raveled.of(params, groups))
 
-    def update(updates, state, params=None, *, rate_scale: Any = 1.0):
-        packed = None if params is None else Raveled.of(params, names)
-        moves, state = optimizer.update(Raveled.of(updates, names), state, packed)
-        return jax.tree.map(lambda move: move * rate_scale, moves).unpack(), state
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, *, rate_scale: Any = 1.0):
+        vectors = None if params is None else Raveled.of(params, groups)
+        raveled, state = optimizer.update(Raveled.of(updates, groups), state, vectors)
+        return jax.tree.map(lambda vector: vector * rate_scale, raveled).unravel(), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _kernels(params: Raveled) -> Raveled:
-    return params.map(lambda alike, _: alike.decays)
+def _decay_mask(params: Raveled) -> Raveled:
+    return params.map(lambda group, _: group.decays)
 
 
 def _scale_by_unit(decay: float, units: Sequence[str]) -> optax.GradientTransformation:
     distance = {unit: len(units) - 1 - i for i, unit in enumerate(units)}
 
-    def scale(updates: Raveled, params=None) -> Raveled:
+    def scale(updates: Raveled, params: PyTree = None) -> Raveled:
         del params
-        return updates.map(lambda alike, vector: vector * decay ** distance[alike.unit])
+        return updates.map(lambda group, vector: vector * decay ** distance[group.unit])
 
     return optax.stateless(scale)

@@ -1,42 +1,46 @@
 """Run the frozen part of the network once.
 
 Until it is trained, the part of the network before a stage's frontier is a fixed function of the
-image. One pass over the images gives, for every stage, what enters at its cut; the stage's epochs
-then start from there. Keras runs that part again in every epoch.
+image. One pass over the images computes, for every stage, what enters at its cut; the epochs of the
+stage then start from there. Keras runs that part again in every epoch.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import all_processes, replicate, to_host
+from densenet_flax.common.types import Variables
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.models.units import select_units
 from densenet_flax.storage.feature_store import (
-    KEPT,
     Features,
+    FileWriter,
+    MemoryWriter,
     Shapes,
-    Writer,
     check_mode,
-    choose_place,
+    choose_storage,
+    is_kept,
     keep_files,
-    new_files,
     open_files,
-    size_of,
+    size_in_bytes,
+    write_files,
 )
-from densenet_flax.training.input_pipeline import Cached, StageInputs, Views
+from densenet_flax.training.input_pipeline import CachedFeatures, StageInputs, Views
+
+_STORAGE_NAMES = {"device": "on the device", "memory": "in host memory", "disk": "in files"}
 
 
 @dataclasses.dataclass
@@ -44,26 +48,26 @@ class PrefixCache:
     """What enters a run's stages: one pass of the frozen part for all stages that can share it.
 
     Attributes:
-      dataset: where the images are.
-      pipeline: the compiled network.
-      frontiers: of the coming stages.
+      dataset: the images.
+      segmented: the compiled network.
+      frontiers: of the stages that are left.
       train: ids of the images that are augmented.
       validation: ids of those that are not.
       batch_size: images at a time.
-      mode: see `choose_place`.
+      mode: see `choose_storage`.
       views: how the training images are augmented.
-      directory: where 'disk' keeps its files, in folders that are named by all they depend on.
-      kept: where the others keep a copy for later runs, likewise, if it is small; None for nowhere.
+      directory: where 'disk' keeps its files, in folders named by all that they depend on.
+      kept: where the other modes keep a copy for later runs if it is small; None for nowhere.
       epochs: how often the stages would run the frozen part without a cache, for the log.
       before_pass: called before a pass begins.
-      workers: processes that decode what is streamed.
+      workers: processes that decode streamed images.
     """
 
     dataset: Dataset
-    pipeline: SegmentedModel
+    segmented: SegmentedModel
     frontiers: Sequence[Frontier]
-    train: np.ndarray
-    validation: np.ndarray
+    train: Int[np.ndarray, "T"]
+    validation: Int[np.ndarray, "V"]
     batch_size: int
     mode: str = "auto"
     views: Views = dataclasses.field(default_factory=Views)
@@ -76,170 +80,176 @@ class PrefixCache:
     def __post_init__(self):
         """Checks that mode and views go together."""
         check_mode(self.mode)
-        why = ""
+        self._off_reason = ""
         if self.views.mixes:
-            why = "mixup and cutmix mix the images of a batch anew in every epoch"
-        elif not self.views.reach:
-            why = "augmentation makes a new view in every epoch; config.augment.views=8 keeps eight"
-        if why and self.mode not in ("auto", "off"):
-            raise InputError(f"config.cache={self.mode!r}: {why}; set config.cache='auto' or 'off'")
-        self._why_off = why
-        self._shares = share_a_pass(self.frontiers)
-        self._shared: dict[str, Cached] | None = None
+            self._off_reason = "mixup and cutmix mix other images in every epoch"
+        elif not self.views.distinct:
+            self._off_reason = (
+                "augmentation makes a new view in every epoch; config.augment.views=8 keeps eight"
+            )
+        if self._off_reason and self.mode not in ("auto", "off"):
+            raise InputError(
+                f"config.cache={self.mode!r}: {self._off_reason}; set config.cache='auto' or 'off'"
+            )
+        self._can_share = can_share_pass(self.frontiers)
+        self._shared: dict[str, CachedFeatures] | None = None
 
-    def of(self, index: int, variables: Mapping[str, Any]) -> StageInputs:
-        """The inputs of the stage with this frontier, given the network as it is now.
+    def stage_inputs(self, index: int, variables: Variables) -> StageInputs:
+        """The inputs of a stage; its features are computed if they are not there yet.
 
         Args:
-          index: of the frontier.
-          variables: of the whole network.
+          index: of its frontier in `frontiers`.
+          variables: of the whole network at the start of the stage.
         """
         cut = self.frontiers[index].cut
-        if not self._shares[index]:
-            cached = self._compute(variables, [cut])
+        if not self._can_share[index]:
+            cached = self._features(variables, [cut])
         else:
             if self._shared is None:
-                pairs = zip(self.frontiers, self._shares, strict=True)
+                pairs = zip(self.frontiers, self._can_share, strict=True)
                 cuts = dict.fromkeys(frontier.cut for frontier, shares in pairs if shares)
-                self._shared = self._compute(variables, list(cuts))
+                self._shared = self._features(variables, list(cuts))
             cached = self._shared
         if cut in cached:
-            return dataclasses.replace(self._inputs({}, cut), cached=cached[cut])
-        return self._inputs(self._prefix(variables, cut), cut)
+            return dataclasses.replace(self._uncached({}, cut), cached=cached[cut])
+        return self._uncached(self._prefix(variables, cut), cut)
 
-    def _prefix(self, variables: Mapping[str, Any], cut: str) -> dict[str, Any]:
+    def _prefix(self, variables: Variables, cut: str) -> Variables:
         """The network before a cut, on the devices."""
-        units = self.pipeline.model.units
-        before = units[: units.index(cut)]
-        some = {name: select_units(tree, before) for name, tree in variables.items()}
-        return replicate(some, self.pipeline.mesh)
+        units = self.segmented.model.units
+        units = units[: units.index(cut)]
+        prefix = {name: select_units(tree, units) for name, tree in variables.items()}
+        return replicate(prefix, self.segmented.mesh)
 
-    def _inputs(self, variables: Mapping[str, Any], cut: str) -> StageInputs:
+    def _uncached(self, variables: Variables, cut: str) -> StageInputs:
         return StageInputs(
-            self.dataset, self.pipeline, variables, cut, self.views, workers=self.workers
+            self.dataset, self.segmented, variables, cut, self.views, workers=self.workers
         )
 
-    def _compute(self, variables: Mapping[str, Any], cuts: Sequence[str]) -> dict[str, Cached]:
-        """Features of all images at each cut, in one pass; empty where there is to be no cache."""
-        order = [unit for unit in self.pipeline.cuts if unit in cuts and unit != "stem"]
-        if not order:
+    def _features(self, variables: Variables, cuts: Sequence[str]) -> dict[str, CachedFeatures]:
+        """Features of all images at each cut, from one pass; {} if nothing is to be cached."""
+        cuts = [unit for unit in self.segmented.cuts if unit in cuts and unit != "stem"]
+        if not cuts:
             return {}
-        if self._why_off:
-            logging.info("prefix cache off: %s", self._why_off)
+        if self._off_reason:
+            logging.info("prefix cache off: %s", self._off_reason)
             return {}
-        shapes = self._shapes(order)
-        size = size_of(shapes)
-        place, why = choose_place(size, self.mode, self.directory)
-        if place == "off":
-            logging.info("prefix cache off: %s; the frozen part runs in every epoch", why)
+        shapes = self._shapes(cuts)
+        size = size_in_bytes(shapes)
+        storage, off_reason = choose_storage(size, self.mode, self.directory)
+        if storage == "off":
+            logging.info("prefix cache off: %s; the frozen part runs in every epoch", off_reason)
             return {}
-        home = self.directory if place == "disk" else self.kept if size <= KEPT else None
-        folder = home / self._key(variables, order) if home else None
-        found = open_files(folder, shapes) if folder else None
-        reused = all_processes(found is not None)
+        root = self.directory if storage == "disk" else self.kept if is_kept(size) else None
+        folder = root / self._key(variables, cuts) if root else None
+        arrays = open_files(folder, shapes) if folder else None
+        is_reused = all_processes(arrays is not None)
+        self._log(cuts, size, storage, is_reused)
+        if not is_reused:
+            self.before_pass()
+            arrays = self._compute(variables, cuts, shapes, folder, storage)
+        if arrays is None:
+            raise InputError(f"{folder}: cannot be read; remove it and start again")
+        features = Features(arrays, storage, self.segmented.mesh)
+        return dict.fromkeys(cuts, self._indexed(features))
+
+    def _log(self, cuts: Sequence[str], size: int, storage: str, is_reused: bool) -> None:
         images = f"{len(self.train) + len(self.validation)} images"
+        views = self.views.distinct
         if self.views.active:
-            images += f", {self.views.reach} views of those that train,"
+            images += f", {views} views of those that train,"
+        times = "once" if views == 1 else f"{views} times"
+        if self.epochs > views:
+            times += f" instead of {self.epochs} times"
         logging.info(
             "prefix cache: %s at %s %s, %.2f GB; the frozen part %s",
             images,
-            ", ".join(order),
-            {"device": "on the device", "memory": "in host memory", "disk": "in files"}[place],
+            ", ".join(cuts),
+            _STORAGE_NAMES[storage],
             size / 1e9,
-            "has been run before" if reused else f"runs {self._times()}",
+            "has been run before" if is_reused else f"runs {times}",
         )
-        self._warn_of_few_views()
-        if not reused:
-            self.before_pass()
-            into = folder if place == "disk" else None
-            found = self._fill(self._prefix(variables, order[-1]), order, shapes, into)
-            if folder and found and not into:
-                keep_files(folder, found)
-        if found is None:
-            raise InputError(f"{folder}: cannot be read; remove it and start again")
-        return dict.fromkeys(order, self._place(Features(found, place, self.pipeline.mesh)))
-
-    def _times(self) -> str:
-        times = self.views.reach
-        once = "once" if times == 1 else f"{times} times"
-        return f"{once} instead of {self.epochs} times" if self.epochs > times else once
-
-    def _warn_of_few_views(self) -> None:
-        if self.views.active and self.views.reach < self.epochs:
+        if self.views.active and views < self.epochs:
             logging.info(
-                "with %d views over %d epochs each view is seen again; as many views as epochs "
-                "are the same as augmenting anew in each",
-                self.views.reach,
+                "with %d views over %d epochs each view is used again; as many views as epochs "
+                "are the same as a new view in each",
+                views,
                 self.epochs,
             )
 
-    def _passes(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Ids and views in the order in which they are stored."""
-        for view in range(self.views.reach):
-            number = np.full(len(self.train), view) if self.views.active else None
-            yield self.train, number
+    def _passes(self) -> Iterator[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"] | None]]:
+        """Yields ids and their views in the order of the rows."""
+        for view in range(self.views.distinct):
+            views = np.full(len(self.train), view) if self.views.active else None
+            yield self.train, views
         yield self.validation, None
 
-    def _place(self, features: Features) -> Cached:
+    def _indexed(self, features: Features) -> CachedFeatures:
+        """Features with the rows of each image, in the order of `_passes`."""
         n, count = len(self.train), len(self.dataset)
-        places, first = np.full(count, -1), np.full(count, -1)
-        first[self.train] = np.arange(n)
+        row_index, first_view = np.full(count, -1), np.full(count, -1)
+        first_view[self.train] = np.arange(n)
         if not self.views.active:
-            places[self.train] = np.arange(n)
-        places[self.validation] = n * self.views.reach + np.arange(len(self.validation))
-        return Cached(features, places, first, n)
+            row_index[self.train] = np.arange(n)
+        row_index[self.validation] = n * self.views.distinct + np.arange(len(self.validation))
+        return CachedFeatures(features, row_index, first_view, n)
 
-    def _fill(
+    def _compute(
         self,
-        variables: Mapping[str, Any],
-        order: Sequence[str],
+        variables: Variables,
+        cuts: Sequence[str],
         shapes: Shapes,
         folder: Path | None,
+        storage: str,
     ) -> dict[str, np.ndarray] | None:
-        """The pass itself, into memory or into the files of a folder."""
-        if folder is None:
-            return self._run(variables, order, Writer(shapes, None))
-        with new_files(folder) as temporary:
-            self._run(variables, order, Writer(shapes, temporary))
-        return open_files(folder, shapes)
+        """Runs the frozen part over all images and keeps the features."""
+        prefix = self._prefix(variables, cuts[-1])
+        if storage == "disk" and folder:
+            with write_files(folder, shapes) as files:
+                self._run_prefix(prefix, cuts, files)
+            return open_files(folder, shapes)
+        memory = MemoryWriter(shapes)
+        self._run_prefix(prefix, cuts, memory)
+        if folder:
+            keep_files(folder, memory.arrays)
+        return memory.arrays
 
-    def _run(
-        self, variables: Mapping[str, Any], order: Sequence[str], writer: Writer
-    ) -> dict[str, np.ndarray]:
-        inputs = self._inputs(variables, "stem")
+    def _run_prefix(
+        self, variables: Variables, cuts: Sequence[str], writer: MemoryWriter | FileWriter
+    ) -> None:
+        inputs = self._uncached(variables, "stem")
         total = sum(len(ids) for ids, _ in self._passes())
         with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
             for ids, views in self._passes():
                 for _, weight, batch in inputs.batches(ids, self.batch_size, views):
-                    x, here, count = batch["inputs"], "stem", int(weight.sum())
-                    for cut in order:
-                        x, here = self.pipeline.run(variables, x, start=here, stop=cut), cut
+                    x, start, count = batch["inputs"], "stem", int(weight.sum())
+                    for cut in cuts:
+                        x, start = self.segmented.run(variables, x, start=start, stop=cut), cut
                         writer.add(cut, to_host(x)[:count])
                     bar.update(count)
-        return writer.close()
 
-    def _shapes(self, order: Sequence[str]) -> Shapes:
-        rows = len(self.train) * self.views.reach + len(self.validation)
-        images = (rows, *self.dataset.images.shape[1:])
-        return {cut: self.pipeline.input_spec(cut, images) for cut in order}
+    def _shapes(self, cuts: Sequence[str]) -> Shapes:
+        rows = len(self.train) * self.views.distinct + len(self.validation)
+        image_shape = (rows, *self.dataset.images.shape[1:])
+        return {cut: self.segmented.input_spec(cut, image_shape) for cut in cuts}
 
-    def _key(self, variables: Mapping[str, Any], order: Sequence[str]) -> str:
-        """A name that changes with whatever the features depend on."""
-        pipeline, model = self.pipeline, self.pipeline.model
+    def _key(self, variables: Variables, cuts: Sequence[str]) -> str:
+        """A folder name that differs wherever the features could differ."""
+        model = self.segmented.model
         facts = {
             "images": self.dataset.fingerprint,
             "network": repr(model.clone(num_classes=0, hidden=(), dropout=0.0, remat="none")),
-            "preprocessing": pipeline.preprocessing,
-            "cuts": list(order),
+            "preprocessing": self.segmented.preprocessing,
+            "cuts": list(cuts),
             "views": repr(self.views) if self.views.active else "",
-            "code": _code(),
+            "code": package_digest(),
             "jax": [jax.__version__, jax.default_backend(), jax.devices()[0].device_kind],
             "process": [jax.process_index(), jax.process_count()],
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
         for ids, _ in self._passes():
             digest.update(np.ascontiguousarray(ids, np.int64).tobytes())
-        units = model.units[: model.units.index(order[-1])]
+        units = model.units[: model.units.index(cuts[-1])]
         for name in ("params", "batch_stats"):
             for leaf in jax.tree.leaves(select_units(variables[name], units)):
                 digest.update(np.asarray(leaf).tobytes())
@@ -247,24 +257,24 @@ class PrefixCache:
 
 
 @functools.cache
-def _code() -> str:
-    """A digest of this package: features of another version are not taken for this one's."""
+def package_digest() -> str:
+    """A digest of this package's code, whose other versions may compute other features."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def share_a_pass(frontiers: Sequence[Frontier]) -> list[bool]:
-    """Which of some coming stages find their prefix as it is now, and can share one pass over it.
+def can_share_pass(frontiers: Sequence[Frontier]) -> list[bool]:
+    """For each of a run's stages, whether it can use features computed before the first of them.
 
-    A stage does if no stage before it trains anything in its prefix: as long as each frontier lies
-    at or before all those before it, which is how people unfreeze.
+    It can if no stage before it trains anything in its prefix: as long as each frontier lies at or
+    before all those before it, the usual order of unfreezing.
     """
-    share = []
+    can_share = []
     earliest = None
     for frontier in frontiers:
         first = 0 if frontier.cut == "stem" else frontier.index
-        share.append(earliest is None or first <= earliest)
+        can_share.append(earliest is None or first <= earliest)
         earliest = first if earliest is None else min(first, earliest)
-    return share
+    return can_share

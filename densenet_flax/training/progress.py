@@ -1,4 +1,4 @@
-"""Where a run stands, and what follows from its history: a checkpoint needs nothing else."""
+"""How far a run is, and what follows from its history: a checkpoint needs nothing else."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from densenet_flax.common.types import JsonDict
 from densenet_flax.training.optimizer import plateau_scale
 from densenet_flax.training.stage import Stage
 
@@ -14,13 +15,13 @@ SUMS = ("loss", "correct", "count")
 
 @dataclasses.dataclass
 class TrainProgress:
-    """Where a run stands; kept with every checkpoint.
+    """How far a run is; saved with every checkpoint.
 
     Attributes:
-      stage: index of the stage in progress.
+      stage: index of the current stage.
       stage_step: steps of that stage that are done.
       step: steps of the whole run that are done.
-      sums: loss, correct and count over the steps of the epoch in progress.
+      sums: loss, correct and count over the steps of the current epoch.
       history: a summary of each complete epoch of the run.
     """
 
@@ -28,33 +29,48 @@ class TrainProgress:
     stage_step: int = 0
     step: int = 0
     sums: list[float] = dataclasses.field(default_factory=lambda: [0.0] * len(SUMS))
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[JsonDict] = dataclasses.field(default_factory=list)
 
-    def losses(self, stage: Stage) -> list[float]:
-        """Validation losses of the complete epochs of a stage."""
-        return [e["validation_loss"] for e in self.of_stage(stage)]
+    def add_step(self, metrics: Mapping[str, float]) -> None:
+        """Counts a step, given its SUMS."""
+        self.stage_step += 1
+        self.step += 1
+        self.sums = [total + metrics[name] for total, name in zip(self.sums, SUMS, strict=True)]
 
-    def of_stage(self, stage: Stage) -> list[dict[str, Any]]:
+    def end_epoch(self, summary: JsonDict) -> None:
+        """Adds the summary of the current epoch to the history."""
+        self.history.append(summary)
+        self.sums = [0.0] * len(SUMS)
+
+    def end_stage(self) -> None:
+        """Moves on to the next stage."""
+        self.stage, self.stage_step = self.stage + 1, 0
+
+    def stage_history(self, stage: Stage) -> list[JsonDict]:
         """The complete epochs of a stage."""
         return [epoch for epoch in self.history if epoch["stage"] == stage.name]
 
     def is_over(self, stage: Stage, steps_per_epoch: int) -> bool:
-        """Whether the stage has had its steps, or the patience for it is at its end."""
+        """Whether the current stage has made its steps, or its patience is exhausted."""
         if self.stage_step >= stage.steps:
             return True
         if not stage.patience or self.stage_step % steps_per_epoch:
             return False
-        losses = self.losses(stage)
+        losses = self._validation_losses(stage)
         return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= stage.patience
 
     def rate_scale(self, stage: Stage) -> float:
-        """Factor on the learning rate after the plateaus so far."""
+        """The factor on a stage's learning rate after the plateaus so far."""
         settings = stage.optimizer
         if settings.schedule != "plateau":
             return 1.0
-        return plateau_scale(self.losses(stage), settings.plateau_factor, settings.plateau_patience)
+        losses = self._validation_losses(stage)
+        return plateau_scale(losses, settings.plateau_factor, settings.plateau_patience)
+
+    def _validation_losses(self, stage: Stage) -> list[float]:
+        return [epoch["validation_loss"] for epoch in self.stage_history(stage)]
 
 
 def best_step(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The step at the end of the epoch with the lowest validation loss, the first of equals."""
-    return min(history, key=lambda e: e["validation_loss"])["step"] if history else None
+    """The step at the end of the epoch with the lowest validation loss, the first if several."""
+    return min(history, key=lambda epoch: epoch["validation_loss"])["step"] if history else None

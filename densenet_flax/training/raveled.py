@@ -1,4 +1,9 @@
-"""Many arrays as few vectors, where hundreds of small ones would each cost a program."""
+"""Trees of many small arrays as a few vectors.
+
+XLA compiles a small program for every array that a step reads or writes, and Adam's update of a
+bias of 32 numbers takes as long to compile as that of a million. DenseNet201 has 600 parameters,
+so its step and optimizer work on vectors, each of which holds all parameters of one group.
+"""
 
 import dataclasses
 import math
@@ -11,134 +16,129 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from densenet_flax.common.types import PyTree
+
 
 @dataclasses.dataclass(frozen=True)
-class _Form:
-    """How a tree lies in its vectors.
+class _Layout:
+    """Where the leaves of a tree are in its vectors.
 
     Attributes:
-      structure: of the tree.
-      shapes: of its leaves, in the tree's order.
-      names: of the vectors that they are in, likewise.
-      order: numbers of the leaves, as they follow each other in the vectors.
+      treedef: the structure of the tree.
+      shapes: the shape of each leaf, in the order of the tree.
+      groups: the group of each leaf, in the order of the tree.
+      order: the leaves' positions in the tree, in the order of the vectors.
     """
 
-    structure: Any
+    treedef: jax.tree_util.PyTreeDef
     shapes: tuple[tuple[int, ...], ...]
-    names: tuple[Hashable, ...]
+    groups: tuple[Hashable, ...]
     order: tuple[int, ...]
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Raveled:
-    """A tree of arrays as vectors, each of the leaves that bear one name.
+    """A tree of arrays as one vector for each group of leaves.
 
-    To JAX it is a tree of its vectors, so that optax works on it as on any parameters.
+    JAX sees a tree whose leaves are the vectors, so optax works on it as on any parameters.
 
     Attributes:
-      vectors: by name, the leaves one behind the other, each in row-major order; or, from
-        something that counts for all leaves of a name, a scalar. Leaves whose paths differ in the
-        first key alone are neighbours, in the order of the numbers in it.
-      form: of the tree.
+      vectors: for each group its leaves one after the other, in row-major order. A scalar stands
+        for a number that all leaves of the group share, such as a count of updates.
+      layout: where the leaves are in the vectors.
     """
 
     vectors: dict[Hashable, Any]
-    form: _Form
+    layout: _Layout
 
     @classmethod
-    def of(cls, tree: Any, names: Any) -> "Raveled":
-        """Packs a tree of arrays; on the host if they are NumPy's.
+    def of(cls, tree: PyTree, groups: PyTree) -> "Raveled":
+        """Ravels a tree of arrays; on the host if they are NumPy's.
 
         Args:
-          tree: arrays, perhaps with `optax.MaskedNode` in places, where there is nothing to pack.
-          names: tree with a name wherever `tree` has an array or such a gap.
+          tree: arrays, with `optax.MaskedNode` where there is nothing to ravel.
+          groups: tree with a group, any hashable value, wherever `tree` has an array or a
+            `MaskedNode`.
         """
-        chosen: list[Hashable] = []
-        jax.tree.map(
-            lambda leaf, name: None if _is_gap(leaf) else chosen.append(name),
-            tree,
-            names,
-            is_leaf=_is_gap,
-        )
-        found, structure = jax.tree_util.tree_flatten_with_path(tree)
-        leaves = [leaf for _, leaf in found]
-        places = [_place(path) for path, _ in found]
-        order = tuple(sorted(range(len(leaves)), key=places.__getitem__))
-        form = _Form(structure, tuple(leaf.shape for leaf in leaves), tuple(chosen), order)
-        on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-        return cls._filled(form, leaves, np if on_host else jnp)
+        nodes, outer = jax.tree.flatten(tree, is_leaf=_is_masked)
+        pairs = zip(nodes, outer.flatten_up_to(groups), strict=True)  # type: ignore[attr-defined]
+        chosen = tuple(group for node, group in pairs if not _is_masked(node))
+        entries, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        paths, leaves = [path for path, _ in entries], [leaf for _, leaf in entries]
+        order = tuple(sorted(range(len(leaves)), key=lambda i: _sort_key(paths[i])))
+        layout = _Layout(treedef, tuple(leaf.shape for leaf in leaves), chosen, order)
 
-    def reravel(self, tree: Any) -> "Raveled":
-        """NumPy arrays of a tree of this form, as `unpack` gave them, on the host."""
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-        if any(leaf.ndim for leaf in leaves) or not any(self.form.shapes):
-            return self._filled(self.form, leaves, np)
-        return Raveled({self.form.names[i]: leaves[i] for i in self.form.order}, self.form)
-
-    @classmethod
-    def _filled(cls, form: _Form, leaves: list[Any], library: Any) -> "Raveled":
         parts: dict[Hashable, list[Any]] = {}
-        for i in form.order:
-            parts.setdefault(form.names[i], []).append(leaves[i].reshape(-1))
-        return cls({name: library.concatenate(part) for name, part in parts.items()}, form)
+        for i in order:
+            parts.setdefault(chosen[i], []).append(leaves[i].reshape(-1))
+        on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+        concatenate: Callable[[list[Any]], Any] = np.concatenate if on_host else jnp.concatenate
+        return cls({group: concatenate(part) for group, part in parts.items()}, layout)
 
-    def unpack(self) -> Any:
-        """The tree. Where a vector is a scalar, each of its leaves is that scalar."""
-        taken = dict.fromkeys(self.vectors, 0)
-        leaves: list[Any] = [None] * len(self.form.order)
-        for i in self.form.order:
-            name, shape = self.form.names[i], self.form.shapes[i]
-            vector, start, size = self.vectors[name], taken[name], math.prod(shape)
-            taken[name] += size
+    def unravel(self) -> PyTree:
+        """The tree. Where a group has a scalar, each of its leaves is that scalar."""
+        offsets = dict.fromkeys(self.vectors, 0)
+        leaves: list[Any] = [None] * len(self.layout.order)
+        for i in self.layout.order:
+            group, shape = self.layout.groups[i], self.layout.shapes[i]
+            vector, start, size = self.vectors[group], offsets[group], math.prod(shape)
+            offsets[group] += size
             leaves[i] = vector[start : start + size].reshape(shape) if vector.ndim else vector
-        return jax.tree.unflatten(self.form.structure, leaves)
+        return jax.tree.unflatten(self.layout.treedef, leaves)
 
     def map(self, function: Callable[[Any, Any], Any]) -> "Raveled":
-        """The same with `function(name, vector)` in place of each vector."""
-        return Raveled({name: function(name, v) for name, v in self.vectors.items()}, self.form)
+        """The same layout with `function(group, vector)` in place of each vector."""
+        vectors = {group: function(group, vector) for group, vector in self.vectors.items()}
+        return Raveled(vectors, self.layout)
+
+    def contents(self) -> dict[Hashable, list[tuple[str, tuple[int, ...]]]]:
+        """For each group the path, as text, and the shape of each leaf in its vector, in order."""
+        layout = self.layout
+        tree = jax.tree.unflatten(layout.treedef, range(len(layout.order)))
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+        contents: dict[Hashable, list[tuple[str, tuple[int, ...]]]] = {g: [] for g in self.vectors}
+        for i in layout.order:
+            contents[layout.groups[i]].append((names[i], layout.shapes[i]))
+        return contents
 
     def tree_flatten(self):
         """For JAX."""
-        return tuple(self.vectors.values()), (tuple(self.vectors), self.form)
+        return tuple(self.vectors.values()), (tuple(self.vectors), self.layout)
 
     @classmethod
     def tree_unflatten(cls, static, vectors):
         """For JAX."""
-        names, form = static
-        return cls(dict(zip(names, vectors, strict=True)), form)
+        groups, layout = static
+        return cls(dict(zip(groups, vectors, strict=True)), layout)
 
 
-def unravel_to_host(tree: Any) -> Any:
-    """A tree on the host, with what is packed in it unpacked."""
+def unravel_to_host(tree: PyTree) -> PyTree:
+    """A tree with every `Raveled` in it unraveled, as NumPy arrays.
 
-    def on_host(node: Any) -> Any:
-        if not _is_packed(node):
-            return np.asarray(node)
-        return node.map(lambda _, vector: np.asarray(vector)).unpack()
-
-    return jax.tree.map(on_host, tree, is_leaf=_is_packed)
-
-
-def ravel_like(tree: Any, like: Any) -> Any:
-    """The inverse of `spread`, on the host: `like` says what is packed."""
+    On the host because each slice on a device would be a program of its own.
+    """
+    on_host = jax.tree.map(np.asarray, tree)
     return jax.tree.map(
-        lambda old, new: old.reravel(new) if _is_packed(old) else np.asarray(new),
-        like,
-        tree,
-        is_leaf=_is_packed,
+        lambda node: node.unravel() if is_raveled(node) else node, on_host, is_leaf=is_raveled
     )
 
 
-def _place(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What leaves are sorted by: the path without its first key, then that one by its numbers."""
-    first = re.split(r"(\d+)", jax.tree_util.keystr(path[:1]))
-    return jax.tree_util.keystr(path[1:]), [int(s) if s.isdigit() else s for s in first]
-
-
-def _is_packed(node: Any) -> bool:
+def is_raveled(node: Any) -> bool:
+    """Whether a node of a tree is a `Raveled`."""
     return isinstance(node, Raveled)
 
 
-def _is_gap(node: Any) -> bool:
+def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
+
+
+def _sort_key(path: tuple[Any, ...]) -> tuple[str, list[int | str]]:
+    """The order of leaves in a vector: by name within the layer, then by layer.
+
+    `['conv5_block2']['0_bn']['scale']` comes between the same leaf of blocks 1 and 3. The dense
+    block keeps such leaves in one array, and XLA takes that array as it is only where they are
+    next to each other, in the order of the layers (2 before 10).
+    """
+    layer = re.split(r"(\d+)", jax.tree_util.keystr(path[:1]))
+    return jax.tree_util.keystr(path[1:]), [int(s) if s.isdigit() else s for s in layer]

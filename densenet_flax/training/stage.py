@@ -1,4 +1,4 @@
-"""A stage of training, and the loss: what a run is made of, as plain values."""
+"""What a run is made of: stages, and the loss that they share."""
 
 import dataclasses
 
@@ -11,13 +11,13 @@ class Stage:
     """A frontier with its own length and optimizer.
 
     Attributes:
-      name: what messages call it.
+      name: as in `config.stages`.
       frontier: what trains.
-      steps: its length.
-      optimizer: how it trains.
-      keep_moments: start with the Adam moments of what the stage before trained.
+      steps: how long.
+      optimizer: how.
+      keep_moments: start with the optimizer's moments of what trained in the stage before.
       patience: stop after so many epochs without a lower validation loss; 0 for never.
-      restore_best: hand the epoch with the lowest validation loss on, not the last one.
+      restore_best: end with the epoch of the lowest validation loss, not with the last one.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Categorical cross-entropy and its options; the defaults are the recipe's.
+    """Categorical cross-entropy and its options; the defaults are those of Keras.
 
     Attributes:
       label_smoothing: share of a label that is spread over all classes.

@@ -1,4 +1,4 @@
-"""What a training step changes, and trees divided into what trains and what does not."""
+"""What a training step changes, how it is saved, and trees divided by a mask."""
 
 import dataclasses
 import functools
@@ -6,53 +6,142 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
-from densenet_flax.training.raveled import Raveled
+from densenet_flax.common.sharding import replicate
+from densenet_flax.common.types import PyTree
+from densenet_flax.storage.named_arrays import NamedVector, join, split
+from densenet_flax.training.raveled import Raveled, is_raveled, unravel_to_host
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes. All that it does not change is kept apart and never copied.
-
-    Trees are packed into vectors: a program that takes and gives a thousand arrays has as many
-    small programs in it.
+    """What a step changes. What it only reads is kept apart, so that it is never copied.
 
     Attributes:
-      step: steps of the whole run so far, int32.
-      params: what trains, `optax.MaskedNode` in place of what is frozen; packed.
-      batch_stats: running statistics of the live BatchNorms, likewise.
-      opt_state: the optimizer's, for what trains.
-      ema: the average of `params`, or None where no average is kept.
+      step: steps of the whole run so far.
+      params: what trains.
+      batch_stats: running statistics of the BatchNorms that use batch statistics.
+      opt_state: of optax, for what trains.
+      ema: the moving average of `params`; None where none is kept.
     """
 
-    step: jax.Array
+    step: Int[Array, ""]
     params: Raveled
     batch_stats: Raveled
-    opt_state: Any
+    opt_state: PyTree
     ema: Raveled | None = None
 
+    def trained_variables(self) -> tuple[PyTree, PyTree]:
+        """Parameters, averaged if an average is kept, and statistics, on the host."""
+        return unravel_to_host((self.params if self.ema is None else self.ema, self.batch_stats))
 
-def partition(tree: Any, mask: Any) -> tuple[Any, Any]:
-    """Splits a tree by a mask into where it is True and where not; the gaps are `MaskedNode`s."""
+
+def state_to_save(state: TrainState) -> list[NamedVector]:
+    """What a checkpoint holds besides the network's variables.
+
+    With a moving average the variables are the averaged ones, so the raw parameters are saved too.
+    A checkpoint knows arrays by their names, like `['opt_state']….mu['bn']['scale']`, and so
+    depends neither on optax's classes nor on which parameters share a vector.
+    """
+    vectors = []
+    for path, node in jax.tree.leaves_with_path(_saved_part(state), is_leaf=is_raveled):
+        prefix = jax.tree_util.keystr(path)
+        if not is_raveled(node):
+            vectors.append(NamedVector(np.ravel(node), [(prefix, node.shape)]))
+            continue
+        contents = node.contents()
+        for group, vector in node.vectors.items():
+            values, names = np.asarray(vector), [(prefix + name, s) for name, s in contents[group]]
+            if not values.ndim:  # the same number for each array of the group
+                values, names = np.full(len(names), values), [(name, ()) for name, _ in names]
+            vectors.append(NamedVector(values, names))
+    return vectors
+
+
+def saved_arrays(state: TrainState) -> dict[str, np.ndarray]:
+    """The arrays of `state_to_save` by name, as a checkpoint would give them back."""
+    return split(*join(state_to_save(state)))
+
+
+def restore_state(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Mesh) -> TrainState:
+    """The state with what `state_to_save` saved in place of its own.
+
+    Args:
+      state: a fresh one of the same stage.
+      saved: arrays by name, from a checkpoint.
+      mesh: the devices.
+    """
+
+    def restore(path: tuple[Any, ...], node: Any) -> Any:
+        prefix = jax.tree_util.keystr(path)
+        if not is_raveled(node):
+            return saved[prefix]
+        contents = node.contents()
+
+        def restore_vector(group: Any, vector: Any) -> np.ndarray:
+            arrays = [saved[prefix + name] for name, _ in contents[group]]
+            return np.concatenate([a.ravel() for a in arrays]) if vector.ndim else arrays[0]
+
+        return node.map(restore_vector)
+
+    part = jax.tree.map_with_path(restore, _saved_part(state), is_leaf=is_raveled)
+    return dataclasses.replace(state, **replicate(part, mesh))
+
+
+def restore_moments(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Mesh) -> TrainState:
+    """The state of a fresh stage with the moments of what trained in the stage before.
+
+    Args:
+      state: the state at the start of the stage.
+      saved: arrays by name, from the end of the stage before.
+      mesh: the devices.
+    """
+    arrays = saved_arrays(state)
+    for name, array in saved.items():
+        is_moment = any(field in name for field in (".mu[", ".nu[", ".steps[", ".trace["))
+        if is_moment and name in arrays and arrays[name].shape == array.shape:
+            arrays[name] = array
+    return restore_state(state, arrays, mesh)
+
+
+def _saved_part(state: TrainState) -> dict[str, PyTree]:
+    part: dict[str, PyTree] = {"opt_state": state.opt_state}
+    return part if state.ema is None else {**part, "params": state.params}
+
+
+def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits a tree into where a mask is True and where it is not.
+
+    Returns:
+      Two trees of the structure of `tree` with `optax.MaskedNode` where the other has a leaf.
+    """
     gap = optax.MaskedNode()
-    chosen = jax.tree.map(lambda m, x: x if m else gap, mask, tree)
-    rest = jax.tree.map(lambda m, x: gap if m else x, mask, tree)
+    chosen = jax.tree.map(lambda trains, leaf: leaf if trains else gap, mask, tree)
+    rest = jax.tree.map(lambda trains, leaf: gap if trains else leaf, mask, tree)
     return chosen, rest
 
 
-def merge(chosen: Any, rest: Any, mask: Any) -> Any:
-    """The inverse of `partition`."""
-    return jax.tree.map(lambda m, a, b: a if m else b, mask, chosen, rest)
+def merge(chosen: PyTree, rest: PyTree, mask: PyTree) -> PyTree:
+    """Undoes `partition`."""
+    return jax.tree.map(lambda trains, a, b: a if trains else b, mask, chosen, rest)
 
 
-def select_masked(mask: Any, found: Mapping[str, Any]) -> Any:
-    """A tree like `mask` with what a tree of less holds where it is True, else a gap."""
+def select_masked(tree: PyTree, mask: PyTree) -> PyTree:
+    """The leaves of a tree where a mask is True, `optax.MaskedNode` elsewhere.
 
-    def leaf(path: tuple[Any, ...], wanted: bool) -> Any:
+    Args:
+      tree: nested dictionaries; it may lack what the mask leaves out.
+      mask: nested dictionaries of booleans.
+    """
+
+    def select(path: tuple[Any, ...], wanted: bool) -> Any:
         if not wanted:
             return optax.MaskedNode()
-        return functools.reduce(lambda node, entry: node[entry.key], path, found)
+        return functools.reduce(lambda node, entry: node[entry.key], path, tree)
 
-    return jax.tree_util.tree_map_with_path(leaf, mask)
+    return jax.tree.map_with_path(select, mask)

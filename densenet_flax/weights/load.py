@@ -173,9 +173,9 @@ def _check_meaning(
 
 def _checkpoint(path: FilePath) -> Source:
     """A checkpoint directory of our training."""
-    from densenet_flax.storage import checkpoint  # Orbax is slow to import
+    from densenet_flax.storage.trained_model import read_model  # Orbax is slow to import
 
-    variables, values = checkpoint.read_model(path)
+    variables, values = read_model(path)
     shapes = {name: tuple(np.shape(value)) for name, value in flatten(variables).items()}
     layout = recognise(shapes)
     if layout is None:

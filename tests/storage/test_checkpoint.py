@@ -1,4 +1,4 @@
-"""What goes into a checkpoint comes out of it."""
+"""Checkpoints: what is saved is restored, in the foreground and in the background."""
 
 import shutil
 import threading
@@ -11,43 +11,48 @@ import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.checkpoint import Checkpoints
+from densenet_flax.storage.named_arrays import NamedVector
 
 _MODEL = {"params": {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
-_TRAIN = {"count": np.int32(7)}
+_TRAIN = [NamedVector(np.array([7], np.int32), [("count", ())])]
 
 
-def test_leaves_of_any_type_and_shape(tmp_path):
+def test_arrays_of_any_dtype_and_shape(tmp_path):
     train = {
         "count": np.int32(7),
-        "mu": {"x": np.arange(12, dtype=np.float32).reshape(3, 2, 2), "y": np.float32(0.1)},
+        "mu['x']": np.arange(12, dtype=np.float32).reshape(3, 2, 2),
+        "mu['y']": np.float32(0.1),
         "half": np.arange(5).astype(ml_dtypes.bfloat16),
         "nothing": np.zeros((0, 4), np.float32),
         "z": np.array([-0.0, np.inf], np.float32),
     }
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, _MODEL, train, {"history": [1.5], "network": {}})
-    found = Checkpoints(tmp_path).restore(3)
+    vectors = [NamedVector(np.ravel(a), [(name, a.shape)]) for name, a in train.items()]
+    Checkpoints(tmp_path).save(3, _MODEL, vectors, {"history": [1.5], "network": {}})
+    restored = Checkpoints(tmp_path).restore(3)
     np.testing.assert_array_equal(
-        found.variables["params"]["a"]["kernel"], _MODEL["params"]["a"]["kernel"]
+        restored.variables["params"]["a"]["kernel"], _MODEL["params"]["a"]["kernel"]
     )
-    assert found.meta == {"history": [1.5], "network": {}}
-    wanted = {
-        "['count']": train["count"],
-        "['mu']['x']": train["mu"]["x"],
-        "['mu']['y']": train["mu"]["y"],
-        "['half']": train["half"],
-        "['nothing']": train["nothing"],
-        "['z']": train["z"],
+    assert restored.meta == {"history": [1.5], "network": {}}
+    assert restored.train.keys() == train.keys()
+    for name, array in train.items():
+        saved = restored.train[name]
+        assert (saved.dtype, saved.shape) == (array.dtype, array.shape), name
+        assert saved.tobytes() == array.tobytes(), name
+
+
+def test_several_arrays_in_a_vector(tmp_path):
+    contents = [("b", (2, 2)), ("a", ()), ("c", (1,))]
+    Checkpoints(tmp_path).save(1, _MODEL, [NamedVector(np.arange(6.0), contents)], {})
+    train = Checkpoints(tmp_path).restore(1).train
+    assert {name: array.tolist() for name, array in train.items()} == {
+        "b": [[0, 1], [2, 3]],
+        "a": 4,
+        "c": [5],
     }
-    assert found.train.keys() == wanted.keys()
-    for name, leaf in wanted.items():
-        got = found.train[name]
-        assert (got.dtype, got.shape) == (leaf.dtype, leaf.shape), name
-        assert got.tobytes() == leaf.tobytes(), name
 
 
-def test_a_checkpoint_with_an_array_for_each_leaf(tmp_path):
-    """As they were written before."""
+def test_the_first_form_with_an_array_for_each_name(tmp_path):
+    """As it was written until commit 82c0308."""
     train = {".opt_state['mu']": np.ones((2, 2), np.float32)}
     items = ocp.args.Composite(
         model=ocp.args.StandardSave(_MODEL),
@@ -56,9 +61,9 @@ def test_a_checkpoint_with_an_array_for_each_leaf(tmp_path):
     )
     checkpoints = Checkpoints(tmp_path)
     checkpoints._manager.save(1, args=items)
-    found = checkpoints.restore(1)
-    assert found.train.keys() == train.keys() and found.meta == {"network": {}}
-    np.testing.assert_array_equal(*found.train.values(), np.ones((2, 2)))
+    restored = checkpoints.restore(1)
+    assert restored.train.keys() == train.keys() and restored.meta == {"network": {}}
+    np.testing.assert_array_equal(*restored.train.values(), np.ones((2, 2)))
 
 
 @pytest.fixture
@@ -76,22 +81,23 @@ def slow(tmp_path, monkeypatch):
     return checkpoints, may_write, written
 
 
-def test_what_still_waits_makes_room(slow):
+def test_a_waiting_checkpoint_makes_room_for_the_next(slow):
     checkpoints, may_write, written = slow
-    train = {"mu": np.zeros(3, np.float32)}
+    values = np.zeros(3, np.float32)
     for step in (1, 2, 3, 4):
-        train["mu"][:] = step  # changed as soon as the call returns
+        values[:] = step  # changed as soon as the call returns
+        train = [NamedVector(values, [("mu", (3,))])]
         checkpoints.save_soon(step, _MODEL, train, {"at": step, "network": {}}, keep=[1])
     assert written == []
     may_write.set()
     assert checkpoints.steps == [1, 4] and written == [1, 4]
     for step in (1, 4):
-        found = checkpoints.restore(step)
-        assert found.meta["at"] == step
-        np.testing.assert_array_equal(found.train["['mu']"], np.full(3, step))
+        restored = checkpoints.restore(step)
+        assert restored.meta["at"] == step
+        np.testing.assert_array_equal(restored.train["mu"], np.full(3, step))
 
 
-def test_what_is_to_be_kept_is_waited_for(slow):
+def test_a_checkpoint_to_keep_is_waited_for(slow):
     checkpoints, may_write, written = slow
     checkpoints.save_soon(1, _MODEL, _TRAIN, {}, keep=[1])
     checkpoints.save_soon(2, _MODEL, _TRAIN, {}, keep=[2])
@@ -101,7 +107,7 @@ def test_what_is_to_be_kept_is_waited_for(slow):
     assert checkpoints.steps == [2, 3]
 
 
-def test_a_failure_is_told_at_the_next_call_and_then_over(tmp_path, monkeypatch):
+def test_a_failure_is_raised_by_the_next_call_and_only_there(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_soon(1, _MODEL, _TRAIN, {})
     checkpoints.finish()
@@ -109,7 +115,7 @@ def test_a_failure_is_told_at_the_next_call_and_then_over(tmp_path, monkeypatch)
         full = shutil.disk_usage(tmp_path)._replace(free=1)
         patch.setattr(shutil, "disk_usage", lambda path: full)
         checkpoints.save_soon(2, _MODEL, _TRAIN, {})
-        while checkpoints._writing:
+        while checkpoints._writer.is_writing:
             time.sleep(0.01)
         with pytest.raises(InputError, match="checkpoint 2 could not be written"):
             checkpoints.save_soon(3, _MODEL, _TRAIN, {})

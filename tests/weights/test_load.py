@@ -196,12 +196,14 @@ def test_keras_names_in_torch_order_do_not_pass(tmp_path):
 
 def test_a_real_checkpoint_of_our_training(tmp_path):
     from densenet_flax.storage.checkpoint import Checkpoints
+    from densenet_flax.storage.named_arrays import NamedVector
 
     variables = random_variables(RECIPE)
     meta = {
         "network": {"network": "densenet201", "class_names": ["b", "m"], "preprocessing": "scale"}
     }
-    Checkpoints(tmp_path / "checkpoints").save(7, variables, {"step": np.int64(7)}, meta)
+    train = [NamedVector(np.array([7]), [("step", ())])]
+    Checkpoints(tmp_path / "checkpoints").save(7, variables, train, meta)
     found, info = read_weights(tmp_path)
     assert_same(found, variables)
     assert (info.layout, info.class_names, info.preprocessing) == (RECIPE, ("b", "m"), "scale")

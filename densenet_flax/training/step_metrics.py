@@ -1,0 +1,96 @@
+"""The metrics of the steps of an epoch, from the devices to the log."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Int, Shaped
+from tqdm import tqdm
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
+from densenet_flax.training.progress import TrainProgress
+from densenet_flax.training.train_step import TrainStep
+
+
+@dataclasses.dataclass
+class StepMetrics:
+    """Metrics of steps that have been started, until somebody waits for their values.
+
+    Reading a value waits for its step. Only now and then are the values of several steps read,
+    so that the devices always have the next step to begin with.
+
+    Attributes:
+      step: of the stage.
+      progress: of the run; moved on by `flush`.
+      files: the file of each image, for the message of a step that fails.
+      log_every: steps between two lines of metrics.
+      write_metrics: takes such a line.
+      bar: shows loss and accuracy of the epoch.
+    """
+
+    step: TrainStep
+    progress: TrainProgress
+    files: Shaped[np.ndarray, "N"]
+    log_every: int
+    write_metrics: Callable[[JsonDict], None]
+    bar: tqdm
+
+    def __post_init__(self):
+        self._waiting: list[tuple[Mapping[str, jax.Array], Int[np.ndarray, B]]] = []
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last step that has been started."""
+        return self.progress.step + len(self._waiting)
+
+    def add(self, metrics: Mapping[str, jax.Array], ids: Int[np.ndarray, "B"]) -> None:
+        """Adds the metrics of a step that has been started, on these images."""
+        self._waiting.append((metrics, ids))
+        self.bar.update(len(ids))
+        if len(self._waiting) >= self.log_every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Waits for the steps so far and counts them.
+
+        Raises:
+          InputError: a loss is not finite.
+        """
+        for metrics, ids in self._waiting:
+            values = {name: float(value) for name, value in metrics.items()}
+            if not np.isfinite(values["loss"]):
+                raise self._not_finite(values["loss"], ids)
+            rate = current_rate(self.step, self.progress, self.progress.stage_step)
+            self.progress.add_step(values)
+            if self.progress.step % self.log_every == 0:
+                self.write_metrics(
+                    {
+                        "kind": "step",
+                        "stage": self.step.stage.name,
+                        "step": self.progress.step,
+                        "loss": values["loss"] / values["count"],
+                        "accuracy": values["correct"] / values["count"],
+                        "learning_rate": rate,
+                        "gradient_norm": values["gradient_norm"],
+                        "update_norm": values["update_norm"],
+                    }
+                )
+        self._waiting.clear()
+        loss, correct, count = self.progress.sums
+        self.bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {correct / count:.3f}")
+
+    def _not_finite(self, loss: float, ids: Int[np.ndarray, "B"]) -> InputError:
+        stage = self.step.stage
+        return InputError(
+            f"stage {stage.name!r}: the loss became {loss} at step {self.progress.step + 1}; the "
+            "checkpoint before is kept; try a learning rate below "
+            f"{stage.optimizer.learning_rate:g}; its images are "
+            f"{', '.join(self.files[ids].tolist())}"
+        )
+
+
+def current_rate(step: TrainStep, progress: TrainProgress, stage_step: int) -> float:
+    """The learning rate of a step of the current stage, plateaus included."""
+    return step.learning_rate(stage_step) * progress.rate_scale(step.stage)
