@@ -81,6 +81,7 @@ def _scores(calibration: JsonDict, positive: str | None) -> Table:
                     name,
                     probability,
                     *(measured(values, intervals, key) for key in ("brier", "nll")),
+                    # Without intervals: resampling makes the bias of an ECE larger.
                     *(values[key] for key in ("ece", "ece_top_label") if key in values),
                 ]
             )

@@ -12,7 +12,7 @@ from densenet_flax.evaluation.report.wording import (
 
 # With fewer patients of a class, one patient changes its recall by more than ten points.
 FEW_PATIENTS = 10
-# A smaller increase of the log-loss is what fitting on another sample gives.
+# Up to this increase of the NLL, in nats, a temperature counts as harmless.
 _HARMFUL_INCREASE_OF_NLL = 0.005
 
 
@@ -97,9 +97,9 @@ def _patients(metrics: JsonDict) -> Iterator[str]:
 
 
 def _no_mistakes(metrics: JsonDict) -> Iterator[str]:
-    # Without a mistake every resample gives 1, which a reader may take for certainty. The bound is
-    # the probability p for which n patients without a mistake still happen in 5% of samples:
-    # (1 − p)ⁿ = 0.05.
+    # Without a mistake every resample has accuracy 1, which a reader may take for certainty. The
+    # bound is the largest rate p of misclassified patients with which n patients without a mistake
+    # still occur in 5% of samples: (1 − p)ⁿ = 0.05.
     if metrics["image"]["accuracy"] == 1:
         n = metrics["patient"]["n"]
         yield (

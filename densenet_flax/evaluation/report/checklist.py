@@ -39,6 +39,7 @@ def _rows(metrics: JsonDict) -> Iterator[list[str | None]]:
     images = len(run.get("gallery") or [])
     explained = f"{count(images, 'image')} in report.html" if images else None
     funding = "; ".join(str(card[key]) for key in ("funding", "conflicts") if card.get(key))
+    # Item, numbers in TRIPOD+AI, numbers in CLAIM, answer. An item that a guideline lacks has ''.
     yield ["Intended use, population", "3a, 3b", "3, 4", card.get("intended_use")]
     yield ["Health inequalities, fairness", "3c, 14", "34", card.get("population")]
     yield ["Source of data", "5a", "5, 7", card.get("data_source") or dataset_name(run)]

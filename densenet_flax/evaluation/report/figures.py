@@ -41,8 +41,10 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
+    # Counted from 1 on the axis, and through all stages.
     epochs = [int(row.get("global_epoch", i)) + 1 for i, row in enumerate(history)]
     for axes, quantity in ((top, "loss"), (bottom, "accuracy")):
+        # Color, marker and line style all tell the two apart, also in print.
         for subset, color, style in (("train", BLUE, "o-"), ("validation", ORANGE, "s--")):
             values = [number_or_nan(row.get(f"{subset}_{quantity}")) for row in history]
             if np.isfinite(values).any():
@@ -94,6 +96,7 @@ def confusion_matrix(predictions: Predictions) -> Figure:
 
 
 def _draw_confusion(axes: Axes, cells: Mapping[str, int], names: list[str], level: str) -> None:
+    # Rows are true classes and columns predicted ones, negative first, as in scikit-learn.
     counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
     totals = counts.sum(axis=1, keepdims=True)
     fraction = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
@@ -183,6 +186,7 @@ def precision_recall(predictions: Predictions, intervals: JsonDict | None = None
         if metrics["pr_auc"] is None:
             _explain_missing(axes, level, "pr_auc", "precision")
             continue
+        # The precision of a classifier that guesses: the fraction that is positive.
         axes.axhline(np.mean(level.label), color=level.style["color"], linewidth=1, linestyle=":")
         precision, recall = precision_recall_curve(level.label == 1, level.probability)
         label = f"{metrics['n']} {level.name}: AP {metrics['pr_auc']:.3f}"
@@ -235,6 +239,7 @@ def reliability(calibration: JsonDict, positive: str | None) -> Figure:
         if test[state] is None:
             continue
         bins = test[state][f"bins{suffix}"]
+        # An empty bin has no frequency; its count is a gap in the lower panel.
         occupied = [row for row in bins if row["count"]]
         top.plot(
             [row["confidence"] for row in occupied],
@@ -262,6 +267,7 @@ def patient_dots(predictions: Predictions) -> Figure:
     """Draws every image's probability, a line per patient, with the mean as a diamond."""
     sample = sample_of(predictions)
     patients = sample.patient
+    # By class, and within a class by the mean: wrong patients are next to the boundary.
     order = np.lexsort((patients.probability, patients.label))
     n = len(order)
     figure = Figure(figsize=(5.6, 1.6 + min(0.24, 14 / n) * n), layout="constrained")
@@ -287,6 +293,7 @@ def patient_dots(predictions: Predictions) -> Figure:
         axes.set_yticks([])
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, n - 0.3))
     axes.set_xlabel(f"P({plain(predictions.class_names[1], 24)})")
+    # Entries of their own: the lines above would give one entry per patient.
     for text, color, marker in (
         (plain(predictions.class_names[0], 18), BLUE, "o"),
         (plain(predictions.class_names[1], 18), ORANGE, "s"),

@@ -149,6 +149,7 @@ def _page(metrics: JsonDict, png: bytes, links: Sequence[str]) -> FoldsPage:
                 for row in folds
             ],
         ),
+        # Without links, as for tables of another tool, there is no list.
         links=[(row["name"], link) for row, link in zip(folds, links, strict=False)],
         config=flat_items(run.get("config") or {}),
     )
@@ -190,11 +191,13 @@ def _mean_sd(mean: Mapping[str, Any], digits: int) -> str:
 
 def _figure(summary: JsonDict) -> Figure:
     rows = [(level, key) for level in summary["mean"] for key in summary["mean"][level]]
+    # A metric that no fold has would be an empty line.
     rows = [(level, key) for level, key in rows if summary["mean"][level][key]["folds"]]
     figure = Figure(figsize=(6.4, 0.9 + 0.27 * len(rows)), layout="constrained")
     axes = figure.subplots()
     pooled = summary["pooled"]
     for y, (level, key) in enumerate(rows):
+        # The folds on the line, the pooled value and its interval a little below it.
         values = [row[level].get(key) for row in summary["folds"]]
         known = [value for value in values if value is not None]
         axes.plot(known, [y] * len(known), "o", color=plotting.BLUE, markersize=4, alpha=0.7)

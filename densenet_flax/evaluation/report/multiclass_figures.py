@@ -64,6 +64,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], leve
     suffix = "" if level == "images" else ", by mean probability"
     axes.set_xlabel(f"predicted{suffix}", fontsize=11)
     axes.set_ylabel(f"true (number of {level})", fontsize=11)
+    # Minor ticks between the cells carry the grid.
     axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="#dddddd", linewidth=0.8)
@@ -82,6 +83,7 @@ def roc(predictions: Predictions, by_class: Sequence[JsonDict]) -> Figure:
     figure, axes = unit_square("1 − specificity", "recall")
     dotted_diagonal(axes)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(by_class)))
+    # Neighbors in the legend have similar curves; color and line style then differ between them.
     order = sorted(range(len(by_class)), key=lambda k: -(by_class[k]["roc_auc"] or 0))
     for rank, k in enumerate(order):
         name, auc = plain(by_class[k]["class"].replace("_", " "), 22), by_class[k]["roc_auc"]

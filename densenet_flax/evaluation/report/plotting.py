@@ -19,7 +19,7 @@ WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
 
 def png(figure: Figure, dpi: int = 160) -> bytes:
     """The figure as PNG; without a date inside, so the same figure is the same bytes."""
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # the renderer; pyplot would choose one by the display
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
@@ -35,6 +35,7 @@ def pdf(figure: Figure) -> bytes:
 
 def plain(text: str, max_length: int = 28) -> str:
     """Makes text from outside harmless to matplotlib, which reads $…$ as mathematics."""
+    # A lone surrogate, from a file name that is not UTF-8, cannot be drawn.
     text = str(text).encode("utf-8", "replace").decode()
     text = "".join(c if c.isprintable() else "?" for c in text)
     text = text if len(text) <= max_length else text[: max_length - 1] + "…"
@@ -53,7 +54,7 @@ def unit_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel, aspect="equal")
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # room for lines along the edges
     tidy(axes)
     return figure, axes
 

@@ -66,9 +66,11 @@ def _environment(**options: Any) -> Environment:
     return Environment(
         loader=PackageLoader("densenet_flax.evaluation.report"),
         autoescape=True,
+        # A line with a block tag leaves no line behind; in Markdown an empty line ends a table.
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # A misspelled attribute of `page` is an error, not an empty cell.
         undefined=StrictUndefined,
         **options,
     )

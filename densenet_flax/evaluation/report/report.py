@@ -62,10 +62,12 @@ def write_report(
         an image is in both tables.
     """
     run = dict((info or {}).items())
-    gallery = read_gallery(run.pop("gallery", None) or ())
+    items = run.pop("gallery", None) or ()
+    gallery = read_gallery(items)
     run = to_json(run)
     if gallery:
-        run["gallery"] = [image.caption for images in gallery.values() for image in images]
+        # The images are in the page; metrics.json is for programs, and stays small.
+        run["gallery"] = [str(item.get("caption", "")) for item in items]
     warnings = [str(line) for line in run.pop("warnings", None) or ()]
 
     if operating_point is None and validation is not None:
@@ -76,12 +78,15 @@ def write_report(
     bootstrap = Bootstrap(resamples, seed)
     metrics: JsonDict = {**assess(predictions, validation, operating_point, bootstrap)}
     metrics["run"] = run
+    # The run's own come first: what only the run knows, such as random weights, outweighs the rest.
     metrics["warnings"] = [*warnings, *cautions.warnings(metrics)]
 
+    # Everything is made before the first file is written, so that an error keeps the old report.
     drawn = _draw(predictions, metrics, to_json(list(history)))
     pngs = {name: plotting.png(figure) for name, figure in drawn.items()}
     pdfs = {name: plotting.pdf(figure) for name, figure in drawn.items()}
     page = report_page(metrics, predictions, pngs, gallery)
+    # The files are replaced in this order: when report.html is new, so is everything beside it.
     replace_files(
         directory,
         {

@@ -16,6 +16,7 @@ def to_json(value: Any) -> Any:
 
     Numbers that JSON cannot hold become None, and objects of other types their text.
     """
+    # First, because np.float64 is a float as well; json rejects np.bool_ and np.int64.
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | str):

@@ -121,6 +121,7 @@ def _summary(metrics: JsonDict) -> str:
     positive, point = metrics["positive_class"], metrics["operating_point"]
     if positive is None:
         return f"{baseline} The likeliest of {len(metrics['class_names'])} classes is predicted."
+    # A rule that could not be applied leaves 0.5, and a note is the only trace of it.
     has_rule = point and point["rule"] != "fixed"
     fell_back = has_rule and any(note.startswith("threshold left") for note in point["notes"])
     origin = ", chosen on validation images" if has_rule and not fell_back else ""

@@ -42,6 +42,7 @@ class Table:
 
     def without_empty_columns(self) -> "Table":
         """The table without the columns in which nothing is known."""
+        # Only None means unknown; '' and 0 are values.
         keep = [i for i in range(len(self.header)) if any(row[i] is not None for row in self.rows)]
         rows = [[row[i] for i in keep] for row in self.rows]
         return Table([self.header[i] for i in keep], rows, self.caption)

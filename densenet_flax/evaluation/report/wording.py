@@ -41,6 +41,8 @@ class Wording:
     incomplete_resamples: str
 
 
+# The protocol of BreakHis (Spanhol et al., 2016): the mean over patients of the fraction of their
+# images that are classified correctly.
 RECOGNITION_RATE = "patient_recognition_rate"
 _PATIENT_TILES = (("patient", RECOGNITION_RATE), ("patient", ACCURACY_BY_MEAN))
 _CURVES = FigureText(
