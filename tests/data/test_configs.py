@@ -37,8 +37,8 @@ def test_all_of_breakhis_can_be_split_as_recommended(breakhis_folds, arguments):
     assert split.patient_disjoint and split.policy.group == (
         "id82" if "fold" in arguments else config.split.group
     )
-    for side in (split.train, split.validation, split.test):
-        assert set(dataset.labels[side]) == set(range(len(dataset.class_names)))
+    for rows in (split.train, split.validation, split.test):
+        assert set(dataset.labels[rows]) == set(range(len(dataset.class_names)))
 
 
 def test_arguments():

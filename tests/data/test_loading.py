@@ -5,12 +5,9 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.batching import check_batch_size, epoch_order, split_into_batches
 from densenet_flax.data.breakhis import breakhis_dataset_builder
 from densenet_flax.data.images import array_cache
 from densenet_flax.data.loading import open_dataset
@@ -23,7 +20,7 @@ def from_folder(make_config, drawn_tree, tmp_path):
     return open_dataset(config, tmp_path / "cache")
 
 
-def test_what_is_in_a_dataset(from_folder, drawn_tree):
+def test_contents_of_a_data_set(from_folder, drawn_tree):
     dataset = from_folder
     assert dataset.images.shape == (16, 24, 32, 3) and dataset.images.dtype == np.uint8
     assert isinstance(dataset.images, np.memmap) and not dataset.images.flags.writeable
@@ -43,7 +40,7 @@ def test_what_is_in_a_dataset(from_folder, drawn_tree):
     assert len(set(dataset.patients("case70"))) == 8
 
 
-def test_archive_and_folder_are_the_same_data(from_folder, make_config, drawn_archive, tmp_path):
+def test_archive_and_folder_give_the_same_data(from_folder, make_config, drawn_archive, tmp_path):
     config = make_config(name="breakhis", path=str(drawn_archive))
     other = open_dataset(config, tmp_path / "cache")
     np.testing.assert_array_equal(other.images, from_folder.images)
@@ -51,7 +48,7 @@ def test_archive_and_folder_are_the_same_data(from_folder, make_config, drawn_ar
     assert other.fingerprint == from_folder.fingerprint
 
 
-def test_drawn_data(make_config, tmp_path):
+def test_drawn_tiles_are_kept_for_other_sizes(make_config, tmp_path):
     dataset = open_dataset(make_config(), tmp_path)
     assert (dataset.name, len(dataset)) == ("drawn", 16)
     other = open_dataset(make_config(image_size=(8, 8)), tmp_path)
@@ -76,7 +73,7 @@ def test_a_second_run_prepares_nothing(make_config, drawn_tree, tmp_path, monkey
     ]
 
 
-def test_a_changed_folder_is_prepared_afresh(make_config, drawn_tree, tmp_path):
+def test_a_changed_folder_is_prepared_again(make_config, drawn_tree, tmp_path):
     tree = shutil.copytree(drawn_tree, tmp_path / "tree")
     config = make_config(name="breakhis", path=str(tree))
     before = open_dataset(config, tmp_path / "cache")
@@ -90,23 +87,23 @@ def test_a_changed_folder_is_prepared_afresh(make_config, drawn_tree, tmp_path):
     assert len(open_dataset(config, tmp_path / "cache")) == 15
 
 
-def test_one_magnification(make_config, drawn_tree, tmp_path):
+def test_selecting_one_magnification(make_config, drawn_tree, tmp_path):
     def opened(magnification):
         config = make_config(name="breakhis", path=str(drawn_tree), magnification=magnification)
         return open_dataset(config, tmp_path)
 
-    everything, some = opened(0), opened(200)
+    everything, selected = opened(0), opened(200)
     chosen = everything.columns["magnification"] == 200
-    assert len(some) == 8 and set(some.columns["magnification"]) == {200}
-    np.testing.assert_array_equal(some.files, everything.files[chosen])
-    np.testing.assert_array_equal(some.images, everything.images[chosen])
+    assert len(selected) == 8 and set(selected.columns["magnification"]) == {200}
+    np.testing.assert_array_equal(selected.files, everything.files[chosen])
+    np.testing.assert_array_equal(selected.images, everything.images[chosen])
     with pytest.raises(InputError, match=r"data\.magnification=100.*only 40, 200"):
         opened(100)
     with pytest.raises(InputError, match=r"data\.magnification=50: expected"):
         opened(50)
 
 
-def test_two_at_once_do_not_spoil_each_other(make_config, tmp_path):
+def test_concurrent_preparations_agree(make_config, tmp_path):
     """Threads stand for processes: no lock is shared, only the disk."""
     results, failures = [], []
 
@@ -129,7 +126,7 @@ def test_two_at_once_do_not_spoil_each_other(make_config, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["before TFDS looks", "while TFDS writes"])
-def test_another_process_is_first(make_config, drawn_tree, tmp_path, monkeypatch, moment):
+def test_another_process_prepares_first(make_config, drawn_tree, tmp_path, monkeypatch, moment):
     config = make_config(name="breakhis", path=str(drawn_tree))
     owner, name = {
         "before TFDS looks": (breakhis_dataset_builder.Builder, "download_and_prepare"),
@@ -164,7 +161,7 @@ def test_an_interrupted_preparation_leaves_nothing(make_config, drawn_tree, tmp_
     assert len(open_dataset(config, tmp_path)) == 16
 
 
-def test_damage_is_named_and_can_be_mended(make_config, drawn_tree, tmp_path):
+def test_a_damaged_image_is_named_until_it_is_replaced(make_config, drawn_tree, tmp_path):
     tree = shutil.copytree(drawn_tree, tmp_path / "tree")
     config = make_config(name="breakhis", path=str(tree))
     path = sorted(tree.rglob("*.png"))[3]
@@ -194,20 +191,20 @@ def test_damage_is_named_and_can_be_mended(make_config, drawn_tree, tmp_path):
         ({"drawn": {"size": (1, 1)}}, r"drawn\.size="),
     ],
 )
-def test_bad_configurations(make_config, tmp_path, changes, message):
+def test_invalid_configurations(make_config, tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(make_config(**changes), tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["drawn", "breakhis"])
-def test_a_cache_that_cannot_be_written(make_config, drawn_tree, tmp_path, name):
+def test_unwritable_cache(make_config, drawn_tree, tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*cannot write here"):
         open_dataset(make_config(name=name, path=str(drawn_tree)), tmp_path / "file")
 
 
-def test_a_full_disk(make_config, drawn_tree, tmp_path, monkeypatch):
+def test_full_disk(make_config, drawn_tree, tmp_path, monkeypatch):
     """ArrayRecord reports it as a RuntimeError of its own."""
     import tensorflow_datasets as tfds
 
@@ -220,7 +217,7 @@ def test_a_full_disk(make_config, drawn_tree, tmp_path, monkeypatch):
         open_dataset(make_config(name="breakhis", path=str(drawn_tree)), tmp_path)
 
 
-def test_a_damaged_cache_says_what_to_remove(make_config, drawn_tree, tmp_path):
+def test_a_damaged_cache_names_the_folder_to_remove(make_config, drawn_tree, tmp_path):
     config = make_config(name="breakhis", path=str(drawn_tree))
     open_dataset(config, tmp_path)
     (array,) = tmp_path.rglob("images.npy")
@@ -229,34 +226,7 @@ def test_a_damaged_cache_says_what_to_remove(make_config, drawn_tree, tmp_path):
         open_dataset(config, tmp_path)
 
 
-def test_epoch_order_is_a_pure_function():
-    np.testing.assert_array_equal(np.sort(epoch_order(50, 0, 0)), np.arange(50))
-    np.testing.assert_array_equal(epoch_order(50, 0, 3), epoch_order(50, 0, 3))
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
-    assert len(orders) == 9
-
-
-@given(count=st.integers(0, 40), size=st.integers(1, 12))
-def test_every_example_counts_exactly_once(count, size):
-    ids = np.random.default_rng(count).permutation(100)[:count]
-    total = np.zeros(100)
-    for some, weight in split_into_batches(ids, size):
-        assert some.shape == weight.shape == (size,)
-        assert some.dtype == np.int32 and weight.dtype == np.float32
-        assert set(some) <= set(ids)
-        np.add.at(total, some, weight)
-    np.testing.assert_array_equal(total, np.isin(np.arange(100), ids))
-
-
-def test_batch_sizes_that_cannot_be():
-    check_batch_size(16, 16)
-    with pytest.raises(InputError, match="larger than the 16 training images"):
-        check_batch_size(16, 17)
-    with pytest.raises(InputError, match="at least 1"):
-        check_batch_size(16, 0)
-
-
-def test_the_real_sample(make_config, breakhis_sample, tmp_path):
+def test_real_images(make_config, breakhis_sample, tmp_path):
     config = make_config(name="breakhis", path=str(breakhis_sample), image_size=(46, 70))
     dataset = open_dataset(config, tmp_path)
     assert len(dataset) == len(list(breakhis_sample.rglob("*.png")))

@@ -48,16 +48,16 @@ def test_manual_dir_and_archive_give_the_same(prepared, drawn_archive, tmp_path)
     builder = Builder(data_dir=tmp_path)
     config = tfds.download.DownloadConfig(manual_dir=drawn_archive.parent)
     builder.download_and_prepare(download_config=config)
-    ours, theirs = examples(builder), examples(prepared)
-    assert ours.keys() == theirs.keys()
-    for file in ours:
-        for key in ours[file]:
-            np.testing.assert_array_equal(ours[file][key], theirs[file][key])
+    from_archive, from_folder = examples(builder), examples(prepared)
+    assert from_archive.keys() == from_folder.keys()
+    for file in from_archive:
+        for key in from_archive[file]:
+            np.testing.assert_array_equal(from_archive[file][key], from_folder[file][key])
 
 
 @pytest.mark.parametrize("spare_files", [100, 8])
-def test_more_than_fits_in_memory(prepared, drawn_tree, tmp_path, monkeypatch, spare_files):
-    """What TFDS does beyond 1 GB: it sorts through files, a thousand of them open at a time."""
+def test_sorting_through_files(prepared, drawn_tree, tmp_path, monkeypatch, spare_files):
+    """TFDS does so beyond 1 GB, with a thousand files open at a time."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = sorted(set(range(1000)) - set(map(int, os.listdir("/proc/self/fd"))))
@@ -72,7 +72,7 @@ def test_more_than_fits_in_memory(prepared, drawn_tree, tmp_path, monkeypatch, s
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_failure_leaves_nothing_that_looks_whole(drawn_tree, tmp_path):
+def test_a_failed_preparation_leaves_nothing_that_looks_complete(drawn_tree, tmp_path):
     tree = shutil.copytree(drawn_tree, tmp_path / "tree")
     last = max(tree.rglob("*.png"), key=lambda path: path.name)
     whole = last.read_bytes()
@@ -84,7 +84,7 @@ def test_a_failure_leaves_nothing_that_looks_whole(drawn_tree, tmp_path):
     assert len(examples(build(tmp_path / "prepared", tree))) == 16
 
 
-def test_metadata_of_the_catalogue():
+def test_metadata_of_the_catalog():
     metadata = Builder.get_metadata()
     assert "7,909" in metadata.description
     assert "spanhol2016dataset" in metadata.citation
@@ -112,7 +112,7 @@ assert not {{"tensorflow", "jax"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_real_sample(breakhis_sample, tmp_path):
+def test_real_images(breakhis_sample, tmp_path):
     content = examples(build(tmp_path, breakhis_sample))
     assert len(content) == len(list(breakhis_sample.rglob("*.png")))
     assert {example["image"].shape for example in content.values()} <= {

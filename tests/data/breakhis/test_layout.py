@@ -28,7 +28,7 @@ def read(path):
     return dict(read_images(find_source(path)))
 
 
-def test_any_folder_above_or_below_the_root_will_do(tree):
+def test_folders_above_and_below_the_root(tree):
     (tree / "holiday.png").write_bytes(b"not a tissue, and not in BreaKHis_v1")
     names = set(read(tree))
     assert len(names) == 16
@@ -38,19 +38,19 @@ def test_any_folder_above_or_below_the_root_will_do(tree):
     assert set(read(benign)) == {name for name in names if "_B_" in name}
 
 
-def test_a_linked_folder_is_followed_and_a_circle_is_not(tree, tmp_path):
+def test_links_are_followed_once(tree, tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "data").symlink_to(tree)
     (tree / "BreaKHis_v1" / "up").symlink_to(tree)
     assert len(list_images(tmp_path / "links")) == 16
 
 
-def test_archive_and_folder_hold_the_same(drawn_tree, drawn_archive):
+def test_archive_and_folder_contain_the_same_images(drawn_tree, drawn_archive):
     assert read(drawn_archive) == read(drawn_tree)
     assert find_source(drawn_archive.parent) == drawn_archive
 
 
-def test_clutter_is_ignored(tree):
+def test_other_files_are_ignored(tree):
     folder = first_image(tree).parent
     for name in ("Thumbs.db", "notes.txt", "._SOB_B_A-14-1-40-001.png", ".hidden.png"):
         (folder / name).write_bytes(b"clutter")
@@ -59,7 +59,7 @@ def test_clutter_is_ignored(tree):
     assert len(read(tree)) == 16
 
 
-def test_clutter_in_an_archive_is_ignored(drawn_tree, tmp_path):
+def test_other_members_of_an_archive_are_ignored(drawn_tree, tmp_path):
     path = tmp_path / "BreaKHis_v1.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.add(drawn_tree / "BreaKHis_v1", "./BreaKHis_v1")
@@ -109,37 +109,37 @@ def test_a_damaged_image_is_named(tree, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_grey_and_transparent_images_become_rgb(tree):
+def test_gray_and_transparent_images_become_rgb(tree):
     path = first_image(tree)
     Image.open(path).convert("LA").save(path)
     assert Image.open(io.BytesIO(read(tree)[path.name])).mode == "RGB"
 
 
-def test_other_kinds_of_png_become_plain(tree):
+def test_other_kinds_of_png_become_plain_rgb(tree):
     """What the records hold is RGB, upright and of eight bits, like what the authors gave."""
     path = first_image(tree)
     rgb = np.asarray(Image.open(path).convert("RGB"))
 
-    def found():
+    def read_pixels():
         return np.asarray(Image.open(io.BytesIO(read(tree)[path.name])))
 
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     Image.fromarray(rgb).save(path, exif=exif)
-    np.testing.assert_array_equal(found(), np.rot90(rgb, -1))
+    np.testing.assert_array_equal(read_pixels(), np.rot90(rgb, -1))
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(path)
-    np.testing.assert_array_equal(found(), np.repeat(rgb[..., :1], 3, -1))
+    np.testing.assert_array_equal(read_pixels(), np.repeat(rgb[..., :1], 3, -1))
     clear = Image.fromarray(rgb).convert("RGBA")
     clear.putalpha(0)
     clear.save(path)
-    assert (found() == 255).all()
+    assert (read_pixels() == 255).all()
     palette = Image.fromarray(rgb).convert("P")
     palette.save(path)
-    np.testing.assert_array_equal(found(), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(read_pixels(), np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9000, 9000), (40000, 40000)])
-def test_sizes_that_are_no_tile_are_named(tree, size):
+def test_images_that_are_not_tiles_are_named(tree, size):
     path = first_image(tree)
     if size == (1, 1):
         Image.new("RGB", size).save(path)
@@ -162,7 +162,7 @@ def test_sizes_that_are_no_tile_are_named(tree, size):
 
 
 @pytest.mark.parametrize("where", ["../../{}", "/tmp/{}", "BreaKHis_v1/../../{}"])
-def test_an_archive_that_climbs_out_of_its_folder(tmp_path, drawn_tree, where):
+def test_an_archive_with_paths_outside_its_folder_is_rejected(tmp_path, drawn_tree, where):
     image = first_image(drawn_tree)
     path = tmp_path / "BreaKHis_v1.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
@@ -174,7 +174,7 @@ def test_an_archive_that_climbs_out_of_its_folder(tmp_path, drawn_tree, where):
     assert [child.name for child in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_strange_png_is_named(tree):
+def test_a_png_with_another_name_is_named(tree):
     (tree / "BreaKHis_v1" / "figure.png").write_bytes(first_image(tree).read_bytes())
     with pytest.raises(InputError, match=r"figure\.png: not a BreakHis file name"):
         read(tree)
@@ -186,7 +186,7 @@ def test_a_folder_of_other_pictures(tmp_path):
         read(tmp_path)
 
 
-def test_missing_empty_and_wrong_places(tmp_path):
+def test_missing_empty_and_wrong_paths(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         read(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no PNG images"):
@@ -206,7 +206,7 @@ def test_a_dangling_link_is_named(tree):
         source_key(tree)
 
 
-def test_one_name_twice(tree):
+def test_two_images_with_one_name(tree):
     path = first_image(tree)
     other = tree / "BreaKHis_v1" / path.name
     shutil.copy(path, other)
@@ -218,7 +218,7 @@ def test_one_name_twice(tree):
 
 
 @pytest.mark.parametrize("lost", [1.0, 0.7, 0.3, 100, 4])
-def test_a_cut_archive_is_named(drawn_archive, tmp_path, lost):
+def test_a_truncated_archive_is_named(drawn_archive, tmp_path, lost):
     data = drawn_archive.read_bytes()
     path = tmp_path / "BreaKHis_v1.tar.gz"
     path.write_bytes(data[: -int(lost if lost > 1 else lost * len(data))])
@@ -226,14 +226,14 @@ def test_a_cut_archive_is_named(drawn_archive, tmp_path, lost):
         read(path)
 
 
-def test_an_archive_that_is_none(tmp_path):
+def test_a_file_that_is_not_an_archive(tmp_path):
     path = tmp_path / "BreaKHis_v1.tar.gz"
     path.write_bytes(b"<html>please log in</html>")
     with pytest.raises(InputError, match="damaged"):
         read(path)
 
 
-def test_a_strange_png_in_an_archive_is_named(tmp_path, drawn_tree):
+def test_a_png_with_another_name_in_an_archive_is_named(tmp_path, drawn_tree):
     path = tmp_path / "BreaKHis_v1.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.add(first_image(drawn_tree), "BreaKHis_v1/figure.png")
@@ -249,7 +249,7 @@ def test_the_key_follows_the_listing(tree):
     assert source_key(tree) != before
 
 
-def test_the_real_sample(breakhis_sample):
+def test_real_images(breakhis_sample):
     images = read(breakhis_sample)
     assert len(images) == len(list(breakhis_sample.rglob("*.png")))
     names = [parse_name(name) for name in images]

@@ -6,7 +6,7 @@ import pytest
 from densenet_flax.data.breakhis.names import ImageName, parse_name, patient_groups
 
 
-def test_a_name_says_all_there_is_to_know():
+def test_parsing_names():
     assert parse_name("SOB_B_TA-14-22549AB-400-012.png") == ImageName(
         "benign", "tubular_adenoma", 14, "22549AB", "22549", 400, 12
     )
@@ -23,7 +23,7 @@ def test_a_name_says_all_there_is_to_know():
         "xSOB_B_A-14-22549AB-40-001.png",
     ],
 )
-def test_other_names_are_refused(name):
+def test_other_names_are_rejected(name):
     assert parse_name(name) is None
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images import stain_normalization as stain
+from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.synthetic.breakhis_tree import draw_stain, draw_tile
 
@@ -27,7 +27,7 @@ def tile(seed, size=(96, 64), tissue=None):
     return draw_tile(np.random.default_rng(tissue), tissue % 2, look, size)[0]
 
 
-def need(method):
+def require_library(method):
     if LIBRARY[method]:
         pytest.importorskip(LIBRARY[method])
 
@@ -39,32 +39,32 @@ def reference(tmp_path):
     return path
 
 
-def resolved(method, reference):
-    need(method)
+def settings_of(method, reference):
+    require_library(method)
     more = {"reference": str(reference)} if method in WITH_REFERENCE else {}
-    return stain.resolve_settings({"method": method, **more})
+    return resolve_settings({"method": method, **more})
 
 
-def test_nothing_is_the_default():
+def test_no_normalization_by_default():
     for settings in ({}, None, {"method": "none"}):
-        assert stain.resolve_settings(settings) == {}
+        assert resolve_settings(settings) == {}
     image = tile(0)
-    assert stain.make_normalizer({})(image) is image
+    assert make_normalizer({})(image) is image
 
 
 @pytest.mark.parametrize("method", LIBRARY)
 def test_settings_survive_json(method, reference):
-    settings = resolved(method, reference)
+    settings = settings_of(method, reference)
     assert json.loads(json.dumps(settings)) == settings and "reference" not in settings
-    assert stain.resolve_settings(settings) == settings
-    again = stain.make_normalizer(json.loads(json.dumps(settings)))(tile(1))
-    np.testing.assert_array_equal(again, stain.make_normalizer(settings)(tile(1)))
+    assert resolve_settings(settings) == settings
+    again = make_normalizer(json.loads(json.dumps(settings)))(tile(1))
+    np.testing.assert_array_equal(again, make_normalizer(settings)(tile(1)))
     assert again.dtype == np.uint8 and again.shape == tile(1).shape
 
 
 @pytest.mark.parametrize("method", WITH_REFERENCE)
-def test_tiles_come_closer_to_the_reference(method, reference):
-    normalize = stain.make_normalizer(resolved(method, reference))
+def test_tiles_become_more_like_the_reference(method, reference):
+    normalize = make_normalizer(settings_of(method, reference))
 
     def distance(images):
         goal = tile(5).reshape(-1, 3).mean(0)
@@ -73,17 +73,17 @@ def test_tiles_come_closer_to_the_reference(method, reference):
     # The same tissue in other stains: what differs is the stain alone.
     before = [tile(seed, tissue=5) for seed in range(6, 18)]
     after = [normalize(image) for image in before]
-    # Deconvolution keeps the colours of the dyes and changes their strengths only.
+    # Deconvolution keeps the colors of the dyes and changes their strengths only.
     assert distance(after) < (0.9 if method == "deconvolution" else 0.6) * distance(before)
 
 
 @pytest.mark.parametrize("method", WITH_REFERENCE)
 def test_the_reference_itself_hardly_changes(method, reference):
-    done = stain.make_normalizer(resolved(method, reference))(tile(5))
+    done = make_normalizer(settings_of(method, reference))(tile(5))
     assert np.abs(done.astype(int) - tile(5)).mean() < (6 if method == "macenko" else 1.1)
 
 
-def test_macenko_and_reinhard_are_those_of_torchstain(reference):
+def test_macenko_and_reinhard_match_torchstain(reference):
     normalizers = pytest.importorskip("torchstain").normalizers
     for method, make in (
         ("macenko", normalizers.MacenkoNormalizer),
@@ -93,33 +93,31 @@ def test_macenko_and_reinhard_are_those_of_torchstain(reference):
         library.fit(tile(5))
         expected = library.normalize(tile(6))
         expected = expected[0] if isinstance(expected, tuple) else expected
-        ours = stain.make_normalizer(resolved(method, reference))(tile(6))
+        ours = make_normalizer(settings_of(method, reference))(tile(6))
         assert np.abs(ours.astype(int) - expected).max() <= 1
 
 
-def test_the_channel_rule_by_hand():
-    settings = stain.resolve_settings(
-        {"method": "channel", "mean": (180, 130, 170), "std": [20, 25, 15]}
-    )
-    done = stain.make_normalizer(settings)(tile(3)).reshape(-1, 3)
+def test_channel_sets_mean_and_standard_deviation():
+    settings = resolve_settings({"method": "channel", "mean": (180, 130, 170), "std": [20, 25, 15]})
+    done = make_normalizer(settings)(tile(3)).reshape(-1, 3)
     np.testing.assert_allclose(done.mean(0), [180, 130, 170], atol=2)
     np.testing.assert_allclose(done.std(0), [20, 25, 15], atol=2)
 
 
-def test_clahe_widens_the_light_and_keeps_the_hue():
-    colour = pytest.importorskip("skimage.color")
+def test_clahe_raises_contrast_and_keeps_hue():
+    color = pytest.importorskip("skimage.color")
     image = (tile(3).astype(float) * 0.3 + 150).astype(np.uint8)
-    done = stain.make_normalizer(stain.resolve_settings({"method": "clahe"}))(image)
-    before, after = colour.rgb2lab(image), colour.rgb2lab(done)
+    done = make_normalizer(resolve_settings({"method": "clahe"}))(image)
+    before, after = color.rgb2lab(image), color.rgb2lab(done)
     assert after[..., 0].std() > 1.2 * before[..., 0].std()
     assert np.abs(after[..., 1:] - before[..., 1:]).mean() < 1.5
 
 
-def test_the_limit_of_clahe_means_what_it_means_to_opencv():
+def test_clahe_matches_opencv():
     """But for a stretch to the full range, which scikit-image adds."""
     exposure, cv2 = pytest.importorskip("skimage.exposure"), pytest.importorskip("cv2")
     image = np.repeat(tile(3, (704, 464)).mean(-1, keepdims=True), 3, -1).astype(np.uint8)
-    ours = stain.make_normalizer(stain.resolve_settings({"method": "clahe"}))(image)[..., 0]
+    ours = make_normalizer(resolve_settings({"method": "clahe"}))(image)[..., 0]
     lightness = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     lightness[..., 0] = cv2.createCLAHE(2.0, (8, 8)).apply(lightness[..., 0])
     theirs = cv2.cvtColor(lightness, cv2.COLOR_LAB2RGB)[..., 0]
@@ -127,8 +125,8 @@ def test_the_limit_of_clahe_means_what_it_means_to_opencv():
 
 
 @pytest.mark.parametrize("method", LIBRARY)
-def test_tiles_without_tissue_come_back_as_they_are(method, reference):
-    normalize = stain.make_normalizer(resolved(method, reference))
+def test_tiles_without_tissue_are_unchanged(method, reference):
+    normalize = make_normalizer(settings_of(method, reference))
     rng = np.random.default_rng(0)
     empty = rng.integers(236, 250, (32, 32, 3)).astype(np.uint8)
     speck = empty.copy()
@@ -140,13 +138,13 @@ def test_tiles_without_tissue_come_back_as_they_are(method, reference):
 
 
 @pytest.mark.parametrize("method", LIBRARY)
-def test_odd_tiles_do_no_harm(method, reference):
-    normalize = stain.make_normalizer(resolved(method, reference))
+def test_unusual_tiles_keep_shape_and_dtype(method, reference):
+    normalize = make_normalizer(settings_of(method, reference))
     noise = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
-    grey = np.repeat(noise[..., :1], 3, -1)
+    gray = np.repeat(noise[..., :1], 3, -1)
     red = np.zeros((32, 32, 3), np.uint8)
     red[:16] = (200, 0, 0)
-    for image in (noise, grey, red, tile(0)[:9, :9]):
+    for image in (noise, gray, red, tile(0)[:9, :9]):
         done = normalize(image)
         assert done.shape == image.shape and done.dtype == np.uint8
 
@@ -165,28 +163,28 @@ def test_odd_tiles_do_no_harm(method, reference):
         ({"method": "channel", "reference": "/nowhere.png"}, r"/nowhere\.png: cannot be read"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(InputError, match=message) as caught:
-        stain.resolve_settings(settings)
+        resolve_settings(settings)
     assert "\n" not in str(caught.value)
 
 
 def test_a_reference_without_tissue(tmp_path):
     Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
     with pytest.raises(InputError, match=r"white\.png: shows no tissue"):
-        stain.resolve_settings({"method": "channel", "reference": str(tmp_path / "white.png")})
+        resolve_settings({"method": "channel", "reference": str(tmp_path / "white.png")})
 
 
 @pytest.mark.parametrize("method", ["macenko", "deconvolution"])
-def test_a_library_that_is_not_there(method, monkeypatch):
+def test_a_missing_library_is_named(method, monkeypatch):
     name = LIBRARY[method]
     monkeypatch.setitem(sys.modules, name, None)
     package = {"skimage.color": "scikit-image"}.get(name, name)
     with pytest.raises(InputError, match=re.escape(f"needs {package}, which is not installed")):
-        stain.make_normalizer(stain.resolve_settings({"method": method}))
+        make_normalizer(resolve_settings({"method": method}))
 
 
-def test_data_is_normalised_before_it_is_resized(make_config, drawn_tree, tmp_path):
+def test_images_are_normalized_before_they_are_resized(make_config, drawn_tree, tmp_path):
     def opened(**settings):
         config = make_config(name="breakhis", path=str(drawn_tree), stain=settings)
         return open_dataset(config, tmp_path)
@@ -194,10 +192,10 @@ def test_data_is_normalised_before_it_is_resized(make_config, drawn_tree, tmp_pa
     plain = opened(method="none")
     settings = {"method": "channel", "mean": (180, 130, 170), "std": (20, 25, 15)}
     done, other = opened(**settings), opened(**settings | {"std": (20, 25, 16)})
-    assert plain.stain == {} and done.stain == stain.resolve_settings(settings)
+    assert plain.stain == {} and done.stain == resolve_settings(settings)
     assert len({plain.fingerprint, done.fingerprint, other.fingerprint}) == 3
     assert len(list(tmp_path.rglob("images.npy"))) == 3
     paths = {path.name: path for path in drawn_tree.rglob("*.png")}
-    image = stain.make_normalizer(done.stain)(np.asarray(Image.open(paths[done.files[0]])))
+    image = make_normalizer(done.stain)(np.asarray(Image.open(paths[done.files[0]])))
     expected = Image.fromarray(image).resize((32, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(done.images[0], np.asarray(expected))

@@ -35,12 +35,12 @@ def pair(request, make_config, drawn_tree, tmp_path):
     return opened("array"), opened("stream")
 
 
-def wanted(dataset, seed=0, size=5):
+def shuffled_batches(dataset, seed=0, size=5):
     order = epoch_order(len(dataset), seed, 0)
     return [ids[weight > 0] for ids, weight in split_into_batches(order, size)]
 
 
-def test_a_streamed_data_set_is_the_same_data_set(pair):
+def test_streamed_and_array_data_sets_are_equal(pair):
     array, stream = pair
     assert isinstance(array.images, np.ndarray) and isinstance(stream.images, StreamedImages)
     assert stream.images.shape == array.images.shape and stream.images.dtype == np.uint8
@@ -53,19 +53,19 @@ def test_a_streamed_data_set_is_the_same_data_set(pair):
             np.testing.assert_array_equal(getattr(stream, kept)[name], column)
 
 
-def test_it_is_indexed_like_an_array(pair):
+def test_indexing_matches_an_array(pair):
     array, stream = (dataset.images for dataset in pair)
     ids = np.array([3, 0, 3, -1], np.int32)
     for key in (2, np.int64(5), -1, slice(None), slice(4, 9, 2), ids, ids[:1], ids[:0], [1, 2]):
-        found = stream[key]
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, array[key])
+        images = stream[key]
+        assert images.dtype == np.uint8
+        np.testing.assert_array_equal(images, array[key])
     np.testing.assert_array_equal(stream[np.arange(len(array)) % 3 == 0], array[::3])
     with pytest.raises(IndexError):
         stream[len(array)]
 
 
-def test_it_survives_pickling(pair):
+def test_pickling(pair):
     array, stream = (dataset.images for dataset in pair)
     again = pickle.loads(pickle.dumps(stream))
     np.testing.assert_array_equal(again[[1, 4]], array[[1, 4]])
@@ -77,7 +77,7 @@ def test_streaming_writes_no_pixels(pair, tmp_path):
     assert len(list((tmp_path / "stream").rglob("rows.json"))) == 1
 
 
-def test_a_second_run_prepares_nothing_and_an_array_serves_both(
+def test_a_second_run_prepares_nothing_and_streams_beside_an_array(
     make_config, drawn_tree, tmp_path, monkeypatch
 ):
     config = make_config(name="breakhis", path=str(drawn_tree), storage="stream")
@@ -96,14 +96,14 @@ def test_a_second_run_prepares_nothing_and_an_array_serves_both(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_batches_from_memory_and_streamed(pair, workers):
+def test_batches_are_the_same_from_memory_and_streamed(pair, workers):
     """Workers are started after JAX, and with absl's flags not parsed."""
     jax.numpy.zeros(1).block_until_ready()
     array, stream = pair
-    lists = wanted(array)
-    found = list(prefetch_images(stream.images, lists, workers=workers))
-    assert len(found) == len(lists) == 4
-    for ids, images in zip(lists, found, strict=True):
+    lists = shuffled_batches(array)
+    streamed = list(prefetch_images(stream.images, lists, workers=workers))
+    assert len(streamed) == len(lists) == 4
+    for ids, images in zip(lists, streamed, strict=True):
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(images, array.images[ids])
     for ids, images in zip(
@@ -115,7 +115,7 @@ def test_the_same_batches_from_memory_and_streamed(pair, workers):
 def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
     config = make_config(name="breakhis", path=str(drawn_tree), storage="stream")
     dataset = open_dataset(config, tmp_path)
-    lists = wanted(dataset, size=4)
+    lists = shuffled_batches(dataset, size=4)
     whole = list(prefetch_images(dataset.images, lists))
     halves, read = [], []
     for process in range(2):
@@ -135,28 +135,28 @@ def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
         np.testing.assert_array_equal(both, np.concatenate([one, two]))
 
 
-def test_reading_is_ahead_and_bounded(dataset_of_counts):
-    dataset, asked = dataset_of_counts
-    ahead = prefetch_images(dataset.images, [np.array([i]) for i in range(20)], depth=3)
-    assert next(ahead)[0, 0, 0, 0] == 0
-    asked.wait_for(4)
-    assert asked.count <= 4
+def test_reading_ahead_is_bounded(counted_dataset):
+    dataset, reads = counted_dataset
+    batches = prefetch_images(dataset.images, [np.array([i]) for i in range(20)], depth=3)
+    assert next(batches)[0, 0, 0, 0] == 0
+    reads.wait_for(4)
+    assert reads.count <= 4
     for number in range(1, 20):
-        assert next(ahead)[0, 0, 0, 0] == number
-    assert list(ahead) == []
+        assert next(batches)[0, 0, 0, 0] == number
+    assert list(batches) == []
 
 
-def test_who_stops_early_stops_the_reading(dataset_of_counts):
-    dataset, asked = dataset_of_counts
+def test_closing_stops_the_reading(counted_dataset):
+    dataset, reads = counted_dataset
     before = threading.active_count()
-    ahead = prefetch_images(dataset.images, [np.array([i]) for i in range(20)], depth=2)
-    next(ahead)
-    ahead.close()
-    assert asked.count <= 4 and threading.active_count() == before
+    batches = prefetch_images(dataset.images, [np.array([i]) for i in range(20)], depth=2)
+    next(batches)
+    batches.close()
+    assert reads.count <= 4 and threading.active_count() == before
 
 
 @pytest.fixture
-def dataset_of_counts(pair):
+def counted_dataset(pair):
     """A data set whose image number i is all i, that counts how often it is read."""
 
     class Counted:
@@ -184,13 +184,13 @@ def test_an_image_that_was_damaged_later_is_named(make_config, drawn_tree, tmp_p
     dataset = open_dataset(config, tmp_path / "cache")
     (root / dataset.files[2]).write_bytes(b"")
     with pytest.raises(InputError, match=re.escape(dataset.files[2]) + ": is empty"):
-        list(prefetch_images(dataset.images, wanted(dataset), workers=workers))
+        list(prefetch_images(dataset.images, shuffled_batches(dataset), workers=workers))
     (root / dataset.files[2]).unlink()
     with pytest.raises(InputError, match=re.escape(dataset.files[2]) + ": cannot be read"):
         dataset.images[2]
 
 
-def test_doubles_and_bad_images_as_in_an_array(make_config, drawn_tree, tmp_path):
+def test_duplicates_and_bad_images_are_treated_as_in_an_array(make_config, drawn_tree, tmp_path):
     root = shutil.copytree(drawn_tree, tmp_path / "tree") / "BreaKHis_v1/histology_slides/breast"
     first, second = sorted(root.rglob("*.png"))[:2]
     with Image.open(first) as image:
@@ -209,17 +209,17 @@ def test_doubles_and_bad_images_as_in_an_array(make_config, drawn_tree, tmp_path
     np.testing.assert_array_equal(stream.images[:], array.images[:])
 
 
-def test_a_stain_is_normalised_alike(make_config, drawn_tree, tmp_path):
+def test_stain_normalization_matches_an_array(make_config, drawn_tree, tmp_path):
     stain = {"method": "clahe"}
     config = {"name": "breakhis", "path": str(drawn_tree), "stain": stain}
     array = open_dataset(make_config(**config), tmp_path)
     stream = open_dataset(make_config(storage="stream", **config), tmp_path / "other")
     np.testing.assert_array_equal(stream.images[:4], array.images[:4])
-    (found,) = prefetch_images(stream.images, [np.arange(3)], workers=1)
-    np.testing.assert_array_equal(found, array.images[:3])
+    (images,) = prefetch_images(stream.images, [np.arange(3)], workers=1)
+    np.testing.assert_array_equal(images, array.images[:3])
 
 
-def test_bad_settings(make_config, tmp_path, monkeypatch):
+def test_invalid_settings(make_config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"data\.storage='disk': expected one of 'array'"):
         open_dataset(make_config(storage="disk"), tmp_path)
     with pytest.raises(InputError, match=r"data\.workers=-1"):

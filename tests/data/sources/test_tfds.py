@@ -20,7 +20,7 @@ def tile(seed):
 
 
 class TinyTiles(tfds.core.GeneratorBasedBuilder):
-    """A data set as others write them: stated sides, and who it is of."""
+    """A data set with its own names of features and splits, and with patients."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -37,17 +37,17 @@ class TinyTiles(tfds.core.GeneratorBasedBuilder):
             name: self._generate_examples(i) for i, name in enumerate(("train", "valid", "test"))
         }
 
-    def _generate_examples(self, side):
+    def _generate_examples(self, split):
         for number in range(8):
-            seed = side * 8 + number
+            seed = split * 8 + number
             yield (
                 seed,
-                {"picture": tile(seed)[1], "kind": number % 2, "owner": f"p{side}{number // 2}"},
+                {"picture": tile(seed)[1], "kind": number % 2, "owner": f"p{split}{number // 2}"},
             )
 
 
 class NoPictures(tfds.core.GeneratorBasedBuilder):
-    """A data set that is not of images."""
+    """A data set without images."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -63,16 +63,16 @@ class NoPictures(tfds.core.GeneratorBasedBuilder):
 
 
 @pytest.fixture
-def opened(make_config, tmp_path):
-    def open_(name, **changes):
+def open_tfds(make_config, tmp_path):
+    def open_named(name, **changes):
         config = make_config(name=name, path=str(tmp_path / "tfds"), **changes)
         return open_dataset(config, tmp_path / "cache")
 
-    return open_
+    return open_named
 
 
-def test_any_image_classification_set(opened):
-    dataset = opened("tfds:tiny_tiles", image_size=(16, 16))
+def test_an_image_classification_data_set(open_tfds):
+    dataset = open_tfds("tfds:tiny_tiles", image_size=(16, 16))
     assert len(dataset) == 24 and dataset.class_names == ("low", "high")
     assert sorted(dataset.files)[0] == "test/0000000"
     expected = {tile(seed)[0].tobytes() for seed in range(24)}
@@ -86,18 +86,18 @@ def test_any_image_classification_set(opened):
     assert not split.patient_disjoint  # nothing says whose they are
 
 
-def test_patients_by_a_feature(opened):
-    dataset = opened("tfds:tiny_tiles", patient_key="owner")
+def test_patients_by_a_feature(open_tfds):
+    dataset = open_tfds("tfds:tiny_tiles", patient_key="owner")
     assert dataset.patients_known and len(set(dataset.patients("patient"))) == 12
     config = SplitConfig(policy="given", group="patient")
     assert make_split(dataset, config).patient_disjoint
     with pytest.raises(InputError, match=r"patient_key='who': tiny_tiles has picture, kind, owner"):
-        opened("tfds:tiny_tiles", patient_key="who")
+        open_tfds("tfds:tiny_tiles", patient_key="who")
 
 
-def test_names_that_lead_nowhere(opened):
+def test_data_sets_that_cannot_be_opened(open_tfds):
     with pytest.raises(InputError, match=r"data\.name='tfds:no_such_thing': TFDS cannot open") as e:
-        opened("tfds:no_such_thing")
+        open_tfds("tfds:no_such_thing")
     assert "\n" not in str(e.value)
     with pytest.raises(InputError, match="expected one feature of type image, found none"):
-        opened("tfds:no_pictures")
+        open_tfds("tfds:no_pictures")

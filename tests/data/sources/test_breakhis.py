@@ -1,5 +1,3 @@
-"""What there is to know about all of BreakHis: its counts, its subtypes, its doubles."""
-
 import dataclasses
 import shutil
 
@@ -7,27 +5,10 @@ import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis import counts
-from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
 from densenet_flax.data.loading import open_dataset
 
 
-def pairs(dataset):
-    return list(zip(dataset.columns["subtype"], dataset.columns["magnification"], strict=True))
-
-
-def test_the_known_counts_are_those_of_the_fold_files(breakhis_folds):
-    there = pairs(dataset_of_names(list_file_names(breakhis_folds / "dsfold1.txt")))
-    assert sum(map(sum, counts.KNOWN.values())) == len(there) == 7909
-    assert counts.describe_difference(there) == ""
-    assert counts.describe_difference([pair for pair in there if pair[1] == 100], 100) == ""
-    some = [*sorted(there)[1:], ("adenosis", 400)]
-    assert counts.describe_difference(some) == (
-        "7909 of 7909 images; missing: adenosis 40X 1; beyond the known: adenosis 400X 1"
-    )
-
-
-def test_eight_classes_from_the_same_prepared_data(make_config, drawn_tree, tmp_path):
+def test_both_labels_share_the_prepared_data(make_config, drawn_tree, tmp_path):
     config = make_config(name="breakhis", path=str(drawn_tree))
     two = open_dataset(config, tmp_path)
     eight = open_dataset(dataclasses.replace(config, labels="subtype"), tmp_path)
@@ -59,7 +40,7 @@ def doubled(drawn_tree, tmp_path):
     return tree
 
 
-def test_the_slide_that_is_two(doubled, make_config, tmp_path):
+def test_policies_for_a_slide_under_two_subtypes(doubled, make_config, tmp_path):
     def opened(**changes):
         config = make_config(name="breakhis", path=str(doubled), **changes)
         return open_dataset(config, tmp_path / "cache")
