@@ -94,24 +94,25 @@ def export_classifier(
     skipped: dict[str, str] = {}
     for name in formats or FORMATS:
         try:
-            data = _serialize(name, classifier, description)
+            data, exported = _serialize(name, classifier, description)
         except InputError as error:
             if formats:  # it was asked for by name
                 raise
             skipped[name] = str(error)
             continue
-        exported = _load(name, data)
-        threshold = classifier.operating_point.threshold
-        differences[name] = _compare(name, exported, images, expected, threshold)
-        contents[FILE_NAMES[name]] = data
+        contents[FILE_NAMES[name]], differences[name] = data, None
+        if exported:
+            threshold = classifier.operating_point.threshold
+            differences[name] = _compare(name, exported, images, expected, threshold)
 
+    # The ONNX file holds the description without these two, which say something about it.
     description["files"] = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in contents.items()
     }
     description["largest_difference"] = {FILE_NAMES[k]: v for k, v in differences.items()}
-    _log(folder, contents, differences, skipped)
     _write(folder, contents, description, _examples_file(images, expected))
+    _log(folder, contents, differences, skipped)
     return ExportResult(folder, differences, skipped)
 
 
@@ -133,19 +134,17 @@ def _check_request(folder: Path, formats: Collection[str], overwrite: bool) -> N
             )
 
 
-def _serialize(name: str, classifier: Classifier, description: JsonDict) -> bytes:
+def _serialize(
+    name: str, classifier: Classifier, description: JsonDict
+) -> tuple[bytes, PredictFn | None]:
+    """The file of a format, and its function; None where it cannot run or holds weights alone."""
     if name == "stablehlo":
-        return stablehlo.serialize(classifier)
+        data = stablehlo.serialize(classifier)
+        return data, stablehlo.load(data)
     if name == "onnx":
-        return onnx_graph.serialize(classifier, description)
-    return _keras_weights(classifier)
-
-
-def _load(name: str, data: bytes) -> PredictFn | None:
-    """The exported function; None if it cannot run here or the file holds weights alone."""
-    if name == "stablehlo":
-        return stablehlo.load(data)
-    return onnx_graph.load(data) if name == "onnx" else None
+        data = onnx_graph.serialize(classifier, description)
+        return data, onnx_graph.load(data)
+    return _keras_weights(classifier), None
 
 
 def _keras_weights(classifier: Classifier) -> bytes:
@@ -156,6 +155,7 @@ def _keras_weights(classifier: Classifier) -> bytes:
     variables = jax.tree.map(np.asarray, classifier.variables)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAMES["keras"]
+        # Keras need not be installed: our writer made the file, and our reader checks it.
         export_weights(path, variables, info)
         read_back(path, variables)
         return path.read_bytes()
@@ -163,18 +163,16 @@ def _keras_weights(classifier: Classifier) -> bytes:
 
 def _compare(
     name: str,
-    exported: PredictFn | None,
+    exported: PredictFn,
     images: UInt8[np.ndarray, "N H W 3"],
     expected: Prediction,
     threshold: float,
-) -> float | None:
+) -> float:
     """Runs a file on all images and on one; returns the largest difference of a probability.
 
     Raises:
       InputError: it is too large, or a decision differs.
     """
-    if exported is None:
-        return None
     is_clear = _is_clear(expected, threshold)
     largest = 0.0
     for rows in (slice(None), slice(1)):  # two batch sizes: the file has to take any
@@ -234,12 +232,13 @@ def _examples_file(images: UInt8[np.ndarray, "N H W 3"], expected: Prediction) -
 def _write(
     folder: Path, contents: Mapping[str, bytes], description: JsonDict, examples: bytes
 ) -> None:
-    text_files = {
+    files = {
+        **contents,
         "examples.npz": examples,
         _DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
         "README.md": render_readme(description).encode(),
     }
-    replace_files(folder, {**contents, **text_files})
+    replace_files(folder, files)
     # Formats of an earlier export: their weights may be those of another network.
     for name in set(FILE_NAMES.values()) - contents.keys():
         (folder / name).unlink(missing_ok=True)

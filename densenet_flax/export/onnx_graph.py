@@ -82,6 +82,7 @@ def serialize(classifier: Classifier, description: JsonDict) -> bytes:
         ir_version=_IR_VERSION,
         producer_name="densenet_flax",
     )
+    # Values of the metadata are strings; others are stored as JSON.
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in description.items()}
     helper.set_model_props(model, texts)
     onnx.checker.check_model(model, full_check=True)
@@ -159,6 +160,7 @@ class _Graph:
 def _stem(graph: _Graph, x: Tensor, params: PyTree, stats: PyTree) -> Tensor:
     x = graph.conv(x, "conv1_conv", params["conv"], strides=2, padding=3)
     x = graph.relu(graph.batch_norm(x, "conv1_bn", params["bn"], stats["bn"]))
+    # ONNX pads with -inf and Keras with 0: the same after a ReLU.
     return graph.pool("MaxPool", x, "pool1", size=3, pads=[1] * 4)
 
 
@@ -242,11 +244,13 @@ def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
     x = _preprocess_input(graph, x, info.preprocessing)
     logits = _densenet(graph, x, classifier)
     if info.num_classes == 1:
+        # x - x is a zero of the batch's size, which a constant could not have.
         zero = graph.add("Sub", logits, logits, name="no_score")
         logits = graph.add("Concat", zero, logits, name="two_scores", axis=1)
     log_probability = graph.add("LogSoftmax", logits, name="log_softmax", axis=1)
     if classifier.tta:
         views = num_views(classifier.image_size)
+        # The views were concatenated, so the first axis of the batch is [V, N].
         shape = graph.constant("by_view", [views, -1, classes], np.int64)
         by_view = graph.add("Reshape", log_probability, shape, name="score_of_views")
         total = graph.add("ReduceLogSumExp", by_view, name="sum_of_views", axes=[0], keepdims=0)

@@ -17,6 +17,7 @@ def serialize(classifier: Classifier) -> bytes:
     """Traces the classifier with its weights into the format of `jax.export.deserialize`."""
     variables = jax.tree.map(np.asarray, classifier.variables)  # become constants of the program
     height, width = classifier.image_size
+    # A symbolic batch size: the file takes any number of images.
     shape = export.symbolic_shape(f"batch, {height}, {width}, 3")
     function = jax.jit(functools.partial(predict_fn, classifier, variables))
     exported = export.export(function, platforms=PLATFORMS)

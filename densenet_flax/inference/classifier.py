@@ -207,10 +207,13 @@ class Classifier:
         Raises:
           InputError: it cannot be read as an image.
         """
+        # In the order of training: the stain is estimated before pixels are averaged.
         return resize(self._normalize(read_pixels(image, name)), self.image_size)
 
     def forward(self, batch: UInt8[np.ndarray, "N H W 3"]) -> ForwardOutput:
         """Runs the network on at most `images_per_batch` images that `prepare` returned."""
+        # In three segments, because the input of the norm and the features are kept. They are also
+        # the segments of the evaluation, so the compilation cache of the run has them.
         x = self._to_devices(batch, self.images_per_batch)
         x = symmetric_views(x) if self.tta else x
         norm_input = self.network.run(self.variables, x, stop="norm")
@@ -232,7 +235,7 @@ class Classifier:
         unit: str = "norm",
     ) -> Float[np.ndarray, "N h w"]:
         """Computes the saliency maps of prepared images and the output of `forward` for them."""
-        size = len(output.norm_input)
+        size = len(output.norm_input)  # with the padding: a shape that is compiled already
         target = np.zeros(size, np.int64)
         target[: len(label)] = label
         x = self._to_devices(batch, size) if unit != "norm" else None
@@ -295,6 +298,8 @@ def load_classifier(
             f"{path}: no such file or directory; expected a work directory or a weights file"
         )
     variables, info = read_weights(path)
+    # The stain settings are checked here, where the message can name the file: `weights` does not
+    # know the methods of `data`.
     try:
         resolve_settings(info.inference.stain)
     except InputError as error:
@@ -304,7 +309,7 @@ def load_classifier(
     if dtype:
         inference = dataclasses.replace(info.inference, dtype=dtype)
         info = dataclasses.replace(info, inference=inference)
-    config = Workdir(path).read_config()
+    config = Workdir(path).read_config()  # {} for a file
     return Classifier(
         variables,
         info,

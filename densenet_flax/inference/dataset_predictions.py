@@ -96,6 +96,7 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Yields batches of images without augmentation, on the devices; the next are read ahead."""
     batches = list(split_into_batches(ids, batch_size))
+    # Each process reads its own rows of every batch.
     images = prefetch_images(dataset.images, [process_slice(rows, mesh) for rows, _ in batches])
     for rows, weight in batches:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)

@@ -75,6 +75,7 @@ def draw_panel(
     canvas.paste(Image.fromarray(overlay_map(tile, values)), (x, y))
     tissue = tile.reshape(-1, 3).mean(0)  # so that the scale looks as the colors do over the image
     canvas.paste(_color_bar(tissue, (bar, height)), (bar_x, y))
+    # The line across the bar is where the contour runs.
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12 * scale)
     middle = y + height // 2
     draw.line([(bar_x, middle), (bar_x + bar, middle)], "white", 2 * scale)

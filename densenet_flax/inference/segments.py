@@ -93,7 +93,7 @@ class SegmentedModel:
         return jax.ShapeDtypeStruct(self.model.input_shape(cut, image_shape), np.dtype(dtype))
 
     def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:
-        ends = (*self.cuts, None)
+        ends = (*self.cuts, None)  # None is the end of the network
         for begin, end in pairwise(ends[ends.index(start) : ends.index(stop) + 1]):
             assert begin is not None
             yield begin, end
@@ -101,6 +101,7 @@ class SegmentedModel:
     def _select(self, variables: Variables, begin: str, end: str | None) -> dict[str, PyTree]:
         units = self.model.units
         units = units[units.index(begin) : units.index(end) if end else None]
+        # Only what the segment uses: jit looks at every leaf of its arguments in every call.
         return {name: select_units(tree, units) for name, tree in variables.items()}
 
 

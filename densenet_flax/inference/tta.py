@@ -26,6 +26,7 @@ def symmetric_views(images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "NV H W 3"]
     Returns:
       The V views of the first image, beginning with itself, then those of the next; NV = N · V.
     """
+    # The first four keep rows as rows; the others exchange them with columns.
     matrices = jnp.asarray(SYMMETRIES[: num_views(images.shape[1:3])])
 
     def view(image: UInt8[Array, "H W 3"], matrix: Float[Array, "2 2"]) -> UInt8[Array, "H W 3"]:

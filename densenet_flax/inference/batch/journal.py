@@ -40,6 +40,7 @@ class Journal:
         self.path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Appending creates the file, and keeps it until the lock shows whose it is.
             self._file = open(path, "a+b")  # noqa: SIM115
         # On the file itself: a lock file beside it would be left behind by a kill.
         try:

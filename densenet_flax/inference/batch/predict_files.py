@@ -21,11 +21,12 @@ from typing import BinaryIO, TypeAlias
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import prefetch
+from densenet_flax.evaluation.predictions import probability_columns
 from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_from_name
 from densenet_flax.inference.batch.journal import Journal
 from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
@@ -89,13 +90,9 @@ def predict(
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
     count = sum(summary.decisions.values())
     logging.info("%s: %d images: %s", options.output, count, decisions)
-    if summary.skipped:
-        logging.warning(
-            "%d of %d files cannot be read and were skipped, such as %s",
-            len(summary.skipped),
-            len(files),
-            summary.skipped[0],
-        )
+    if skipped := summary.skipped:
+        message = "%d of %d files cannot be read and were skipped, such as %s"
+        logging.warning(message, len(skipped), len(files), skipped[0])
     return summary
 
 
@@ -121,8 +118,7 @@ def predict_files(
     options.check()
     if options.overlays:
         next_unit(classifier.model, options.unit)  # rejects an unknown unit
-    key = _job_digest(classifier, files, options)
-    journal = Journal(partial_path(options.output), key)
+    journal = Journal(partial_path(options.output), _job_digest(classifier, files, options))
     with contextlib.closing(journal):
         if journal.done:
             logging.info("resuming after %d of %d images", journal.done, len(files))
@@ -154,6 +150,7 @@ class _Job:
     def process_remaining(self) -> None:
         """Predicts the files that the journal does not have yet."""
         batch_size, files = self.classifier.images_per_batch, self.files[self.journal.done :]
+        # Two batches ahead: one that the network takes next, and one that is being decoded.
         images = zip(files, prefetch(self._load, files, depth=2 * batch_size), strict=True)
         total, done = len(self.files), self.journal.done
         progress = tqdm(total=total, initial=done, desc="predict", unit="img", disable=None)
@@ -179,6 +176,7 @@ class _Job:
             if isinstance(image, InputError):
                 with tqdm.external_write_mode():  # above the progress bar
                     logging.warning("skipped: %s", image)
+        # The journal has the files in their order, the network took the readable ones of them.
         probabilities: Iterator[list[float]] = iter(())
         if readable:
             prepared = np.stack([image.prepared for _, image in readable])
@@ -225,6 +223,7 @@ class _Job:
         path = partial_path(self.options.embeddings)
         size = 4 * self.classifier.info.layout.features * sum(1 for _ in self._predicted())
         with contextlib.ExitStack() as stack:
+            # Ends before the yield: its message would blame this file for errors of the caller.
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(open(path, "ab"))
@@ -251,6 +250,7 @@ class _Job:
             raise InputError(
                 f"none of the {len(self.files)} images can be read, such as {skipped[0]}"
             )
+        # The table comes last: as long as it is missing, the same command resumes.
         embeddings, width = self.options.embeddings, self.classifier.info.layout.features
         if embeddings:
             paths = (str(file.path) for file, _ in self._predicted())
@@ -271,16 +271,17 @@ class _Job:
             yield {
                 "file": [str(file.path) for file, _ in chunk],
                 "patient": [patient_from_name(file, settings) for file, _ in chunk],
-                **self._columns("probability", prediction.probability),
-                **self._columns("calibrated", prediction.calibrated),
+                **_columns("probability", prediction.probability, prediction.class_names),
+                **_columns("calibrated", prediction.calibrated, prediction.class_names),
                 "decision": prediction.decision.tolist(),
             }
 
-    def _columns(self, title: str, values: np.ndarray) -> dict[str, np.ndarray]:
-        names = self.classifier.class_names
-        if len(names) == 2:
-            return {title: values[:, 1]}
-        return {f"{title}_{name}": values[:, i] for i, name in enumerate(names)}
+
+def _columns(
+    name: str, values: Float[np.ndarray, "N K"], class_names: tuple[str, ...]
+) -> dict[str, Float[np.ndarray, "N"]]:
+    values = values[:, 1:] if len(class_names) == 2 else values
+    return dict(zip(probability_columns(name, class_names), values.T, strict=True))
 
 
 def _group(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
@@ -304,6 +305,7 @@ def _group(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
 def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: OutputOptions) -> str:
     """A digest of the network, the files and the outputs: a job resumes only if it is the same."""
     digest = hashlib.sha256()
+    # The values of the network and not its file name: a retrained network is another job.
     for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.variables):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).data)
@@ -317,6 +319,7 @@ def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: Out
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for file in files:
         with contextlib.suppress(OSError):  # a file that cannot be read is reported when it is due
+            # Size and time stand for the content, which may be terabytes.
             stat = file.path.stat()
             digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
         digest.update(os.fsencode(file.path) + b"\0")

@@ -71,11 +71,12 @@ def write_features(
     Raises:
       InputError: it cannot be written.
     """
-    rows = raw.stat().st_size // (4 * width)
+    rows = raw.stat().st_size // (4 * width)  # 4 bytes a number
     with open(raw, "rb") as source, atomic_file(path) as temporary:
         parts = iter(lambda: source.read(4 * width * rows_per_chunk), b"")
         if path.suffix == ".npy":
             with open(temporary, "wb") as file:
+                # The header needs the number of rows, which is why the features were raw until now.
                 header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
                 np.lib.format.write_array_header_1_0(file, header)
                 file.writelines(parts)
@@ -85,6 +86,7 @@ def write_features(
         def tables() -> Iterator[Mapping[str, Any]]:
             for data, names in zip(parts, chunks(files, rows_per_chunk), strict=True):
                 values = pyarrow.array(np.frombuffer(data, np.float32))
+                # Lists of one length, without an offset for each row.
                 features = pyarrow.FixedSizeListArray.from_arrays(values, width)
                 yield {"file": _to_arrow(pyarrow, names), "features": features}
 
@@ -112,6 +114,7 @@ def _write_parquet(path: Path, tables: Iterable[Mapping[str, Any]]) -> None:
     try:
         for columns in tables:
             table = pyarrow.table(dict(columns))
+            # The schema is known with the first part.
             writer = writer or parquet.ParquetWriter(path, table.schema)
             writer.write_table(table)
     finally:
