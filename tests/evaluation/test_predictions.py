@@ -158,6 +158,21 @@ def test_a_table_that_contradicts_itself_is_rejected(make, change, message):
         make(**{"label": [0, 1], "probability": [0.1, 0.9], **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threshold": 0.3}, "threshold is 0.3, but there are 4 classes"),
+        ({"probability": np.full((200, 3), 1 / 3)}, r"shape \(200, 3\).* there are 4 classes"),
+        ({"probability": np.full((200, 4), 0.3)}, "adds up to 1.2"),
+        ({"probability": np.full((200, 4), np.nan)}, "is nan"),
+        ({"label": np.full(200, 4)}, "label of 'image0.png' is 4; expected 0 to 3"),
+    ],
+)
+def test_a_table_of_four_classes_that_contradicts_itself_is_rejected(several, change, message):
+    with pytest.raises(InputError, match=message):
+        replace(several(0), **change)
+
+
 def test_a_table_with_a_column_of_another_length_is_rejected(hand):
     columns = {name: getattr(hand, name) for name in COLUMNS}
     with pytest.raises(InputError, match="'slide' has shape"):

@@ -1,79 +1,29 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from scipy.special import expit
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
-from densenet_flax.evaluation import choose_operating_point
 from densenet_flax.evaluation.metrics.calibration import calibration_metrics
-from densenet_flax.evaluation.metrics.temperature import (
-    calibrate,
-    fit_temperature,
-    margin,
-    nll_per_image,
-)
 
 
-def drawn(seed, n=4000, temperature=1.0):
-    """Margins whose probability is right at the given temperature, and labels."""
-    rng = np.random.default_rng(seed)
-    true = rng.normal(0.5, 2, n)
-    return true * temperature, (rng.random(n) < expit(true)).astype(int)
-
-
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_temperature_is_found(temperature):
-    margins, label = drawn(0, temperature=temperature)
-    found, reason = fit_temperature(margins, label)
-    assert reason == "" and found == pytest.approx(temperature, rel=0.06)
-    # It is the best one: a grid finds none better.
-    losses = [log_loss(label, expit(margins / t)) for t in np.geomspace(0.1, 10, 400)]
-    assert log_loss(label, expit(margins / found)) <= min(losses) + 1e-9
-
-
-def test_calibration_helps_and_keeps_the_order():
-    margins, label = drawn(1, temperature=3)
-    probability = expit(margins)
-    found, _ = fit_temperature(margin(probability), label)
-    after = calibrate(probability, found)
-    assert np.array_equal(np.argsort(after), np.argsort(probability))
-    assert np.array_equal(after >= 0.5, probability >= 0.5)
-    worse, better = calibration_metrics(label, probability), calibration_metrics(label, after)
-    for name in ("brier", "nll", "ece", "ece_top_label"):
-        assert better[name] < worse[name]
-    assert better["ece"] < 0.03
-
-
-@pytest.mark.parametrize(
-    ("margins", "label", "message"),
-    [
-        ([1.0, 2.0], [1, 1], "of one class"),
-        ([-3.0, -1.0, 2.0], [0, 0, 1], "sharper is always better"),
-        ([3.0, 1.0, -2.0], [0, 0, 1], "flatter is always better"),
-        ([0.0, 0.0], [0, 1], "no best temperature"),
-    ],
-)
-def test_no_best_temperature_is_1_with_a_reason(margins, label, message):
-    temperature, reason = fit_temperature(np.array(margins), np.array(label))
-    assert temperature == 1.0 and message in reason
-
-
-def test_certain_probabilities_stay_finite():
-    p = np.array([0.0, 1.0, 0.5, 5e-324, 1 - 2**-53])
-    assert np.isfinite(margin(p)).all() and margin(p)[2] == 0
-    found = calibration_metrics(np.array([1, 0, 1, 0, 1]), p)
-    assert np.isfinite(found["nll"]) and np.isfinite(found["brier"])
-    assert np.array_equal(calibrate(p, 1), p)
-    np.testing.assert_allclose(expit(margin(p[2:4])), p[2:4], atol=1e-15)
-
-
-def test_scores_against_scikit_learn():
-    rng = np.random.default_rng(2)
-    p, label = rng.random(300), rng.integers(0, 2, 300)
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(0.001, 0.999)), min_size=1))
+def test_scores_of_two_classes_are_those_of_scikit_learn(rows):
+    label, p = map(np.array, zip(*rows, strict=True))
     found = calibration_metrics(label, p)
-    assert found["brier"] == pytest.approx(brier_score_loss(label, p))
-    assert found["nll"] == pytest.approx(log_loss(label, p))
+    assert found["brier"] == pytest.approx(brier_score_loss(label, p, labels=[0, 1]))
+    assert found["nll"] == pytest.approx(log_loss(label, p, labels=[0, 1]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), *[st.floats(0.001, 1)] * 3), min_size=1))
+def test_scores_of_three_classes_are_those_of_scikit_learn(rows):
+    label, *scores = map(np.array, zip(*rows, strict=True))
+    p = np.stack(scores, axis=1) / np.sum(scores, axis=0)[:, None]
+    found = calibration_metrics(label, p)
+    expected = np.mean(np.sum((p - np.eye(3)[label]) ** 2, axis=1))
+    assert found["brier"] == pytest.approx(expected)
+    assert found["nll"] == pytest.approx(log_loss(label, p, labels=[0, 1, 2]))
+    assert set(found) == {"n", "brier", "nll", "ece_top_label", "bins_top_label"}
 
 
 def test_ece_by_hand():
@@ -103,25 +53,11 @@ def test_bins_hold_every_probability_once():
         assert row["count"] == inside.sum()
 
 
-def test_several_classes(several):
+def test_several_classes_have_the_top_label_error_alone(several):
     table = several(0, n=4000, patients=200)
-    flat = replace(table, probability=calibrate(table.probability, 2.0))
-    # At a temperature of 2 already, so half of the temperature of the original is left to fit.
-    own, fitted = choose_operating_point(table), choose_operating_point(flat)
-    assert fitted.temperature == pytest.approx(own.temperature / 2, rel=1e-3)
-    best = nll_per_image(table.label, np.log(calibrate(table.probability, own.temperature))).mean()
-    for other in (0.97, 1.03):
-        worse = calibrate(table.probability, own.temperature * other)
-        assert nll_per_image(table.label, np.log(worse)).mean() > best
-    measured = calibration_metrics(table.label, table.probability)
-    assert measured["nll"] == pytest.approx(log_loss(table.label, table.probability))
-    truth = np.eye(4)[table.label]
-    assert measured["brier"] == pytest.approx(((table.probability - truth) ** 2).sum(1).mean())
+    found = calibration_metrics(table.label, table.probability)
     top, right = table.probability.max(1), table.prediction == table.label
     index = np.minimum((top * 15).astype(int), 14)
     gaps = [abs(top[index == b].sum() - right[index == b].sum()) for b in range(15)]
-    assert measured["ece_top_label"] == pytest.approx(sum(gaps) / len(table))
-    assert "ece" not in measured
-    point = fitted.apply(flat)
-    assert point.calibrated.sum(axis=1) == pytest.approx(np.ones(len(flat)))
-    assert np.array_equal(point.prediction, flat.prediction)
+    assert found["ece_top_label"] == pytest.approx(sum(gaps) / len(table))
+    assert "ece" not in found

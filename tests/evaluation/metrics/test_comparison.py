@@ -34,7 +34,7 @@ def test_differences_are_b_minus_a_on_the_same_resamples(random_table):
         assert result["image"][name]["b"] == points[1][name]
 
 
-def test_the_other_way_round_is_the_negative(random_table):
+def test_swapping_the_tables_negates_the_differences(random_table):
     a, b = random_table(1), better(random_table(1), 0.1)
     there, back = compare(a, b, 300), compare(b, a, 300)
     for name in METRICS:
@@ -43,11 +43,11 @@ def test_the_other_way_round_is_the_negative(random_table):
         assert one["low"] == pytest.approx(-other["high"]) and one["p"] == other["p"]
 
 
-def test_a_run_against_itself_is_no_different(random_table):
+def test_a_table_against_itself_is_no_different(random_table):
     table = random_table(2)
     result = compare(table, table.select(np.arange(len(table))[::-1]), 200)
-    for unit in ("image", "patient"):
-        for name, row in result[unit].items():
+    for level in ("image", "patient"):
+        for name, row in result[level].items():
             if name != "undefined":
                 assert row["difference"] == row["low"] == row["high"] == 0 and row["p"] == 1
 
@@ -56,16 +56,6 @@ def test_rows_are_matched_by_file(random_table):
     a, b = random_table(3), better(random_table(3))
     order = np.random.default_rng(0).permutation(len(b))
     assert compare(a, b.select(order), 100) == compare(a, b, 100)
-
-
-def test_p_value():
-    many = 10**6
-    assert p_value(np.array([1.0, 2, 3, -1]), Basis(many)) == pytest.approx(2 * 2 / 5, abs=1e-3)
-    assert p_value(np.ones(1999), Basis(many)) == pytest.approx(2 / 2000, rel=0.01)
-    assert p_value(np.array([0.0, 1e-17, -1e-17]), Basis(many)) == 1
-    assert p_value(np.append(np.ones(9), np.nan), Basis(many)) == pytest.approx(2 / 10, rel=0.01)
-    # Few patients: larger, as their intervals are wider.
-    assert p_value(np.ones(1999), Basis(5)) > 5 * p_value(np.ones(1999), Basis(many))
 
 
 def two_networks(make, seed, patients=40, gain=0.0):
@@ -115,12 +105,12 @@ def test_under_no_difference_p_is_rarely_small(make):
         ({"class_names": ("benign", "cancer")}, "other classes"),
     ],
 )
-def test_other_images_are_refused(hand, change, message):
+def test_other_images_are_rejected(hand, change, message):
     with pytest.raises(InputError, match=message):
         compare(hand, replace(hand, **change), 10)
 
 
-def test_what_cannot_be_compared_says_why(hand):
+def test_a_metric_that_cannot_be_compared_has_a_reason(hand):
     result = compare(hand, hand, 50)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["image"]["accuracy"] is None

@@ -47,11 +47,10 @@ def test_summary(folds):
     assert summary["pooled"]["patient"]["n"] == 12
     pooled = pool(parts)
     spans = intervals(pooled, Bootstrap(3000))["image"]["accuracy"]
-    mine = cross_validation_summary(parts, resamples=3000)["pooled"]["intervals"]["image"][
-        "accuracy"
-    ]
-    assert mine["low"] == pytest.approx(spans["low"], abs=0.01)
-    assert mine["high"] == pytest.approx(spans["high"], abs=0.01)
+    summary = cross_validation_summary(parts, resamples=3000)
+    found = summary["pooled"]["intervals"]["image"]["accuracy"]
+    assert found["low"] == pytest.approx(spans["low"], abs=0.01)
+    assert found["high"] == pytest.approx(spans["high"], abs=0.01)
     text = summary_table(summary)
     assert "fold 1" in text and "mean ± SD" in text and f"{mean['mean']:.3f}" in text
 
@@ -90,7 +89,7 @@ def test_a_fold_without_a_metric_is_left_out_of_its_mean(folds):
     assert "–" in summary_table(summary)
 
 
-def test_no_folds_and_other_classes_are_refused(folds):
+def test_no_folds_and_other_classes_are_rejected(folds):
     _, parts = folds
     for function in (pool, cross_validation_summary):
         with pytest.raises(InputError, match=r"none|no folds"):

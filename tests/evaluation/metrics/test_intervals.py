@@ -1,19 +1,15 @@
-import importlib.util
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import evaluate
-from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics import binary, multiclass
 from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, draw_patients
 from densenet_flax.evaluation.metrics.intervals import intervals, mean_intervals
 from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
-
-PATIENT_METRICS = metric_set(2).patient_names
 
 
 def test_an_interval_is_percentiles_of_the_resamples(random_table):
@@ -32,12 +28,12 @@ def test_an_interval_is_percentiles_of_the_resamples(random_table):
     assert intervals(table, Bootstrap(300, seed=8)) != found
 
 
-def test_every_metric_has_an_interval_around_it(random_table):
+def test_every_metric_of_two_classes_has_an_interval_around_it(random_table):
     found = intervals(random_table(1), Bootstrap())
-    assert set(found["image"]) == {*METRICS, "undefined"}
-    assert set(found["patient"]) == {*PATIENT_METRICS, "undefined"}
+    assert set(found["image"]) == {*binary.METRICS, "undefined"}
+    assert set(found["patient"]) == {*metric_set(2).patient_names, "undefined"}
     points = evaluate(random_table(1))
-    for name in METRICS:
+    for name in binary.METRICS:
         span = found["image"][name]
         assert span["low"] < points["image"][name] < span["high"]
     assert [row["magnification"] for row in found["by_magnification"]] == [40, 100, 200, 400]
@@ -45,20 +41,7 @@ def test_every_metric_has_an_interval_around_it(random_table):
     assert found["by_subtype"][0]["image"]["undefined"]["roc_auc"] == "no malignant images"
 
 
-def test_few_patients_widen_and_many_do_not():
-    tails = [Bootstrap().tail(Basis(n)) for n in (2, 5, 9, 30, 10_000)]
-    assert tails == sorted(tails)
-    assert tails[-1] == pytest.approx(0.025, abs=1e-4)
-    # Student's 2.306 with 8 degrees of freedom times sqrt(9/8) is a normal's 2.446.
-    assert tails[2] == pytest.approx(0.00723, abs=1e-5)
-    # The mean of 9 normal numbers has, from its resamples, the width that Student's t gives it.
-    x = np.random.default_rng(0).normal(size=9)
-    means = np.random.default_rng(1).choice(x, (200_000, 9)).mean(axis=1)
-    width = np.diff(np.quantile(means, [tails[2], 1 - tails[2]]))[0]
-    assert width == pytest.approx(2 * 2.306 * x.std(ddof=1) / 3, rel=0.03)
-
-
-def test_one_patient_cannot_be_resampled(hand):
+def test_metrics_that_rest_on_one_patient_have_no_interval(hand):
     found = intervals(hand, Bootstrap(50))
     reason = "only one benign patient, and one cannot be resampled"
     assert found["image"]["accuracy"] is None
@@ -68,7 +51,7 @@ def test_one_patient_cannot_be_resampled(hand):
     assert found["image"]["specificity"] is None
 
 
-def test_no_spread_is_no_interval(make):
+def test_the_same_value_in_every_resample_is_no_interval(make):
     table = make(label=[0, 0, 1, 1], probability=[0.1, 0.2, 0.8, 0.9], patient=list("abcd"))
     found = intervals(table, Bootstrap(50))
     assert found["image"]["accuracy"] is None
@@ -112,7 +95,7 @@ def test_intervals_are_json(random_table, hand, make):
         assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_means(random_table):
+def test_intervals_of_means(random_table):
     table = random_table(2)
     error = (table.probability - table.label) ** 2
     found = mean_intervals(table, {"brier": error}, Bootstrap(500))["brier"]
@@ -126,20 +109,34 @@ def test_means(random_table):
     assert [found["low"], found["high"]] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("settings", [{"resamples": 0}, {"level": 1.0}, {"level": 0}])
-def test_settings_that_make_no_sense_are_refused(hand, settings):
-    with pytest.raises(InputError, match=next(iter(settings))):
-        Bootstrap(**settings)
+def test_every_metric_of_four_classes_has_an_interval_around_it(several):
+    table = several(1)
+    found, points = intervals(table, Bootstrap(400)), evaluate(table)
+    assert found["resamples_without_a_class"] == 0
+    assert [row["magnification"] for row in found["by_magnification"]] == [40, 100]
+    assert found["by_subtype"] == points["by_subtype"] == []  # the classes say it all
+    for name in multiclass.METRICS:
+        assert found["image"][name]["low"] < points["image"][name] < found["image"][name]["high"]
+    for span, row in zip(found["by_class"], points["by_class"], strict=True):
+        for name in multiclass.PER_CLASS:
+            assert span[name]["low"] < row[name] < span[name]["high"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert intervals(table, Bootstrap(400)) == found != intervals(table, Bootstrap(400, seed=1))
 
 
-def test_patients_resampled_cover_the_truth_and_images_do_not():
-    """The benchmark behind docs/evaluation.md, small."""
-    path = Path(__file__).parents[3] / "benchmarks" / "interval_coverage.py"
-    spec = importlib.util.spec_from_file_location("interval_coverage", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    row = benchmark.coverage((24, 58), 0.4, test_sets=80, resamples=200, seed=0, images=12)
-    assert row["coverage"]["patients"] >= 0.87
-    assert row["coverage"]["images"] <= 0.8
-    alike = benchmark.coverage((24, 58), 0.0, test_sets=60, resamples=200, seed=0, images=8)
-    assert alike["coverage"]["images"] >= 0.87  # nothing is wrong with it but the independence
+def test_a_class_with_one_patient_has_no_interval_and_the_rest_still_does(several):
+    table = several(0)
+    table = table.select(~np.isin(table.patient, ["p4", "p8", "p12"]))
+    found = intervals(table, Bootstrap(200))
+    reason = "only one adenosis patient, and one cannot be resampled"
+    assert found["image"]["undefined"]["macro_f1"] == reason
+    assert found["by_class"][0]["undefined"]["recall"] == reason
+    assert found["image"]["accuracy"] and found["by_class"][1]["recall"]
+
+
+def test_patients_of_several_classes_leave_the_recognition_rate_its_interval(several):
+    table = several(0)
+    mixed = replace(table, patient=np.where(table.patient == "p1", "p0", table.patient))
+    found = intervals(mixed, Bootstrap(50))
+    assert found["patient"]["patient_recognition_rate"] is not None
+    assert found["patient"]["kappa"] is None

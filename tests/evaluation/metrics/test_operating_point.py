@@ -36,21 +36,21 @@ def test_rules_by_hand(validation):
 def test_no_other_threshold_is_better(random_table, seed, rule):
     table = random_table(seed)
 
-    def judge(threshold):
+    def rates(threshold):
         called = table.probability >= threshold
         return np.mean(called[table.label == 1]), np.mean(~called[table.label == 0])
 
-    chosen = judge(choose_operating_point(table, rule).threshold)
-    others = [judge(t) for t in np.linspace(0, 1, 201)]
+    chosen = rates(choose_operating_point(table, rule).threshold)
+    others = [rates(t) for t in np.linspace(0, 1, 201)]
     if rule == "youden":
         assert sum(chosen) >= max(map(sum, others)) - 1e-12
     else:
-        wanted = check_rule(rule)
-        assert chosen[0] >= wanted
-        assert chosen[1] >= max(spec for sens, spec in others if sens >= wanted)
+        sensitivity = check_rule(rule)
+        assert chosen[0] >= sensitivity
+        assert chosen[1] >= max(spec for sens, spec in others if sens >= sensitivity)
 
 
-def test_neighbouring_probabilities_are_told_apart(make):
+def test_adjacent_probabilities_can_be_separated(make):
     a = 0.7
     b = np.nextafter(a, 1)
     point = choose_operating_point(make(label=[0, 1], probability=[a, b]), "youden")
@@ -61,7 +61,7 @@ def test_neighbouring_probabilities_are_told_apart(make):
 
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("rule", ["youden", "sensitivity>=0.95"])
-def test_one_class_falls_back_and_says_so(make, label, rule):
+def test_one_class_leaves_the_defaults_with_a_reason(make, label, rule):
     point = choose_operating_point(make(label=[label] * 2, probability=[0.1, 0.4]), rule)
     missing = ("malignant", "benign")[label]
     assert (point.threshold, point.temperature) == (0.5, 1)
@@ -72,7 +72,7 @@ def test_one_class_falls_back_and_says_so(make, label, rule):
 @pytest.mark.parametrize(
     "rule", ["", "best", "sensitivity>=0", "sensitivity>=1.1", "sensitivity>=."]
 )
-def test_other_rules_are_refused(validation, rule):
+def test_unknown_rules_are_rejected(validation, rule):
     with pytest.raises(InputError, match=r"threshold rule is .*youden"):
         choose_operating_point(validation, rule)
 
@@ -102,7 +102,7 @@ def test_json_round_trip():
     "change",
     [{"threshold": 2}, {"threshold": "x"}, {"temperature": 0}, {"temperature": float("nan")}],
 )
-def test_what_cannot_be_applied_is_refused(change):
+def test_values_that_cannot_be_applied_are_rejected(change):
     with pytest.raises(InputError, match="operating point"):
         OperatingPoint.from_dict({**OperatingPoint().to_dict(), **change})
     without = OperatingPoint().to_dict()
