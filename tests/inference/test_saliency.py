@@ -182,3 +182,16 @@ def test_the_sanity_check_reports_every_step_of_the_cascade(deep):
     assert list(correlations) == ["head", "conv5", "conv4", "conv3", "conv2", "stem"]
     assert all(-1 <= value < 0.999 for value in correlations.values())
     assert mean_rank_correlation(maps, run(deep)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("hidden", [(), (8,)], ids=["CAM", "Grad-CAM"])
+def test_maps_are_summed_in_full_precision(hidden, linear, deep):
+    """The default is bfloat16 on a TPU and TF32 on a GPU, which no test on a CPU would see."""
+    model, variables = deep if hidden else linear
+    x = jnp.ones((3, 2, 3, model.input_shape("norm", IMAGES.shape)[-1]))
+
+    def maps(variables, x, target):
+        return saliency._weighted_channels(model, variables, x, target, start="norm", after="head")
+
+    jaxpr = str(jax.make_jaxpr(maps)(variables, x, jnp.asarray(TARGET)))
+    assert "Precision.HIGHEST" in jaxpr
