@@ -12,6 +12,7 @@ HeadSettings.from_config({"dropout": 2.0}, "config.head")
 import contextlib
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -22,6 +23,10 @@ from densenet_flax.common.errors import InputError
 
 # Metadata of a field that holds a block whose keys stand beside its own in the configuration.
 INLINE = {"inline": True}
+
+# Shows a value in a message: a file may hold a list of a million numbers.
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 200
 
 
 def setting(default: Any, expected: str, allowed: Callable[[Any], bool]) -> Any:
@@ -56,7 +61,8 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if "allowed" in field.metadata and not field.metadata["allowed"](value):
-                raise InputError(f"{field.name}={value!r}: expected {field.metadata['expected']()}")
+                expected = field.metadata["expected"]()
+                raise InputError(f"{field.name}={SHORT.repr(value)}: expected {expected}")
 
     @classmethod
     def from_config(cls, block: Mapping[str, Any], path: str, **computed: Any) -> Self:
@@ -128,7 +134,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
         return hint.from_config(value, path)
     elif not origin and _is_a(value, hint):
         return hint(value) if hint in (int, float) else value
-    raise InputError(f"{path}={value!r}: expected {_describe(hint)}")
+    raise InputError(f"{path}={SHORT.repr(value)}: expected {_describe(hint)}")
 
 
 def _is_a(value: Any, hint: type) -> bool:
@@ -142,6 +148,7 @@ def _is_a(value: Any, hint: type) -> bool:
 def _describe(hint: Any) -> str:
     """A type in the words of a user."""
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+    names[types.NoneType] = "None"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_describe, arguments))

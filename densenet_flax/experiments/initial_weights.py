@@ -5,7 +5,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.types import Variables
 from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import Split
@@ -14,13 +14,12 @@ from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import draw_variables
 from densenet_flax.models.preprocessing import preprocess_input
-from densenet_flax.weights.info import InferenceSettings, WeightsInfo
+from densenet_flax.weights.inference_settings import InferenceSettings
+from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
-from densenet_flax.weights.load import load_with_info, open_source
+from densenet_flax.weights.load import load_backbone
 
 _CALIBRATION_IMAGES = 64
-# Keras's; files that do not state their own are Keras's.
-_DEFAULT_MEANING = {"epsilon": 1.001e-5, "final_relu": True}
 
 
 def initial_variables(
@@ -41,7 +40,7 @@ def initial_variables(
         order = epoch_order(len(split.train), seed, 0)
         images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
         variables = {**variables, "batch_stats": measure_batch_stats(model, variables, images)}
-        origin: JsonDict = {"source": "random"}
+        origin: InfoFields = {"source": "random"}
     else:
         backbone, origin = load_backbone(source, model)
         variables = {kind: {**tree, **backbone[kind]} for kind, tree in variables.items()}
@@ -53,8 +52,12 @@ def initial_variables(
         patient_group=split.policy.group,
         patient_pattern=experiment.data.patient_pattern,
     )
-    names = dataset.class_names
-    return variables, WeightsInfo.of(model, class_names=names, inference=inference, **origin)
+    fields: InfoFields = {
+        **origin,
+        "class_names": dataset.class_names,
+        "inference": inference,
+    }
+    return variables, WeightsInfo.of(model, **fields)
 
 
 def measure_batch_stats(
@@ -76,25 +79,6 @@ def measure_batch_stats(
         return updated["batch_stats"]
 
     return jax.tree.map(np.asarray, measure(variables, images))
-
-
-def load_backbone(source: str, model: DenseNet) -> tuple[Variables, JsonDict]:
-    """Reads a pretrained backbone.
-
-    Args:
-      source: 'imagenet', or a weights file.
-      model: the network; its epsilon and last ReLU need not be those of the file.
-
-    Returns:
-      The variables without a head, and the fields of `WeightsInfo` that come from the file.
-    """
-    if source != "imagenet":
-        with open_source(source) as file:
-            meaning = {**_DEFAULT_MEANING, **file.meaning}
-        model = model.clone(epsilon=meaning["epsilon"], final_relu=meaning["final_relu"])
-    variables, info = load_with_info(source, model, ignore_head=True)
-    kept = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
-    return variables, {name: getattr(info, name) for name in kept}
 
 
 def with_meaning(model: DenseNet, info: WeightsInfo) -> DenseNet:

@@ -23,7 +23,7 @@ from densenet_flax.inference.classifier import Classifier, load_classifier
 from densenet_flax.inference.results import Prediction
 from densenet_flax.storage.atomic import replace_files
 from densenet_flax.weights import export_weights
-from densenet_flax.weights.conversion import read_back
+from densenet_flax.weights.conversion import check_written
 
 FILE_NAMES = {
     "stablehlo": "classifier.stablehlo",
@@ -157,7 +157,7 @@ def _keras_weights(classifier: Classifier) -> bytes:
         path = Path(folder) / FILE_NAMES["keras"]
         # Keras need not be installed: our writer made the file, and our reader checks it.
         export_weights(path, variables, info)
-        read_back(path, variables)
+        check_written(path, variables)
         return path.read_bytes()
 
 

@@ -1,15 +1,15 @@
 """The command line: `python -m densenet_flax.weights convert|export|inspect|download`."""
 
 import argparse
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights import Conversion, convert, download, export, inspect
-from densenet_flax.weights.info import PREPROCESSING, WeightsInfo
-from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL
+from densenet_flax.weights.conversion import Conversion, Inspection, convert, export, inspect
+from densenet_flax.weights.info import PREPROCESSING, InfoFields, WeightsInfo
+from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL, download
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,11 +29,11 @@ def _parser() -> argparse.ArgumentParser:
         description="DenseNet weights of Keras, PyTorch and TIAToolbox, in and out.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, target, what in (
+    for name, function, target, text in (
         ("convert", convert, "DST.safetensors", "any supported file to this package's own"),
         ("export", export, "DST.weights.h5", "any supported file to one that Keras loads"),
     ):
-        command = commands.add_parser(name, help=what, description=f"Converts {what}.")
+        command = commands.add_parser(name, help=text, description=f"Converts {text}.")
         command.add_argument("src", metavar="SRC", help="file, or checkpoint directory")
         command.add_argument("dst", metavar=target, help="where to write")
         command.add_argument(
@@ -41,9 +41,9 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="run the source's framework too, and print the largest difference per unit",
         )
-        _add_meaning(command)
-        command.set_defaults(run=_converter(run))
-    command = commands.add_parser("inspect", help="what a file is, and whether it is whole")
+        _add_overrides(command)
+        command.set_defaults(run=_conversion_command(function))
+    command = commands.add_parser("inspect", help="what a file is, and whether it is complete")
     command.add_argument("file", metavar="FILE")
     command.add_argument("--tensors", action="store_true", help="list every tensor")
     command.add_argument("--json", action="store_true", help="all of it, as JSON")
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_meaning(command: argparse.ArgumentParser) -> None:
+def _add_overrides(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("what the file cannot say itself")
     group.add_argument("--preprocessing", choices=PREPROCESSING)
     group.add_argument("--epsilon", type=float, help="of every BatchNorm")
@@ -67,55 +67,79 @@ def _add_meaning(command: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether a ReLU follows the last norm",
     )
-    group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
+    group.add_argument(
+        "--class-names", type=_split_names, metavar="A,B,…", help="in the order of the outputs"
+    )
     group.add_argument("--license", "--licence", help="of the weights")
 
 
-def _converter(run):
-    def command(arguments: argparse.Namespace) -> None:
-        names = ("preprocessing", "epsilon", "final_relu", "class_names", "license")
-        meaning = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
-        if "class_names" in meaning:
-            meaning["class_names"] = tuple(n.strip() for n in meaning["class_names"].split(","))
-        result: Conversion = run(arguments.src, arguments.dst, verify=arguments.verify, **meaning)
-        for line in result.proof:
+def _overrides(arguments: argparse.Namespace) -> InfoFields:
+    given = vars(arguments).items()
+    overrides = {n: v for n, v in given if n in InfoFields.__annotations__ and v is not None}
+    return cast(InfoFields, overrides)
+
+
+def _split_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _conversion_command(
+    function: Callable[..., Conversion],
+) -> Callable[[argparse.Namespace], None]:
+    def run(arguments: argparse.Namespace) -> None:
+        overrides = _overrides(arguments)
+        result = function(arguments.src, arguments.dst, verify=arguments.verify, **overrides)
+        for line in result.verification:
             print(line)
         print(f"{arguments.dst}: {_summary(result.info, result.parameters)}")
-        print(f"{'because':>16}  {'; '.join(result.reasons)}")
+        print(f"{'because':>16}  {'; '.join(result.evidence)}")
 
-    return command
+    return run
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    found = inspect(arguments.file)
+    inspection = inspect(arguments.file)
     if arguments.json:
-        values = {**dataclasses.asdict(found), "info": found.info.to_dict()}
-        print(json.dumps(values, indent=2))
+        print(json.dumps(_as_json(inspection), indent=2))
         return
-    info = found.info
+    info = inspection.info
     rows = {
-        "form": found.form,
-        "official": found.official or "no known official file",
+        "form": inspection.format,
+        "official": inspection.official or "no known official file",
         "network": info.layout.describe(),
-        "parameters": f"{found.parameters:,} in {len(found.tensors):,} tensors",
+        "parameters": f"{inspection.parameters:,} in {len(inspection.tensors):,} tensors",
         "classes": ", ".join(info.class_names) or "names unknown",
         "preprocessing": info.preprocessing,
         "epsilon": f"{info.epsilon:g}",
         "final ReLU": "yes" if info.final_relu else "no",
-        "because": "; ".join(found.reasons),
+        "because": "; ".join(inspection.evidence),
         "first source": info.source,
         "its sha256": info.sha256,
         "license": info.license or "unknown",
-        "size": f"{found.size:,} bytes",
+        "size": f"{inspection.size:,} bytes",
     }
     if not info.num_classes:
         del rows["classes"]
-    print(found.path)
+    print(inspection.path)
     for name, value in rows.items():
         print(f"{name:>16}  {value}")
     if arguments.tensors:
-        for name, shape in found.tensors.items():
+        for name, shape in inspection.tensors.items():
             print(f"{'×'.join(map(str, shape)):>16}  {name}")
+
+
+def _as_json(inspection: Inspection) -> dict[str, object]:
+    """With the keys that scripts know from the first version."""
+    return {
+        "path": inspection.path,
+        "form": inspection.format,
+        "official": inspection.official,
+        "size": inspection.size,
+        "info": inspection.info.to_dict(),
+        "reasons": inspection.evidence,
+        "parameters": inspection.parameters,
+        "tensors": inspection.tensors,
+    }
 
 
 def _download(arguments: argparse.Namespace) -> None:

@@ -2,20 +2,22 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from pathlib import Path as FilePath
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias, Unpack
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.layout import flatten
-from densenet_flax.weights.load import Variables, open_source, read_source, read_weights
-from densenet_flax.weights.official import known_file
+from densenet_flax.common.types import Variables
+from densenet_flax.weights.info import InfoFields, WeightsInfo
+from densenet_flax.weights.layout import Shape
+from densenet_flax.weights.load import open_weights, read_weights
+from densenet_flax.weights.official import official_name
 from densenet_flax.weights.save import check_target, export_weights, save_weights
 
-StrPath = str | os.PathLike[str]
+StrPath: TypeAlias = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +25,18 @@ class Conversion:
     """A conversion that was made.
 
     Attributes:
-      info: what the weights mean.
-      tensors: how many were carried over.
+      info: of the written weights.
+      tensors: how many were converted.
       parameters: how many numbers the network trains.
-      reasons: why they are taken to mean that.
-      proof: lines of the verification; empty if none was asked for.
+      evidence: where the info comes from, in words.
+      verification: lines that say how the conversion was verified; empty if it was not.
     """
 
     info: WeightsInfo
     tensors: int
     parameters: int
-    reasons: tuple[str, ...]
-    proof: tuple[str, ...] = ()
+    evidence: tuple[str, ...]
+    verification: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +45,28 @@ class Inspection:
 
     Attributes:
       path: the file.
-      form: its format, in words.
+      format: in words.
       official: name for `download` if it is an official file of Keras; else ''.
       size: bytes.
-      info: what it holds and means.
-      reasons: why it is taken to mean that.
+      info: of the weights.
+      evidence: where the info comes from, in words.
       parameters: how many numbers the network trains.
       tensors: shape by name, as the file spells them, in our layout.
     """
 
     path: str
-    form: str
+    format: str
     official: str
     size: int
     info: WeightsInfo
-    reasons: tuple[str, ...]
+    evidence: tuple[str, ...]
     parameters: int
-    tensors: dict[str, tuple[int, ...]]
+    tensors: dict[str, Shape]
 
 
-def convert(src: StrPath, dst: StrPath, *, verify: bool = False, **meaning: Any) -> Conversion:
+def convert(
+    src: StrPath, dst: StrPath, *, verify: bool = False, **overrides: Unpack[InfoFields]
+) -> Conversion:
     """Converts any supported file to our `.safetensors`.
 
     Args:
@@ -70,110 +74,119 @@ def convert(src: StrPath, dst: StrPath, *, verify: bool = False, **meaning: Any)
       dst: where to write; must end in `.safetensors`.
       verify: run the source's framework and ours on the same images first, and compare; then read
         the written file back.
-      **meaning: attributes of `WeightsInfo` that the file cannot state or states wrongly, such as
-        `preprocessing` or `class_names`.
+      **overrides: attributes of `WeightsInfo` that the file cannot state or states wrongly, such
+        as `preprocessing` or `class_names`.
 
     Raises:
       InputError: `src` cannot be read, `dst` cannot be written, or the two networks disagree;
         `dst` is then what it was before.
     """
-    return _convert(src, check_target(dst, ".safetensors"), save_weights, verify, meaning)
+    return _convert(src, check_target(dst, ".safetensors"), save_weights, verify, overrides)
 
 
-def export(src: StrPath, dst: StrPath, *, verify: bool = False, **meaning: Any) -> Conversion:
+def export(
+    src: StrPath, dst: StrPath, *, verify: bool = False, **overrides: Unpack[InfoFields]
+) -> Conversion:
     """Converts any supported file to one that Keras loads.
 
     Args:
       src: a file as for `read_weights`.
       dst: where to write: `.weights.h5`, or any other `.h5` for Keras's legacy format.
       verify: as for `convert`.
-      **meaning: as for `convert`.
+      **overrides: as for `convert`.
 
     Raises:
       InputError: as for `convert`; or Keras's DenseNet cannot compute what these weights need.
     """
-    return _convert(src, check_target(dst, ".h5"), export_weights, verify, meaning)
+    return _convert(src, check_target(dst, ".h5"), export_weights, verify, overrides)
 
 
 def inspect(path: StrPath) -> Inspection:
-    """Reads a file as a whole and says what it is.
+    """Reads all tensors of a file and describes it.
 
     Raises:
       InputError: it cannot be read or is no DenseNet.
     """
-    with open_source(path) as source:
-        variables, info = read_source(source)
-        is_file = source.path.is_file()
+    with open_weights(path) as file:
+        layout = file.layout()
+        variables = file.read(layout)
+        is_file = file.path.is_file()
         return Inspection(
-            path=str(source.path),
-            form=source.form,
-            official=known_file(source.path) if is_file else "",
-            size=source.path.stat().st_size if is_file else 0,
-            info=info,
-            reasons=tuple(source.reasons),
-            parameters=_parameters(variables),
-            tensors={tensor.name: tensor.shape for tensor in source.tensors},
+            path=str(file.path),
+            format=file.format,
+            official=official_name(file.path) if is_file else "",
+            size=file.path.stat().st_size if is_file else 0,
+            info=file.info(layout),
+            evidence=tuple(file.evidence),
+            parameters=_count_parameters(variables),
+            tensors={tensor.name: tensor.shape for tensor in file.tensors},
         )
 
 
-def _convert(
-    src: StrPath, dst: FilePath, write: Any, verify: bool, meaning: Mapping[str, Any]
-) -> Conversion:
-    with open_source(src) as source:
-        variables, info = read_source(source)
-        form, path, reasons = source.form, source.path, tuple(source.reasons)
-    if meaning:
-        info = dataclasses.replace(info, **meaning)
-        reasons = (*reasons, f"{', '.join(meaning)} as given by the user")
-    proof: tuple[str, ...] = ()
-    if verify:
-        proof = _prove(path, form, variables, info)
-    write(dst, variables, info)
-    if verify:
-        read_back(dst, variables)
-        proof = (*proof, f"read back from {dst.name}: every number is bitwise the same")
-    count = len(flatten(variables))
-    return Conversion(info, count, _parameters(variables), reasons, proof)
-
-
-def _prove(path: FilePath, form: str, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
-    # Imported here: a conversion without proof needs no network.
-    from densenet_flax.weights.verify import TOLERANCE, verify
-
-    proof = verify(path, form, variables, info)
-    if not proof.framework:
-        return (
-            f"not compared with the source's framework: {proof.reason}",
-            "checked: every tensor of the file is used once, all are finite, variances are not "
-            "negative, and our network gives finite values on random images",
-        )
-    if not proof.passed:
-        unit = next(u for u, value in proof.differences.items() if not value <= TOLERANCE)
-        raise InputError(
-            f"{path}: {proof.framework} and this package differ by {proof.differences[unit]:.1e} "
-            f"of the largest value from unit {unit} on; the file means something else than "
-            "recognised: state --preprocessing, --epsilon or --final-relu"
-        )
-    lines = [f"{unit:>16}  {value:.1e}" for unit, value in proof.differences.items()]
-    worst = max(proof.differences.values())
-    return (
-        f"largest difference from {proof.framework} over largest value, on random images:",
-        *lines,
-        f"{'worst':>16}  {worst:.1e} (at most {TOLERANCE:.0e})",
-    )
-
-
-def read_back(dst: FilePath, variables: Variables) -> None:
-    """Compares a written file with what was to be written, bit by bit.
+def check_written(path: Path, variables: Variables) -> None:
+    """Compares a written file with the variables that were to be written, bit by bit.
 
     Raises:
       InputError: a number is another.
     """
-    again = flatten(read_weights(dst)[0])
-    for name, values in flatten(variables).items():
-        if not np.array_equal(again[name], values):
-            raise InputError(f"{dst}: {'/'.join(name)} changed on the disk; check the disk")
+    written = flatten_dict(read_weights(path)[0])
+    for name, values in flatten_dict(variables).items():
+        if not np.array_equal(written[name], values):
+            raise InputError(f"{path}: {'/'.join(name)} changed on the disk; check the disk")
 
 
-def _parameters(variables: Variables) -> int:
-    return sum(value.size for value in flatten(variables["params"]).values())
+def _convert(
+    src: StrPath,
+    dst: Path,
+    write: Callable[[StrPath, Variables, WeightsInfo], None],
+    verify: bool,
+    overrides: InfoFields,
+) -> Conversion:
+    with open_weights(src) as file:
+        layout = file.layout()
+        variables, info = file.read(layout), file.info(layout)
+        path, framework, evidence = file.path, file.framework, tuple(file.evidence)
+    if overrides:
+        info = dataclasses.replace(info, **overrides)
+        evidence = (*evidence, f"{', '.join(overrides)} as given by the user")
+    verification: tuple[str, ...] = ()
+    if verify:
+        verification = _verify(path, framework, variables, info)
+    write(dst, variables, info)
+    if verify:
+        check_written(dst, variables)
+        line = f"read back from {dst.name}: every number is bitwise the same"
+        verification = (*verification, line)
+    count = len(flatten_dict(variables))
+    return Conversion(info, count, _count_parameters(variables), evidence, verification)
+
+
+def _verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
+    """Verifies a conversion and describes the result in lines."""
+    # Imported here: a conversion that is not verified needs no network.
+    from densenet_flax.weights.verify import TOLERANCE, verify
+
+    result = verify(path, framework, variables, info)
+    if not result.framework:
+        return (
+            f"not compared with the source's framework: {result.reason}",
+            "checked: every tensor of the file is used once, all are finite, variances are not "
+            "negative, and our network gives finite values on random images",
+        )
+    if unit := result.failed_unit:
+        raise InputError(
+            f"{path}: {result.framework} and this package differ by "
+            f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the file "
+            "means something else than recognized: state --preprocessing, --epsilon or "
+            "--final-relu"
+        )
+    worst = max(result.differences.values())
+    return (
+        f"largest difference from {result.framework} over largest value, on random images:",
+        *(f"{unit:>16}  {value:.1e}" for unit, value in result.differences.items()),
+        f"{'worst':>16}  {worst:.1e} (at most {TOLERANCE:.0e})",
+    )
+
+
+def _count_parameters(variables: Variables) -> int:
+    return sum(value.size for value in flatten_dict(variables["params"]).values())

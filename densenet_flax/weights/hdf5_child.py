@@ -1,23 +1,28 @@
-"""The other process of `hdf5_probe`: reads an HDF5 file. A script that imports h5py alone."""
+"""The child process of `hdf5_probe`: reads an HDF5 file. A script that imports h5py alone.
+
+Usage: hdf5_child.py FILE, or '-' for the file's bytes on standard input.
+"""
 
 import contextlib
 import io
 import os
 import sys
-from typing import Any
 
 import h5py
 
 
 def _read_all(file: h5py.File, size: int) -> None:
+    """Reads what `keras_files` may read: attributes and arrays, of `size` bytes in all."""
     seen = {file.id}
 
-    def visit(item: Any) -> None:
+    def visit(item: h5py.Group | h5py.Dataset) -> None:
         for name in item.attrs:
             with contextlib.suppress(Exception):
                 item.attrs[name]
         if isinstance(item, h5py.Dataset):
-            if not item.external and not item.is_virtual and item.nbytes <= 20 * size:
+            # Not what lies in other files or unpacks to far more than the file: it is rejected.
+            is_inside = not item.external and not item.is_virtual
+            if is_inside and not item.dtype.hasobject and item.nbytes <= 20 * size:
                 item[()]
             return
         for name in item:

@@ -7,27 +7,29 @@ a fifth of a second.
 
 import subprocess
 import sys
-from pathlib import Path as FilePath
+from pathlib import Path
 
 from densenet_flax.common.errors import InputError
 
 _SECONDS = 20.0
 _BYTES_PER_SECOND = 2e6  # of the slowest disk to wait for
-_LARGEST_EXIT_STATUS = 255  # Windows reports a crash as a larger one, Unix as a negative one
 
 
-def probe(path: FilePath, content: bytes | None = None) -> None:
-    """Raises an `InputError` if reading the file crashes or does not end.
+def probe(path: Path, content: bytes | None = None) -> None:
+    """Checks that reading a file neither crashes nor runs for ever.
 
     Args:
       path: the file.
       content: the HDF5 file itself, where it is a member of `path`.
+
+    Raises:
+      InputError: it does.
     """
     if not sys.executable:  # an embedded Python has none to start
         return
     size = path.stat().st_size if content is None else len(content)
-    child = str(FilePath(__file__).with_name("hdf5_child.py"))
-    # -P: this folder has a keras.py and a torch.py, which no library should import.
+    child = str(Path(__file__).with_name("hdf5_child.py"))
+    # -P: no library shall import a module of this folder by mistake.
     command = [sys.executable, "-P", child, str(path.resolve()) if content is None else "-"]
     try:
         result = subprocess.run(
@@ -41,5 +43,5 @@ def probe(path: FilePath, content: bytes | None = None) -> None:
         raise InputError(
             f"{path}: reading it does not end; the file is damaged, get it again"
         ) from error
-    if not 0 <= result.returncode <= _LARGEST_EXIT_STATUS:
+    if result.returncode < 0:  # a signal ended it
         raise InputError(f"{path}: reading it crashes HDF5; the file is damaged, get it again")

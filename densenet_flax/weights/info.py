@@ -6,25 +6,33 @@ one is one line that names it, and not a crash or a hang in the middle of a pred
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.inference_settings import InferenceSettings
-from densenet_flax.weights.json_checks import (
-    are_strings,
-    as_list,
-    as_tuple,
-    expect_valid,
-    is_integer,
-    is_object,
-)
 from densenet_flax.weights.layout import Layout
 
 PREPROCESSING = ("torch", "scale")
 ACTIVATIONS = ("softmax", "sigmoid")
+
+
+class InfoFields(TypedDict, total=False):
+    """Attributes of `WeightsInfo` that shapes do not tell."""
+
+    preprocessing: str
+    epsilon: float
+    final_relu: bool
+    activation: str
+    class_names: tuple[str, ...]
+    source: str
+    sha256: str
+    license: str
+    inference: InferenceSettings
+    extra: JsonDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +80,15 @@ class WeightsInfo:
         _check(self)
 
     @classmethod
-    def of(cls, model: DenseNet, **kwargs: Any) -> "WeightsInfo":
-        """The info of weights for `model`; `kwargs` are the attributes that a model cannot know."""
-        layout = Layout.of(model)
-        return cls.from_layout(
-            layout, **{"epsilon": model.epsilon, "final_relu": model.final_relu, **kwargs}
-        )
+    def of(cls, model: DenseNet, **fields: Unpack[InfoFields]) -> "WeightsInfo":
+        """The info of weights for `model`; its epsilon and last ReLU unless `fields` has them."""
+        info = cls.from_layout(Layout.of(model), epsilon=model.epsilon, final_relu=model.final_relu)
+        return dataclasses.replace(info, **fields)
 
     @classmethod
-    def from_layout(cls, layout: Layout, **kwargs: Any) -> "WeightsInfo":
+    def from_layout(cls, layout: Layout, **fields: Unpack[InfoFields]) -> "WeightsInfo":
         """The info of weights of this layout."""
-        return cls(network=layout.network, **dataclasses.asdict(layout), **kwargs)
+        return cls(network=layout.network, **dataclasses.asdict(layout), **fields)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "WeightsInfo":
@@ -91,30 +97,40 @@ class WeightsInfo:
         Raises:
           InputError: a value is missing or cannot be used.
         """
-        expect_valid("the whole", values, is_object(values), "a JSON object")
+        settings = InferenceSettings.keys()
+        extra = values.get("extra") or {} if isinstance(values, Mapping) else None
+        if not isinstance(extra, Mapping):
+            raise InputError("extra: expected a JSON object; convert the file again")
         # Files spell it 'licence', so that versions before this one find it.
         values = {"license" if name == "licence" else name: value for name, value in values.items()}
-        extra = values.pop("extra", None) or {}
-        expect_valid("extra", extra, is_object(extra), "a JSON object")
-        names = {field.name for field in dataclasses.fields(cls)} - {"inference"}
-        known = {name: as_tuple(value) for name, value in values.items() if name in names}
-        for name in ("network", "blocks"):
-            if name not in known:
-                raise InputError(f"weights info: {name} is missing; convert the file again")
-        extra = {**extra, **{name: value for name, value in values.items() if name not in names}}
+        names = {field.name for field in dataclasses.fields(cls)} - {"inference", "extra"}
+        known = {name: value for name, value in values.items() if name in names}
+        for name in ("blocks", "hidden", "class_names"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])
+        unknown = {n: value for n, value in values.items() if n not in names and n != "extra"}
+        extra = {**extra, **unknown}
         inference = InferenceSettings.from_dict(extra)
-        for field in dataclasses.fields(inference):
-            extra.pop(field.name, None)
-        return cls(**known, inference=inference, extra=extra)
+        extra = {name: value for name, value in extra.items() if name not in settings}
+        try:
+            return cls(**known, inference=inference, extra=extra)
+        except TypeError as error:
+            raise InputError(f"{error}; convert the file again") from error
 
     def to_dict(self) -> JsonDict:
         """As JSON values, in the form that files have had since the first version."""
         values = {
-            field.name: as_list(getattr(self, field.name)) for field in dataclasses.fields(self)
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
         }
         values["licence"] = values.pop("license")
-        values["extra"] = {**self.extra, **values.pop("inference").to_dict()}
-        return values
+        del values["inference"]
+        return {**values, "extra": {**self.extra, **self.inference.to_dict()}}
+
+    @property
+    def fields(self) -> InfoFields:
+        """What the shapes of the tensors do not tell."""
+        return cast(InfoFields, {name: getattr(self, name) for name in InfoFields.__annotations__})
 
     @property
     def layout(self) -> Layout:
@@ -139,15 +155,20 @@ class WeightsInfo:
 
 def _check(info: WeightsInfo) -> None:
     def expect(name: str, is_valid: bool, expected: str) -> None:
-        expect_valid(name, getattr(info, name), is_valid, expected)
+        if not is_valid:
+            # Not `repr`: it may be a page.
+            raise InputError(f"{name}={reprlib.repr(getattr(info, name))}: expected {expected}")
+
+    def is_whole(value: Any, smallest: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
 
     def are_sizes(values: Any) -> bool:
-        return isinstance(values, tuple) and all(is_integer(value, 1) for value in values)
+        return isinstance(values, tuple) and all(is_whole(value, 1) for value in values)
 
     expect("blocks", are_sizes(info.blocks) and len(info.blocks) > 0, "positive integers")
-    expect("growth_rate", is_integer(info.growth_rate, 1), "a positive integer")
-    expect("stem_features", is_integer(info.stem_features, 1), "a positive integer")
-    expect("num_classes", is_integer(info.num_classes, 0), "an integer from 0")
+    expect("growth_rate", is_whole(info.growth_rate, 1), "a positive integer")
+    expect("stem_features", is_whole(info.stem_features, 1), "a positive integer")
+    expect("num_classes", is_whole(info.num_classes, 0), "an integer from 0")
     expect("hidden", are_sizes(info.hidden), "positive integers")
     expect("hidden", not info.hidden or info.num_classes > 0, "none where there are no classes")
     expect("preprocessing", info.preprocessing in PREPROCESSING, f"one of {PREPROCESSING}")
@@ -155,7 +176,10 @@ def _check(info: WeightsInfo) -> None:
     expect("epsilon", is_small, "a number between 0 and 1")
     expect("final_relu", isinstance(info.final_relu, bool), "true or false")
     expect("activation", info.activation in ACTIVATIONS, f"one of {ACTIVATIONS}")
-    expect("class_names", are_strings(info.class_names), "a list of strings")
+    are_names = isinstance(info.class_names, tuple) and all(
+        isinstance(name, str) for name in info.class_names
+    )
+    expect("class_names", are_names, "a list of strings")
     is_complete = not info.class_names or len(info.class_names) == info.num_classes
     expect("class_names", is_complete, f"{info.num_classes} names, one for each class")
     for name in ("network", "source", "sha256", "license"):
@@ -165,7 +189,5 @@ def _check(info: WeightsInfo) -> None:
     is_named = info.network in (name, "densenet")
     expect("network", is_named, f"{name!r}, which blocks and growth rate make it")
     expect("inference", isinstance(info.inference, InferenceSettings), "InferenceSettings")
-    expect("extra", is_object(info.extra), "a JSON object")
-    for field in dataclasses.fields(InferenceSettings):
-        in_extra = field.name in info.extra
-        expect("extra", not in_extra, f"no {field.name}, which belongs into `inference`")
+    misplaced = info.extra.keys() & InferenceSettings.keys()
+    expect("extra", not misplaced, f"no {', '.join(misplaced)}, which `inference` holds")

@@ -1,4 +1,4 @@
-"""Keras's weight files, written with h5py alone.
+"""Writes Keras's weight files with h5py alone.
 
 A `.weights.h5` file addresses layers by class and order: at `layers/…` where the DenseNet is the
 model itself or was extended layer by layer, at `layers/functional/layers/…` where it is a layer of
@@ -7,42 +7,49 @@ into all of them. Legacy `.h5` files are loaded by position, and the position in
 depends on what was frozen when it was saved: ours are for the model extended layer by layer.
 """
 
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path as FilePath
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import h5py
 import numpy as np
+from flax.traverse_util import flatten_dict
+from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import Variables
 from densenet_flax.models.frontier import keras_layers
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.keras_files import ATTRIBUTE, KERAS_EPSILON
+from densenet_flax.weights.keras_files import INFO_ATTRIBUTE, KERAS_EPSILON
+from densenet_flax.weights.keras_names import CONV_VARIABLES, DENSE_VARIABLES, NORM_VARIABLES
 
-_NORM = (
-    ("gamma", "params", "scale"),
-    ("beta", "params", "bias"),
-    ("moving_mean", "batch_stats", "mean"),
-    ("moving_variance", "batch_stats", "var"),
-)
-Arrays = list[tuple[str, np.ndarray]]
+_ATTRIBUTE_BYTES = 60_000  # HDF5 allows 64 KiB
 
 
-def save_keras(path: FilePath, variables: Mapping[str, Any], info: WeightsInfo) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A Keras layer: its class in snake case, its name, and its arrays by variable, in order."""
+
+    layer_class: str
+    name: str
+    arrays: dict[str, Float[np.ndarray, "..."]]
+
+
+def save_keras(path: Path, variables: Variables, info: WeightsInfo) -> None:
     """Writes `.weights.h5`, or legacy `.h5` for any other name.
 
     Raises:
       InputError: Keras has no such network, or the file cannot be written.
     """
-    check_exportable(path, info)
+    _check_exportable(path, info)
     layers = _layers(variables, info)
     with atomic_file(path) as temporary:
         try:
             with h5py.File(temporary, "w") as file:
-                file.attrs[ATTRIBUTE] = json.dumps(info.to_dict(), sort_keys=True)
+                file.attrs[INFO_ATTRIBUTE] = json.dumps(info.to_dict(), sort_keys=True)
                 if path.name.endswith(".weights.h5"):
                     _write_ordered(file, layers)
                 else:
@@ -51,8 +58,8 @@ def save_keras(path: FilePath, variables: Mapping[str, Any], info: WeightsInfo) 
             raise OSError(" ".join(str(error).split())[:200]) from error
 
 
-def check_exportable(path: FilePath, info: WeightsInfo) -> None:
-    """Refuses what no `keras.applications` DenseNet can compute."""
+def _check_exportable(path: Path, info: WeightsInfo) -> None:
+    """Rejects what no `keras.applications` DenseNet can compute."""
     if not info.final_relu:
         raise InputError(
             f"{path}: these weights belong to a network without a ReLU after the last norm, and "
@@ -69,63 +76,56 @@ def check_exportable(path: FilePath, info: WeightsInfo) -> None:
         )
 
 
-def _layers(variables: Mapping[str, Any], info: WeightsInfo) -> list[tuple[str, str, Arrays]]:
-    """Class, name and arrays of each layer that has any, in Keras's order."""
-    result: list[tuple[str, str, Arrays]] = []
+def _layers(variables: Variables, info: WeightsInfo) -> list[_Layer]:
+    """Each layer that has variables, in Keras's order."""
+    arrays = {path: np.asarray(x, np.float32) for path, x in flatten_dict(variables).items()}
+    layers = []
     for layer in keras_layers(info.blocks):
-        if not layer.path:
-            continue
-        if layer.is_norm:
-            arrays = [
-                (keras, _leaf(variables, collection, *layer.path, ours))
-                for keras, collection, ours in _NORM
-            ]
-            result.append(("batch_normalization", layer.name, arrays))
-        else:
-            kernel = _leaf(variables, "params", *layer.path, "kernel")
-            result.append(("conv2d", layer.name, [("kernel", kernel)]))
+        if layer.path:
+            ours = NORM_VARIABLES if layer.is_norm else CONV_VARIABLES
+            values = {
+                keras: arrays[collection, *layer.path, name]
+                for keras, (collection, name) in ours.items()
+            }
+            layer_class = "batch_normalization" if layer.is_norm else "conv2d"
+            layers.append(_Layer(layer_class, layer.name, values))
     names = info.layout.head_layers()
     for number, name in enumerate(names):
-        arrays = [(v, _leaf(variables, "params", "head", name, v)) for v in ("kernel", "bias")]
+        values = {v: arrays["params", "head", name, v] for v in DENSE_VARIABLES}
+        # A single layer is the top of `keras.applications`; several are a head of Keras's naming.
         keras = "predictions" if len(names) == 1 else f"dense_{number}" if number else "dense"
-        result.append(("dense", keras, arrays))
-    return result
+        layers.append(_Layer("dense", keras, values))
+    return layers
 
 
-def _leaf(variables: Mapping[str, Any], *path: str) -> np.ndarray:
-    node: Any = variables
-    for name in path:
-        node = node[name]
-    return np.asarray(node, np.float32)
-
-
-def _write_ordered(file: h5py.File, layers: list[tuple[str, str, Arrays]]) -> None:
+def _write_ordered(file: h5py.File, layers: Sequence[_Layer]) -> None:
     outer = file.create_group("layers")
     inner = outer.create_group("functional").create_group("layers")
     counts: Counter[str] = Counter()
-    for kind, name, arrays in layers:
-        number = counts[kind]
-        counts[kind] += 1
-        group = outer.create_group(f"{kind}_{number}" if number else kind)
+    for layer in layers:
+        number = counts[layer.layer_class]
+        counts[layer.layer_class] += 1
+        name = f"{layer.layer_class}_{number}" if number else layer.layer_class
+        group = outer.create_group(name)
         variables = group.create_group("vars")
-        variables.attrs["name"] = name
-        for index, (_, values) in enumerate(arrays):
+        variables.attrs["name"] = layer.name
+        for index, values in enumerate(layer.arrays.values()):
             variables[str(index)] = values
-        if kind != "dense":
-            inner[group.name.rpartition("/")[2]] = group
+        if layer.layer_class != "dense":
+            inner[name] = group
 
 
-def _write_legacy(file: h5py.File, layers: list[tuple[str, str, Arrays]]) -> None:
-    names = np.array([name.encode() for _, name, _ in layers])
-    # An attribute may not exceed 64 KiB; Keras reads `layer_names0`, `layer_names1` … then.
-    chunks = np.array_split(names, 1 + names.nbytes // 60_000)
+def _write_legacy(file: h5py.File, layers: Sequence[_Layer]) -> None:
+    names = np.array([layer.name.encode() for layer in layers])
+    # Keras reads `layer_names0`, `layer_names1` … where one attribute would be too long.
+    chunks = np.array_split(names, 1 + names.nbytes // _ATTRIBUTE_BYTES)
     for number, chunk in enumerate(chunks):
         file.attrs[f"layer_names{number}" if len(chunks) > 1 else "layer_names"] = chunk
     file.attrs["backend"] = b"jax"
     file.attrs["keras_version"] = b"3.0.0"
-    for _, name, arrays in layers:
-        group = file.create_group(name)
-        group.attrs["weight_names"] = [f"{name}/{variable}".encode() for variable, _ in arrays]
-        for variable, values in arrays:
-            group.create_dataset(f"{name}/{variable}", data=values)
+    for layer in layers:
+        group = file.create_group(layer.name)
+        group.attrs["weight_names"] = [f"{layer.name}/{name}".encode() for name in layer.arrays]
+        for name, values in layer.arrays.items():
+            group.create_dataset(f"{layer.name}/{name}", data=values)
     file.create_group("top_level_model_weights").attrs["weight_names"] = np.array([], "S1")

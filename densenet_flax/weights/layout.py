@@ -1,26 +1,37 @@
-"""Which tensors a DenseNet has, with names and shapes, computed without running anything."""
+"""Names and shapes of a DenseNet's variables, computed without tracing the model.
+
+Tracing a DenseNet201 takes seconds; converting and inspecting files should not wait for it.
+"""
 
 import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
+from densenet_flax.common.types import PyTree
 from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.models.frontier import keras_layers
 
-Path = tuple[str, ...]  # ('params', 'conv4_block23', '2_conv', 'kernel')
-Shape = tuple[int, ...]
+VariablePath: TypeAlias = tuple[str, ...]  # ('params', 'conv4_block23', '2_conv', 'kernel')
+Shape: TypeAlias = tuple[int, ...]
 
-_BLOCK = re.compile(r"conv([2-9])_block([1-9]\d{0,2})")
+NORM_VARIABLES = (
+    ("params", "scale"),
+    ("params", "bias"),
+    ("batch_stats", "mean"),
+    ("batch_stats", "var"),
+)
+_DENSE_LAYER = re.compile(r"conv([2-9])_block([1-9]\d{0,2})")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The numbers that fix every shape of a DenseNet."""
+    """The numbers that fix every shape of a DenseNet; named as the fields of `DenseNet`."""
 
     blocks: tuple[int, ...]
     growth_rate: int = 32
@@ -42,20 +53,13 @@ class Layout:
     @property
     def network(self) -> str:
         """'densenet201' and the like; 'densenet' if it is none of the four published ones."""
-        for name, make in NETWORKS.items():
-            model = make()
-            if (tuple(model.blocks), model.growth_rate, model.stem_features) == (
-                self.blocks,
-                self.growth_rate,
-                self.stem_features,
-            ):
-                return name
-        return "densenet"
+        backbones = {name: Layout.of(build()) for name, build in NETWORKS.items()}
+        return next((n for n, layout in backbones.items() if layout == self.backbone), "densenet")
 
     @property
     def features(self) -> int:
         """Channels of the last feature maps."""
-        return self._channels()["bn"]
+        return self._norm_channels()["bn"]
 
     @property
     def backbone(self) -> "Layout":
@@ -72,30 +76,30 @@ class Layout:
         hidden = f" and hidden layers {', '.join(map(str, self.hidden))}" if self.hidden else ""
         return f"{name} with {self.num_classes} classes{hidden}"
 
-    def tensors(self) -> dict[Path, Shape]:
+    def tensors(self) -> dict[VariablePath, Shape]:
         """Path and shape of every variable, in the order of the layers."""
-        channels = self._channels()
-        result: dict[Path, Shape] = {}
+        channels = self._norm_channels()
+        shapes: dict[VariablePath, Shape] = {}
         for layer in keras_layers(self.blocks):
             if not layer.path:
                 continue
             if layer.is_norm:
                 for collection, name in NORM_VARIABLES:
-                    result[(collection, *layer.path, name)] = (channels[layer.name],)
+                    shapes[(collection, *layer.path, name)] = (channels[layer.name],)
             else:
-                result[("params", *layer.path, "kernel")] = self._kernel(layer.name, channels)
+                shapes[("params", *layer.path, "kernel")] = self._kernel(layer.name, channels)
         width = channels["bn"]
         for name, features in zip(self.head_layers(), self._head_sizes(), strict=True):
-            result[("params", "head", name, "kernel")] = (width, features)
-            result[("params", "head", name, "bias")] = (features,)
+            shapes[("params", "head", name, "kernel")] = (width, features)
+            shapes[("params", "head", name, "bias")] = (features,)
             width = features
-        return result
+        return shapes
 
-    def shapes(self) -> dict[str, Any]:
+    def shapes(self) -> PyTree:
         """The tree of variables, as the model's `init` makes it, of float32 shapes."""
         dtype = np.dtype(np.float32)
         tensors = self.tensors().items()
-        return nest({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in tensors})
+        return unflatten_dict({p: jax.ShapeDtypeStruct(shape, dtype) for p, shape in tensors})
 
     def head_layers(self) -> list[str]:
         """Names of the head's Dense layers."""
@@ -106,6 +110,7 @@ class Layout:
         return [*self.hidden, self.num_classes] if self.num_classes else []
 
     def _kernel(self, layer: str, channels: Mapping[str, int]) -> Shape:
+        """Shape [H, W, I, O] of a convolution, by Keras name."""
         if layer == "conv1_conv":
             return (7, 7, 3, self.stem_features)
         if layer.endswith("_2_conv"):
@@ -115,42 +120,34 @@ class Layout:
         width = channels[layer.replace("_conv", "_bn")]
         return (1, 1, width, width // 2)
 
-    def _channels(self) -> dict[str, int]:
-        """Channels that each BatchNorm sees, by Keras name."""
+    def _norm_channels(self) -> dict[str, int]:
+        """Channels of each BatchNorm, by Keras name."""
         width = self.stem_features
-        result = {"conv1_bn": width}
-        for stage, count in enumerate(self.blocks, start=2):
-            for block in range(1, count + 1):
-                result[f"conv{stage}_block{block}_0_bn"] = width
-                result[f"conv{stage}_block{block}_1_bn"] = 4 * self.growth_rate
+        channels = {"conv1_bn": width}
+        # Keras counts dense blocks from conv2 and calls a dense layer a block.
+        for block, count in enumerate(self.blocks, start=2):
+            for layer in range(1, count + 1):
+                channels[f"conv{block}_block{layer}_0_bn"] = width
+                channels[f"conv{block}_block{layer}_1_bn"] = 4 * self.growth_rate
                 width += self.growth_rate
-            if stage <= len(self.blocks):
-                result[f"pool{stage}_bn"] = width
+            if block <= len(self.blocks):
+                channels[f"pool{block}_bn"] = width
                 width //= 2
-        result["bn"] = width
-        return result
+        channels["bn"] = width
+        return channels
 
 
-NORM_VARIABLES = (
-    ("params", "scale"),
-    ("params", "bias"),
-    ("batch_stats", "mean"),
-    ("batch_stats", "var"),
-)
-
-
-def recognise(shapes: Mapping[Path, Shape]) -> Layout | None:
+def infer_layout(shapes: Mapping[VariablePath, Shape]) -> Layout | None:
     """The layout that a set of tensors seems to be meant as, or None if it is no DenseNet.
 
-    One missing or misshapen tensor does not mislead it: what is wrong is for `differences` to say.
+    One missing or misshaped tensor does not mislead it; `WeightsFile.read` reports what is wrong.
     """
-    blocks: Counter[int] = Counter()
+    layers: Counter[int] = Counter()  # dense block -> highest number of a dense layer
     for path in shapes:
-        match = _BLOCK.fullmatch(path[1])
-        if match:
-            stage, block = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks[stage], block)
-    if not blocks or sorted(blocks) != list(range(2, 2 + len(blocks))):
+        if match := _DENSE_LAYER.fullmatch(path[1]):
+            block, layer = int(match[1]), int(match[2])
+            layers[block] = max(layers[block], layer)
+    if not layers or sorted(layers) != list(range(2, 2 + len(layers))):
         return None
     growth = _most_common(
         shape[-1]
@@ -163,36 +160,18 @@ def recognise(shapes: Mapping[Path, Shape]) -> Layout | None:
     if not growth or not stem:
         return None
     hidden: list[int] = []
-    while (kernel := shapes.get(("params", "head", f"dense_{len(hidden) + 1}", "kernel"))) and (
-        len(kernel) == 2
-    ):
+    while kernel := _dense_kernel(shapes, f"dense_{len(hidden) + 1}"):
         hidden.append(kernel[-1])
-    top = shapes.get(("params", "head", "predictions", "kernel"), ())
-    classes = top[-1] if len(top) == 2 else 0
-    counts = tuple(blocks[stage] for stage in sorted(blocks))
-    return Layout(counts, growth, stem, classes, tuple(hidden) if classes else ())
+    top = _dense_kernel(shapes, "predictions")
+    classes = top[-1] if top else 0
+    blocks = tuple(layers[block] for block in sorted(layers))
+    return Layout(blocks, growth, stem, classes, tuple(hidden) if classes else ())
 
 
-def flatten(tree: Mapping[str, Any], prefix: Path = ()) -> dict[Path, Any]:
-    """A nested tree as one dict from path to leaf."""
-    flat: dict[Path, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, (*prefix, name))
-        else:
-            flat[(*prefix, name)] = value
-    return flat
-
-
-def nest(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return tree
+def _dense_kernel(shapes: Mapping[VariablePath, Shape], layer: str) -> Shape:
+    """Shape of the kernel of a head's layer; () if there is none."""
+    shape = shapes.get(("params", "head", layer, "kernel"), ())
+    return shape if len(shape) == 2 else ()
 
 
 def _most_common(values: Iterable[int]) -> int:

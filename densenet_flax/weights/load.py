@@ -1,101 +1,84 @@
-"""From any file to variables."""
+"""From a weights file of any format to variables."""
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path as FilePath
-from typing import Any
-
-import numpy as np
+from pathlib import Path
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import PyTree
 from densenet_flax.models.densenet import DenseNet
-from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.layout import Layout, flatten, recognise
+from densenet_flax.weights.info import InfoFields, WeightsInfo
+from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.official import OFFICIAL, download
-from densenet_flax.weights.source import Source, Tensor, file_hash, meaning_of, reading
-
-Variables = dict[str, Any]
+from densenet_flax.weights.safe_reading import reading
+from densenet_flax.weights.weights_file import WeightsFile
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
-
-
-@contextlib.contextmanager
-def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
-    """Opens a weights file of any supported kind, told by its first bytes.
-
-    Raises:
-      InputError: it is none, or cannot be read.
-    """
-    file = FilePath(path)
-    if file.is_dir():
-        yield _checkpoint(file)
-        return
-    with reading(file), open(file, "rb") as stream:
-        start = stream.read(512)
-    # Imported here so that Keras's files need no torch, and torch's no h5py.
-    if fault := _no_weights(start):
-        raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
-    if start.startswith(_HDF5):
-        from densenet_flax.weights.keras_files import open_hdf5 as opener
-    elif start.startswith(_ZIP) and file.suffix == ".keras":
-        from densenet_flax.weights.keras_files import open_archive as opener
-    elif file.suffix == ".safetensors":
-        from densenet_flax.weights.safetensors_files import open_safetensors as opener
-    elif start.startswith((_ZIP, b"\x80")) and file.suffix != ".h5":
-        from densenet_flax.weights.torch_files import open_torch as opener
-    else:
-        raise InputError(f"{file}: no weights file that this package knows; expected {_EXPECTED}")
-    with opener(file) as source:
-        yield source
-
-
+_PICKLE = b"\x80"
 _EXPECTED = (
     "Keras's .h5, .weights.h5 or .keras, PyTorch's .pth or .pt, .safetensors, or a checkpoint "
     "directory of this package"
 )
+# Keras's epsilon of 1.001e-5 and PyTorch's of 1e-5 are taken for each other: the difference is
+# below what float32 resolves unless a variance is itself about as small.
+_EPSILON_TOLERANCE = 0.01
 
 
-def _no_weights(start: bytes) -> str:
-    """What a file with this start is, of the things that people take for weights."""
-    text = start.lstrip().lower()
-    if not start:
-        return "an empty file"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not weights; the download went wrong"
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not weights; fetch the file itself"
-    return ""
+@contextlib.contextmanager
+def open_weights(path: str | os.PathLike[str]) -> Iterator[WeightsFile]:
+    """Opens a weights file of any supported format, which its first bytes tell.
+
+    Raises:
+      InputError: it is none, or cannot be read.
+    """
+    file = Path(path)
+    # Each format is imported when it is met: Keras's files need no torch, PyTorch's no h5py, and
+    # neither needs Orbax.
+    if file.is_dir():
+        from densenet_flax.weights.checkpoint_directory import open_checkpoint as opener
+    else:
+        with reading(file), open(file, "rb") as stream:
+            start = stream.read(512)
+        if fault := _fault(start):
+            raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
+        if start.startswith(_HDF5):
+            from densenet_flax.weights.keras_files import open_hdf5 as opener
+        elif start.startswith(_ZIP) and file.suffix == ".keras":
+            from densenet_flax.weights.keras_files import open_archive as opener
+        elif file.suffix == ".safetensors":
+            from densenet_flax.weights.safetensors_files import open_safetensors as opener
+        elif start.startswith((_ZIP, _PICKLE)) and file.suffix != ".h5":
+            from densenet_flax.weights.torch_files import open_torch as opener
+        else:
+            raise InputError(
+                f"{file}: no weights file that this package knows; expected {_EXPECTED}"
+            )
+    with opener(file) as opened:
+        yield opened
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[Variables, WeightsInfo]:
-    """Reads any supported file and says what it is.
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, PyTree], WeightsInfo]:
+    """Reads any supported file, of whatever DenseNet it holds.
 
     Args:
       path: a file of Keras, PyTorch or this package, or a checkpoint directory of our training.
 
     Returns:
-      `{'params': …, 'batch_stats': …}` of float32 NumPy arrays, and what they mean.
+      `{'params': …, 'batch_stats': …}` of float32 NumPy arrays, and their `WeightsInfo`.
 
     Raises:
       InputError: the file is damaged, is no DenseNet, or tensors are missing or left over.
     """
-    with open_source(path) as source:
-        return read_source(source)
-
-
-def read_source(source: Source) -> tuple[Variables, WeightsInfo]:
-    """As `read_weights`, from a file that is open."""
-    layout = source.layout()
-    return source.read(layout), source.info(layout, _hash(source))
+    with open_weights(path) as file:
+        layout = file.layout()
+        return file.read(layout), file.info(layout)
 
 
 def load_weights(
     path: str | os.PathLike[str], model: DenseNet, *, ignore_head: bool = False
-) -> Variables:
+) -> dict[str, PyTree]:
     """Reads the variables of `model` from any supported file.
 
     Args:
@@ -117,30 +100,73 @@ def load_weights(
 
 def load_with_info(
     path: str | os.PathLike[str], model: DenseNet, *, ignore_head: bool = False
-) -> tuple[Variables, WeightsInfo]:
-    """As `load_weights`, with what the loaded variables mean: the preprocessing, for one."""
+) -> tuple[dict[str, PyTree], WeightsInfo]:
+    """As `load_weights`; returns the `WeightsInfo` of what was loaded as well."""
     layout = Layout.of(model)
+    if ignore_head:
+        layout = layout.backbone
+    variables, info = _load(path, layout, ignore_head)
+    _check_computation(path, model, info)
+    return variables, info
+
+
+def load_backbone(
+    path: str | os.PathLike[str], model: DenseNet
+) -> tuple[dict[str, PyTree], InfoFields]:
+    """Reads the backbone of `model`, whose epsilon and last ReLU need not be those of the file.
+
+    Args:
+      path: as for `load_weights`.
+      model: what it is for.
+
+    Returns:
+      The variables without 'head', and what a network that starts from them must take from the
+      file: preprocessing, epsilon, final_relu, source, sha256 and license.
+
+    Raises:
+      InputError: as for `load_weights`.
+    """
+    variables, info = _load(path, Layout.of(model).backbone, ignore_head=True)
+    return variables, {
+        "preprocessing": info.preprocessing,
+        "epsilon": info.epsilon,
+        "final_relu": info.final_relu,
+        "source": info.source,
+        "sha256": info.sha256,
+        "license": info.license,
+    }
+
+
+def _load(
+    path: str | os.PathLike[str], layout: Layout, ignore_head: bool
+) -> tuple[dict[str, PyTree], WeightsInfo]:
     if os.fspath(path) == "imagenet":
-        path = download(_official_name(layout, ignore_head))
-    with open_source(path) as source:
-        meaning = source.meaning
-        _check_meaning(path, model, meaning.get("final_relu", True), meaning["epsilon"])
-        variables = source.read(layout, ignore_head=ignore_head)
-        return variables, source.info(layout.backbone if ignore_head else layout, _hash(source))
+        path = download(_official_name(layout))
+    with open_weights(path) as file:
+        return file.read(layout, ignore_head=ignore_head), file.info(layout)
 
 
-def _hash(source: Source) -> str:
-    return "" if source.path.is_dir() else file_hash(source.path)
+def _fault(start: bytes) -> str:
+    """What a file with these first bytes is, of the things that people take for weights."""
+    text = start.lstrip().lower()
+    if not start:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not weights; the download went wrong"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not weights; fetch the file itself"
+    return ""
 
 
-def _official_name(layout: Layout, ignore_head: bool) -> str:
+def _official_name(layout: Layout) -> str:
+    """The name in `OFFICIAL` of the ImageNet weights of this layout."""
     if layout.network not in OFFICIAL:
         known = ", ".join(n for n in OFFICIAL if not n.endswith("-notop"))
         raise InputError(
             f"'imagenet': there is no official Keras file for {layout.describe()}, only for "
             f"{known}; give a PyTorch file"
         )
-    if ignore_head or not layout.num_classes:
+    if not layout.num_classes:
         return f"{layout.network}-notop"
     if layout.num_classes != 1000 or layout.hidden:
         raise InputError(
@@ -150,45 +176,17 @@ def _official_name(layout: Layout, ignore_head: bool) -> str:
     return layout.network
 
 
-def _check_meaning(
-    path: str | os.PathLike[str], model: DenseNet, final_relu: bool, epsilon: float
-) -> None:
-    """Refuses weights that would silently compute something else in `model`.
-
-    Keras's epsilon of 1.001e-5 and torch's of 1e-5 are taken for each other: the difference is
-    below what float32 resolves but where a variance is itself about as small.
-    """
-    if model.final_relu != final_relu:
-        has, lacks = ("a", "none") if final_relu else ("no", "one")
+def _check_computation(path: str | os.PathLike[str], model: DenseNet, info: WeightsInfo) -> None:
+    """Rejects weights that would silently compute something else in `model`."""
+    if model.final_relu != info.final_relu:
+        has, lacks = ("a", "none") if info.final_relu else ("no", "one")
         raise InputError(
             f"{path}: these weights belong to a network with {has} ReLU after the last norm, and "
-            f"the model has {lacks}; build it with final_relu={final_relu}"
+            f"the model has {lacks}; build it with final_relu={info.final_relu}"
         )
-    if abs(model.epsilon / epsilon - 1) > 0.01:
+    if abs(model.epsilon / info.epsilon - 1) > _EPSILON_TOLERANCE:
         raise InputError(
-            f"{path}: these weights belong to a network with a BatchNorm epsilon of {epsilon:g}, "
-            f"and the model has {model.epsilon:g}; build it with epsilon={epsilon:g}"
+            f"{path}: these weights belong to a network with a BatchNorm epsilon of "
+            f"{info.epsilon:g}, and the model has {model.epsilon:g}; build it with "
+            f"epsilon={info.epsilon:g}"
         )
-
-
-def _checkpoint(path: FilePath) -> Source:
-    """A checkpoint directory of our training."""
-    from densenet_flax.storage.trained_model import read_model  # Orbax is slow to import
-
-    variables, values = read_model(path)
-    shapes = {name: tuple(np.shape(value)) for name, value in flatten(variables).items()}
-    layout = recognise(shapes)
-    if layout is None:
-        raise InputError(f"{path}: a checkpoint of something else than a DenseNet")
-    with reading(path, "what the checkpoint says of itself"):
-        # The shapes say what the network is; the rest is for the checkpoint to say.
-        info = WeightsInfo.from_dict(
-            {**values, **dataclasses.asdict(layout), "network": layout.network}
-        )
-    tensors = [
-        Tensor("/".join(name), shapes[name], name, partial(np.asarray, value), name[1] == "head")
-        for name, value in flatten(variables).items()
-    ]
-    meaning = meaning_of(info)
-    meaning["source"] = info.source or path.name
-    return Source(path, "densenet_flax checkpoint", tensors, meaning, ["stated in the checkpoint"])

@@ -2,53 +2,64 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path as FilePath
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
+from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import Variables
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.layout import Shape, flatten
-from densenet_flax.weights.source import Source, Tensor, reading, stated
-from densenet_flax.weights.torch_names import torch_meaning, torch_tensors
+from densenet_flax.weights.layout import Shape
+from densenet_flax.weights.safe_reading import reading
+from densenet_flax.weights.torch_names import torch_metadata, torch_tensors
+from densenet_flax.weights.weights_file import (
+    ReadTensor,
+    StoredTensor,
+    WeightsFile,
+    stored_metadata,
+)
 
-METADATA = "densenet_flax"  # the key of the header's metadata that holds our `WeightsInfo`
+INFO_KEY = "densenet_flax"  # of the header's metadata: our `WeightsInfo`, as JSON
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @contextlib.contextmanager
-def open_safetensors(path: FilePath) -> Iterator[Source]:
-    """Opens a file of ours, told by its metadata, or one in torch's spelling."""
+def open_safetensors(path: Path) -> Iterator[WeightsFile]:
+    """Opens a file of ours, which its metadata tell, or one with PyTorch's names."""
     with contextlib.ExitStack() as stack:
         with reading(path):
             file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
             metadata = file.metadata() or {}
             arrays = [_array(path, file, name) for name in file.keys()]  # noqa: SIM118
-        if METADATA in metadata:
-            tensors = [_own(*array) for array in arrays]
-            reasons = ["stated in the file's header"]
-            form, meaning = "densenet_flax safetensors", stated(path, metadata[METADATA])
+        if INFO_KEY in metadata:
+            tensors = [_our_tensor(*array) for array in arrays]
+            fields, evidence = (
+                stored_metadata(path, metadata[INFO_KEY]),
+                ["stated in the file's header"],
+            )
+            yield WeightsFile(path, "densenet_flax safetensors", "", tensors, fields, evidence)
         else:
             tensors = torch_tensors(arrays)
-            form = "safetensors in PyTorch's spelling"
-            meaning, reasons = torch_meaning(path, tensors)
-        yield Source(path, form, tensors, meaning, reasons)
+            fields, evidence = torch_metadata(path, tensors)
+            format = "safetensors with PyTorch's names"
+            yield WeightsFile(path, format, "PyTorch", tensors, fields, evidence)
 
 
-def save_safetensors(path: FilePath, variables: Mapping[str, Any], info: WeightsInfo) -> None:
+def save_safetensors(path: Path, variables: Variables, info: WeightsInfo) -> None:
     """Writes our own form: `params/conv4_block23/2_conv/kernel` and so on, float32."""
     arrays = {
         "/".join(name): np.ascontiguousarray(value, np.float32)
-        for name, value in flatten(variables).items()
+        for name, value in flatten_dict(variables).items()
     }
     # One key: the library writes several in any order, and equal files should be equal bytes.
-    metadata = {METADATA: json.dumps(info.to_dict(), sort_keys=True)}
+    metadata = {INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
     with atomic_file(path) as temporary:
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata)
@@ -56,18 +67,18 @@ def save_safetensors(path: FilePath, variables: Mapping[str, Any], info: Weights
             raise OSError(str(error)) from error
 
 
-def _array(path: FilePath, file: Any, name: str) -> tuple[str, Shape, Callable[[], np.ndarray]]:
-    part = file.get_slice(name)
+def _array(path: Path, file: safetensors.safe_open, name: str) -> tuple[str, Shape, ReadTensor]:
+    header = file.get_slice(name)
 
-    def read() -> np.ndarray:
-        if part.get_dtype() not in _FLOATS:
-            raise InputError(f"{path}: {name} is {part.get_dtype()}; expected floats")
+    def read() -> Float[np.ndarray, "..."]:
+        if header.get_dtype() not in _FLOATS:
+            raise InputError(f"{path}: {name} is {header.get_dtype()}; expected floats")
         return file.get_tensor(name)
 
-    return name, tuple(part.get_shape()), read
+    return name, tuple(header.get_shape()), read
 
 
-def _own(name: str, shape: Shape, read: Callable[[], np.ndarray]) -> Tensor:
+def _our_tensor(name: str, shape: Shape, read: ReadTensor) -> StoredTensor:
     path = tuple(name.split("/"))
-    is_ours = len(path) >= 3 and path[0] in ("params", "batch_stats")
-    return Tensor(name, shape, path if is_ours else None, read, in_head="head" in path[1:2])
+    is_variable = len(path) >= 3 and path[0] in ("params", "batch_stats")
+    return StoredTensor(name, shape, path if is_variable else None, read, path[1:2] == ("head",))

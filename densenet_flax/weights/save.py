@@ -1,24 +1,22 @@
-"""From variables to a file: ours, or Keras's."""
+"""From variables to a weights file: ours, or Keras's."""
 
 import os
-from collections.abc import Mapping
-from pathlib import Path as FilePath
-from typing import Any
+from pathlib import Path
+
+from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import Variables
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.layout import flatten
 
 
-def save_weights(
-    path: str | os.PathLike[str], variables: Mapping[str, Any], info: WeightsInfo
-) -> None:
+def save_weights(path: str | os.PathLike[str], variables: Variables, info: WeightsInfo) -> None:
     """Writes our `.safetensors`, whole or not at all.
 
     Args:
       path: must end in `.safetensors`.
       variables: `{'params': …, 'batch_stats': …}`, with the head if `info` has classes.
-      info: what they mean; goes into the header.
+      info: of the variables; goes into the header.
 
     Raises:
       InputError: the variables are not those of `info`, or the file cannot be written.
@@ -30,9 +28,7 @@ def save_weights(
     save_safetensors(target, variables, info)
 
 
-def export_weights(
-    path: str | os.PathLike[str], variables: Mapping[str, Any], info: WeightsInfo
-) -> None:
+def export_weights(path: str | os.PathLike[str], variables: Variables, info: WeightsInfo) -> None:
     """Writes a file that Keras loads: `.weights.h5`, or legacy `.h5`.
 
     Raises:
@@ -46,9 +42,9 @@ def export_weights(
     save_keras(target, variables, info)
 
 
-def check_target(path: str | os.PathLike[str], suffix: str) -> FilePath:
-    """Refuses a destination of another name, before anything is read."""
-    target = FilePath(path)
+def check_target(path: str | os.PathLike[str], suffix: str) -> Path:
+    """Rejects a destination of another suffix, before anything is read."""
+    target = Path(path)
     if target.suffix != suffix:
         raise InputError(f"{target}: expected a name that ends in {suffix}")
     if target.is_dir():
@@ -56,13 +52,13 @@ def check_target(path: str | os.PathLike[str], suffix: str) -> FilePath:
     return target
 
 
-def _check_variables(path: FilePath, variables: Mapping[str, Any], info: WeightsInfo) -> None:
+def _check_variables(path: Path, variables: Variables, info: WeightsInfo) -> None:
     expected = info.layout.tensors()
-    found = {name: tuple(value.shape) for name, value in flatten(variables).items()}
-    wrong = [name for name in (*expected, *found) if found.get(name) != expected.get(name)]
+    shapes = {name: tuple(value.shape) for name, value in flatten_dict(variables).items()}
+    wrong = [name for name in (*expected, *shapes) if shapes.get(name) != expected.get(name)]
     if wrong:
-        name = "/".join(wrong[0])
         raise InputError(
-            f"{path}: {name} has shape {found.get(wrong[0])}, and {info.layout.describe()} has "
-            f"{expected.get(wrong[0])}; give variables and info of the same network"
+            f"{path}: {'/'.join(wrong[0])} has shape {shapes.get(wrong[0])}, and "
+            f"{info.layout.describe()} has {expected.get(wrong[0])}; give variables and info of "
+            "the same network"
         )

@@ -1,36 +1,42 @@
-"""PyTorch's `.pth` and `.pt` files. Needs PyTorch, and never runs code from the file."""
+"""Opens PyTorch's `.pth` and `.pt` files. Needs PyTorch, and never runs code from the file."""
 
 import contextlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path as FilePath
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.source import Source, check_expansion, reading
-from densenet_flax.weights.torch_names import torch_meaning, torch_tensors
+from densenet_flax.weights.safe_reading import check_expansion, reading
+from densenet_flax.weights.torch_names import torch_metadata, torch_tensors
+from densenet_flax.weights.weights_file import ReadTensor, WeightsFile
 
+if TYPE_CHECKING:
+    import torch
+
+# Under what training scripts keep the state dict in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "desc")
 
 
 @contextlib.contextmanager
-def open_torch(path: FilePath) -> Iterator[Source]:
+def open_torch(path: Path) -> Iterator[WeightsFile]:
     """Opens a state dict, or a training checkpoint that contains one."""
     state = load_state_dict(path)
     with reading(path):
         tensors = torch_tensors(
             (name, tuple(value.shape), _reader(path, name, value)) for name, value in state.items()
         )
-        meaning, reasons = torch_meaning(path, tensors)
-    yield Source(path, "PyTorch state dict", tensors, meaning, reasons)
+        metadata, evidence = torch_metadata(path, tensors)
+    yield WeightsFile(path, "PyTorch state dict", "PyTorch", tensors, metadata, evidence)
 
 
-def load_state_dict(path: FilePath) -> dict[str, Any]:
-    """The tensors of a torch file by name.
+def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
+    """The tensors of a PyTorch file by name.
 
     Raises:
       InputError: PyTorch is not installed, or the file is damaged, hostile, or no state dict.
@@ -46,39 +52,32 @@ def load_state_dict(path: FilePath) -> dict[str, Any]:
     with reading(path):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                total = sum(member.file_size for member in archive.infolist())
-            check_expansion(path, stored, total)
+                unpacked = sum(member.file_size for member in archive.infolist())
+            check_expansion(path, stored, unpacked)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # PyTorch's own message goes on to advise switching this protection off.
-            reason = str(error).partition("WeightsUnpickler error:")[2].partition("Check the")[0]
-            wanted = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
-            what = (
-                f"that wants to run {wanted[1] or wanted[2]}"
-                if wanted
-                else f"PyTorch refuses ({reason})"
-            )
             raise InputError(
-                f"{path}: a pickle {' '.join(what.split())}; nothing was run; save the "
+                f"{path}: a pickle {_refusal(str(error))}; nothing was run; save the "
                 "state_dict() alone, or distrust the file"
             ) from error
-        state = _state_dict(path, content)
+        state = _find_state_dict(path, content)
+        # A tensor may repeat one number a billion times by its strides.
         declared = sum(value.numel() * value.element_size() for value in state.values())
         check_expansion(path, stored, declared)
     return state
 
 
-def _reader(path: FilePath, name: str, value: Any) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        if not value.is_floating_point():
-            raise InputError(f"{path}: {name} is {value.dtype}; expected floats")
-        return value.detach().float().numpy()
+def _refusal(message: str) -> str:
+    """Why PyTorch refused a pickle, without its advice to switch the protection off."""
+    name = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", message)
+    if name:
+        return f"that wants to run {name[1] or name[2]}"
+    reason = message.partition("WeightsUnpickler error:")[2].partition("Check the")[0]
+    return f"PyTorch refuses ({' '.join(reason.split())})"
 
-    return read
 
-
-def _state_dict(path: FilePath, content: Any) -> dict[str, Any]:
+def _find_state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
     """The tensors by name, where necessary from inside a checkpoint."""
     for _ in range(3):
         if not isinstance(content, Mapping):
@@ -94,3 +93,12 @@ def _state_dict(path: FilePath, content: Any) -> dict[str, Any]:
         f"{path}: no state dict in it (looked under {', '.join(_WRAPPERS)}); save "
         "model.state_dict()"
     )
+
+
+def _reader(path: Path, name: str, value: "torch.Tensor") -> ReadTensor:
+    def read() -> Float[np.ndarray, "..."]:
+        if not value.is_floating_point():
+            raise InputError(f"{path}: {name} is {value.dtype}; expected floats")
+        return value.detach().float().numpy()
+
+    return read

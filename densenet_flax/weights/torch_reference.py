@@ -1,82 +1,107 @@
-"""A DenseNet in PyTorch, run straight from a state dict: the other side of `verify`.
+"""DenseNet in PyTorch, straight from a state dict: what `verify` compares ours with.
 
-It reads the file's own names and layout and shares nothing with our model or converter, and needs
-neither torchvision nor timm.
+It writes the network down a second time on purpose. A comparison proves something only if both
+sides differ: this one shares neither the model nor the names nor the layout of arrays with the
+conversion that it checks. torchvision has the network as well, but not without the last ReLU
+(TIAToolbox) or with hidden layers in the head, and `.pth` files should not need it.
 """
 
 import re
 from collections.abc import Mapping
-from pathlib import Path as FilePath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.torch_files import load_state_dict
 
 
-def run(
-    source: FilePath, info: WeightsInfo, images: np.ndarray, dtype: torch.dtype
-) -> dict[str, np.ndarray]:
-    """What every unit gives for `images` (NHWC), in NHWC, by our unit names."""
-    if source.suffix == ".safetensors":
+def run_torch(
+    path: Path, info: WeightsInfo, images: Float[np.ndarray, "N H W 3"]
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Outputs of every unit of the network in a PyTorch file, NHWC, by our unit names."""
+    if path.suffix == ".safetensors":
         import safetensors.torch
 
-        state = safetensors.torch.load_file(source)
+        state = safetensors.torch.load_file(path)
     else:
-        state = load_state_dict(source)
-    return run_state(state, info, images, dtype)
+        state = load_state_dict(path)
+    return run_state_dict(state, info, images, torch.float32)
 
 
-def run_state(
-    state: Mapping[str, Any], info: WeightsInfo, images: np.ndarray, dtype: torch.dtype
-) -> dict[str, np.ndarray]:
-    """As `run`, from a state dict."""
-    weights = {_plain(name): value.to(dtype) for name, value in state.items()}
+def run_state_dict(
+    state: Mapping[str, torch.Tensor],
+    info: WeightsInfo,
+    images: Float[np.ndarray, "N H W 3"],
+    dtype: torch.dtype,
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """As `run_torch`, from a state dict and in any dtype."""
+    network = _DenseNet({_plain_name(name): value.to(dtype) for name, value in state.items()}, info)
     outputs = {}
-
-    def norm(x, name):
-        mean, var, scale, shift = (
-            weights[f"{name}.{v}"] for v in ("running_mean", "running_var", "weight", "bias")
-        )
-        return F.batch_norm(x, mean, var, scale, shift, False, 0.0, info.epsilon)
-
-    def keep(name, x):
-        x = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
-        outputs[name] = x.contiguous().numpy()
-
     with torch.inference_mode():
-        x = torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)
-        x = F.conv2d(x, weights["conv0.weight"], stride=2, padding=3)
-        x = F.max_pool2d(F.relu(norm(x, "norm0")), 3, 2, 1)
-        keep("stem", x)
-        for stage, count in enumerate(info.blocks, start=1):
-            for block in range(1, count + 1):
-                prefix = f"denseblock{stage}.denselayer{block}"
-                y = F.conv2d(F.relu(norm(x, f"{prefix}.norm1")), weights[f"{prefix}.conv1.weight"])
-                y = F.relu(norm(y, f"{prefix}.norm2"))
-                x = torch.cat([x, F.conv2d(y, weights[f"{prefix}.conv2.weight"], padding=1)], 1)
-                keep(f"conv{stage + 1}_block{block}", x)
-            if stage < len(info.blocks):
-                x = F.relu(norm(x, f"transition{stage}.norm"))
-                x = F.avg_pool2d(F.conv2d(x, weights[f"transition{stage}.conv.weight"]), 2, 2)
-                keep(f"pool{stage + 1}", x)
-        x = norm(x, "norm5")
-        x = F.relu(x) if info.final_relu else x
-        keep("norm", x)
+        x = network.stem(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
+        outputs["stem"] = x
+        for block, layers in enumerate(info.blocks, start=1):
+            # Our names follow Keras, which counts the stem as the first block.
+            for layer in range(1, layers + 1):
+                x = network.dense_layer(x, f"denseblock{block}.denselayer{layer}")
+                outputs[f"conv{block + 1}_block{layer}"] = x
+            if block < len(info.blocks):
+                x = network.transition(x, f"transition{block}")
+                outputs[f"pool{block + 1}"] = x
+        outputs["norm"] = x = network.last_norm(x)
         if info.num_classes:
-            x = x.mean((2, 3))
-            dense = [n.removesuffix(".weight") for n, v in weights.items() if v.ndim == 2]
-            for name in dense:
-                x = F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
-                x = x if name == dense[-1] else F.relu(x)
-            keep("head", x)
-    return outputs
+            outputs["head"] = network.head(x)
+    nhwc = {name: x.permute(0, 2, 3, 1) if x.ndim == 4 else x for name, x in outputs.items()}
+    return {name: x.contiguous().numpy() for name, x in nhwc.items()}
 
 
-def _plain(name: str) -> str:
+class _DenseNet:
+    """The layers of torchvision's DenseNet as functions of its weights, at inference, NCHW."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], info: WeightsInfo):
+        self.weights = weights
+        self.info = info
+
+    def stem(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(x, self.weights["conv0.weight"], stride=2, padding=3)
+        return F.max_pool2d(F.relu(self._norm(x, "norm0")), kernel_size=3, stride=2, padding=1)
+
+    def dense_layer(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        y = F.relu(self._norm(x, f"{name}.norm1"))
+        y = F.conv2d(y, self.weights[f"{name}.conv1.weight"])
+        y = F.relu(self._norm(y, f"{name}.norm2"))
+        y = F.conv2d(y, self.weights[f"{name}.conv2.weight"], padding=1)
+        return torch.cat([x, y], dim=1)
+
+    def transition(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        x = F.relu(self._norm(x, f"{name}.norm"))
+        return F.avg_pool2d(F.conv2d(x, self.weights[f"{name}.conv.weight"]), 2, stride=2)
+
+    def last_norm(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._norm(x, "norm5")
+        return F.relu(x) if self.info.final_relu else x
+
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.mean(dim=(2, 3))
+        names = [n.removesuffix(".weight") for n, w in self.weights.items() if w.ndim == 2]
+        for name in names:
+            x = F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+            x = x if name == names[-1] else F.relu(x)
+        return x
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (
+            self.weights[f"{name}.{variable}"]
+            for variable in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, var, weight, bias, eps=self.info.epsilon)
+
+
+def _plain_name(name: str) -> str:
     """`module.features.denseblock1.denselayer1.norm.1.weight` without what varies."""
     inner = re.search(r"(denseblock\d|transition\d|conv0|norm[05])\..*", name)
     return re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", inner[0]) if inner else name

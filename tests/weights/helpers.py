@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.layout import Layout, flatten, nest
+from densenet_flax.weights.layout import Layout
 
 TINY = Layout((1, 2, 1, 1))
 RECIPE = Layout((1, 2, 1, 1), num_classes=2, hidden=(256,))
@@ -28,7 +29,7 @@ def random_value(path, shape, rng):
 
 def random_variables(layout, seed=0):
     rng = np.random.default_rng(seed)
-    return nest({p: random_value(p, s, rng) for p, s in layout.tensors().items()})
+    return unflatten_dict({p: random_value(p, s, rng) for p, s in layout.tensors().items()})
 
 
 def info_of(layout, **kwargs):
@@ -42,7 +43,7 @@ def torch_state(variables, prefix="features.", head="classifier", old=False):
     old_names = {"norm1": "norm.1", "conv1": "conv.1", "norm2": "norm.2", "conv2": "conv.2"}
     variable = {"kernel": "weight", "scale": "weight", "mean": "running_mean"}
     variable |= {"var": "running_var", "bias": "bias"}
-    for path, value in flatten(variables).items():
+    for path, value in flatten_dict(variables).items():
         unit, last = path[1], variable[path[-1]]
         if unit == "head":
             layer = f"{head}.{path[2]}" if "dense_1" in variables["params"]["head"] else head
@@ -67,7 +68,7 @@ def torch_state(variables, prefix="features.", head="classifier", old=False):
 
 def assert_same(ours, theirs):
     """Bitwise the same trees."""
-    ours, theirs = flatten(ours), flatten(theirs)
+    ours, theirs = flatten_dict(ours), flatten_dict(theirs)
     assert ours.keys() == theirs.keys()
     for path, value in theirs.items():
         assert ours[path].dtype == np.float32
@@ -144,7 +145,7 @@ def keras_values(model):
         name = "predictions" if number == len(dense) else f"dense_{number}"
         flat[("params", "head", name, "kernel")] = np.asarray(layer.kernel)
         flat[("params", "head", name, "bias")] = np.asarray(layer.bias)
-    return nest(flat)
+    return unflatten_dict(flat)
 
 
 def keras_function(model):

@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from densenet_flax.weights import (
     read_weights,
     save_weights,
 )
-from densenet_flax.weights.layout import Layout, flatten
+from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.save import export_weights
 from tests.weights.helpers import info_of, keras_tiny, random_variables, torch_state
 
@@ -66,9 +67,9 @@ def read(path, data):
         assert str(path) in str(error)
         assert len(str(error)) < 1500
         return None
-    shapes = {name: value.shape for name, value in flatten(variables).items()}
+    shapes = {name: value.shape for name, value in flatten_dict(variables).items()}
     assert shapes == info.layout.tensors()
-    assert all(np.isfinite(value).all() for value in flatten(variables).values())
+    assert all(np.isfinite(value).all() for value in flatten_dict(variables).values())
     return variables
 
 
@@ -139,13 +140,12 @@ def test_files_that_libhdf5_does_not_survive(name, bytes_at, tmp_path, monkeypat
         read_weights(tmp_path / name)
 
 
-@pytest.mark.parametrize(("returncode", "word"), [(-11, "crashes HDF5"), (3221225477, "crashes")])
-def test_a_crash_of_the_child_is_one_line(returncode, word, tmp_path, monkeypatch):
+def test_a_crash_of_the_child_is_one_line(tmp_path, monkeypatch):
     whole = content("m.h5")
-    died = lambda *_, **__: types.SimpleNamespace(returncode=returncode)  # noqa: E731
+    died = lambda *_, **__: types.SimpleNamespace(returncode=-11)  # noqa: E731
     monkeypatch.setattr(hdf5_probe.subprocess, "run", died)
     (tmp_path / "m.h5").write_bytes(whole)
-    with pytest.raises(InputError, match=word):
+    with pytest.raises(InputError, match="crashes HDF5"):
         read_weights(tmp_path / "m.h5")
 
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from densenet_flax.models import densenet as models
 from densenet_flax.weights import load_weights, read_weights
-from densenet_flax.weights.layout import flatten
 from tests.weights.helpers import (
     assert_same,
     keras_function,
@@ -93,11 +93,11 @@ def test_features_and_logits_are_those_of_keras(size, outputs):
 def test_as_near_to_float64_as_keras(size, outputs, network, files):
     """The float64 network is PyTorch's, run from Keras's own arrays."""
     torch = pytest.importorskip("torch", reason="the float64 reference runs in PyTorch")
-    from densenet_flax.weights.torch_reference import run_state
+    from densenet_flax.weights.torch_reference import run_state_dict
 
     state = {k: torch.tensor(v) for k, v in torch_state(keras_values(network)).items()}
     _, info = read_weights(files["w.2018.h5"])
-    exact = run_state(state, info, outputs[size]["x"], torch.float64)
+    exact = run_state_dict(state, info, outputs[size]["x"], torch.float64)
     for unit, ours, theirs in zip(
         ("norm", "head"), outputs[size]["ours"], outputs[size]["keras"], strict=True
     ):
@@ -113,7 +113,7 @@ def test_as_near_to_float64_as_keras(size, outputs, network, files):
 
 def test_parameter_totals(files):
     backbone = load_weights(files["w.keras"], models.DenseNet201(), ignore_head=True)
-    assert sum(v.size for v in flatten(backbone["params"]).values()) == 18_092_928
-    assert sum(v.size for v in flatten(backbone).values()) == 18_321_984
+    assert sum(v.size for v in flatten_dict(backbone["params"]).values()) == 18_092_928
+    assert sum(v.size for v in flatten_dict(backbone).values()) == 18_321_984
     top = load_weights(files["w.keras"], models.DenseNet201(num_classes=1000))
-    assert sum(v.size for v in flatten(top).values()) == 20_242_984
+    assert sum(v.size for v in flatten_dict(top).values()) == 20_242_984

@@ -76,11 +76,12 @@ def test_many_layers_do_not_overflow_an_attribute(tmp_path):
 
     from densenet_flax.weights import keras_writer
 
-    layers = [("conv2d", f"conv2_block{i}_1_conv".ljust(40, "x"), []) for i in range(3000)]
+    names = [f"conv2_block{i}_1_conv".ljust(40, "x") for i in range(3000)]
+    layers = [keras_writer._Layer("conv2d", name, {}) for name in names]
     with h5py.File(tmp_path / "m.h5", "w") as file:
         keras_writer._write_legacy(file, layers)
-        names = [n for i in range(3) for n in file.attrs[f"layer_names{i}"]]
-    assert [name.decode() for name in names] == [name for _, name, _ in layers]
+        written = [n for i in range(3) for n in file.attrs[f"layer_names{i}"]]
+    assert [name.decode() for name in written] == names
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict
 
 from densenet_flax.models.densenet import NETWORKS, DenseNet
-from densenet_flax.weights.layout import Layout, flatten, nest, recognise
+from densenet_flax.weights.layout import Layout, infer_layout
 
 HEADS = [{}, {"num_classes": 1000}, {"num_classes": 2, "hidden": (256, 64)}]
 
@@ -14,7 +15,7 @@ def test_it_is_the_tree_of_the_model(name, head):
     model = NETWORKS[name](**head)
     images = jnp.zeros((1, 32, 32, 3))
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
-    expected = {path: leaf.shape for path, leaf in flatten(tree).items()}
+    expected = {path: leaf.shape for path, leaf in flatten_dict(tree).items()}
     layout = Layout.of(model)
     assert layout.tensors() == expected
     assert layout.network == name
@@ -25,7 +26,7 @@ def test_it_is_the_tree_of_the_model(name, head):
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_a_network_is_recognised_by_its_shapes(name, head):
     layout = Layout.of(NETWORKS[name](**head))
-    assert recognise(layout.tensors()) == layout
+    assert infer_layout(layout.tensors()) == layout
 
 
 @pytest.mark.parametrize("missing", [0, 1, 40, -1])
@@ -33,24 +34,18 @@ def test_one_missing_tensor_does_not_mislead(missing):
     layout = Layout.of(NETWORKS["densenet201"]())
     shapes = layout.tensors()
     del shapes[list(shapes)[missing]]
-    assert recognise(shapes) == layout
+    assert infer_layout(shapes) == layout
 
 
 def test_other_tensors_are_no_densenet():
-    assert recognise({}) is None
-    assert recognise({("params", "fc", "kernel"): (3, 4)}) is None
+    assert infer_layout({}) is None
+    assert infer_layout({("params", "fc", "kernel"): (3, 4)}) is None
     shapes = Layout((1, 1, 1)).tensors()
     gap = {path: shape for path, shape in shapes.items() if path[1] != "conv3_block1"}
-    assert recognise(gap) is None
+    assert infer_layout(gap) is None
 
 
 def test_other_sizes_have_no_published_name():
     layout = Layout.of(DenseNet(blocks=(1, 1)))
     assert layout.network == "densenet"
     assert "1-1" in layout.describe()
-
-
-def test_nest_undoes_flatten():
-    tree = {"a": {"b": {"c": 1}, "d": 2}, "e": 3}
-    assert flatten(tree) == {("a", "b", "c"): 1, ("a", "d"): 2, ("e",): 3}
-    assert nest(flatten(tree)) == tree

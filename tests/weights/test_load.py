@@ -2,16 +2,18 @@
 
 import hashlib
 import os
-import sys
-import types
 
 import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.models.densenet import DenseNet, DenseNet161, DenseNet201
+from densenet_flax.storage.checkpoint import Checkpoints
+from densenet_flax.storage.named_arrays import NamedVector
 from densenet_flax.weights import (
+    checkpoint_directory,
     load,
+    load_backbone,
     load_weights,
     load_with_info,
     official,
@@ -120,18 +122,15 @@ def test_no_file_and_no_permission(tmp_path):
 
 def test_a_checkpoint_directory_is_asked_of_the_checkpoint_module(tmp_path, monkeypatch):
     variables, info = random_variables(RECIPE), info_of(RECIPE)
-    module = types.ModuleType("densenet_flax.storage.checkpoint")
     values = {"class_names": ["b", "m"], "preprocessing": "scale", "image_size": [96, 96]}
-    module.read_model = lambda path: (variables, values)
-    monkeypatch.setitem(sys.modules, "densenet_flax.storage.checkpoint", module)
-    monkeypatch.setattr("densenet_flax.storage.checkpoint", module, raising=False)
+    monkeypatch.setattr(checkpoint_directory, "read_model", lambda path: (variables, values))
     found, meaning = read_weights(tmp_path)
     assert_same(found, variables)
     assert (meaning.class_names, meaning.preprocessing) == (("b", "m"), "scale")
     assert (meaning.layout, meaning.extra) == (RECIPE, {})
     assert meaning.inference.image_size == (96, 96)
     values["class_names"] = ["b"]
-    with pytest.raises(InputError, match=r"says of itself.*class_names"):
+    with pytest.raises(InputError, match="metadata: class_names"):
         read_weights(tmp_path)
     values["class_names"] = ["b", "m"]
     assert_same(load_weights(tmp_path, info.build_model()), variables)
@@ -178,6 +177,19 @@ def test_what_the_loaded_weights_mean_comes_along(tmp_path):
     assert (info.preprocessing, info.class_names, info.num_classes) == ("scale", (), 0)
 
 
+def test_a_backbone_of_another_variant_says_which(tmp_path):
+    """`load_backbone` leaves it to the caller to give the model its epsilon and last ReLU."""
+    path, variables = save(tmp_path, final_relu=False, epsilon=1e-3, license="CC0 1.0")
+    model = DenseNet(blocks=TINY.blocks, num_classes=7)
+    backbone, fields = load_backbone(path, model)
+    variables["params"].pop("head")
+    assert_same(backbone, variables)
+    assert (fields["final_relu"], fields["epsilon"]) == (False, 1e-3)
+    assert (fields["license"], fields["source"]) == ("CC0 1.0", "")
+    with pytest.raises(InputError, match="not densenet201"):
+        load_backbone(path, DenseNet201())
+
+
 def test_imagenet_of_a_network_that_keras_has_not():
     with pytest.raises(InputError, match=r"densenet161.*PyTorch"):
         load_weights("imagenet", DenseNet161())
@@ -195,9 +207,6 @@ def test_keras_names_in_torch_order_do_not_pass(tmp_path):
 
 
 def test_a_real_checkpoint_of_our_training(tmp_path):
-    from densenet_flax.storage.checkpoint import Checkpoints
-    from densenet_flax.storage.named_arrays import NamedVector
-
     variables = random_variables(RECIPE)
     meta = {
         "network": {"network": "densenet201", "class_names": ["b", "m"], "preprocessing": "scale"}

@@ -11,6 +11,7 @@ from densenet_flax.models.densenet import DenseNet201
 from densenet_flax.weights import export_weights, official, save_weights
 from densenet_flax.weights.__main__ import main
 from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.safe_reading import file_hash
 from tests.weights.helpers import RECIPE, info_of, random_variables
 
 ROOT = Path(__file__).parents[2]
@@ -61,14 +62,14 @@ def test_inspect_says_all(ours, capsys, monkeypatch):
         assert word in out
     assert "no known official file" in out
     assert "1×1×64×128  params/conv2_block1/1_conv/kernel" in out
-    md5 = official.file_hash(Path(ours), "md5")
+    md5 = file_hash(Path(ours), "md5")
     monkeypatch.setitem(official.OFFICIAL, "ours", official.Official("m", md5, 0))
     main(["inspect", ours])
     assert "official  ours" in capsys.readouterr().out
 
 
 def test_download(ours, tmp_path, capsys, monkeypatch):
-    md5 = official.file_hash(Path(ours), "md5")
+    md5 = file_hash(Path(ours), "md5")
     monkeypatch.setitem(official.OFFICIAL, "x", official.Official("m.safetensors", md5, 0))
     assert main(["download", "x", "--directory", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == ours

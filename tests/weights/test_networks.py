@@ -9,7 +9,7 @@ import pytest
 from densenet_flax.models.densenet import NETWORKS
 from densenet_flax.weights import convert, export, read_weights, save_weights
 from densenet_flax.weights.layout import Layout
-from densenet_flax.weights.source import file_hash
+from densenet_flax.weights.safe_reading import file_hash
 from tests.weights.helpers import (
     assert_same,
     info_of,

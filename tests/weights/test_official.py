@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights import official
+from densenet_flax.weights import http_download, official
 
 CONTENT = os.urandom(3_000_000)
 NAME = "fake.h5"
@@ -61,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body, span, start = b"<html>Please sign in</html>", None, 0
         if fault == "wrong":
             body = bytes(len(CONTENT))
-        if fault == "ignores ranges":
+        if fault == "ignores ranges" or fault.startswith("first"):
             span, start = None, 0
         if start >= len(body):
             self.send_response(416)
@@ -73,7 +73,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             start += 5
         part = body[start:]
         self.send_response(206 if span else 200)
-        self.send_header("Content-Length", str(len(part)))
+        is_length = fault.startswith("length ")
+        length = fault.removeprefix("length ") if is_length else str(len(part))
+        self.send_header("Content-Length", length)
         if span:
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
@@ -81,9 +83,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             part = part[: len(part) // 2]
         if fault == "cut at once":
             part = b""
+        if fault.startswith("first"):
+            part = part[: int(fault.removeprefix("first "))]
         self.wfile.write(part)
         self.wfile.flush()
-        if fault.startswith("cut"):
+        if fault.startswith(("cut", "first")):
             self.connection.close()
 
 
@@ -145,7 +149,21 @@ def test_a_server_that_cannot_continue(fault, server, tmp_path):
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_part_that_is_too_long_starts_anew(server, tmp_path):
+def test_a_server_that_only_ever_sends_the_beginning_ends(server, tmp_path):
+    """Sometimes more of it, sometimes less: that is no progress."""
+    server.faults = ["first 50000", "first 90000"] * 20
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        fetch(server, tmp_path, attempts=3)
+    assert len(server.requests) < 9
+
+
+@pytest.mark.parametrize("length", ["²", "9" * 5000, "-1", "many"])
+def test_a_length_that_is_none(length, server, tmp_path):
+    server.faults = [f"length {length}"]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_that_is_too_long_starts_over(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
@@ -226,14 +244,14 @@ def test_no_place_to_write(server, tmp_path):
 
 
 def test_a_file_that_never_ends(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(official, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(http_download, "_MAX_BYTES", 1 << 20)
     with pytest.raises(InputError, match="far more"):
         fetch(server, tmp_path, attempts=2)
 
 
 CHILD = """
 import sys
-from densenet_flax.weights import official
+from densenet_flax.weights import http_download, official
 official.OFFICIAL["fake"] = official.Official(sys.argv[1], sys.argv[2], 0)
 official.download("fake", sys.argv[3], base_url=sys.argv[4], backoff=0.01)
 """
@@ -264,6 +282,6 @@ def test_a_known_file_is_recognised(monkeypatch, tmp_path):
     md5 = hashlib.md5(CONTENT).hexdigest()
     monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5, 0))
     (tmp_path / "renamed").write_bytes(CONTENT)
-    assert official.known_file(tmp_path / "renamed") == "fake"
+    assert official.official_name(tmp_path / "renamed") == "fake"
     (tmp_path / "renamed").write_bytes(CONTENT[:-1])
-    assert official.known_file(tmp_path / "renamed") == ""
+    assert official.official_name(tmp_path / "renamed") == ""

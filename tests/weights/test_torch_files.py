@@ -94,6 +94,8 @@ def test_timms_config_beside_the_file_is_read(tmp_path):
     assert (info.preprocessing, info.final_relu) == ("scale", False)
     with pytest.raises(InputError, match=r"config\.json.*0\.5"):
         beside({"mean": [0.5] * 3, "std": [0.5] * 3})
+    with pytest.raises(InputError, match=r"config\.json: normalizes pixels by \[0\.5\]"):
+        beside({"mean": [0.5], "std": []})
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
         read_weights(path)

@@ -1,0 +1,182 @@
+"""An open weights file of any format: its tensors, the variables they are, and what it says."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Float
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import PyTree
+from densenet_flax.weights.info import InfoFields, WeightsInfo
+from densenet_flax.weights.layout import Layout, Shape, VariablePath, infer_layout
+from densenet_flax.weights.safe_reading import file_hash, reading
+
+# Reads one tensor, in our layout, as any float type.
+ReadTensor: TypeAlias = Callable[[], Float[np.ndarray, "..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of the file, not read yet.
+
+    Attributes:
+      name: as the file spells it.
+      shape: in our layout (HWIO kernels).
+      path: of the variable that it is; None if a DenseNet has no such variable.
+      read: reads it.
+      in_head: whether it comes after the backbone.
+    """
+
+    name: str
+    shape: Shape
+    path: VariablePath | None
+    read: ReadTensor
+    in_head: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+    """An open weights file.
+
+    Attributes:
+      path: the file.
+      format: in words, such as 'Keras .weights.h5'.
+      framework: that can run the file, 'Keras' or 'PyTorch'; '' if it is only ours.
+      tensors: all that it holds, without optimizer state and the like.
+      metadata: what the file states beyond its shapes, or its kind implies; `epsilon` at least.
+      evidence: where the metadata come from, in words, for `inspect`.
+    """
+
+    path: Path
+    format: str
+    framework: str
+    tensors: Sequence[StoredTensor]
+    metadata: InfoFields
+    evidence: Sequence[str] = ()
+
+    @property
+    def shapes(self) -> dict[VariablePath, Shape]:
+        """Shapes of the tensors that are variables of a DenseNet."""
+        return {tensor.path: tensor.shape for tensor in self.tensors if tensor.path}
+
+    def layout(self) -> Layout:
+        """The network that the file holds, inferred from the shapes.
+
+        Raises:
+          InputError: it holds none.
+        """
+        layout = infer_layout(self.shapes)
+        if layout is None:
+            names = ", ".join(tensor.name for tensor in self.tensors[:3]) or "no tensors at all"
+            raise InputError(
+                f"{self.path}: not the weights of a DenseNet ({self.format} with {names}"
+                f"{', …' if len(self.tensors) > 3 else ''}); expected DenseNet121, 161, 169 or 201"
+            )
+        return layout
+
+    def info(self, layout: Layout) -> WeightsInfo:
+        """The metadata as `WeightsInfo`, for weights of this layout."""
+        sha256 = "" if self.path.is_dir() else file_hash(self.path)
+        fields: InfoFields = {"source": self.path.name, "sha256": sha256, **self.metadata}
+        if not layout.num_classes:
+            fields |= {"class_names": (), "activation": "softmax"}
+        with reading(self.path):
+            return WeightsInfo.from_layout(layout, **fields)
+
+    def read(self, layout: Layout, *, ignore_head: bool = False) -> dict[str, PyTree]:
+        """Reads the variables of `layout`, using every tensor of the file exactly once.
+
+        Raises:
+          InputError: tensors are missing, left over, of another shape, or not finite.
+        """
+        if ignore_head:
+            layout = layout.backbone
+        tensors = [t for t in self.tensors if not (ignore_head and t.in_head)]
+        expected = layout.tensors()
+        self._check(tensors, expected, layout)
+        by_path = {tensor.path: tensor for tensor in tensors}
+        flat = {path: self._values(by_path[path]) for path in expected}
+        for path, values in flat.items():
+            if path[0] == "batch_stats" and path[-1] == "var" and values.min() < 0:
+                raise InputError(
+                    f"{self.path}: {by_path[path].name} is a variance and holds negative numbers; "
+                    "the file is damaged, get it again"
+                )
+        return {"params": {}, "batch_stats": {}, **unflatten_dict(flat)}
+
+    def _check(
+        self,
+        tensors: Sequence[StoredTensor],
+        expected: Mapping[VariablePath, Shape],
+        layout: Layout,
+    ) -> None:
+        """Raises one error that lists everything in which the file differs from the layout."""
+        unexpected, misshaped = [], []
+        names: dict[VariablePath, str] = {}
+        for tensor in tensors:
+            path = tensor.path
+            if path is None or path not in expected:
+                unexpected.append(tensor.name)
+            elif path in names:
+                unexpected.append(f"{tensor.name} (the same as {names[path]})")
+            else:
+                names[path] = tensor.name
+                if tensor.shape != expected[path]:
+                    misshaped.append(f"{tensor.name} {tensor.shape} instead of {expected[path]}")
+        missing = ["/".join(path[1:]) for path in expected if path not in names]
+        faults = [
+            _list(kind, names)
+            for kind, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", misshaped),
+            )
+            if names
+        ]
+        if faults:
+            raise InputError(
+                f"{self.path}: not {layout.describe()}: {'; '.join(faults)}; {self._advice(layout)}"
+            )
+
+    def _advice(self, layout: Layout) -> str:
+        inferred = infer_layout(self.shapes)
+        if layout.network == "densenet" and inferred == layout:
+            return "give DenseNet121, 161, 169 or 201"
+        if inferred and inferred.backbone != layout.backbone:
+            return f"the file looks like {inferred.describe()}"
+        if inferred and inferred != layout:
+            return f"the file holds {inferred.describe()}; build that model, or ignore the head"
+        return "get a complete file"
+
+    def _values(self, tensor: StoredTensor) -> Float[np.ndarray, "..."]:
+        # What float32 cannot hold becomes infinite, which is reported below.
+        with reading(self.path, tensor.name), np.errstate(over="ignore"):
+            values = np.ascontiguousarray(tensor.read(), dtype=np.float32)
+        if values.shape != tensor.shape:
+            raise InputError(
+                f"{self.path}: {tensor.name} has shape {values.shape}, its header says "
+                f"{tensor.shape}; the file is damaged, get it again"
+            )
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise InputError(
+                f"{self.path}: {tensor.name} holds {count} values that are NaN or infinite in "
+                "float32; the file is damaged or training diverged, take another"
+            )
+        return values
+
+
+def stored_metadata(path: Path, text: str) -> InfoFields:
+    """The metadata of a file that this package wrote, from the JSON in it."""
+    with reading(path, "metadata"):
+        return WeightsInfo.from_dict(json.loads(text)).fields
+
+
+def _list(kind: str, names: Sequence[str]) -> str:
+    """'4 missing (a, b, c, …)'."""
+    return f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
