@@ -53,7 +53,7 @@ class Layout:
     @property
     def network(self) -> str:
         """'densenet201' and the like; 'densenet' if it is none of the four published ones."""
-        backbones = {name: Layout.of(build()) for name, build in NETWORKS.items()}
+        backbones = {name: Layout.of(build()).backbone for name, build in NETWORKS.items()}
         return next((n for n, layout in backbones.items() if layout == self.backbone), "densenet")
 
     @property
