@@ -1,8 +1,7 @@
 """Evaluates a table of predictions: metrics, intervals, figures and a report.
 
 Nothing here depends on the network that made the predictions: `Predictions` is the only input.
-The public names are in `__init__.pyi` and are imported on first use: scikit-learn and matplotlib
-take seconds.
+The public names are in `__init__.pyi` and are imported on first use: matplotlib takes a second.
 """
 
 import lazy_loader

@@ -92,7 +92,7 @@ def config_of_fold(config: ConfigDict, fold: int | None) -> ConfigDict:
 
 
 def _report_on_folds(directory: Workdir, folders: list[Path], config: JsonDict) -> JsonDict:
-    # Here, because scikit-learn and matplotlib would delay the first step.
+    # Here, because matplotlib would delay the first step.
     from densenet_flax.evaluation.predictions_csv import read_csv
     from densenet_flax.evaluation.report.folds_report import folds_verdict, write_folds_report
 

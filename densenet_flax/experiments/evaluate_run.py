@@ -40,7 +40,7 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     Returns:
       The content of `report/metrics.json`; {} in all processes but the first.
     """
-    # Here, because scikit-learn and matplotlib would delay the first step.
+    # Here, because matplotlib would delay the first step.
     from densenet_flax.evaluation.report.cautions import verdict
     from densenet_flax.evaluation.report.report import write_report
 

@@ -151,12 +151,11 @@ def build_loss(config: LossConfig, labels: Int[np.ndarray, " N"]) -> Loss:
     Raises:
       InputError: the number of class weights is not that of the classes.
     """
-    classes, weights = np.unique(labels), config.listed_weights
+    classes, images = np.unique(labels, return_counts=True)
+    weights = config.listed_weights
     if config.class_weights == "balanced":
-        from sklearn.utils.class_weight import compute_class_weight  # slow to import
-
-        balanced = compute_class_weight("balanced", classes=classes, y=labels)
-        weights = tuple(float(weight) for weight in balanced)
+        # Every class gets the same total weight, and an image 1 on average.
+        weights = tuple((len(labels) / (len(classes) * images)).tolist())
     if weights and len(weights) != len(classes):
         raise InputError(
             f"config.class_weights={config.class_weights!r}: expected 'none', 'balanced' or "
