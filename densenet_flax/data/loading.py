@@ -38,6 +38,8 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
     options = ImageOptions(
         config.image_size, resolve_settings(config.stain), config.storage, config.on_bad_image
     )
+    # The source annotates images in each run, and not once when they are prepared: a CSV, a pattern
+    # or the kind of labels may change while the images stay the same.
     source = _make_source(config, cache, options)
     prepared = prepare_images(
         source.array_folder, options, source.rows, source.read, source.skipped

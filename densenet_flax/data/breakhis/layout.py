@@ -99,6 +99,7 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
     Raises:
       InputError: an image or the archive is damaged, or two images have one name.
     """
+    # Copies of an image do no harm (an unpacked archive beside a backup), two contents do.
     encoded = _read_archive(source) if source.is_file() else _read_folder(source)
     seen: dict[str, tuple[str, bytes]] = {}
     for location, data in _check_images(encoded, skipped):

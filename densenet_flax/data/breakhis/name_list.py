@@ -8,7 +8,7 @@ import numpy as np
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.layout import find_source, list_names
-from densenet_flax.data.breakhis.names import class_names, parse_name, patient_groups
+from densenet_flax.data.breakhis.names import COLUMNS, class_names, parse_name, patient_groups
 from densenet_flax.data.dataset import Dataset
 
 
@@ -33,8 +33,7 @@ def dataset_of_names(
     if not parsed:
         raise InputError(f"{name}: no file names in it")
     columns = {
-        column: np.array([getattr(row, column) for row in parsed.values()])
-        for column in ("subtype", "magnification", "slide_id", "case", "sequence")
+        column: np.array([getattr(row, column) for row in parsed.values()]) for column in COLUMNS
     }
     label_key = "label" if labels == "binary" else "subtype"
     classes = [getattr(row, label_key) for row in parsed.values()]

@@ -138,7 +138,7 @@ def prepare_images(
     if options.storage == "stream" and not folder.is_dir():
         table_folder = folder.with_name(f"{folder.name}-stream")
     if not table_folder.is_dir():
-        all_rows = rows()
+        all_rows = rows()  # before `skipped`, since listing the images is what leaves some out
         with atomic_dir(table_folder) as temporary, writing(table_folder):
             write_images(temporary, options, all_rows, read, skipped())
     table = ImageTable.load(table_folder)
@@ -167,6 +167,7 @@ def write_images(
             return error
 
     def processed_images() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        # Files are read in this thread, in order; only decoding and resizing are spread over cores.
         encoded = ((row, read(row)) for row in rows)
         results = prefetch(process, encoded, depth=4 * (os.cpu_count() or 1))
         with tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty()) as bar:
@@ -200,6 +201,7 @@ def _process_image(
     row: Row, encoded: bytes, options: ImageOptions, normalize: Normalizer
 ) -> _ProcessedImage:
     decoded = decode(encoded, row["file"])
+    # Of the pixels and not of the file: a copy may be compressed in another way or renamed.
     content = hashlib.sha256(f"{decoded.shape}\n".encode())
     content.update(decoded.data)
     is_kept = options.storage == "array"

@@ -8,6 +8,7 @@ imported when a method needs one.
 import dataclasses
 import importlib
 import json
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -168,7 +169,7 @@ def _channel(settings: Settings) -> Normalizer:
     return change
 
 
-def _measure_channel(pixels: Pixels) -> dict[str, Any]:
+def _measure_channel(pixels: Pixels) -> dict[str, np.ndarray]:
     flat = pixels.reshape(-1, 3)
     return {"mean": flat.mean(0), "std": flat.std(0)}
 
@@ -187,7 +188,7 @@ def _reinhard(settings: Settings) -> Normalizer:
     return change
 
 
-def _measure_reinhard(pixels: Pixels) -> dict[str, Any]:
+def _measure_reinhard(pixels: Pixels) -> dict[str, np.ndarray]:
     normalizer = _torchstain("ReinhardNormalizer", fit=pixels)
     return {"mean": normalizer.target_means, "std": normalizer.target_stds}
 
@@ -200,7 +201,7 @@ def _macenko(settings: Settings) -> Normalizer:
     return lambda pixels: normalizer.normalize(pixels, stains=False)[0]
 
 
-def _measure_macenko(pixels: Pixels) -> dict[str, Any]:
+def _measure_macenko(pixels: Pixels) -> dict[str, np.ndarray]:
     normalizer = _torchstain("MacenkoNormalizer", fit=pixels)
     return {"stains": normalizer.HERef, "maximum": normalizer.maxCRef}
 
@@ -221,7 +222,7 @@ def _deconvolution(settings: Settings) -> Normalizer:
     return change
 
 
-def _measure_deconvolution(pixels: Pixels) -> dict[str, Any]:
+def _measure_deconvolution(pixels: Pixels) -> dict[str, np.ndarray]:
     inverse = np.linalg.inv(_stain_matrix())
     return {"maximum": _maximum(_library("skimage.color").separate_stains(pixels, inverse))}
 
@@ -266,7 +267,7 @@ def _torchstain(name: str, fit: Pixels | None = None) -> Any:
     return normalizer
 
 
-def _library(name: str) -> Any:
+def _library(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -287,9 +288,9 @@ class _Method:
       measure: measures settings on a reference image; None if the method has no reference.
     """
 
-    defaults: Mapping[str, Any]
+    defaults: Settings
     make: Callable[[Settings], Normalizer]
-    measure: Callable[[Pixels], dict[str, Any]] | None = None
+    measure: Callable[[Pixels], dict[str, np.ndarray]] | None = None
 
 
 _METHODS = {

@@ -6,11 +6,12 @@ written: the same decoding, stain normalization and resizing, repeated in each e
 
 import dataclasses
 import functools
+import operator
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, SupportsIndex, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -23,6 +24,8 @@ from densenet_flax.data.images.stain_normalization import Normalizer, make_norma
 
 # What is known about an image: its `file` and whatever else its reader needs to find it.
 Row: TypeAlias = dict[str, Any]
+# What selects images, as of an array: a row number, a slice, row numbers or a mask.
+Index: TypeAlias = int | slice | Sequence[int] | np.ndarray
 # Returns the encoded image of a row. Can be pickled, so that worker processes get it.
 Reader: TypeAlias = Callable[[Row], bytes]
 
@@ -55,7 +58,7 @@ class StreamedImages:
         """(N, H, W, 3)."""
         return (len(self), *self.size, 3)
 
-    def __getitem__(self, key: Any) -> UInt8[np.ndarray, "... H W 3"]:
+    def __getitem__(self, key: Index) -> UInt8[np.ndarray, "... H W 3"]:
         """Returns the image of a row number, or the images of a slice, list, array or mask.
 
         Raises:
@@ -132,8 +135,8 @@ class _Batches:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, k: Any) -> UInt8[np.ndarray, "B H W 3"]:
-        return self.images[self.rows[k]]
+    def __getitem__(self, k: SupportsIndex) -> UInt8[np.ndarray, "B H W 3"]:
+        return self.images[self.rows[operator.index(k)]]
 
 
 def _prefetch_in_workers(

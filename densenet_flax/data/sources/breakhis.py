@@ -1,5 +1,6 @@
 """BreakHis: from raw files to a prepared TFDS data set to images of one size."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,18 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.counts import describe_difference
 from densenet_flax.data.breakhis.layout import find_source, source_key
-from densenet_flax.data.breakhis.names import class_names, patient_groups
+from densenet_flax.data.breakhis.names import (
+    CLASS_NAMES,
+    COLUMNS,
+    class_names,
+    parse_name,
+    patient_groups,
+)
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources.record_reader import RecordReader
+from densenet_flax.data.sources.record_reader import Record, RecordReader
 from densenet_flax.data.sources.source import Annotations, Source
 from densenet_flax.data.sources.tfds_preparation import quiet_unless_terminal
 from densenet_flax.storage.atomic import write_text, writing
@@ -55,21 +62,16 @@ class BreakHisSource(Source):
 
     def rows(self) -> list[Row]:
         """Lists the images of the chosen magnification by file name."""
-        records, subtypes = self._prepare_records(), class_names("subtype")
+        records = self._prepare_records()
         rows: list[Row] = []
         for number in range(len(records)):
-            record = records[number]
-            row = {
-                "label": int(record["label"]),
-                "subtype": subtypes[record["subtype"]],
-                "magnification": int(record["magnification"]),
-                "slide_id": record["slide_id"].decode(),
-                "case": record["case"].decode(),
-                "sequence": int(record["sequence"]),
-                "file": record["file"].decode(),
-                "number": number,
-            }
-            rows.append(row)
+            file = records[number]["file"].decode()
+            name = parse_name(file)
+            assert name is not None  # the builder accepts no other names
+            label = CLASS_NAMES.index(name.label)
+            rows.append(
+                {**dataclasses.asdict(name), "label": label, "file": file, "number": number}
+            )
         rows.sort(key=lambda row: row["file"])
         magnification = self._config.magnification
         chosen = [row for row in rows if magnification in (0, row["magnification"])]
@@ -88,18 +90,12 @@ class BreakHisSource(Source):
 
     def annotate(self, table: ImageTable) -> Annotations:
         """Takes what the file names say from the table."""
-        classes = table["label"]
+        labels = table["label"]
         if self._config.labels == "subtype":
-            classes = [self.class_names.index(subtype) for subtype in table["subtype"]]
-        columns = {
-            "subtype": np.array(table["subtype"], str),
-            "magnification": np.array(table["magnification"], np.int32),
-            "slide_id": np.array(table["slide_id"], str),
-            "case": np.array(table["case"], str),
-            "sequence": np.array(table["sequence"], np.int32),
-        }
+            labels = [self.class_names.index(subtype) for subtype in table["subtype"]]
+        columns = {name: np.array(table[name]) for name in COLUMNS}
         groups = patient_groups(table["subtype"], table["slide_id"], table["case"])
-        return Annotations(classes, groups, columns, notes=self._check_complete(table))
+        return Annotations(labels, groups, columns, notes=self._check_complete(table))
 
     def _check_complete(self, table: ImageTable) -> Sequence[str]:
         if self._config.name != "breakhis":  # drawn tiles are as many as they were asked to be
@@ -113,7 +109,7 @@ class BreakHisSource(Source):
             )
         return (f"not all of BreakHis: {difference}",) if difference else ()
 
-    def _prepare_records(self) -> Sequence[dict[str, Any]]:
+    def _prepare_records(self) -> Sequence[Record]:
         """Opens the prepared TFDS data set, prepared first if that was not done before."""
         import tensorflow_datasets as tfds  # here, as it takes half a second that later runs save
 

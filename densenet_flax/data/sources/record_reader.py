@@ -3,10 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.images.stream import Row
+
+# The features of one example; its image is encoded.
+Record: TypeAlias = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class RecordReader:
 
 
 @functools.lru_cache(maxsize=16)  # opened once in each process
-def _open_split(folder: str, split: str, feature: str) -> Sequence[dict[str, Any]]:
+def _open_split(folder: str, split: str, feature: str) -> Sequence[Record]:
     import tensorflow_datasets as tfds
 
     try:

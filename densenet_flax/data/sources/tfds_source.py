@@ -12,7 +12,7 @@ from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_files import listing_digest
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources.record_reader import RecordReader
+from densenet_flax.data.sources.record_reader import Record, RecordReader
 from densenet_flax.data.sources.source import Annotations, Source
 from densenet_flax.data.sources.tfds_preparation import local_files, quiet_unless_terminal
 
@@ -46,7 +46,9 @@ class TfdsSource(Source):
                 f"data.patient_key={self._patient_key!r}: {name} has {', '.join(features)}"
             )
         self.class_names = tuple(features[self._label_key].names)
-        self._records: dict[str, Sequence[dict[str, Any]]] = {}
+        # All splits are one data set, as most are split again by patient; `split.policy='given'`
+        # goes back to the splits that TFDS has.
+        self._records: dict[str, Sequence[Record]] = {}
         decoders = {image_key: tfds.decode.SkipDecoding()}
         for split in sorted(builder.info.splits):
             try:

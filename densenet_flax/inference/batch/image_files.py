@@ -3,14 +3,14 @@
 import dataclasses
 import glob
 import os
-import re
 from pathlib import Path
 
 from absl import logging
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis.names import parse_name
+from densenet_flax.data.breakhis.names import GROUPS, parse_name
 from densenet_flax.data.images.image_files import IMAGE_SUFFIXES, walk_images
+from densenet_flax.data.sources.folder import find_patient
 from densenet_flax.weights.inference_settings import InferenceSettings
 
 
@@ -83,13 +83,9 @@ def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
         names of BreakHis state the patient, by `patient_group`, 'case70' if that is unknown.
     """
     if pattern := settings.patient_pattern:
-        match = re.search(pattern, os.path.join("/", file.path.as_posix()))
-        if match is None:
-            return ""
-        return (match.group(1) if match.re.groups else match.group()) or ""
+        return find_patient(pattern, os.path.join("/", file.path.as_posix()))
     name = parse_name(file.path.name)
     if name is None:
         return ""
-    if settings.patient_group == "id82":
-        return f"{name.subtype}/{name.slide_id}"
-    return name.slide_id if settings.patient_group == "slide81" else name.case
+    group = settings.patient_group if settings.patient_group in GROUPS else GROUPS[0]
+    return name.patient(group)
