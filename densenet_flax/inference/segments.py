@@ -1,7 +1,8 @@
 """The network in inference mode, compiled in segments that end where training stages cut it."""
 
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -16,45 +17,35 @@ from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.models.units import select_units
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class SegmentedModel:
     """A network as a chain of compiled segments, each from one cut to the next.
 
     Every stage's frozen prefix, its validation and the final evaluation are chains of the same few
-    compiled functions, so none is compiled twice.
+    compiled functions, so none is compiled twice. Each is compiled when it first runs.
 
     Attributes:
-      model: the Flax module.
-      mesh: the devices that batches are spread over.
-      cuts: names of the units at which segments begin, in order.
+      model: a network with a head.
+      mesh: the devices to spread batches over.
+      cuts: names of the units at which segments begin. Always among them are the stem, the last
+        norm, whose input the saliency maps need, and the head, whose input is the pooled features.
       preprocessing: mode of `preprocess_input`.
     """
 
-    def __init__(
-        self, model: DenseNet, mesh: Mesh, *, cuts: Iterable[str] = (), preprocessing: str = "torch"
-    ):
-        """Declares the segments; each is compiled when it first runs.
+    model: DenseNet
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    cuts: Sequence[str] = ()
+    preprocessing: str = "torch"
 
-        Args:
-          model: a network with a head.
-          mesh: the devices to spread batches over.
-          cuts: names of the units at which stages cut the network. The stem, the last norm, whose
-            input the saliency maps need, and the head, whose input are the pooled features, are
-            always cuts.
-          preprocessing: mode of `preprocess_input`.
-        """
-        self.model = model
-        self.mesh = mesh
-        self.preprocessing = preprocessing
-        cuts = {*cuts, "stem", "norm", "head"}
-        self.cuts: tuple[str, ...] = tuple(unit for unit in model.units if unit in cuts)
+    def __post_init__(self) -> None:
+        """Adds the cuts that are always there, and brings all into the order of the network."""
+        cuts = {*self.cuts, "stem", "norm", "head"}
+        object.__setattr__(self, "cuts", tuple(unit for unit in self.model.units if unit in cuts))
 
     def with_cut(self, unit: str) -> "SegmentedModel":
         """The same network with one more cut; segments that end elsewhere stay compiled."""
-        if unit in self.cuts:
-            return self
-        return SegmentedModel(
-            self.model, self.mesh, cuts=(*self.cuts, unit), preprocessing=self.preprocessing
-        )
+        return self if unit in self.cuts else dataclasses.replace(self, cuts=(*self.cuts, unit))
 
     def run(
         self,
