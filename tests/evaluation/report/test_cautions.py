@@ -48,3 +48,8 @@ def test_patients_shared_with_validation_are_warned_of(random_table):
 def test_a_missing_class_is_the_first_warning(make, label):
     _, text = metrics_and_warnings(make(label=[label], probability=[0.5]))
     assert text.startswith(f"There are no {('malignant', 'benign')[label]} images")
+
+
+def test_one_class_alone_is_not_compared_with_a_constant(make):
+    _, text = metrics_and_warnings(make(label=[1, 1], probability=[0.9, 0.2], patient=["a", "b"]))
+    assert "no better than" not in text

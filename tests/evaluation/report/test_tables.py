@@ -1,0 +1,45 @@
+"""Which rows the tables of the page have, and in which order."""
+
+import pytest
+
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+from densenet_flax.evaluation.metrics.compute import assess
+from densenet_flax.evaluation.report import tables
+
+
+@pytest.fixture
+def metrics(hand):
+    return assess(hand, bootstrap=Bootstrap(50))
+
+
+def test_patients_are_listed_worst_first(metrics):
+    rows = [(row[0], row[1], row[2]) for row in tables.by_patient(metrics).rows]
+    assert rows == [("b", 0.25, "1/4"), ("a", 1.0, "2/2"), ("c", 1.0, "2/2")]
+
+
+def test_mistakes_are_listed_most_confident_first(hand, several):
+    section = tables.mistakes_section(hand)
+    assert [row[0] for row in section.table.rows] == ["image3.png", "image4.png", "image5.png"]
+    assert section.table.header[1] == "P(malignant)" and section.total == 3
+    table = several(0)
+    section = tables.mistakes_section(table)
+    confidence = [row[section.table.header.index("P(predicted)")] for row in section.table.rows]
+    assert confidence == sorted(confidence, reverse=True) and len(confidence) == 10
+    assert section.total == (table.prediction != table.label).sum() > 10
+    wrong = table.select(table.prediction != table.label)
+    assert confidence[0] == wrong.probability.max()
+
+
+def test_undefined_metrics_are_not_listed_again_for_their_interval(make):
+    section = tables.metrics_section(
+        assess(make(label=[1, 1], probability=[0.9, 0.2], patient=["a", "b"]))
+    )
+    assert any("specificity" in line and "no benign images" in line for line in section.undefined)
+    assert not any("specificity" in line for line in section.without_interval)
+
+
+def test_groups_have_their_own_intervals(metrics):
+    table = tables.by_magnification(metrics, ("accuracy", "patient_recognition_rate"))
+    assert table.header[-2:] == ["accuracy", "patient recognition rate"]
+    for row, group in zip(table.rows, metrics["by_magnification"], strict=True):
+        assert row[0] == f"{group['magnification']}×" and row[3].value == group["accuracy"]
