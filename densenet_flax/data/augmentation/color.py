@@ -5,21 +5,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.augmentation.color_spaces import change_dyes, lab_to_rgb, rgb_to_lab
-from densenet_flax.data.augmentation.settings import AugmentSettings, StainStatistics
-from densenet_flax.data.augmentation.streams import Stream, stream_key
+from densenet_flax.data.augmentation.settings import (
+    AugmentSettings,
+    Image,
+    Pixels,
+    StainStatistics,
+)
+from densenet_flax.data.augmentation.streams import Stream, ViewKey, stream_key
 from densenet_flax.data.dataset import Dataset
 
 _MEASURED_IMAGES = 512  # more would not change the statistics of a laboratory's stains
 _GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow
 
 
-def random_color(
-    settings: AugmentSettings, x: Shaped[Array, "H W 3"], key: Key[Array, ""]
-) -> Shaped[Array, "H W 3"]:
+def random_color(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
     """Draws stain, brightness and contrast, in this order.
 
     Args:
@@ -49,9 +52,7 @@ def random_color(
     return x
 
 
-def _random_stain(
-    settings: AugmentSettings, x: Shaped[Array, "H W 3"], key: Key[Array, ""]
-) -> Float[Array, "H W 3"]:
+def _random_stain(settings: AugmentSettings, x: Pixels, key: Key[Array, ""]) -> Pixels:
     """Moves mean and standard deviation of L, a and b towards those of a random slide."""
     if not settings.stain_statistics:
         raise InputError(
@@ -80,7 +81,7 @@ def stain_statistics(images: UInt8[np.ndarray, "N H W 3"]) -> StainStatistics:
     """Measures how colors vary between images, for `AugmentSettings.stain_statistics`."""
 
     @jax.jit
-    def measure(image: UInt8[Array, "H W 3"]) -> Float[Array, "2 3"]:
+    def measure(image: Image) -> Float[Array, "2 3"]:
         return mean_and_std(rgb_to_lab(image.astype(jnp.float32) / 255))
 
     measured = np.array([measure(images[row]) for row in _evenly_spaced(len(images))])  # [N 2 3]

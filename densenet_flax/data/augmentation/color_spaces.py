@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
+
+from densenet_flax.data.augmentation.settings import Pixels
 
 # Hematoxylin, eosin and DAB in optical density: scikit-image's matrix, from Ruifrok and Johnston
 # (Analytical and Quantitative Cytology and Histology 23, 2001).
@@ -18,21 +20,16 @@ _RGB_TO_XYZ = np.array(
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 
 
-def change_dyes(
-    x: Shaped[Array, "H W 3"], factor: Float[Array, "3"], offset: Float[Array, "3"]
-) -> Float[Array, "H W 3"]:
+def change_dyes(x: Pixels, factor: Float[Array, "3"], offset: Float[Array, "3"]) -> Pixels:
     """Multiplies and shifts the amounts of hematoxylin, eosin and DAB.
 
     To the amounts, to other amounts and back are one affine map in optical density (base e), so no
     negative amount is clipped on the way and a change of nothing changes nothing.
 
     Args:
-      x: an image, 0 to 255.
+      x: an image, 0 to 255; the result may be above 255.
       factor: on the amount of each dye.
       offset: added to it.
-
-    Returns:
-      The image, in places above 255.
     """
     to_rgb = jnp.asarray(_HED_TO_RGB, jnp.float32)
     matrix = _matmul(jnp.asarray(_RGB_TO_HED, jnp.float32) * factor, to_rgb)

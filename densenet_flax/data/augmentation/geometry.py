@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Key
 
-from densenet_flax.data.augmentation.settings import AugmentSettings
-from densenet_flax.data.augmentation.streams import Stream, stream_key
+from densenet_flax.data.augmentation.settings import AugmentSettings, Image, Pixels
+from densenet_flax.data.augmentation.streams import Scalar, Stream, ViewKey, stream_key
 
 # The eight symmetries of a square, as matrices on (row, column); the first four keep any image.
 SYMMETRIES = np.array(
@@ -31,12 +31,7 @@ def num_symmetries(size: Sequence[int]) -> int:
     return 8 if size[0] == size[1] else 4
 
 
-def random_warp(
-    settings: AugmentSettings,
-    image: UInt8[Array, "H W 3"],
-    key: Key[Array, ""],
-    symmetry: Int[Array, ""],
-) -> Shaped[Array, "H W 3"]:
+def random_warp(settings: AugmentSettings, image: Image, key: ViewKey, symmetry: Scalar) -> Pixels:
     """Draws symmetry, flips, rotation, shift, shear and zoom, and looks the pixels up once.
 
     Args:
@@ -91,12 +86,12 @@ def _random_affine_map(
 
 
 def affine_transform(
-    image: UInt8[Array, "H W 3"],
+    image: Image,
     matrix: Float[Array, "2 2"],
     shift: Float[Array, "2"],
     fill_mode: str,
     interpolate: bool = True,
-) -> Shaped[Array, "H W 3"]:
+) -> Pixels:
     """Looks up, for each output pixel, the input at `matrix · (pixel - center) + shift + center`.
 
     The result is that of `scipy.ndimage.affine_transform` of order 1. The three channels of a pixel
@@ -127,7 +122,7 @@ def affine_transform(
         folded = jnp.mod(x + 0.5, 2 * size)
         return jnp.minimum(folded, 2 * size - folded) - 0.5
 
-    def look_up(row: Int[Array, "H W"], column: Int[Array, "H W"]) -> Shaped[Array, "H W 3"]:
+    def look_up(row: Int[Array, "H W"], column: Int[Array, "H W"]) -> Pixels:
         row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
         return pixels.at[row * width + column].get(mode="promise_in_bounds")
 

@@ -4,15 +4,20 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
+from jaxtyping import Array, Bool, Float, Num
 
-from densenet_flax.data.augmentation.settings import AugmentSettings
-from densenet_flax.data.augmentation.streams import Scalar, Stream, stream_key, view_keys
+from densenet_flax.data.augmentation.settings import AugmentSettings, Pixels
+from densenet_flax.data.augmentation.streams import (
+    Ids,
+    Scalar,
+    Stream,
+    ViewKey,
+    stream_key,
+    view_keys,
+)
 
 
-def random_cutout(
-    settings: AugmentSettings, x: Shaped[Array, "H W 3"], key: Key[Array, ""]
-) -> Float[Array, "H W 3"]:
+def random_cutout(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
     """Wipes out a square of an image with the image's mean color."""
     x = x.astype(jnp.float32)
     center = jax.random.uniform(stream_key(key, Stream.CUTOUT), (2,))
@@ -24,10 +29,10 @@ def random_cutout(
 def mix(
     images: Num[Array, "N H W 3"],
     targets: Num[Array, "N K"],
-    ids: Int[Array, "N"],
+    ids: Ids,
     *,
     seed: Scalar,
-    epoch: Scalar | Int[Array, "N"],
+    epoch: Scalar | Ids,
     settings: AugmentSettings,
 ) -> tuple[Float[Array, "N H W 3"], Float[Array, "N K"]]:
     """Mixes each image with the one before it in the batch, by MixUp or CutMix.
@@ -57,11 +62,8 @@ def mix(
 
 
 def _random_mixture(
-    settings: AugmentSettings,
-    image: Float[Array, "H W 3"],
-    partner: Float[Array, "H W 3"],
-    key: Key[Array, ""],
-) -> tuple[Float[Array, "H W 3"], Float[Array, ""]]:
+    settings: AugmentSettings, image: Pixels, partner: Pixels, key: ViewKey
+) -> tuple[Pixels, Float[Array, ""]]:
     """Returns the mixture, and the share of `image` in it."""
     keys = jax.random.split(stream_key(key, Stream.MIX), 4)
     coin_key, mixup_key, cutmix_key, center_key = keys

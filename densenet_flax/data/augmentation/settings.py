@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
+from typing import TypeAlias
+
+from jaxtyping import Array, Shaped, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import INLINE, Settings, choice, setting
 
+Image: TypeAlias = UInt8[Array, "H W 3"]
+Pixels: TypeAlias = Shaped[Array, "H W 3"]  # an image on its way to a view: uint8, or float32
 # For L, a and b each: the means of the images have a mean and a standard deviation, and so have the
 # standard deviations of the images; in this order.
-StainStatistics = tuple[tuple[float, float, float], ...]
+StainStatistics: TypeAlias = tuple[tuple[float, float, float], ...]
 
 
 def _up_to(limit: float) -> float:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 Scalar: TypeAlias = int | Int[Array, ""]
+Ids: TypeAlias = Int[Array, "N"]
+ViewKey: TypeAlias = Key[Array, ""]
 
 
 # A stream of random numbers for each operation, so that switching one on leaves what the others
@@ -20,9 +22,7 @@ Stream = enum.IntEnum("Stream", "GEOMETRY BRIGHTNESS CONTRAST HED STAIN CUTOUT M
 _SYMMETRY = 2**31 - 1  # takes the place of an epoch, and is none
 
 
-def view_keys(
-    seed: Scalar, epoch: Scalar | Int[Array, "N"], ids: Int[Array, "N"]
-) -> Key[Array, "N"]:
+def view_keys(seed: Scalar, epoch: Scalar | Ids, ids: Ids) -> Key[Array, "N"]:
     """Returns the key of each view.
 
     Args:
@@ -31,20 +31,18 @@ def view_keys(
       ids: the row of each image in its data set.
     """
 
-    def key(number: Int[Array, ""], row: Int[Array, ""]) -> Key[Array, ""]:
+    def view_key(number: Scalar, row: Scalar) -> ViewKey:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), row)
 
-    return jax.vmap(key)(jnp.broadcast_to(epoch, ids.shape), ids)
+    return jax.vmap(view_key)(jnp.broadcast_to(epoch, ids.shape), ids)
 
 
-def stream_key(key: Key[Array, ""], stream: Stream) -> Key[Array, ""]:
+def stream_key(key: ViewKey, stream: Stream) -> Key[Array, ""]:
     """Returns the key of an operation within a view."""
     return jax.random.fold_in(key, int(stream))
 
 
-def deal_symmetries(
-    seed: Scalar, epoch: Scalar | Int[Array, "N"], ids: Int[Array, "N"], count: int
-) -> Int[Array, "N"]:
+def deal_symmetries(seed: Scalar, epoch: Scalar | Ids, ids: Ids, count: int) -> Int[Array, "N"]:
     """Returns which of `count` symmetries each view shows.
 
     Each image begins with a random one and goes on in turn, so `count` successive epochs show each

@@ -4,22 +4,22 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, UInt8
+from jaxtyping import Array, UInt8
 
 from densenet_flax.data.augmentation.color import random_color
 from densenet_flax.data.augmentation.geometry import num_symmetries, random_warp
 from densenet_flax.data.augmentation.mixing import random_cutout
-from densenet_flax.data.augmentation.settings import AugmentSettings
-from densenet_flax.data.augmentation.streams import Scalar, deal_symmetries, view_keys
+from densenet_flax.data.augmentation.settings import AugmentSettings, Image
+from densenet_flax.data.augmentation.streams import Ids, Scalar, ViewKey, deal_symmetries, view_keys
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def augment(
     images: UInt8[Array, "N H W 3"],
-    ids: Int[Array, "N"],
+    ids: Ids,
     *,
     seed: Scalar,
-    epoch: Scalar | Int[Array, "N"],
+    epoch: Scalar | Ids,
     settings: AugmentSettings,
 ) -> UInt8[Array, "N H W 3"]:
     """Makes a view of each image; `mixing.mix` is separate, since it needs the targets.
@@ -41,12 +41,7 @@ def augment(
     return jax.vmap(view)(images, view_keys(seed, epoch, ids), symmetries)
 
 
-def _random_view(
-    settings: AugmentSettings,
-    image: UInt8[Array, "H W 3"],
-    key: Key[Array, ""],
-    symmetry: Int[Array, ""],
-) -> UInt8[Array, "H W 3"]:
+def _random_view(settings: AugmentSettings, image: Image, key: ViewKey, symmetry: Scalar) -> Image:
     x = random_warp(settings, image, key, symmetry)
     x = random_color(settings, x, key)
     if settings.cutout:

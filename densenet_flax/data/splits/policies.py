@@ -14,16 +14,18 @@ splits depend on its version, where these have to stay the same for years.
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Bool
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import folds as breakhis_folds
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import (
     SUBSETS,
+    Rows,
     Split,
     SplitPolicy,
     build_split,
@@ -32,7 +34,7 @@ from densenet_flax.data.splits.split import (
 )
 from densenet_flax.data.splits.split_config import LEAKY, SplitConfig
 
-Rows = dict[str, Int[np.ndarray, "rows"]]  # subset -> its rows
+Subsets: TypeAlias = dict[str, Rows]  # the rows of each subset, ascending
 
 
 def make_split(dataset: Dataset, config: SplitConfig) -> Split:
@@ -45,7 +47,7 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     Raises:
       InputError: the data cannot be split like that.
     """
-    policies: dict[str, Callable[[Dataset, SplitConfig], Rows]] = {
+    policies: dict[str, Callable[[Dataset, SplitConfig], Subsets]] = {
         "patient": _split_by_patient,
         "kfold": _split_into_folds,
         "official": _split_officially,
@@ -91,7 +93,7 @@ def _record(config: SplitConfig) -> SplitPolicy:
     )
 
 
-def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Rows:
+def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Subsets:
     groups = dataset.patients(config.group)
     rng = np.random.default_rng(config.seed)
     members: dict[str, list[str]] = {subset: [] for subset in SUBSETS}
@@ -108,7 +110,7 @@ def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Rows:
     return {subset: np.flatnonzero(np.isin(groups, members[subset])) for subset in SUBSETS}
 
 
-def _split_by_image(dataset: Dataset, config: SplitConfig) -> Rows:
+def _split_by_image(dataset: Dataset, config: SplitConfig) -> Subsets:
     rng = np.random.default_rng(config.seed)
     chosen: dict[str, list[np.ndarray]] = {subset: [] for subset in SUBSETS}
     for label, name in enumerate(dataset.class_names):
@@ -123,7 +125,7 @@ def _split_by_image(dataset: Dataset, config: SplitConfig) -> Rows:
     return {subset: np.sort(np.concatenate(chosen[subset])) for subset in SUBSETS}
 
 
-def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Rows:
+def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
     """Deals the patients of each class to the folds and tests on one of them.
 
     Patients with many images come first, each goes to the fold with the fewest images so far, and
@@ -146,13 +148,10 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Rows:
             images_of_fold[fold] += images[patient]
             if fold == config.fold - 1:
                 tested.append(patient)
-    in_test = np.isin(groups, tested)
-    train = np.flatnonzero(~in_test)
-    rows = _take_validation(dataset, config, train, [config.seed, config.fold])
-    return rows | {"test": np.flatnonzero(in_test)}
+    return _split_fold(dataset, config, np.isin(groups, tested))
 
 
-def _split_officially(dataset: Dataset, config: SplitConfig) -> Rows:
+def _split_officially(dataset: Dataset, config: SplitConfig) -> Subsets:
     """Tests on the images of a published fold; validation is taken out of its training images.
 
     The test subset is the published one to the image, so it is told apart, and counted in the
@@ -172,13 +171,16 @@ def _split_officially(dataset: Dataset, config: SplitConfig) -> Rows:
             f"config.split.policy='official': {unknown[0]} of {dataset.name} is not one of "
             "BreakHis's 82 ids; choose another policy for these images"
         )
-    in_test = np.isin(ids, list(tested))
-    train = np.flatnonzero(~in_test)
-    rows = _take_validation(dataset, config, train, [config.seed, config.fold])
-    return rows | {"test": np.flatnonzero(in_test)}
+    return _split_fold(dataset, config, np.isin(ids, list(tested)))
 
 
-def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Rows:
+def _split_fold(dataset: Dataset, config: SplitConfig, in_test: Bool[np.ndarray, "N"]) -> Subsets:
+    train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
+    # The fold is part of the seed: folds that share training patients validate on others of them.
+    return _take_validation(dataset, config, train, [config.seed, config.fold]) | {"test": test}
+
+
+def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Subsets:
     """Takes the subsets of the column `split` of a CSV, or the splits of TFDS.
 
     If the data states no validation subset, one is drawn by patient from training.
@@ -202,8 +204,8 @@ def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Rows:
 
 
 def _take_validation(
-    dataset: Dataset, config: SplitConfig, train: Int[np.ndarray, "rows"], seed: list[int]
-) -> Rows:
+    dataset: Dataset, config: SplitConfig, train: Rows, seed: list[int]
+) -> Subsets:
     """Takes a share of the patients of each class out of training."""
     groups, rng = dataset.patients(config.group), np.random.default_rng(seed)
     chosen: list[str] = []
@@ -220,7 +222,7 @@ def _take_validation(
 
 
 def _patients_of_classes(
-    dataset: Dataset, config: SplitConfig, rows: Int[np.ndarray, "rows"] | None = None
+    dataset: Dataset, config: SplitConfig, rows: Rows | None = None
 ) -> dict[str, list[str]]:
     """Returns the sorted patients of each class, each patient once, of these rows or of all.
 

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32, Shaped
+from jaxtyping import Int, Int32
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.splits.split import Rows
 
 SAMPLINGS = ("shuffle", "class", "patient")
 _DRAW = 1  # separates the random stream of these draws from that of `epoch_order`
@@ -34,10 +35,8 @@ class Sampler:
     size: int
     repeats: int
     seed: int
-    rows: Int[np.ndarray, "rows"] = dataclasses.field(repr=False)
-    classes: Sequence[Sequence[Int[np.ndarray, "images"]]] = dataclasses.field(
-        default=(), repr=False
-    )
+    rows: Rows = dataclasses.field(repr=False)
+    classes: Sequence[Sequence[Rows]] = dataclasses.field(default=(), repr=False)
 
     def epoch(self, number: int) -> tuple[Int32[np.ndarray, "size"], Int32[np.ndarray, "size"]]:
         """Returns the examples of an epoch in their order.
@@ -58,9 +57,7 @@ class Sampler:
         return ids, (number * self.repeats + _count_before(ids)).astype(np.int32)
 
 
-def make_sampler(
-    dataset: Dataset, rows: Int[np.ndarray, "rows"], sampling: str, seed: int, *, group: str
-) -> Sampler:
+def make_sampler(dataset: Dataset, rows: Rows, sampling: str, seed: int, *, group: str) -> Sampler:
     """Sets up the epochs of a run.
 
     Args:
@@ -105,9 +102,7 @@ def make_sampler(
     return Sampler(largest * len(classes), repeats, seed, rows, classes)
 
 
-def _draw_class(
-    rng: np.random.Generator, patients: Sequence[Int[np.ndarray, "images"]], size: int
-) -> Int[np.ndarray, "size"]:
+def _draw_class(rng: np.random.Generator, patients: Sequence[Rows], size: int) -> Rows:
     """Shares `size` examples of a class among its patients, and among the images of each."""
     drawn = _draw_evenly(rng, np.arange(len(patients)), size)
     shares = np.bincount(drawn, minlength=len(patients))
@@ -116,9 +111,7 @@ def _draw_class(
     )
 
 
-def _draw_evenly(
-    rng: np.random.Generator, members: Int[np.ndarray, "members"], size: int
-) -> Int[np.ndarray, "size"]:
+def _draw_evenly(rng: np.random.Generator, members: Rows, size: int) -> Rows:
     """Draws each member equally often, up to one; which come once more is random."""
     whole, rest = divmod(int(size), len(members))
     return np.concatenate([np.tile(members, whole), rng.permutation(members)[:rest]])
@@ -128,7 +121,7 @@ def _ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-def _count_before(ids: Shaped[np.ndarray, "size"]) -> Int[np.ndarray, "size"]:
+def _count_before(ids: Int[np.ndarray, "size"]) -> Int[np.ndarray, "size"]:
     """Returns for each position how often its id stands before it."""
     order = np.argsort(ids, kind="stable")
     # Sorted stably, equal ids stand in a row, in the order in which they occur.

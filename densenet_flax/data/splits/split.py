@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -20,6 +20,8 @@ from densenet_flax.data.splits.split_config import LEAKY
 from densenet_flax.storage.atomic import write_text
 
 SUBSETS = ("train", "validation", "test")
+Rows: TypeAlias = Int[np.ndarray, "rows"]  # row numbers of a data set
+
 _FORMAT = 1
 
 
@@ -84,9 +86,9 @@ class Split:
       counts: for each subset and class the number of 'images' and of 'patients'.
     """
 
-    train: Int[np.ndarray, "train"]
-    validation: Int[np.ndarray, "validation"]
-    test: Int[np.ndarray, "test"]
+    train: Rows
+    validation: Rows
+    test: Rows
     files: Shaped[np.ndarray, "N"] = dataclasses.field(repr=False)
     policy: SplitPolicy
     counts: Mapping[str, Mapping[str, Mapping[str, int]]]
@@ -117,9 +119,7 @@ class Split:
         return {str(self.files[row]): subset for subset in SUBSETS for row in getattr(self, subset)}
 
 
-def build_split(
-    dataset: Dataset, rows: Mapping[str, Int[np.ndarray, "rows"]], policy: SplitPolicy
-) -> Split:
+def build_split(dataset: Dataset, rows: Mapping[str, Rows], policy: SplitPolicy) -> Split:
     """Returns the split with these rows in its subsets, and counts them.
 
     Args:
@@ -129,7 +129,7 @@ def build_split(
     """
     groups = dataset.patients(policy.group)
 
-    def count(rows: Int[np.ndarray, "rows"]) -> dict[str, int]:
+    def count(rows: Rows) -> dict[str, int]:
         return {"images": len(rows), "patients": len(np.unique(groups[rows]))}
 
     counts = {
@@ -139,6 +139,7 @@ def build_split(
         }
         for subset in SUBSETS
     }
+    # Where each image counts as a patient, subsets with no patient in common prove nothing.
     if not dataset.patients_known:
         policy = dataclasses.replace(policy, patient_disjoint=False)
     return Split(
@@ -170,6 +171,7 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
     subset_of_row = np.array([subset_of_file[file] for file in dataset.files.tolist()])
     rows = {subset: np.flatnonzero(subset_of_row == subset) for subset in SUBSETS}
     split = build_split(dataset, rows, policy)
+    # Sizes and patients could still fit after an edit; the hash says that nothing was moved.
     if split.hash != saved_hash:
         raise InputError(
             f"{path}: its files do not match its hash, so it was changed after it was made; "
@@ -222,6 +224,7 @@ def check_patients_apart(split: Split, dataset: Dataset) -> None:
         return
     assert_disjoint(split, groups)
     if split.policy.validation_group is not None:
+        # By this coarser key the published test images do have relatives in training.
         without_test = dataclasses.replace(split, test=split.test[:0])
         assert_disjoint(without_test, dataset.patients(split.policy.validation_group))
 

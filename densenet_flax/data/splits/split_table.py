@@ -1,56 +1,41 @@
 """What a split holds, as text and for the report."""
 
-import dataclasses
+from typing import TypedDict
 
 import numpy as np
 
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import SUBSETS, Split, seen_in_training
 
+# The keys are columns of the report, and as old as its first version.
+OverlapRow = TypedDict(
+    "OverlapRow",
+    {"group": str, "class": str, "test_images": int, "with_a_relative_in_training": int},
+)
 
-@dataclasses.dataclass(frozen=True)
-class Overlap:
-    """How many test images show a patient who is also in training or validation.
 
-    Attributes:
-      group: the key of `Dataset.groups` by which patients are told apart.
-      class_name: the class of these test images, or 'all'.
-      test_images: how many there are.
-      seen_in_training: how many of them show such a patient.
+def overlap_rows(split: Split, dataset: Dataset) -> list[OverlapRow]:
+    """Counts the test images whose patient is also in training or validation.
+
+    Returns:
+      A row for each group that tells patients apart, and in it for each class and for 'all'.
     """
-
-    group: str
-    class_name: str
-    test_images: int
-    seen_in_training: int
-
-
-def overlap(split: Split, dataset: Dataset) -> list[Overlap]:
-    """Counts the test images whose patient is also in training, by each group and class."""
     labels = dataset.labels[split.test]
     masks = {"all": np.ones(len(labels), bool)}
     masks |= {name: labels == label for label, name in enumerate(dataset.class_names)}
-    rows = []
+    rows: list[OverlapRow] = []
     for group, patients in dataset.groups.items():
         seen = seen_in_training(split, patients)
-        rows += [
-            Overlap(group, name, int(mask.sum()), int(seen[mask].sum()))
-            for name, mask in masks.items()
-        ]
+        for name, mask in masks.items():
+            rows.append(
+                {
+                    "group": group,
+                    "class": name,
+                    "test_images": int(mask.sum()),
+                    "with_a_relative_in_training": int(seen[mask].sum()),
+                }
+            )
     return rows
-
-
-def overlap_rows(split: Split, dataset: Dataset) -> list[dict[str, str | int]]:
-    """Returns `overlap` as rows of the report, whose columns are the keys."""
-    return [
-        {
-            "group": row.group,
-            "class": row.class_name,
-            "test_images": row.test_images,
-            "with_a_relative_in_training": row.seen_in_training,
-        }
-        for row in overlap(split, dataset)
-    ]
 
 
 def format_split(split: Split, dataset: Dataset) -> str:
@@ -95,12 +80,11 @@ def _format_counts(split: Split, dataset: Dataset) -> list[str]:
 
 
 def _format_overlap(split: Split, dataset: Dataset) -> list[str]:
-    cells: dict[str, list[str]] = {}
-    for row in overlap(split, dataset):
-        cell = f"{row.class_name} {row.seen_in_training} of {row.test_images}"
-        if row.test_images:
-            cell += f" ({row.seen_in_training / row.test_images:.0%})"
-        cells.setdefault(row.group, []).append(cell)
+    cells: dict[str, list[str]] = {group: [] for group in dataset.groups}
+    for row in overlap_rows(split, dataset):
+        count, seen = row["test_images"], row["with_a_relative_in_training"]
+        percent = f" ({seen / count:.0%})" if count else ""
+        cells[row["group"]].append(f"{row['class']} {seen} of {count}{percent}")
     return [f"  {group}: {', '.join(parts)}" for group, parts in cells.items()]
 
 

@@ -4,6 +4,7 @@ Positions are (x, y) in units of the tile's height, so x runs from 0 to the aspe
 """
 
 import dataclasses
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -15,39 +16,27 @@ _OVERSAMPLING = 2  # Pillow draws polygons without antialiasing; the tile is red
 ZOOM = {40: 0.75, 100: 1.0, 200: 1.35, 400: 1.8}
 
 
+Map: TypeAlias = Float[np.ndarray, "H W"]
+Points: TypeAlias = Float[np.ndarray, "P 2"]
+
+
 @dataclasses.dataclass(frozen=True)
 class NucleusKind:
-    """How the nuclei of one kind of cell look.
+    """How the nuclei of one kind of cell look."""
 
-    Attributes:
-      radius: mean radius, in units of the tile's height.
-      spread: standard deviation of the logarithm of the radius.
-      stretch: mean elongation.
-      roughness: irregularity of the outline.
-      density: range of the amount of hematoxylin, from 0 to 1.
-      nucleoli: share of nuclei that show one.
-    """
-
-    radius: float
-    spread: float
-    stretch: float
-    roughness: float
-    density: tuple[float, float]
-    nucleoli: float
+    radius: float  # in units of the tile's height
+    spread: float  # standard deviation of the radius's logarithm
+    stretch: float  # mean elongation
+    roughness: float  # of the outline
+    density: tuple[float, float]  # lowest and highest amount of hematoxylin
+    nucleoli: float  # share of nuclei that show one
 
 
 class Canvas:
-    """The two dye maps of a tile while it is painted, and its nuclei.
+    """The two dye maps of a tile while it is painted, and its nuclei."""
 
-    Attributes:
-      eosin: amount of eosin.
-      haze: amount of hematoxylin outside of nuclei (cytoplasm, mucin).
-      nuclei: amount of hematoxylin in nuclei, as a grayscale image.
-      aspect: width by height.
-    """
-
-    eosin: Float[np.ndarray, "H W"]
-    haze: Float[np.ndarray, "H W"]
+    eosin: Map
+    haze: Map  # hematoxylin outside of nuclei: cytoplasm, mucin
 
     def __init__(self, rng: np.random.Generator, width: int, height: int, zoom: float):
         self.rng, self.zoom = rng, zoom
@@ -58,7 +47,7 @@ class Canvas:
         self.nuclei = Image.new("L", (self.width, self.height))
         self._pen = ImageDraw.Draw(self.nuclei)
 
-    def noise(self, bumps: float) -> Float[np.ndarray, "H W"]:
+    def noise(self, bumps: float) -> Map:
         """Draws a smooth random field, about `bumps` per tile height, of mean 0 and deviation 1."""
         rows = max(2, round(bumps / self.zoom) + 2)
         columns = max(2, round(bumps / self.zoom * self.aspect) + 2)
@@ -66,18 +55,14 @@ class Canvas:
         field = np.asarray(grid.resize((self.width, self.height), Image.Resampling.BICUBIC))
         return field / 0.75  # the deviation that interpolation leaves
 
-    def region(
-        self, outline: Float[np.ndarray, "P 2"], blur: float = 0.006
-    ) -> Float[np.ndarray, "H W"]:
+    def region(self, outline: Points, blur: float = 0.006) -> Map:
         """Returns a soft mask of what a closed outline encloses."""
         mask = Image.new("L", (self.width, self.height))
         ImageDraw.Draw(mask).polygon((outline * self.height).ravel().tolist(), fill=255)
         mask = mask.filter(ImageFilter.BoxBlur(blur * self.height))
         return np.asarray(mask, np.float32) / 255
 
-    def stamp(
-        self, centers: Float[np.ndarray, "N 2"], kind: NucleusKind, angles: Float[np.ndarray, "N"]
-    ) -> None:
+    def stamp(self, centers: Points, kind: NucleusKind, angles: Float[np.ndarray, "P"]) -> None:
         """Paints a nucleus of a kind at each center, elongated along its angle."""
         rng, count = self.rng, len(centers)
         if not count:
@@ -106,15 +91,10 @@ class Canvas:
                 dot = max(radius[i] * 0.24 * self.height, 1.0)
                 self._pen.ellipse((cx - dot, cy - dot, cx + dot, cy + dot), fill=255)
 
-    def scatter(
-        self, count: float, gap: float, mask: Float[np.ndarray, "H W"] | None = None
-    ) -> Float[np.ndarray, "N 2"]:
-        """Draws positions at least `gap` apart, as many as fit up to `count`.
+    def scatter(self, count: float, gap: float, mask: Map | None = None) -> Points:
+        """Draws positions at least `gap` apart, up to `count` of them at a zoom of 1.
 
-        Args:
-          count: at a zoom of 1; a higher one shows fewer.
-          gap: the smallest distance.
-          mask: probability of a position to be kept; everywhere 1 by default.
+        A mask is the probability of a position to be kept.
         """
         rng, gap = self.rng, gap * self.zoom
         tries = max(1, int(count / self.zoom**2 * 2))
@@ -136,7 +116,7 @@ class Canvas:
 
 def blob(
     rng: np.random.Generator, x: float, y: float, radius: float, wobble: float, stretch: float = 1.0
-) -> tuple[Float[np.ndarray, "48 2"], Float[np.ndarray, "48"]]:
+) -> tuple[Points, Float[np.ndarray, "P"]]:
     """Draws a wobbly closed outline, and the angle of its outward normal at each point."""
     turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     shape = np.ones_like(turn)

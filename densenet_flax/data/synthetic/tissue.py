@@ -7,37 +7,33 @@ arrangement. The drawings look like tissue and teach nothing about tissue.
 """
 
 import dataclasses
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 
-from densenet_flax.data.synthetic.canvas import ZOOM, Canvas, NucleusKind, blob
+from densenet_flax.data.synthetic.canvas import ZOOM, Canvas, Map, NucleusKind, Points, blob
 
 SUBTYPES_OF = (("A", "F", "PT", "TA"), ("DC", "LC", "MC", "PC"))
 
 
+RGB: TypeAlias = Float[np.ndarray, "3"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Stain:
-    """How one patient's section was stained.
+    """How one patient's section was stained."""
 
-    Attributes:
-      hematoxylin: its absorption of red, green and blue.
-      eosin: likewise.
-      light: color of the empty slide, from 0 to 1.
-    """
-
-    hematoxylin: Float[np.ndarray, "3"]
-    eosin: Float[np.ndarray, "3"]
-    light: Float[np.ndarray, "3"]
+    hematoxylin: RGB  # absorption
+    eosin: RGB  # absorption
+    light: RGB  # color of the empty slide, from 0 to 1
 
 
 def draw_stain(rng: np.random.Generator) -> Stain:
     """Draws the stain of a laboratory on a day: colors and strengths of the dyes, and the lamp."""
 
-    def dye(
-        vector: tuple[float, float, float], strength: tuple[float, float]
-    ) -> Float[np.ndarray, "3"]:
+    def dye(vector: tuple[float, float, float], strength: tuple[float, float]) -> RGB:
         color = np.clip(np.array(vector) + rng.normal(0, 0.035, 3), 0.03, None)
         color *= rng.uniform(*strength) / np.linalg.norm(color)
         return color.astype(np.float32)
@@ -99,15 +95,11 @@ def _develop(
 
 
 class _Painter:
-    """The parts that a tissue is put together from.
-
-    Args:
-      canvas: where to paint.
-      atypia: from 0, bland nuclei, to 1, large, dense and irregular ones of many sizes.
-    """
+    """The parts that a tissue is put together from."""
 
     def __init__(self, canvas: Canvas, atypia: float):
         self.canvas, self.rng = canvas, canvas.rng
+        # From bland nuclei to large, dense and irregular ones of many sizes.
         self.cell = NucleusKind(
             radius=0.019 + 0.027 * atypia,
             spread=0.08 + 0.22 * atypia,
@@ -233,9 +225,7 @@ class _Painter:
             kind = NucleusKind(0.016, 0.08, 1.03, 0.01, (0.75, 0.95), 0.0)
             canvas.stamp(positions, kind, positions[:, 0])
 
-    def clear(
-        self, outline: Float[np.ndarray, "P 2"], share: float, blur: float = 0.006
-    ) -> Float[np.ndarray, "H W"]:
+    def clear(self, outline: Points, share: float, blur: float = 0.006) -> Map:
         """Takes a share of both dyes, and all nuclei, out of a region; returns its mask."""
         canvas = self.canvas
         mask = canvas.region(outline, blur)
@@ -250,7 +240,7 @@ class _Painter:
         outline, normal = blob(rng, x, y, radius * canvas.zoom, 0.10, stretch)
         center = np.array([x, y])
 
-        def scaled(factor: float) -> Float[np.ndarray, "P 2"]:
+        def scaled(factor: float) -> Points:
             return center + (outline - center) * factor
 
         mask = self.clear(outline, 1.0)
@@ -269,7 +259,7 @@ class _Painter:
             positions = ring[index] + rng.normal(0, 0.12 * gap, (len(index), 2))
             canvas.stamp(positions, self.cell, normal[index] + rng.normal(0, 0.2, len(index)))
 
-    def nest(self, outline: Float[np.ndarray, "P 2"], count: float) -> None:
+    def nest(self, outline: Points, count: float) -> None:
         """Paints a solid sheet of cells without order."""
         canvas, rng = self.canvas, self.rng
         mask = self.clear(outline, 0.8, 0.015)
