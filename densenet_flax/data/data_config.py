@@ -8,6 +8,7 @@ from typing import Any
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, choice, setting
 from densenet_flax.data.breakhis.names import LABELS, MAGNIFICATIONS
+from densenet_flax.data.synthetic.drawn_config import DrawnConfig
 
 _BREAKHIS_NAMES = ("breakhis", "drawn")
 
@@ -35,7 +36,7 @@ class DataConfig(Settings):
       class_names: of 'folder', the classes in the order of their labels; () sorts them by name.
       patient_key: of TFDS, the feature that says whose an image is; '' if there is none.
       stain: stain normalization; see `stain_normalization.resolve_settings`.
-      drawn: of 'drawn', the parameters of `write_breakhis_tree`.
+      drawn: of 'drawn', which tiles to draw.
     """
 
     name: str = setting(
@@ -63,7 +64,7 @@ class DataConfig(Settings):
     )
     patient_key: str = ""
     stain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    drawn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    drawn: DrawnConfig = dataclasses.field(default_factory=DrawnConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

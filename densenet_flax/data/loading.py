@@ -1,17 +1,14 @@
 """From a configuration to a data set."""
 
 import hashlib
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.settings import unknown_key
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.array_cache import ImageOptions, prepare_images
@@ -22,6 +19,7 @@ from densenet_flax.data.sources.folder import FolderSource
 from densenet_flax.data.sources.source import Source
 from densenet_flax.data.sources.tfds_source import TfdsSource
 from densenet_flax.data.synthetic.breakhis_tree import VERSION, write_breakhis_tree
+from densenet_flax.data.synthetic.drawn_config import DrawnConfig
 
 
 def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Dataset:
@@ -81,14 +79,10 @@ def _make_source(config: DataConfig, cache: Path, options: ImageOptions) -> Sour
     return BreakHisSource(Path(config.path), config, cache, options)
 
 
-def _draw_tiles(parameters: Mapping[str, Any], cache: Path) -> Path:
+def _draw_tiles(config: DrawnConfig, cache: Path) -> Path:
     """Draws tiles into a folder of the cache that their parameters name."""
-    known = list(inspect.signature(write_breakhis_tree).parameters)[1:]
-    for key in parameters:
-        if key not in known:
-            raise InputError(unknown_key("data.drawn", key, known))
-    digest = hashlib.sha256(repr((VERSION, sorted(parameters.items()))).encode()).hexdigest()
-    return write_breakhis_tree(cache / "drawn" / digest[:16], **parameters)
+    digest = hashlib.sha256(repr((VERSION, config)).encode()).hexdigest()
+    return write_breakhis_tree(cache / "drawn" / digest[:16], config)
 
 
 def _report_skipped(name: str, skipped: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
+from densenet_flax.data.synthetic.drawn_config import DrawnConfig
 
 _PARAMETERS = {
     "benign_patients": 4,
@@ -40,7 +41,7 @@ def make_config():
 def drawn_tree(tmp_path_factory) -> Path:
     """A folder with BreaKHis_v1 in it: do not change it."""
     root = tmp_path_factory.mktemp("drawn")
-    write_breakhis_tree(root, **_PARAMETERS, magnifications=(40, 200))
+    write_breakhis_tree(root, DrawnConfig(**_PARAMETERS, magnifications=(40, 200)))
     return root
 
 

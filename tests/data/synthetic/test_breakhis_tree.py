@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import re
 
@@ -8,9 +9,10 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import SUBTYPES, parse_name
 from densenet_flax.data.synthetic import breakhis_tree
 from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
+from densenet_flax.data.synthetic.drawn_config import DrawnConfig
 from densenet_flax.data.synthetic.tissue import draw_tile
 
-SMALL = {"benign_patients": 2, "malignant_patients": 1, "tiles_per_patient": 2, "size": (32, 24)}
+SMALL = DrawnConfig(benign_patients=2, malignant_patients=1, tiles_per_patient=2, size=(32, 24))
 
 
 def digests(tree):
@@ -22,15 +24,30 @@ def digests(tree):
 
 
 def test_no_two_patients_share_a_number():
-    patients = breakhis_tree._plan_patients(500, 500, seed=0)
+    config = DrawnConfig(benign_patients=500, malignant_patients=500)
+    patients = breakhis_tree._plan_patients(config)
     assert len({patient.number for patient in patients}) == 1000
 
 
+def test_a_tree_of_the_first_version_is_recognized(tmp_path):
+    tree = write_breakhis_tree(tmp_path, SMALL)
+    (tree / "drawn.json").write_text(
+        '{"benign_patients": 2, "malignant_patients": 1, "tiles_per_patient": 2, "version": 2, '
+        '"size": [32, 24], "magnifications": [100], "seed": 0}'
+    )
+    assert write_breakhis_tree(tmp_path, SMALL) == tree
+
+
 def test_the_same_seed_draws_the_same_bytes(tmp_path):
-    one = digests(write_breakhis_tree(tmp_path / "one", **SMALL, seed=3))
+    def draw(folder, seed):
+        return digests(
+            write_breakhis_tree(tmp_path / folder, dataclasses.replace(SMALL, seed=seed))
+        )
+
+    one = draw("one", seed=3)
     assert len(one) == 7
-    assert digests(write_breakhis_tree(tmp_path / "two", **SMALL, seed=3)) == one
-    assert digests(write_breakhis_tree(tmp_path / "three", **SMALL, seed=4)) != one
+    assert draw("two", seed=3) == one
+    assert draw("three", seed=4) != one
 
 
 def test_the_tree_is_breakhis(drawn_tree):
@@ -60,23 +77,23 @@ def test_a_stain_belongs_to_a_patient(tmp_path, monkeypatch):
         return draw_tile(rng, label, stain, size, **keywords)
 
     monkeypatch.setattr("densenet_flax.data.synthetic.breakhis_tree.draw_tile", draw)
-    write_breakhis_tree(tmp_path, **SMALL)
+    write_breakhis_tree(tmp_path, SMALL)
     assert len(stains) == 6 and len(set(stains)) == 3
 
 
 def test_a_complete_tree_is_reused(tmp_path):
-    tree = write_breakhis_tree(tmp_path, **SMALL)
+    tree = write_breakhis_tree(tmp_path, SMALL)
     before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
-    assert write_breakhis_tree(tmp_path, **SMALL) == tree
+    assert write_breakhis_tree(tmp_path, SMALL) == tree
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
     with pytest.raises(InputError, match="something other than"):
-        write_breakhis_tree(tmp_path, **SMALL, seed=1)
+        write_breakhis_tree(tmp_path, dataclasses.replace(SMALL, seed=1))
 
 
 def test_another_tree_is_left_alone(tmp_path):
     (tmp_path / "BreaKHis_v1").mkdir()
     with pytest.raises(InputError, match="something other than"):
-        write_breakhis_tree(tmp_path, **SMALL)
+        write_breakhis_tree(tmp_path, SMALL)
     assert list(tmp_path.rglob("*")) == [tmp_path / "BreaKHis_v1"]
 
 
@@ -91,7 +108,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("densenet_flax.data.synthetic.breakhis_tree.draw_tile", draw)
     with pytest.raises(KeyboardInterrupt):
-        write_breakhis_tree(tmp_path, **SMALL)
+        write_breakhis_tree(tmp_path, SMALL)
     assert not list(tmp_path.iterdir())
 
 
@@ -109,12 +126,12 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
         ("seed", "x"),
     ],
 )
-def test_bad_parameters_are_named(tmp_path, key, value):
+def test_bad_keys_are_named(key, value):
     with pytest.raises(InputError, match=f"drawn.{key}="):
-        write_breakhis_tree(tmp_path, **(SMALL | {key: value}))
+        DrawnConfig.from_config({key: value}, "drawn")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file.*cannot write here"):
-        write_breakhis_tree(tmp_path / "file", **SMALL)
+        write_breakhis_tree(tmp_path / "file", SMALL)
