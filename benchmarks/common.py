@@ -20,7 +20,7 @@ class PeerError(Exception):
     """A peer ended without a result."""
 
 
-def parser_of_peers(doc: str | None, peers: str) -> argparse.ArgumentParser:
+def peer_parser(doc: str | None, peers: str) -> argparse.ArgumentParser:
     """A parser that takes which peers to run, by default these, and with which interpreters."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument(
@@ -72,7 +72,7 @@ def run_peer(
     return {"process_seconds": ended - started, **json.loads(lines[-1])}
 
 
-def options_of_peer() -> dict[str, Any]:
+def peer_options() -> dict[str, Any]:
     """What `run_peer` hands over."""
     return json.loads(sys.argv[1])
 
@@ -99,11 +99,11 @@ def host_peak_gb() -> float:
 
 def interpreters(pairs: Sequence[str]) -> dict[str, str]:
     """`['torch=/venv/bin/python']` as a mapping; a pair without a name is for all peers."""
-    found = {}
+    paths = {}
     for pair in pairs:
         name, _, path = pair.rpartition("=")
-        found[name] = path
-    return found
+        paths[name] = path
+    return paths
 
 
 def median(values: Iterable[float]) -> float:
@@ -120,9 +120,9 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def describe_versions(runs: Iterable[Mapping[str, Any]]) -> str:
     """One line: all versions that some runs were made with."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for run in runs:
-        found |= run["versions"]
+        versions |= run["versions"]
     python = sys.version.split()[0]
-    listed = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     return f"Python {python}, {listed}; {os.cpu_count()} CPU cores; {time.strftime('%Y-%m-%d')}"

@@ -20,7 +20,7 @@ from benchmarks.common import (
     interpreters,
     markdown,
     median,
-    parser_of_peers,
+    peer_parser,
     run_peer,
 )
 
@@ -34,7 +34,7 @@ MODULES = {
 
 def main() -> None:
     """All choices as a table."""
-    parser = parser_of_peers(__doc__, "ours,ours:bfloat16,keras_tf,keras_jax,torch,torch:bfloat16")
+    parser = peer_parser(__doc__, "ours,ours:bfloat16,keras_tf,keras_jax,torch,torch:bfloat16")
     add = parser.add_argument
     add("--batches", default="1,32", help="images in a call (%(default)s)")
     add("--pixels", type=int, default=224, help="(%(default)s)")
@@ -43,46 +43,46 @@ def main() -> None:
     add("--keras-jit", choices=("auto", "true", "false"), default="auto", help="(%(default)s)")
     add("--torch-compile", action="store_true", help="torch.compile")
     add("--output", type=Path, help="also write all runs here, as JSON")
-    given = parser.parse_args()
-    pythons = interpreters(given.python)
-    batches = [int(part) for part in given.batches.split(",")]
+    args = parser.parse_args()
+    pythons = interpreters(args.python)
+    batches = [int(part) for part in args.batches.split(",")]
     runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         run_peer("initial", {"folder": folder}, python=pythons.get("ours", pythons.get("", "")))
         weights = {name: f"{folder}/{name}.safetensors" for name in ("ours", "torch")}
-        for _ in range(given.repeat):
-            for peer in given.peers.split(","):
+        for _ in range(args.repeat):
+            for peer in args.peers.split(","):
                 name, _, precision = peer.partition(":")
                 if name not in MODULES:
-                    parser.error(f"--peers: {peer!r}; expected some of {', '.join(MODULES)}")
+                    parser.error(f"--peers: {peer!r}; expected one or more of {', '.join(MODULES)}")
                 options = {
                     "precision": precision or "float32",
                     "batches": batches,
-                    "pixels": given.pixels,
-                    "seconds": given.seconds,
+                    "pixels": args.pixels,
+                    "seconds": args.seconds,
                     "backend": "jax" if name == "keras_jax" else "tensorflow",
-                    "jit": given.keras_jit,
-                    "compile": given.torch_compile,
+                    "jit": args.keras_jit,
+                    "compile": args.torch_compile,
                     "weights": {**weights, "keras": f"{folder}/keras.weights.h5"},
                 }
                 python = pythons.get(name, pythons.get("", ""))
                 run = run_peer(MODULES[name], options, python=python, progress=peer)
                 runs.setdefault(peer, []).append(run)
     rows = []
-    for peer, found in runs.items():
-        of = lambda n, key, found=found: [run["batches"][str(n)][key] for run in found]  # noqa: E731
+    for peer, peer_runs in runs.items():
+        of = lambda n, key, peer_runs=peer_runs: [run["batches"][str(n)][key] for run in peer_runs]  # noqa: E731
         speeds = [f"{n / median(of(n, 'call_seconds')):.4g}" for n in batches]
         first = max(median(of(n, "first_call_seconds")) for n in batches)
-        peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in found)
+        peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in peer_runs)
         mean = of(batches[-1], "mean_feature")[0]
         rows.append([peer, *speeds, f"{first:.1f}", f"{peak:.2f}", f"{mean:.6f}"])
     columns = ["peer", *(f"images/s, batch {n}" for n in batches)]
     print(markdown([*columns, "first call, s", "peak, GB", "mean feature"], rows))
-    every = [run for found in runs.values() for run in found]
-    print(f"\n{every[0]['device']}, {given.pixels} pixels; {describe_versions(every)}")
-    if given.output:
-        named = [{"peer": peer, **run} for peer, found in runs.items() for run in found]
-        given.output.write_text(json.dumps(named, indent=1) + "\n")
+    every = [run for peer_runs in runs.values() for run in peer_runs]
+    print(f"\n{every[0]['device']}, {args.pixels} pixels; {describe_versions(every)}")
+    if args.output:
+        named = [{"peer": peer, **run} for peer, peer_runs in runs.items() for run in peer_runs]
+        args.output.write_text(json.dumps(named, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -85,15 +85,15 @@ class Memory:
 
 
 def _family(process: int) -> list[int]:
-    found = [process]
+    processes = [process]
     for task in Path(f"/proc/{process}/task").glob("*/children"):
         try:
             children = task.read_text().split()
         except OSError:
             continue
         for child in children:
-            found += _family(int(child))
-    return found
+            processes += _family(int(child))
+    return processes
 
 
 def _private(process: int) -> int:
@@ -101,8 +101,8 @@ def _private(process: int) -> int:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0
-    wanted = ("RssAnon:", "RssShmem:")
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+    kinds = ("RssAnon:", "RssShmem:")
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(kinds))
 
 
 def open_standin(where: Path, storage: str, pixels: int, stain: str):
@@ -194,7 +194,7 @@ def augmentation(pixels: int) -> list[dict]:
     images = np.random.default_rng(0).integers(0, 256, (BATCH, pixels, pixels, 3), np.uint8)
     images, ids = jax.device_put(images), jax.numpy.arange(BATCH)
     targets = jax.numpy.eye(2)[ids % 2]
-    found = []
+    results = []
     for name, chosen in settings.items():
 
         def view(epoch, chosen=chosen):
@@ -208,8 +208,8 @@ def augmentation(pixels: int) -> list[dict]:
             times += 1
             jax.block_until_ready(view(times))
         rate = times * BATCH / (time.perf_counter() - start)
-        found.append({"what": f"views: {name}", "images/s": round(rate)})
-    return found
+        results.append({"what": f"views: {name}", "images/s": round(rate)})
+    return results
 
 
 def main() -> None:
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=200)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--stain", default="none", help="method of stain normalisation")
+    parser.add_argument("--stain", default="none", help="method of stain normalization")
     parser.add_argument("--only", help="one measurement, in this process")
     options = parser.parse_args()
     if options.only == "views":
@@ -228,8 +228,10 @@ def main() -> None:
             print(json.dumps(line), flush=True)
         return
     if options.only:
-        found = measure(options.only, options.where, options.pixels, options.workers, options.stain)
-        print(json.dumps(found), flush=True)
+        result = measure(
+            options.only, options.where, options.pixels, options.workers, options.stain
+        )
+        print(json.dumps(result), flush=True)
         return
     if not (options.where / "BreaKHis_v1").is_dir():
         start = time.perf_counter()

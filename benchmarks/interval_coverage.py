@@ -110,13 +110,15 @@ def draw_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         "images": ("#D55E00", "s--", "images resampled"),
     }
     for axes, size in zip(panels, sizes, strict=True):
-        mine = [row for row in rows if (row["benign_patients"], row["malignant_patients"]) == size]
-        x = [row["correlation"] for row in mine]
+        points = [
+            row for row in rows if (row["benign_patients"], row["malignant_patients"]) == size
+        ]
+        x = [row["correlation"] for row in points]
         axes.axhline(100 * LEVEL, color="#8a8a8a", linewidth=1, linestyle=":")
-        for name, (colour, style, label) in styles.items():
-            y = np.array([row["coverage"][name] for row in mine])
-            error = 1.96 * np.sqrt(y * (1 - y) / mine[0]["test_sets"])
-            axes.errorbar(x, 100 * y, 100 * error, fmt=style, color=colour, label=label, capsize=2)
+        for name, (color, style, label) in styles.items():
+            y = np.array([row["coverage"][name] for row in points])
+            error = 1.96 * np.sqrt(y * (1 - y) / points[0]["test_sets"])
+            axes.errorbar(x, 100 * y, 100 * error, fmt=style, color=color, label=label, capsize=2)
         axes.set_title(f"{size[0]} benign + {size[1]} malignant patients", fontsize=10)
         axes.set_xlabel("correlation of images of one patient")
         axes.set_ylim(0, 102)
@@ -135,23 +137,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
-    given = parser.parse_args()
+    args = parser.parse_args()
     started = time.perf_counter()
     rows = []
     print("coverage and mean width\nbenign malignant correlation", *(f"{way:>17}" for way in WAYS))
     for sizes in SIZES:
         for correlation in CORRELATIONS:
-            row = coverage(sizes, correlation, given.test_sets, given.resamples, given.seed)
+            row = coverage(sizes, correlation, args.test_sets, args.resamples, args.seed)
             rows.append(row)
             cells = " ".join(
                 f"{row['coverage'][name]:11.3f} {row['mean_width'][name]:.3f}" for name in WAYS
             )
             print(f"{sizes[0]:6} {sizes[1]:9} {correlation:11} {cells}", flush=True)
     print(f"{time.perf_counter() - started:.0f} s")
-    given.picture.parent.mkdir(parents=True, exist_ok=True)
-    draw_figure(rows).savefig(given.picture, dpi=130, metadata={"Software": None})
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+    args.picture.parent.mkdir(parents=True, exist_ok=True)
+    draw_figure(rows).savefig(args.picture, dpi=130, metadata={"Software": None})
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

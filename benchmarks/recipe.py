@@ -27,7 +27,7 @@ from benchmarks.common import (
     interpreters,
     markdown,
     median,
-    parser_of_peers,
+    peer_parser,
     run_peer,
 )
 
@@ -41,46 +41,46 @@ MODULES = {
 SECOND = "ours, second run"
 
 
-def prepare(folder: Path, given: argparse.Namespace, python: str) -> None:
+def prepare(folder: Path, args: argparse.Namespace, python: str) -> None:
     """Images and weights, unless they are there."""
-    sizes = {"train": given.train, "validation": given.validation, "pixels": given.pixels}
+    sizes = {"train": args.train, "validation": args.validation, "pixels": args.pixels}
     if not folder.exists():
         run_peer("drawn_images", {"folder": str(folder), **sizes}, python=python)
     if not (folder / "torch.safetensors").exists():  # the last one to be written
         run_peer("initial", {"folder": str(folder)}, python=python)
 
 
-def summarise(run: dict[str, Any], wanted: tuple[int, int]) -> dict[str, float]:
-    """Seconds of the phases of a run, prolonged to the wanted epochs by steady ones.
+def summarize(run: dict[str, Any], epochs: tuple[int, int]) -> dict[str, float]:
+    """Seconds of the phases of a run, prolonged to these epochs by steady ones.
 
     Args:
       run: what a peer answered.
-      wanted: epochs of the two stages.
+      epochs: of the two stages.
     """
     ends = {s: [e["end"] for e in run["epochs"] if e["stage"] == s] for s in STAGES}
     begins = {"head": run["started"], "finetune": ends["head"][-1]}
-    found = {"first_step": (run["first_step"] or float("nan")) - run["started"]}
-    for stage, epochs in zip(STAGES, wanted, strict=True):
+    seconds = {"first_step": (run["first_step"] or float("nan")) - run["started"]}
+    for stage, count in zip(STAGES, epochs, strict=True):
         times = [begins[stage], *ends[stage]]
         lengths = [after - before for before, after in itertools.pairwise(times)]
         steady = median(lengths[1:] or lengths)
-        found[f"{stage}_first_epoch"] = lengths[0]
-        found[f"{stage}_epoch"] = steady
-        found[stage] = sum(lengths) + (epochs - len(lengths)) * steady
-    found["recipe"] = found["head"] + found["finetune"]
-    found["process"] = (
-        found["recipe"] + run["process_seconds"] - (ends["finetune"][-1] - run["started"])
+        seconds[f"{stage}_first_epoch"] = lengths[0]
+        seconds[f"{stage}_epoch"] = steady
+        seconds[stage] = sum(lengths) + (count - len(lengths)) * steady
+    seconds["recipe"] = seconds["head"] + seconds["finetune"]
+    seconds["process"] = (
+        seconds["recipe"] + run["process_seconds"] - (ends["finetune"][-1] - run["started"])
     )
-    found["peak_gb"] = run.get("device_peak_gb", run["host_peak_gb"])
-    return found
+    seconds["peak_gb"] = run.get("device_peak_gb", run["host_peak_gb"])
+    return seconds
 
 
-def times_table(runs: list[dict[str, Any]], wanted: tuple[int, int]) -> str:
+def times_table(runs: list[dict[str, Any]], epochs: tuple[int, int]) -> str:
     """A row for each peer: medians over its runs, and the ratio to the first one."""
     columns = {
         "first step done, s": "first_step",
-        f"{wanted[0]} epochs of the head, s": "head",
-        f"{wanted[1]} from layer 300, s": "finetune",
+        f"{epochs[0]} epochs of the head, s": "head",
+        f"{epochs[1]} from layer 300, s": "finetune",
         "**recipe, s**": "recipe",
         "whole process, s": "process",
         "steady epoch of the head, s": "head_epoch",
@@ -92,19 +92,19 @@ def times_table(runs: list[dict[str, Any]], wanted: tuple[int, int]) -> str:
     for run in runs:
         by_peer.setdefault(run["peer"], []).append(run)
     rows, base = [], 0.0
-    for peer, found in by_peer.items():
-        summaries = [summarise(run, wanted) for run in found]
+    for peer, peer_runs in by_peer.items():
+        summaries = [summarize(run, epochs) for run in peer_runs]
         values = {key: median(s[key] for s in summaries) for key in columns.values()}
         base = base or values["recipe"]
-        mark = "" if all(tuple(run["ran"]) == wanted for run in found) else " †"
+        mark = "" if all(tuple(run["ran"]) == epochs for run in peer_runs) else " †"
         cells = ["–" if v != v else f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in values.values()]
         span = (
             f"{min(s['recipe'] for s in summaries):.0f}–{max(s['recipe'] for s in summaries):.0f}"
         )
-        rows.append([peer + mark, len(found), *cells, span, f"{values['recipe'] / base:.2f}"])
+        rows.append([peer + mark, len(peer_runs), *cells, span, f"{values['recipe'] / base:.2f}"])
     table = markdown(["peer", "runs", *columns, "recipe, least–most", "ratio"], rows)
-    if any(tuple(run["ran"]) != wanted for run in runs):
-        short = next(run["ran"] for run in runs if tuple(run["ran"]) != wanted)
+    if any(tuple(run["ran"]) != epochs for run in runs):
+        short = next(run["ran"] for run in runs if tuple(run["ran"]) != epochs)
         table += (
             f"\n\n† timed over {short[0]} + {short[1]} epochs and prolonged by their steady epochs "
             "(all but the first of each stage)."
@@ -136,7 +136,7 @@ def losses_table(runs: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Prepares, runs all in turn, and prints the tables."""
-    parser = parser_of_peers(__doc__, "ours,keras_tf,keras_jax,torch,torch:bfloat16")
+    parser = peer_parser(__doc__, "ours,keras_tf,keras_jax,torch,torch:bfloat16")
     add = parser.add_argument
     add("--repeat", type=int, default=1, help="(%(default)s)")
     add("--train", type=int, default=256, help="images (%(default)s)")
@@ -153,47 +153,47 @@ def main() -> None:
     add("--folder", type=Path, help="of images and weights (runs/benchmark/…)")
     add("--output", type=Path, help="also write all runs here, as JSON")
     add("--read", type=Path, action="append", default=[], help="such a file: its runs count too")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    first, second = (int(part) for part in given.epochs.split(","))
-    wanted = (first, second)
-    pythons = interpreters(given.python)
+    first, second = (int(part) for part in args.epochs.split(","))
+    epochs = (first, second)
+    pythons = interpreters(args.python)
     python_of = lambda peer: pythons.get(peer, pythons.get("", ""))  # noqa: E731
-    peers = given.peers.split(",")
+    peers = args.peers.split(",")
     for peer in peers:
         if peer.partition(":")[0] not in MODULES:
-            parser.error(f"--peers: {peer!r}; expected some of {', '.join(MODULES)}")
-    sizes = f"{given.train}-{given.validation}-{given.pixels}"
-    folder = (given.folder or ROOT / "runs" / "benchmark" / sizes).resolve()
-    prepare(folder, given, python_of("ours"))
+            parser.error(f"--peers: {peer!r}; expected one or more of {', '.join(MODULES)}")
+    sizes = f"{args.train}-{args.validation}-{args.pixels}"
+    folder = (args.folder or ROOT / "runs" / "benchmark" / sizes).resolve()
+    prepare(folder, args, python_of("ours"))
 
     runs: list[dict[str, Any]] = []
-    for path in given.read:
+    for path in args.read:
         runs += json.loads(path.read_text())
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
-        for _ in range(given.repeat):
+        for _ in range(args.repeat):
             for peer in peers:
                 name, _, precision = peer.partition(":")
-                is_short = not {peer, name}.isdisjoint(given.extrapolate.split(","))
-                ran = tuple(min(given.short, n) for n in wanted) if is_short else wanted
+                is_short = not {peer, name}.isdisjoint(args.extrapolate.split(","))
+                ran = tuple(min(args.short, n) for n in epochs) if is_short else epochs
                 options = {
                     "folder": str(folder),
                     "precision": precision or "float32",
-                    "batch": given.batch,
-                    "pixels": given.pixels,
+                    "batch": args.batch,
+                    "pixels": args.pixels,
                     "epochs": ran,
                     "backend": "jax" if name == "keras_jax" else "tensorflow",
-                    "jit": given.keras_jit,
-                    "compile": given.torch_compile,
-                    "set": given.set,
+                    "jit": args.keras_jit,
+                    "compile": args.torch_compile,
+                    "set": args.set,
                     "cache_dir": f"{temporary}/cache",
                     "workdir": f"{temporary}/run",
                 }
                 named = [peer]
                 if name == "ours":
                     shutil.rmtree(f"{temporary}/cache", ignore_errors=True)
-                    named += [peer.replace(name, SECOND)] if given.again else []
+                    named += [peer.replace(name, SECOND)] if args.again else []
                 for label in named:
                     try:
                         run = run_peer(
@@ -204,15 +204,15 @@ def main() -> None:
                         failed.append(label)
                         continue
                     runs.append({"peer": label, "ran": ran, **run})
-                    if given.output:
-                        given.output.write_text(json.dumps(runs, indent=1) + "\n")
+                    if args.output:
+                        args.output.write_text(json.dumps(runs, indent=1) + "\n")
     print(
-        f"{sizes.replace('-', ' + ', 1).replace('-', ' images of ')} pixels, batch {given.batch}\n"
+        f"{sizes.replace('-', ' + ', 1).replace('-', ' images of ')} pixels, batch {args.batch}\n"
     )
-    print(times_table(runs, wanted), losses_table(runs), sep="\n\n")
+    print(times_table(runs, epochs), losses_table(runs), sep="\n\n")
     for label in dict.fromkeys(run["peer"] for run in runs if run.get("own_seconds")):
-        found = [run["own_seconds"] for run in runs if run["peer"] == label]
-        parts = [f"{part} {median(s[part] for s in found):.1f} s" for part in found[0]]
+        seconds = [run["own_seconds"] for run in runs if run["peer"] == label]
+        parts = [f"{part} {median(s[part] for s in seconds):.1f} s" for part in seconds[0]]
         print(f"\n{label}, by its own clock: {', '.join(parts)}")
     print(f"\n{describe_versions(runs)}")
     if failed:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.common import describe_versions, markdown, run_peer
-from benchmarks.recipe import prepare, summarise
+from benchmarks.recipe import prepare, summarize
 
 
 def environment(platform: str, devices: int) -> dict[str, str]:
@@ -30,17 +30,17 @@ def environment(platform: str, devices: int) -> dict[str, str]:
 
 def row(first: Any, images: int, run: dict[str, Any], epochs: tuple[int, int]) -> list[str]:
     """The cells of a run."""
-    found = summarise(run, epochs)
-    frozen = found["head_first_epoch"] - found["head_epoch"]
+    seconds = summarize(run, epochs)
+    frozen = seconds["head_first_epoch"] - seconds["head_epoch"]
     last = run["epochs"][-1]
     return [
         str(first),
         f"{frozen:.1f}",
-        f"{found['head_epoch']:.3f}",
-        f"{found['finetune_epoch']:.2f}",
-        f"{images / found['finetune_epoch']:.1f}",
+        f"{seconds['head_epoch']:.3f}",
+        f"{seconds['finetune_epoch']:.2f}",
+        f"{images / seconds['finetune_epoch']:.1f}",
         f"{run['compile_seconds']:.0f}",
-        f"{found['peak_gb']:.2f}",
+        f"{seconds['peak_gb']:.2f}",
         f"{last['loss']:.5f}",
     ]
 
@@ -57,8 +57,8 @@ def main() -> None:
     add("--epochs", default="2,2", help="of the two stages (%(default)s)")
     add("--precision", default="float32", help="(%(default)s)")
     add("--output", type=Path, help="also write all runs here, as JSON")
-    given = parser.parse_args()
-    first, second = (int(part) for part in given.epochs.split(","))
+    args = parser.parse_args()
+    first, second = (int(part) for part in args.epochs.split(","))
     epochs = (first, second)
     machine = run_peer("devices", {}, progress="looked for")
     runs: list[dict[str, Any]] = []
@@ -66,13 +66,13 @@ def main() -> None:
 
         def measure(images: int, devices: int) -> dict[str, Any]:
             folder = Path(temporary) / str(images)
-            sizes = {"train": images, "validation": images // 4, "pixels": given.pixels}
+            sizes = {"train": images, "validation": images // 4, "pixels": args.pixels}
             prepare(folder, SimpleNamespace(**sizes), "")
             options = {
                 "folder": str(folder),
-                "precision": given.precision,
-                "batch": given.batch,
-                "pixels": given.pixels,
+                "precision": args.precision,
+                "batch": args.batch,
+                "pixels": args.pixels,
                 "epochs": epochs,
                 "set": [],
                 "cache_dir": f"{temporary}/cache",
@@ -95,19 +95,19 @@ def main() -> None:
             "last loss",
         ]
         rows = []
-        for images in (int(part) for part in given.images.split(",")):
+        for images in (int(part) for part in args.images.split(",")):
             rows.append(row(images, images, measure(images, 1), epochs))
         print(markdown(["training images", *columns], rows), "\n", flush=True)
         rows = []
-        for devices in (int(part) for part in given.devices.split(",") if part):
+        for devices in (int(part) for part in args.devices.split(",") if part):
             if machine["platform"] != "cpu" and devices > machine["count"]:
                 continue
-            run = measure(given.images_of_devices, devices)
-            rows.append(row(devices, given.images_of_devices, run, epochs))
+            run = measure(args.images_of_devices, devices)
+            rows.append(row(devices, args.images_of_devices, run, epochs))
         print(markdown(["devices", *columns], rows))
-    print(f"\n{machine['device']}, {given.pixels} pixels; {describe_versions(runs)}")
-    if given.output:
-        given.output.write_text(json.dumps(runs, indent=1) + "\n")
+    print(f"\n{machine['device']}, {args.pixels} pixels; {describe_versions(runs)}")
+    if args.output:
+        args.output.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 if __name__ == "__main__":

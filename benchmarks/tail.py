@@ -33,8 +33,8 @@ def inputs(batch: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
     Normal numbers, whose mean and variance differ from channel to channel, above 0 as features are.
     """
     rng = np.random.default_rng(0)
-    side = pixels // 16
-    x = rng.normal(size=(batch, side, side, 960)) * rng.uniform(0.2, 1.0, 960)
+    size = pixels // 16
+    x = rng.normal(size=(batch, size, size, 960)) * rng.uniform(0.2, 1.0, 960)
     return np.abs(x).astype(np.float32), np.arange(batch, dtype=np.int32) % 2
 
 
@@ -50,21 +50,21 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--torch-compile", action="store_true", help="torch.compile the tail")
     parser.add_argument("--output", type=Path, help="also write all runs here, as JSON")
-    given = parser.parse_args()
-    pythons = interpreters(given.python)
+    args = parser.parse_args()
+    pythons = interpreters(args.python)
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         run_peer("initial", {"folder": folder}, python=pythons.get("ours", pythons.get("", "")))
         weights = {name: f"{folder}/{name}.safetensors" for name in ("ours", "torch")}
-        for _ in range(given.repeat):
-            for precision in given.precision.split(","):
-                for peer in given.peers.split(","):
+        for _ in range(args.repeat):
+            for precision in args.precision.split(","):
+                for peer in args.peers.split(","):
                     options = {
                         "precision": precision,
-                        "batch": given.batch,
-                        "pixels": given.pixels,
-                        "steps": given.steps,
-                        "compile": given.torch_compile,
+                        "batch": args.batch,
+                        "pixels": args.pixels,
+                        "steps": args.steps,
+                        "compile": args.torch_compile,
                         "weights": weights,
                     }
                     python = pythons.get(peer, pythons.get("", ""))
@@ -72,32 +72,32 @@ def main() -> None:
                     runs.setdefault((precision, peer), []).append(run)
                     print(f"  step {run['step_seconds']:.4g} s", file=sys.stderr, flush=True)
     rows = []
-    for (precision, peer), found in runs.items():
-        losses = found[0]["losses"]
-        peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in found)
+    for (precision, peer), peer_runs in runs.items():
+        losses = peer_runs[0]["losses"]
+        peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in peer_runs)
         rows.append(
             [
                 precision,
                 peer,
-                f"{median(run['step_seconds'] for run in found):.4g}",
-                f"{median(run['compile_seconds'] for run in found):.0f}",
+                f"{median(run['step_seconds'] for run in peer_runs):.4g}",
+                f"{median(run['compile_seconds'] for run in peer_runs):.0f}",
                 f"{peak:.2f}",
                 f"{losses[0]:.5f}",
                 f"{losses[-1]:.5f}",
             ]
         )
     columns = ["precision", "peer", "step, s", "compilation, s", "peak, GB"]
-    columns += ["first loss", f"loss of step {given.steps}"]
+    columns += ["first loss", f"loss of step {args.steps}"]
     print(markdown(columns, rows))
-    every = [run for found in runs.values() for run in found]
+    every = [run for peer_runs in runs.values() for run in peer_runs]
     print(f"\n{every[0]['device']}; {describe_versions(every)}")
-    if given.output:
+    if args.output:
         named = [
             {"precision": precision, "peer": peer, **run}
-            for (precision, peer), found in runs.items()
-            for run in found
+            for (precision, peer), peer_runs in runs.items()
+            for run in peer_runs
         ]
-        given.output.write_text(json.dumps(named, indent=1) + "\n")
+        args.output.write_text(json.dumps(named, indent=1) + "\n")
 
 
 if __name__ == "__main__":

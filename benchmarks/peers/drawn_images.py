@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import answer, options_of_peer
+from benchmarks.common import answer, peer_options
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
 from densenet_flax.storage.atomic import atomic_dir
 
@@ -22,39 +22,39 @@ TEST_IMAGES = 32
 
 def main() -> None:
     """Draws them into `folder`, which appears when it is whole."""
-    given = options_of_peer()
-    counts = {"train": given["train"], "validation": given["validation"], "test": TEST_IMAGES}
-    sides = [side for side, count in counts.items() for _ in range(count)]
-    # Patients alternate between the classes and lie on one side only.
-    patients, seen = [], dict.fromkeys(counts, 0)
-    for side in sides:
-        patients.append(f"{side}{seen[side] // TILES_PER_PATIENT:03d}")
-        seen[side] += 1
+    options = peer_options()
+    counts = {"train": options["train"], "validation": options["validation"], "test": TEST_IMAGES}
+    subsets = [subset for subset, count in counts.items() for _ in range(count)]
+    # Patients alternate between the classes and are in one subset only.
+    patients, counted = [], dict.fromkeys(counts, 0)
+    for subset in subsets:
+        patients.append(f"{subset}{counted[subset] // TILES_PER_PATIENT:03d}")
+        counted[subset] += 1
     labels = np.array([int(patient[-3:]) % 2 for patient in patients], np.int32)
 
     def draw(index: int) -> np.ndarray:
         seed = list(patients[index].encode())
         stain = draw_stain(np.random.default_rng(seed))
         rng = np.random.default_rng([*seed, index])
-        return draw_tile(rng, int(labels[index]), stain, (given["pixels"], given["pixels"]))[0]
+        return draw_tile(rng, int(labels[index]), stain, (options["pixels"], options["pixels"]))[0]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = np.stack(list(pool.map(draw, range(len(sides)))))
-    with atomic_dir(Path(given["folder"])) as folder:
+        images = np.stack(list(pool.map(draw, range(len(subsets)))))
+    with atomic_dir(Path(options["folder"])) as folder:
         (folder / "tiles").mkdir()
         with open(folder / "tiles.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "label", "patient", "split"])
-            for index, side in enumerate(sides):
+            for index, subset in enumerate(subsets):
                 name = f"{index:05d}.png"
                 Image.fromarray(images[index]).save(folder / "tiles" / name)
                 writer.writerow(
-                    [name, ["benign", "malignant"][labels[index]], patients[index], side]
+                    [name, ["benign", "malignant"][labels[index]], patients[index], subset]
                 )
-        for side in ("train", "validation"):
-            rows = np.array(sides) == side
-            np.save(folder / f"{side}_images.npy", images[rows])
-            np.save(folder / f"{side}_labels.npy", labels[rows])
+        for subset in ("train", "validation"):
+            rows = np.array(subsets) == subset
+            np.save(folder / f"{subset}_images.npy", images[rows])
+            np.save(folder / f"{subset}_labels.npy", labels[rows])
     answer({}, ("numpy", "pillow"))
 
 

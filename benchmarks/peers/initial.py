@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.common import answer, options_of_peer
+from benchmarks.common import answer, peer_options
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet201
 from densenet_flax.models.init import init_variables
@@ -44,7 +44,7 @@ def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
-    """BatchNorm statistics of some images in place of mean 0 and variance 1."""
+    """BatchNorm statistics of these images in place of mean 0 and variance 1."""
     backbone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's
     live = frontier.resolve("all", model.blocks).train_norms
 
@@ -58,7 +58,7 @@ def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray
 
 def main() -> None:
     """Writes the files into `folder`; with statistics if there is a train_images.npy."""
-    folder = Path(options_of_peer()["folder"])
+    folder = Path(peer_options()["folder"])
     model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.5)
     variables = init_variables(model, 0)
     if (folder / "train_images.npy").exists():

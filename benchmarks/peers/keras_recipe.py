@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import options_of_peer
+from benchmarks.common import peer_options
 
-given = options_of_peer()
-os.environ["KERAS_BACKEND"] = given["backend"]  # before Keras is imported
+options = peer_options()
+os.environ["KERAS_BACKEND"] = options["backend"]  # before Keras is imported
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras  # noqa: E402
@@ -46,10 +46,10 @@ class Clock(keras.callbacks.Callback):
         )
 
 
-def load(folder: Path, side: str) -> tuple[np.ndarray, np.ndarray]:
+def load(folder: Path, subset: str) -> tuple[np.ndarray, np.ndarray]:
     """Preprocessed images and one-hot labels: once, so that no epoch pays for it."""
-    images = np.load(folder / f"{side}_images.npy").astype(np.float32)
-    labels = np.load(folder / f"{side}_labels.npy")
+    images = np.load(folder / f"{subset}_images.npy").astype(np.float32)
+    labels = np.load(folder / f"{subset}_labels.npy")
     images = keras.applications.densenet.preprocess_input(images)
     return images, keras.utils.to_categorical(labels, 2)
 
@@ -57,8 +57,8 @@ def load(folder: Path, side: str) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     """Builds, trains the head, recompiles, trains from layer 300."""
     keras.utils.set_random_seed(0)
-    keras_common.set_precision(given["precision"])
-    folder = Path(given["folder"])
+    keras_common.set_precision(options["precision"])
+    folder = Path(options["folder"])
     train = load(folder, "train")
     validation = load(folder, "validation")
     pixels = train[0].shape[1]
@@ -66,7 +66,7 @@ def main() -> None:
     model.load_weights(folder / "keras.weights.h5")
     clock = Clock()
     trained: dict[str, int] = {}
-    for stage, epochs in zip(("head", "finetune"), given["epochs"], strict=True):
+    for stage, epochs in zip(("head", "finetune"), options["epochs"], strict=True):
         frozen = base.layers if stage == "head" else base.layers[:UNFREEZE_FROM]
         for layer in base.layers:
             layer.trainable = True
@@ -76,13 +76,13 @@ def main() -> None:
             keras.optimizers.Adam(1e-3),
             "categorical_crossentropy",
             metrics=["accuracy"],
-            jit_compile=keras_common.JIT[given["jit"]],
+            jit_compile=keras_common.JIT[options["jit"]],
         )
         trained[stage] = int(sum(np.prod(w.shape) for w in model.trainable_weights))
         clock.stage = stage
         model.fit(
             *train,
-            batch_size=given["batch"],
+            batch_size=options["batch"],
             epochs=epochs,
             validation_data=validation,
             callbacks=[clock],
@@ -90,12 +90,12 @@ def main() -> None:
         )
     keras_common.answer_with_versions(
         {
-            "started": given["spawned"],
+            "started": options["spawned"],
             "first_step": clock.first_step,
             "epochs": clock.epochs,
             "ended": time.time(),
             "trained_parameters": trained,
-            **keras_common.device_memory(given["backend"]),
+            **keras_common.device_memory(options["backend"]),
         }
     )
 

@@ -13,36 +13,36 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, answer, options_of_peer
+from benchmarks.common import ROOT, answer, peer_options
 
 POLL_SECONDS = 0.02
 
 
-def command(given: dict[str, Any], workdir: Path) -> list[str]:
+def command(options: dict[str, Any], workdir: Path) -> list[str]:
     """The command line of a run."""
-    folder = given["folder"]
-    head, finetune = given["epochs"]
+    folder = options["folder"]
+    head, finetune = options["epochs"]
     config = {
         "data.path": f"{folder}/tiles",
         "data.csv": f"{folder}/tiles.csv",
-        "data.image_size": f"({given['pixels']}, {given['pixels']})",
+        "data.image_size": f"({options['pixels']}, {options['pixels']})",
         "model.weights": f"{folder}/ours.safetensors",
-        "model.dtype": given["precision"],
-        "batch_size": given["batch"],
-        "cache_dir": given["cache_dir"],
+        "model.dtype": options["precision"],
+        "batch_size": options["batch"],
+        "cache_dir": options["cache_dir"],
         "stages.head.duration": f"{head} epochs",
         "stages.finetune.duration": f"{finetune} epochs",
-        **dict(pair.split("=", 1) for pair in given["set"]),
+        **dict(pair.split("=", 1) for pair in options["set"]),
     }
-    options = [f"--config.{key}={value}" for key, value in config.items()]
+    flags = [f"--config.{key}={value}" for key, value in config.items()]
     base = [f"--config={ROOT}/benchmarks/recipe_config.py", f"--workdir={workdir}"]
-    return [sys.executable, str(ROOT / "main.py"), *base, *options]
+    return [sys.executable, str(ROOT / "main.py"), *base, *flags]
 
 
 def main() -> None:
     """Runs it and answers with the times and losses."""
-    given = options_of_peer()
-    workdir = Path(given["workdir"])
+    options = peer_options()
+    workdir = Path(options["workdir"])
     timing = workdir / "timing.jsonl"
     shutil.rmtree(workdir, ignore_errors=True)
     seen: list[float] = []
@@ -50,14 +50,14 @@ def main() -> None:
     peak = 0
     started = time.time()
     with open(f"{workdir}.log", "w") as log:
-        process = subprocess.Popen(command(given, workdir), cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(command(options, workdir), cwd=ROOT, stdout=log, stderr=log)
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
             if timing.exists():
                 seen += [time.time()] * (timing.read_bytes().count(b"\n") - len(seen))
-            for place in workdir.glob("checkpoints/*"):
-                if place.name.isdigit():
-                    whole.setdefault(int(place.name), time.time())
+            for folder in workdir.glob("checkpoints/*"):
+                if folder.name.isdigit():
+                    whole.setdefault(int(folder.name), time.time())
             peak = max(peak, _peak_kilobytes(process.pid))
     ended = time.time()
     text = Path(f"{workdir}.log").read_text()
@@ -100,10 +100,10 @@ def main() -> None:
 def _peak_kilobytes(pid: int) -> int:
     """High-water mark of a process that may be ending; 0 where the system does not tell."""
     try:
-        found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+        match = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
     except OSError:
         return 0
-    return int(found[1]) if found else 0
+    return int(match[1]) if match else 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import answer, median, options_of_peer
+from benchmarks.common import answer, median, peer_options
 from benchmarks.tail import inputs
 from densenet_flax.common.host_memory import tuned_host
 from densenet_flax.common.sharding import make_mesh, put_batch
@@ -19,21 +19,21 @@ from densenet_flax.weights import load_weights
 
 def main() -> None:
     """Runs the steps, under the memory settings of `main.py`."""
-    given = options_of_peer()
-    dtype = jnp.dtype(given["precision"])
+    options = peer_options()
+    dtype = jnp.dtype(options["precision"])
     model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.0, dtype=dtype)
-    variables = load_weights(given["weights"]["ours"], model)
+    variables = load_weights(options["weights"]["ours"], model)
     at = frontier.resolve("300", model.blocks)
     mesh = make_mesh()
     program = TrainStep(model, Stage("tail", at, 1000), variables, mesh, seed=0)
-    x, label = inputs(given["batch"], given["pixels"])
+    x, label = inputs(options["batch"], options["pixels"])
     x = x.astype(dtype)  # as the prefix cache hands it over
     ids, ones = np.arange(len(x)), np.ones(len(x), np.float32)
-    batch = put_batch(ids, ones, lambda some: {"inputs": x[some], "label": label[some]}, mesh)
+    batch = put_batch(ids, ones, lambda ids: {"inputs": x[ids], "label": label[ids]}, mesh)
     state = program.init(0)
     compiled = program.compile(batch)
     seconds, losses = [], []
-    for _ in range(given["steps"]):
+    for _ in range(options["steps"]):
         started = time.perf_counter()
         state, metrics = program.run_step(state, batch)
         jax.block_until_ready(state)

@@ -23,14 +23,14 @@ def time_calls(call: Callable[[], np.ndarray], seconds: float) -> dict[str, Any]
     features = call()
     first = time.perf_counter() - started
     call()
-    found: list[float] = []
-    while len(found) < 3 or sum(found) < seconds:
+    seconds_of_calls: list[float] = []
+    while len(seconds_of_calls) < 3 or sum(seconds_of_calls) < seconds:
         started = time.perf_counter()
         features = call()
-        found.append(time.perf_counter() - started)
+        seconds_of_calls.append(time.perf_counter() - started)
     return {
-        "call_seconds": median(found),
-        "calls": len(found),
+        "call_seconds": median(seconds_of_calls),
+        "calls": len(seconds_of_calls),
         "first_call_seconds": first,
         "mean_feature": float(np.mean(features, dtype=np.float64)),
     }

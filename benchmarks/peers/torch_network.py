@@ -45,20 +45,20 @@ class Network(nn.Module):
 
     def load(self, path: str | Path) -> None:
         """The weights that all peers start from."""
-        found = load_file(path)
-        missing = self.load_state_dict(found, strict=False)
+        state = load_file(path)
+        missing = self.load_state_dict(state, strict=False)
         unloaded = [n for n in missing.missing_keys if not n.endswith("num_batches_tracked")]
         if unloaded or missing.unexpected_keys:
             raise ValueError(f"{path}: {unloaded[:3]}, {missing.unexpected_keys[:3]}")
 
     def prefix(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised images `[N, 3, H, W]` to what enters conv4_block23."""
+        """Normalized images `[N, 3, H, W]` to what enters conv4_block23."""
         for name, module in self.features.named_children():
             if name == f"denseblock{BLOCK}":
-                pieces = [x]
+                features = [x]
                 for layer in list(module.values())[: LAYER - 1]:
-                    pieces.append(layer(pieces))
-                return torch.cat(pieces, 1)
+                    features.append(layer(features))
+                return torch.cat(features, 1)
             x = module(x)
         raise AssertionError
 
@@ -67,16 +67,16 @@ class Network(nn.Module):
         begun = False
         for name, module in self.features.named_children():
             if name == f"denseblock{BLOCK}":
-                begun, pieces = True, [x]
+                begun, features = True, [x]
                 for layer in list(module.values())[LAYER - 1 :]:
-                    pieces.append(layer(pieces))
-                x = torch.cat(pieces, 1)
+                    features.append(layer(features))
+                x = torch.cat(features, 1)
             elif begun:
                 x = module(x)
         return x.float().mean((2, 3))
 
     def freeze(self, trainable: str) -> list[nn.Parameter]:
-        """Keras's rule for `'head'` or `'tail'`: what is frozen normalises by running statistics.
+        """Keras's rule for `'head'` or `'tail'`: frozen layers normalize by running statistics.
 
         Returns:
           The parameters that train.
@@ -125,7 +125,7 @@ def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3, eps=1e-7, fused=True)
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits for what was started on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()

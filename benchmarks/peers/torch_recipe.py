@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.common import answer, options_of_peer
+from benchmarks.common import answer, peer_options
 from benchmarks.peers import torch_network
 
-given = options_of_peer()
+options = peer_options()
 DEVICE = torch_network.pick_device()
 MEAN = torch.tensor([0.485, 0.456, 0.406], device=DEVICE).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE).view(1, 3, 1, 1)
@@ -26,24 +26,26 @@ class Recipe:
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True
         self.network = torch_network.make(folder / "torch.safetensors", 0.5, DEVICE)
-        self.images = {side: np.load(folder / f"{side}_images.npy") for side in SIDES}
-        self.labels = {side: np.load(folder / f"{side}_labels.npy") for side in SIDES}
-        compile_ = torch.compile if given["compile"] else lambda function: function
+        self.images = {subset: np.load(folder / f"{subset}_images.npy") for subset in SUBSETS}
+        self.labels = {subset: np.load(folder / f"{subset}_labels.npy") for subset in SUBSETS}
+        compile_ = torch.compile if options["compile"] else lambda function: function
         self.prefix = compile_(self.network.prefix)
         self.tail = compile_(self.network.tail)
         self.first_step: float | None = None
 
-    def batches(self, side: str, order: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalised images and labels on the device."""
-        for start in range(0, len(order), given["batch"]):
-            rows = order[start : start + given["batch"]]
-            x = torch.from_numpy(self.images[side][rows]).to(DEVICE)  # NHWC is channels_last
+    def batches(
+        self, subset: str, order: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Normalized images and labels on the device."""
+        for start in range(0, len(order), options["batch"]):
+            rows = order[start : start + options["batch"]]
+            x = torch.from_numpy(self.images[subset][rows]).to(DEVICE)  # NHWC is channels_last
             x = (x.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
-            yield x, torch.from_numpy(self.labels[side][rows]).long().to(DEVICE)
+            yield x, torch.from_numpy(self.labels[subset][rows]).long().to(DEVICE)
 
     def pooled(self, x: torch.Tensor, frozen: str) -> torch.Tensor:
         """Features `[N, 1920]`; what is frozen leaves nothing for a backward pass."""
-        with torch_network.precision(given["precision"], DEVICE):
+        with torch_network.precision(options["precision"], DEVICE):
             with torch.no_grad():
                 x = self.prefix(x)
                 if frozen == "all":
@@ -62,7 +64,7 @@ class Recipe:
             optimizer.step()
             losses.append(loss.detach() * len(label))
             if self.first_step is None:
-                torch_network.synchronise(DEVICE)
+                torch_network.synchronize(DEVICE)
                 self.first_step = time.time()
         return float(sum(losses)) / len(order)
 
@@ -82,16 +84,16 @@ class Recipe:
         }
 
 
-SIDES = ("train", "validation")
+SUBSETS = ("train", "validation")
 
 
 def main() -> None:
     """Trains the head, then from layer 300."""
-    recipe = Recipe(Path(given["folder"]))
+    recipe = Recipe(Path(options["folder"]))
     rng = np.random.default_rng(0)
     epochs: list[dict[str, Any]] = []
     trained: dict[str, int] = {}
-    for stage, count in zip(("head", "finetune"), given["epochs"], strict=True):
+    for stage, count in zip(("head", "finetune"), options["epochs"], strict=True):
         parameters = recipe.network.freeze("tail" if stage == "finetune" else "head")
         trained[stage] = sum(parameter.numel() for parameter in parameters)
         optimizer = torch_network.adam(parameters)
@@ -101,7 +103,7 @@ def main() -> None:
             epochs.append({"stage": stage, "loss": loss, **scores, "end": time.time()})
     answer(
         {
-            "started": given["spawned"],
+            "started": options["spawned"],
             "first_step": recipe.first_step,
             "epochs": epochs,
             "ended": time.time(),

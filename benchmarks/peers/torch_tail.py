@@ -5,26 +5,26 @@ import time
 import torch
 from torch.nn import functional
 
-from benchmarks.common import answer, median, options_of_peer
+from benchmarks.common import answer, median, peer_options
 from benchmarks.peers import torch_network
 from benchmarks.tail import inputs
 
 
 def main() -> None:
     """Runs the steps."""
-    given = options_of_peer()
+    options = peer_options()
     device = torch_network.pick_device()
-    network = torch_network.make(given["weights"]["torch"], 0.0, device)
+    network = torch_network.make(options["weights"]["torch"], 0.0, device)
     optimizer = torch_network.adam(network.freeze("tail"))
-    x, label = inputs(given["batch"], given["pixels"])
-    dtype = getattr(torch, given["precision"])
+    x, label = inputs(options["batch"], options["pixels"])
+    dtype = getattr(torch, options["precision"])
     images = torch.from_numpy(x).permute(0, 3, 1, 2).to(device, dtype)
     images = images.contiguous(memory_format=torch.channels_last)
     target = torch.from_numpy(label).long().to(device)
-    tail = torch.compile(network.tail) if given["compile"] else network.tail
+    tail = torch.compile(network.tail) if options["compile"] else network.tail
 
     def step() -> torch.Tensor:
-        with torch_network.precision(given["precision"], device):
+        with torch_network.precision(options["precision"], device):
             pooled = tail(images)
         loss = functional.cross_entropy(network.head(pooled), target)
         optimizer.zero_grad(set_to_none=True)
@@ -33,10 +33,10 @@ def main() -> None:
         return loss.detach()
 
     seconds, losses = [], []
-    for _ in range(given["steps"]):
+    for _ in range(options["steps"]):
         started = time.perf_counter()
         loss = step()
-        torch_network.synchronise(device)
+        torch_network.synchronize(device)
         seconds.append(time.perf_counter() - started)
         losses.append(float(loss))
     answer(
