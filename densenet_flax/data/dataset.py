@@ -60,7 +60,7 @@ class Dataset:
         """
         if group not in self.groups:
             raise InputError(
-                f"split.group={group!r}: {self.name} has {', '.join(self.groups)}; choose one of "
-                "these"
+                f"config.split.group={group!r}: {self.name} has {', '.join(self.groups)}; choose "
+                "one of these"
             )
         return self.groups[group]

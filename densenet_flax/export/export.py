@@ -22,8 +22,8 @@ from densenet_flax.export.predict_fn import PredictFn, check_exclusive_classes
 from densenet_flax.inference.classifier import Classifier, load_classifier
 from densenet_flax.inference.results import Prediction
 from densenet_flax.storage.atomic import replace_files
-from densenet_flax.weights import export_weights
 from densenet_flax.weights.conversion import check_written
+from densenet_flax.weights.save import export_weights
 
 FILE_NAMES = {
     "stablehlo": "classifier.stablehlo",

@@ -23,8 +23,9 @@ from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_vi
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.workdir import Workdir
-from densenet_flax.weights import WeightsInfo, read_weights
 from densenet_flax.weights.inference_settings import DTYPES
+from densenet_flax.weights.info import WeightsInfo
+from densenet_flax.weights.load import read_weights
 
 DEFAULT_IMAGE_SIZE = (224, 224)  # of most published DenseNets; for weights that do not state it
 DEFAULT_BATCH_SIZE = 32

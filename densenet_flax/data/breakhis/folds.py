@@ -47,5 +47,5 @@ def test_ids(fold: int) -> frozenset[str]:
       InputError: there is no such fold.
     """
     if fold not in FOLDS:
-        raise InputError(f"split.fold={fold}: BreakHis has the official folds 1 to 5")
+        raise InputError(f"config.split.fold={fold}: BreakHis has the official folds 1 to 5")
     return frozenset(patient for patient, tested in IDS.items() if fold in tested)

@@ -21,7 +21,7 @@ from absl import logging
 from jaxtyping import Bool
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis import folds as breakhis_folds
+from densenet_flax.data.breakhis.folds import IDS, test_ids
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import (
     SUBSETS,
@@ -158,14 +158,14 @@ def _split_officially(dataset: Dataset, config: SplitConfig) -> Subsets:
     report, by 'id82' as in the protocol; validation is drawn by `config.group`. By 'case70' the
     official folds leak.
     """
-    tested = breakhis_folds.test_ids(config.fold)
+    tested = test_ids(config.fold)
     if "id82" not in dataset.groups:
         raise InputError(
             f"config.split.policy='official' is for BreakHis, not for {dataset.name}; choose "
             "another policy"
         )
     ids = dataset.patients("id82")
-    unknown = sorted(set(ids.tolist()) - breakhis_folds.IDS.keys())
+    unknown = sorted(set(ids.tolist()) - IDS.keys())
     if unknown:
         raise InputError(
             f"config.split.policy='official': {unknown[0]} of {dataset.name} is not one of "
