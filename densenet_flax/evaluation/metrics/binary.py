@@ -6,7 +6,6 @@ in metrics.json: a 0 there would read as a bad result, and NaN is not JSON.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -89,10 +88,12 @@ def ranking_metrics(
         all_positives, all_negatives = tp[:, -1], fp[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
             if "roc_auc" in names:
+                # Negatives below each score, and half of those at it.
                 lower = all_negatives[:, None] - fp + negatives / 2
                 pairs = np.einsum("ru,ru->r", positives, lower)
                 chunks["roc_auc"].append(pairs / (all_positives * all_negatives))
             if "pr_auc" in names:
+                # 0/0 above the highest score drawn; nothing positive is there to weigh it.
                 precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
                 area = np.einsum("ru,ru->r", positives, precision) / all_positives
                 chunks["pr_auc"].append(np.where(all_negatives > 0, area, np.nan))
@@ -106,6 +107,7 @@ def _counts_by_score(
     weights: Weights,
 ) -> Iterator[tuple[Float[np.ndarray, "r U"], Float[np.ndarray, "r U"]]]:
     """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples."""
+    # The order is the same in all resamples: sorted once, and tied rows are added up.
     order = np.argsort(-score, kind="stable")
     positive, score, patient = positive[order], score[order], patient[order]
     starts = np.flatnonzero(np.append(True, score[1:] != score[:-1]))
@@ -117,23 +119,14 @@ def _counts_by_score(
         yield positives, everyone - positives
 
 
-class ThresholdCounts(NamedTuple):
-    """Rows at or above each distinct score, highest first."""
-
-    scores: Float[np.ndarray, " U"]
-    tp: Int[np.ndarray, " U"]
-    fp: Int[np.ndarray, " U"]
-
-
 def counts_by_threshold(
     positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
-) -> ThresholdCounts:
-    """Counts true and false positives at each threshold that makes a difference."""
-    scores, index = np.unique(score, return_inverse=True)
-    counts = np.zeros((2, len(scores)), np.int64)
-    np.add.at(counts, (1 - positive.astype(np.int64), index), 1)
-    tp, fp = counts[:, ::-1].cumsum(axis=1)
-    return ThresholdCounts(scores[::-1], tp, fp)
+) -> tuple[Float[np.ndarray, " U"], Int[np.ndarray, " U"], Int[np.ndarray, " U"]]:
+    """Returns the distinct scores, highest first, and true and false positives at each."""
+    order = np.argsort(-score, kind="stable")
+    positive, score = positive[order], score[order]
+    last = np.append(score[1:] != score[:-1], True)  # tied rows are positive together
+    return score[last], positive.cumsum()[last], (~positive).cumsum()[last]
 
 
 def roc_curve(

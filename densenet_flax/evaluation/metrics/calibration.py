@@ -131,7 +131,7 @@ def _binned(binary: _Binary, bins: int) -> tuple[float, list[Bin]]:
     count = np.bincount(index, minlength=bins)
     confidence = np.bincount(index, weights=binary.probability, minlength=bins)
     accuracy = np.bincount(index, weights=binary.outcome, minlength=bins)
-    # Σ count · |mean confidence − accuracy| ÷ n, with the counts cancelled.
+    # Naeini et al., AAAI 2015: Σ count · |mean confidence − accuracy| ÷ n. The counts cancel.
     error = float(np.abs(confidence - accuracy).sum() / count.sum())
     rows: list[Bin] = [
         {
@@ -158,6 +158,7 @@ def _add_bin_intervals(
     sample = sample_of(predictions)
     basis = basis_of(sample, "", predictions.class_names)
     weights = bootstrap.draw(sample)
+    # A column per bin, so that all bins are resampled in one product.
     member = np.eye(len(rows))[_bin_index(binary.probability, len(rows))]
     count = weights @ sample.image.sum_by_patient(member)
     positive = weights @ sample.image.sum_by_patient(member * binary.outcome[:, None])

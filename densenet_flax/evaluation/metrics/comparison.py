@@ -55,8 +55,7 @@ def compare(
 ) -> Comparison:
     """Computes the difference of every metric, B minus A, on the same resamples of the patients.
 
-    Each table keeps its own threshold. Pairing matters: a hard patient is hard for both networks,
-    and cancels in the difference.
+    Each table keeps its own threshold.
 
     Args:
       predictions_a: Of the network to beat.
@@ -112,6 +111,7 @@ def _differences(
         rows[name] = None
         if not reason:
             a, b = points[0][name], points[1][name]
+            # Resample by resample, so that what both networks find hard cancels.
             differences = values[1][name] - values[0][name]
             interval = bootstrap.interval(differences, basis)
             if interval["low"] is None:
@@ -137,6 +137,7 @@ def _align(a: Predictions, b: Predictions) -> Predictions:
         raise InputError(
             f"the two tables have other classes: {a.class_names} in A, {b.class_names} in B"
         )
+    # The files are the same, so equal ranks among the sorted names are equal files.
     rank_in_a = np.argsort(np.argsort(a.file))
     b = b.select(np.argsort(b.file)[rank_in_a])
     for name in ("label", "patient"):

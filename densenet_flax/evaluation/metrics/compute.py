@@ -1,8 +1,11 @@
 """From a predictions table to the numbers of metrics.json: start reading here.
 
-`sample` gathers images and patients, `binary` and `multiclass` define the metrics, `point_metrics`
-and `groups` are their values, `bootstrap` and `intervals` say how sure they are, and `calibration`
-what the probabilities are worth. `operating_point` chooses the threshold on validation images.
+`sample` gathers the images of each patient. `binary` and `multiclass` define the metrics, and
+`metric_set` says which of the two a table has. `point_metrics` and `groups` are their values;
+`bootstrap` resamples patients, `basis` says how many patients a metric rests on, and `intervals`
+puts both together. `calibration` measures the probabilities. `operating_point` and `temperature`
+choose on validation images what is then applied to test images; `comparison` and `folds` are for
+several tables.
 """
 
 import numpy as np

@@ -123,7 +123,7 @@ def cross_validation_summary(
 
 
 def _pooled(folds: Sequence[Predictions], bootstrap: Bootstrap) -> JsonDict:
-    """Metrics of all folds' rows together, which may have different thresholds."""
+    # Not by `pool`: a table has one threshold, and each fold may have its own.
     class_names, sample = folds[0].class_names, sample_of(*folds)
     return {
         **point_metrics(sample, class_names),
@@ -148,6 +148,7 @@ def _why_not_pooled(folds: Sequence[Predictions]) -> str:
         return "there are none"
     if len({fold.class_names for fold in folds}) > 1:
         return "they have other classes"
+    # A patient in two folds would be drawn twice in a pooled resample, once with each network.
     for column, noun in (("file", "images"), ("patient", "patients")):
         folds_with = Counter(name for fold in folds for name in np.unique(getattr(fold, column)))
         repeated = [name for name, number in folds_with.items() if number > 1]

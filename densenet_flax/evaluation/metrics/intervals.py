@@ -30,10 +30,11 @@ def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
         if key == "subtype" and subtypes_are_classes(predictions):
             continue
         for value in np.unique(column):
-            if value == "":
+            if value == "":  # an unknown subtype; an unknown magnification, 0, is a group
                 continue
             part = sample_of(predictions.select(column == value))
             spans = sample_intervals(part, class_names, bootstrap)
+            # Too few images for a row per class, and the report shows none.
             spans.pop("by_class", None)
             groups[f"by_{key}"].append({key: value.item(), **spans})
     whole = sample_intervals(sample_of(predictions), class_names, bootstrap)
@@ -62,13 +63,14 @@ def sample_intervals(sample: Sample, class_names: Sequence[str], bootstrap: Boot
 
 
 def _resamples_without_a_class(sample: Sample, weights: Weights) -> int:
-    """Counts resamples that lack a class, which is then only in patients who have several.
+    """Counts resamples that lack a class of the table.
 
-    A class with patients of its own is in every resample, since they are drawn within their class.
-    Of more than two classes one that the table lacks is not counted: it is reported as absent.
+    There are none as long as each class has two patients of its own, since patients are drawn
+    within their class.
     """
     images = weights @ sample.images_by_class
     if sample.classes > 2:
+        # A class that the whole table lacks is reported as absent, not in every resample.
         images = images[:, sample.images_by_class.any(axis=0)]
     return int(np.sum((images == 0).any(axis=1)))
 

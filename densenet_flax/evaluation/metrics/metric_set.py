@@ -1,4 +1,4 @@
-"""Which metrics a table has: the one place that tells two classes from more."""
+"""Which metrics a table has: the one place that distinguishes two classes from more."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ _MULTICLASS = MetricSet(
 
 
 def metric_set(classes: int) -> MetricSet:
-    """Returns the metrics of tables with so many classes."""
+    """Returns the metrics of tables with that many classes."""
     return _BINARY if classes == 2 else _MULTICLASS
 
 

@@ -27,7 +27,7 @@ from densenet_flax.evaluation.predictions import Predictions
 
 RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
 LIKELIEST = "likeliest class"  # the rule where there are more than two classes
-_SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9.]+)")
+_SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9]+\.?[0-9]*|\.[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,7 @@ def check_rule(rule: str, classes: int = 2) -> float | None:
     if rule in ("fixed", "youden"):
         return None
     match = _SENSITIVITY.fullmatch(rule.strip())
-    try:
-        sensitivity = float(match.group(1)) if match else 0.0
-    except ValueError:
-        sensitivity = 0.0
+    sensitivity = float(match.group(1)) if match else 0.0
     if not 0 < sensitivity <= 1:
         raise InputError(f"threshold rule is {rule!r}; expected {RULES}")
     return sensitivity

@@ -13,24 +13,7 @@ from densenet_flax.evaluation.metrics.multiclass import (
     multiclass_metrics,
     one_against_rest,
 )
-from densenet_flax.evaluation.metrics.sample import Rows, Sample, sample_of
-from densenet_flax.evaluation.predictions import Predictions
-
-
-def image_metrics(predictions: Predictions) -> JsonDict:
-    """Returns the metrics of images: each counts once, whichever patient it is from."""
-    return _row_metrics(sample_of(predictions).image, predictions.class_names, "images")
-
-
-def patient_metrics(predictions: Predictions) -> JsonDict:
-    """Returns the metrics of patients: each counts once, however many images they have.
-
-    `patient_recognition_rate` is BreakHis's (Spanhol et al., IEEE Transactions on Biomedical
-    Engineering 63(7), 2016): the mean over patients of the share of their images that is right.
-    `patient_accuracy_by_mean_probability` and all that follows it decide once per patient, by the
-    mean probability of their images.
-    """
-    return _patient_metrics(sample_of(predictions), predictions.class_names)
+from densenet_flax.evaluation.metrics.sample import Rows, Sample
 
 
 class LevelMetrics(TypedDict):
@@ -109,6 +92,12 @@ def _row_metrics(rows: Rows, class_names: Sequence[str], noun: str) -> JsonDict:
 
 
 def _patient_metrics(sample: Sample, class_names: Sequence[str]) -> JsonDict:
+    """The metrics of patients: each counts once, however many images they have.
+
+    `patient_recognition_rate` is BreakHis's (Spanhol et al., IEEE Transactions on Biomedical
+    Engineering 63(7), 2016): the mean over patients of the share of their images that is right.
+    All others decide once per patient, by the mean probability of the patient's images.
+    """
     metrics, label = metric_set(sample.classes), sample.patient.label
     result: JsonDict = {
         "n": sample.patients,
@@ -118,7 +107,7 @@ def _patient_metrics(sample: Sample, class_names: Sequence[str]) -> JsonDict:
     names = {name: name for name in (*metrics.names, "confusion")} | {"accuracy": ACCURACY_BY_MEAN}
     mixed = int(np.sum(label < 0))
     if mixed:
-        # Such patients have no true class, so nothing that compares with it exists.
+        # Such patients have no true class to compare a decision with.
         classes = "both classes" if sample.classes == 2 else "several classes"
         reason = f"{mixed} of {sample.patients} patients have images of {classes}"
         result["n_by_class"][metrics.mixed] = mixed

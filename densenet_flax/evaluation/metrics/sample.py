@@ -50,6 +50,8 @@ class Rows:
     def confusion(self, weights: Weights) -> Float[np.ndarray, "R K K"]:
         """Returns the confusion matrix of each resample: true class, predicted class."""
         k = self.classes
+        # One number per patient, true and predicted class, so that one bincount fills all matrices;
+        # the sums over patients are then a single product for all resamples.
         cell = (self.patient * k + self.label) * k + self.predicted
         counts = np.bincount(cell, minlength=self.patients * k * k)
         return (weights @ counts.reshape(self.patients, k * k)).reshape(-1, k, k)
@@ -121,9 +123,7 @@ def sample_of(*tables: Predictions) -> Sample:
         patient=np.concatenate(index),
         patients=patients,
     )
-    counts = np.bincount(
-        image.patient * image.classes + image.label, minlength=patients * image.classes
-    ).reshape(patients, image.classes)
+    counts = image.sum_by_patient(np.eye(image.classes)[image.label]).astype(np.int64)
     sums = image.sum_by_patient(image.probability)
     mean = (sums.T / counts.sum(axis=1)).T
     means = np.split(mean, starts[1:-1])

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.binary import precision_recall_curve, roc_curve
-from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.point_metrics import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.plotting import (
@@ -82,7 +82,8 @@ def _mark_stages(stages: list[str], epochs: list[int], panels: Sequence[Axes]) -
 
 def confusion_matrix(predictions: Predictions) -> Figure:
     """Draws counts and row percentages of images, and of patients if they have one class each."""
-    levels = [("images", image_metrics(predictions)), ("patients", patient_metrics(predictions))]
+    points = level_metrics(sample_of(predictions), predictions.class_names)
+    levels = [("images", points["image"]), ("patients", points["patient"])]
     levels = [(level, metrics) for level, metrics in levels if metrics["confusion"]]
     names = [plain(name, 18) for name in predictions.class_names]
     figure = Figure(figsize=(3.0 * len(levels) + 0.5, 3.5), layout="constrained")
@@ -134,11 +135,12 @@ class _Level:
 
 
 def _levels(predictions: Predictions) -> list[_Level]:
-    patients = sample_of(predictions).patient
+    sample = sample_of(predictions)
+    points, patients = level_metrics(sample, predictions.class_names), sample.patient
     return [
         _Level(
             "images",
-            image_metrics(predictions),
+            points["image"],
             predictions.label,
             predictions.probability,
             "o",
@@ -146,7 +148,7 @@ def _levels(predictions: Predictions) -> list[_Level]:
         ),
         _Level(
             "patients",
-            patient_metrics(predictions),
+            points["patient"],
             patients.label,
             patients.probability,
             "s",

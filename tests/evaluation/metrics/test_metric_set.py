@@ -7,7 +7,7 @@ import pytest
 
 from densenet_flax.evaluation.metrics.bootstrap import draw_patients, strata
 from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
-from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.point_metrics import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from tests.evaluation.metrics import scikit_learn
 
@@ -68,11 +68,11 @@ def test_the_table_itself_is_a_resample(fixture, request):
     sample = sample_of(table)
     once = np.ones((3, sample.patients))
     image, patient = image_values(sample, once), patient_values(sample, once)
-    metrics = metric_set(sample.classes)
+    metrics, points = metric_set(sample.classes), level_metrics(sample, table.class_names)
     for name in metrics.names:
-        assert image[name] == pytest.approx([image_metrics(table)[name]] * 3, abs=1e-12)
+        assert image[name] == pytest.approx([points["image"][name]] * 3, abs=1e-12)
     for name in metrics.patient_names:
-        assert patient[name] == pytest.approx([patient_metrics(table)[name]] * 3, abs=1e-12)
+        assert patient[name] == pytest.approx([points["patient"][name]] * 3, abs=1e-12)
 
 
 def test_a_resample_of_one_class_has_the_metrics_of_one_class(make):

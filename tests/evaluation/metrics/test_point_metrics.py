@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 
 from densenet_flax.evaluation import evaluate
-from densenet_flax.evaluation.metrics.point_metrics import image_metrics, patient_metrics
+from densenet_flax.evaluation.metrics.point_metrics import level_metrics
+from densenet_flax.evaluation.metrics.sample import sample_of
 from tests.evaluation.metrics import scikit_learn
 
 ONLY_ONE_CLASS = {"balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc"}
+
+
+def image_metrics(table):
+    return level_metrics(sample_of(table), table.class_names)["image"]
+
+
+def patient_metrics(table):
+    return level_metrics(sample_of(table), table.class_names)["patient"]
 
 
 def test_images_by_hand(hand):
