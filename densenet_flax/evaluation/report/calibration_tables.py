@@ -1,8 +1,6 @@
 """The report's section on threshold and calibration."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report.views import Cell, KeyValues, Measured, Table, measured
@@ -90,7 +88,7 @@ def _scores(calibration: JsonDict, positive: str | None) -> Table:
     return Table(header, rows)
 
 
-def _bins(values: Mapping[str, Any], caption: str) -> Table:
+def _bins(values: JsonDict, caption: str) -> Table:
     # P(positive) if there are two classes, else the probability of the likeliest class.
     event = "positive" if "bins" in values else "correct"
     rows = [

@@ -182,7 +182,7 @@ def _table(metrics: JsonDict, level: str) -> Table:
     return Table(["", "pooled", "mean ± SD", *names], rows, caption)
 
 
-def _mean_sd(mean: Mapping[str, Any], digits: int) -> str:
+def _mean_sd(mean: JsonDict, digits: int) -> str:
     if mean["mean"] is None:
         return "–"
     sd = "" if mean["sd"] is None else f" ± {mean['sd']:.{digits}f}"

@@ -5,7 +5,6 @@ What no run can know, such as ethics and funding, an author adds through `info['
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report import tables
@@ -36,10 +35,10 @@ class ModelCard:
     dataset: str
     results: list[tuple[str, str, float]]  # key, name and value of the metrics of images
     verdict: str
-    details: Mapping[str, Any]
+    details: Mapping[str, str | None]
     intended_use: str | None
     warnings: list[str]
-    training_data: Mapping[str, Any]
+    training_data: Mapping[str, str | None]
     counts: Table
     stages: list[str]
     time: str
@@ -110,7 +109,7 @@ def model_card(metrics: JsonDict) -> ModelCard:
     )
 
 
-def _time(run: Mapping[str, Any]) -> str:
+def _time(run: JsonDict) -> str:
     phases = (run.get("seconds") or {}).items()
     known = [f"{name} {seconds:.0f} s" for name, seconds in phases if seconds is not None]
     return ", ".join(known) or UNKNOWN

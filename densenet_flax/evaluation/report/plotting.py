@@ -5,7 +5,6 @@ Okabe and Ito's, and no meaning depends on color alone.
 """
 
 import io
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -64,6 +63,6 @@ def dotted_diagonal(axes: Axes) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
 
 
-def number_or_nan(value: Any) -> float:
+def number_or_nan(value: float | None) -> float:
     """A number to plot; NaN, which leaves a gap in the line, for None."""
     return float("nan") if value is None else float(value)

@@ -35,7 +35,7 @@ def render(template: str, page: object) -> bytes:
     return environment.get_template(template).render(page=page).encode("utf-8", "backslashreplace")
 
 
-def escape_markdown(value: Any) -> Markup:
+def escape_markdown(value: object) -> Markup:
     """Text on one line in which neither Markdown nor the HTML inside it has any effect."""
     if isinstance(value, Markup):
         return value

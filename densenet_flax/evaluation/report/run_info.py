@@ -57,7 +57,7 @@ def split_rule(run: JsonDict) -> str | None:
     return ", ".join(filter(None, parts)) or None
 
 
-def one_line(value: Any) -> str | None:
+def one_line(value: object) -> str | None:
     """A mapping, or anything else, on one line; None if it is empty."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {item}" for key, item in value.items()) or None

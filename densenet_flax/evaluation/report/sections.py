@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.predictions import Predictions
@@ -131,7 +130,7 @@ def _summary(metrics: JsonDict) -> str:
     )
 
 
-def subset_counts(split: Mapping[str, Any]) -> Table:
+def subset_counts(split: JsonDict) -> Table:
     """Images and patients of each subset and class; without rows if they are not known."""
     rows = [
         [subset, name, count.get("images"), count.get("patients")]
@@ -141,7 +140,7 @@ def subset_counts(split: Mapping[str, Any]) -> Table:
     return Table(["subset", "class", "images", "patients"], rows)
 
 
-def _split(split: Mapping[str, Any]) -> SplitSection:
+def _split(split: JsonDict) -> SplitSection:
     rest = {key: value for key, value in split.items() if key != "counts" and value is not None}
     overlap = Table([], [])
     # A list of rows becomes a table; another program may state the overlap as text.
@@ -163,7 +162,7 @@ def _split(split: Mapping[str, Any]) -> SplitSection:
     return SplitSection(subset_counts(split), overlap, flat_items(yes_no))
 
 
-def _run(run: Mapping[str, Any]) -> RunSection:
+def _run(run: JsonDict) -> RunSection:
     details = {key: run[key] for key in ("weights", "device") if run.get(key)}
     return RunSection(
         details=flat_items(details),

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -109,7 +108,7 @@ def _resample_gaps(metrics: JsonDict) -> str:
     return "; ".join(gaps)
 
 
-def _undefined(metrics: JsonDict, source: Mapping[str, Any]) -> list[str]:
+def _undefined(metrics: JsonDict, source: JsonDict) -> list[str]:
     """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
     reasons: dict[str, list[str]] = {}  # few reasons, many metrics
     for level in ("image", "patient"):
@@ -210,7 +209,7 @@ def mistakes_section(predictions: Predictions) -> MistakesSection:
     """The wrong images of which the network was most confident."""
     label, probability = predictions.label, predictions.probability
     names = np.array([_spaced(name) for name in predictions.class_names])
-    columns: dict[str, Any] = {"file": predictions.file}
+    columns: dict[str, np.ndarray] = {"file": predictions.file}
     if len(names) == 2:
         # P(positive) of a negative image, 1 − P(positive) of a positive one.
         confidence = np.abs(probability - label)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from densenet_flax.common.types import JsonDict
+
 
 class Measured(NamedTuple):
     """A metric and its interval; None where they do not exist."""
@@ -62,7 +64,7 @@ class EmbeddedImage:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
-def measured(values: Mapping[str, Any], intervals: Mapping[str, Any] | None, key: str) -> Measured:
+def measured(values: JsonDict, intervals: JsonDict | None, key: str) -> Measured:
     """The metric `key` with its interval."""
     interval = (intervals or {}).get(key) or {}
     return Measured(values[key], interval.get("low"), interval.get("high"))
