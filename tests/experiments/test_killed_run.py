@@ -1,59 +1,87 @@
-"""A run that is killed again and again ends with the bits of one that was not."""
+"""A run that is killed and started again ends with the same bits as one that was not."""
 
 import random
-import time
+import signal
 
-import jax
-import numpy as np
+import pytest
 
 from densenet_flax.storage.checkpoint import Checkpoints
-from tests.helpers.program import run, start
+from tests.experiments.killed_run import KillPoint, start
+from tests.training.runs import assert_same
 
-KILLS = 20
-# So long that the run does not end before the last kill.
-OPTIONS = [
-    "--config.stages.head.duration=60 epochs",
-    "--config.stages.finetune.duration=60 epochs",
-    "--config.stages.finetune.restore_best=True",
-    "--config.ema_decay=0.9",
+TRAINING = "densenet_flax.training"
+# In the order of the run, which has two stages of twenty epochs of three steps. Calls are counted
+# from each start on.
+KILL_POINTS = [
+    KillPoint(f"{TRAINING}.train_step.TrainStep.run_step", 1),  # before there is a checkpoint
+    KillPoint(f"{TRAINING}.trainer.Trainer._validate", 1),
+    KillPoint("os.rename", 1),  # Orbax names an item of the first checkpoint,
+    KillPoint("os.rename", 4),  # or the whole checkpoint
+    KillPoint("densenet_flax.storage.workdir.Workdir._append", 3),  # saved, but not in the log
+    KillPoint(f"{TRAINING}.train_step.TrainStep.run_step", 2, after=True),  # within an epoch
+    KillPoint("densenet_flax.storage.checkpoint.Checkpoints._write", 2, after=True),
+    KillPoint("shutil.rmtree", 1),  # Orbax deletes an old checkpoint
+    KillPoint(f"{TRAINING}.trainer.Trainer._restore_best", 1),  # between the stages
+    KillPoint(f"{TRAINING}.train_step.TrainStep.run_step", 5),
+    KillPoint(f"{TRAINING}.trainer.Trainer._restore_best", 1),  # after the last stage
+    KillPoint("densenet_flax.evaluation.report.report.write_report", 1),
 ]
-# What to wait for, and the most seconds to wait after it. At first steps are compiled, and later an
-# epoch and its checkpoint take less than 50 ms.
-MOMENTS = [("stage", 0.8), ("validation loss", 0.05), ("validation loss", 0.05)]
 
 
-def test_killed_at_any_moment_a_run_ends_with_the_same_bits(tmp_path):
-    """SIGKILL between steps, in a save, in the validation and before the first step."""
-    straight = run(tmp_path / "straight", tmp_path / "cache", *OPTIONS)
-    assert straight.returncode == 0, straight.stderr
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The cache folder and the work directory of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    finish(folder / "run", folder / "cache")
+    return folder / "cache", folder / "run"
+
+
+def finish(workdir, cache):
+    process, _ = start(workdir, cache)
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def results(workdir):
+    """All that a run leaves, except what the clock says."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    restored = {step: checkpoints.restore(step) for step in checkpoints.steps}
+    files = ("metrics.jsonl", "split.json", "report/predictions.csv")
+    return restored, {name: (workdir / name).read_bytes() for name in files}
+
+
+def assert_same_results(workdir, expected):
+    (checkpoints, files), (expected_checkpoints, expected_files) = map(results, (workdir, expected))
+    assert files == expected_files
+    assert list(checkpoints) == list(expected_checkpoints)
+    for step, checkpoint in checkpoints.items():
+        assert checkpoint.meta == expected_checkpoints[step].meta
+        assert_same(checkpoint.variables, expected_checkpoints[step].variables)
+        assert_same(checkpoint.train, expected_checkpoints[step].train)
+
+
+def test_a_run_killed_at_chosen_points_ends_with_the_same_bits(tmp_path, finished):
+    cache, expected = finished
+    for point in KILL_POINTS:
+        process, _ = start(tmp_path / "run", cache, point)
+        process.join(300)
+        assert process.exitcode == -signal.SIGKILL, point
+        log = tmp_path / "run" / "metrics.jsonl"
+        with log.open("a") as file:
+            file.write('{"kind": "st')  # as if it had been writing a line
+    finish(tmp_path / "run", cache)
+    assert_same_results(tmp_path / "run", expected)
+
+
+def test_a_run_killed_at_any_time_ends_with_the_same_bits(tmp_path, finished):
+    cache, expected = finished
     rng = random.Random(0)
-    for _ in range(KILLS):
-        text, seconds = rng.choice(MOMENTS)
-        process = start(tmp_path / "killed", tmp_path / "cache", *OPTIONS)
-        for line in process.stderr:
-            assert "report:" not in line, "the run has ended: make it longer"
-            if text in line:
-                break
-        time.sleep(rng.uniform(0, seconds))
+    for _ in range(6):
+        process, saved = start(tmp_path / "run", cache)
+        assert saved.wait(300)
+        process.join(rng.uniform(0, 0.1))  # an epoch with its checkpoint takes less than 0.05 s
         process.kill()
-        process.communicate()
-    last = run(tmp_path / "killed", tmp_path / "cache", *OPTIONS)
-    assert last.returncode == 0, last.stderr
-
-    for name in ("metrics.jsonl", "split.json", "report/predictions.csv"):
-        expected, actual = (tmp_path / folder / name for folder in ("straight", "killed"))
-        assert actual.read_bytes() == expected.read_bytes()
-    expected, actual = (
-        Checkpoints(tmp_path / folder / "checkpoints") for folder in ("straight", "killed")
-    )
-    assert actual.steps == expected.steps
-    for step in expected.steps:
-        expected_checkpoint, checkpoint = expected.restore(step), actual.restore(step)
-        assert checkpoint.meta == expected_checkpoint.meta
-        assert_same_tree(checkpoint.variables, expected_checkpoint.variables)
-        assert_same_tree(checkpoint.train, expected_checkpoint.train)
-
-
-def assert_same_tree(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    assert all(map(np.array_equal, jax.tree.leaves(actual), jax.tree.leaves(expected)))
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run has ended: make it longer"
+    finish(tmp_path / "run", cache)
+    assert_same_results(tmp_path / "run", expected)
