@@ -9,9 +9,8 @@ def get_config() -> ConfigDict:
     config = keras_recipe.get_config()
     config.evaluate = "best"
     config.model.weights = "random"  # those of ImageNet are a download
-    config.model.bn_momentum = (
-        0.9  # within a hundred steps 0.99 would not forget the initial statistics
-    )
+    # Within a hundred steps 0.99 would not forget the initial statistics.
+    config.model.bn_momentum = 0.9
     config.data.name = "drawn"
     config.data.image_size = (64, 96)
     config.data.drawn = ConfigDict()

@@ -39,7 +39,7 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
       Stopped: as `train_and_evaluate`.
     """
     count = count_folds(config)
-    resolve(config_of_fold(config, 1))
+    resolve(config_of_fold(config, 1))  # a mistake is found before the directory is created
     directory = Workdir(workdir)
     if directory.has_begun:
         raise InputError(
@@ -82,7 +82,7 @@ def config_of_fold(config: ConfigDict, fold: int | None) -> ConfigDict:
     """The configuration of one fold, from 1; of None what all folds have in common."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
-        if changed.split.policy != "official":
+        if changed.split.policy != "official":  # 'patient' is a single split by the same rule
             changed.split.policy = "kfold"
         if fold is None:
             del changed.split.fold

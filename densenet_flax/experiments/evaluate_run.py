@@ -18,7 +18,7 @@ from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments.gallery import Gallery, make_gallery
-from densenet_flax.experiments.initial_weights import with_meaning
+from densenet_flax.experiments.initial_weights import with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
 from densenet_flax.inference.segments import SegmentedModel
@@ -50,12 +50,13 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     history = last.meta["position"]["history"]
     best = best_step(history)
     checkpoint = last
+    # The trainer always keeps the checkpoint of the best epoch besides the last one.
     if settings.evaluate == "best" and best not in (None, last.step):
         checkpoint = run.checkpoints.restore(best)
     info = WeightsInfo.from_dict(checkpoint.meta["network"])
     mesh = make_mesh()
     network = SegmentedModel(
-        with_meaning(run.model, info),
+        with_weights_info(run.model, info),
         mesh,
         cuts=[stage.frontier.cut for stage in run.stages],
         preprocessing=info.preprocessing,
@@ -64,6 +65,7 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
 
     test = _predict(run, network, variables, run.split.test, "test")
     validation = _predict(run, network, variables, run.split.validation, "validation")
+    # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
     gallery = Gallery()
     if settings.explain:
@@ -77,7 +79,7 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
             batch_size=run.experiment.batch_size,
         )
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
-    if not is_first_process():
+    if not is_first_process():  # all compute, one writes
         return {}
 
     point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}

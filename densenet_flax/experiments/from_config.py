@@ -10,7 +10,6 @@ A configuration is resolved in two steps, so that a mistake in it is found befor
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
 from densenet_flax.data.augmentation.color import with_stain_statistics
 from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.dataset import Dataset
@@ -32,7 +32,7 @@ from densenet_flax.training.stage import Loss, Stage
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def resolve(config: ConfigDict | Mapping[str, Any]) -> Experiment:
+def resolve(config: ConfigDict | JsonDict) -> Experiment:
     """Reads a configuration and checks all that can be checked without the data.
 
     Args:

@@ -60,6 +60,7 @@ def make_gallery(
     groups = choose_images(
         confidence(probability, table.threshold), predicted == table.label, table.patient
     )
+    # Images that are not shown fill the batch, so that the check of the maps rests on more images.
     batch = _batch_to_explain(groups, len(rows), batch_size)
     # The network is compiled for whole batches, so a short one is filled up by repetition.
     images = put_batch(
@@ -92,7 +93,7 @@ def make_gallery(
         }
         for group, indices in groups.items()
         for i in indices
-        if i in map_of_index
+        if i in map_of_index  # a small batch may not hold all groups
     ]
     return Gallery(pictures, _note(network, unit, maps, correlations))
 
@@ -107,6 +108,7 @@ def confidence(
     """
     if probability.shape[1] == 2:
         positive = probability[:, 1]
+        # A threshold of 0 or 1 leaves no room on one of its sides.
         above = (positive - threshold) / max(1 - threshold, 1e-12)
         below = (threshold - positive) / max(threshold, 1e-12)
         return np.where(positive >= threshold, above, below)

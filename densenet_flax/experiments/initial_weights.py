@@ -52,11 +52,7 @@ def initial_variables(
         patient_group=split.policy.group,
         patient_pattern=experiment.data.patient_pattern,
     )
-    fields: InfoFields = {
-        **origin,
-        "class_names": dataset.class_names,
-        "inference": inference,
-    }
+    fields: InfoFields = {**origin, "class_names": dataset.class_names, "inference": inference}
     return variables, WeightsInfo.of(model, **fields)
 
 
@@ -81,6 +77,6 @@ def measure_batch_stats(
     return jax.tree.map(np.asarray, measure(variables, images))
 
 
-def with_meaning(model: DenseNet, info: WeightsInfo) -> DenseNet:
-    """The network as the weights were trained in it: their epsilon and their last ReLU."""
+def with_weights_info(model: DenseNet, info: WeightsInfo) -> DenseNet:
+    """The network with the epsilon and the last ReLU that the weights were trained with."""
     return model.clone(epsilon=info.epsilon, final_relu=info.final_relu)

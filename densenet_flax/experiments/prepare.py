@@ -60,10 +60,12 @@ def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
       InputError: the configuration, the data or the work directory.
     """
     has_begun = workdir.has_begun
-    if has_begun:
+    if has_begun:  # checked first, as data may take minutes to prepare
         workdir.check(experiment.config, ADDED_KEYS)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
+    # Once there are checkpoints the file decides and not the rule that made it: no image may ever
+    # move from training to test, whatever later versions of the rule would do.
     if has_begun and workdir.split.exists():
         split = load_split(workdir.split, dataset)
     else:

@@ -1,9 +1,7 @@
 """From a configuration and a work directory to a trained, evaluated and reported network."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
@@ -19,7 +17,7 @@ from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import load_split
 from densenet_flax.experiments.evaluate_run import evaluate_run
 from densenet_flax.experiments.from_config import build_loss, build_views, resolve
-from densenet_flax.experiments.initial_weights import initial_variables, with_meaning
+from densenet_flax.experiments.initial_weights import initial_variables, with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun, prepare_run
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.training.progress import TrainProgress
@@ -27,7 +25,7 @@ from densenet_flax.training.trainer import Trainer
 from densenet_flax.weights.info import WeightsInfo
 
 
-def train_and_evaluate(config: ConfigDict | Mapping[str, Any], workdir: str) -> JsonDict:
+def train_and_evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
     """Trains, or resumes training, then evaluates and writes the report.
 
     Args:
@@ -46,12 +44,13 @@ def train_and_evaluate(config: ConfigDict | Mapping[str, Any], workdir: str) -> 
     with directory.lock():
         started = time.perf_counter()
         run = prepare_run(experiment, directory)
+        # What training holds in memory is freed with this call; the evaluation needs the room.
         seconds = _train(run, started)
         jax.monitoring.record_event(EVALUATION_BEGINS)
         return evaluate_run(run, seconds)
 
 
-def evaluate(config: ConfigDict | Mapping[str, Any], workdir: str) -> JsonDict:
+def evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
     """Evaluates the network of a work directory on its test images and writes the report.
 
     Returns:
@@ -67,10 +66,15 @@ def evaluate(config: ConfigDict | Mapping[str, Any], workdir: str) -> JsonDict:
             "first"
         )
     with directory.lock():
+        if not directory.split.exists():
+            raise InputError(
+                f"{directory.split}: missing, so it is unknown which images to test on; put it "
+                "back, or run --mode=train, which makes it again by the configuration"
+            )
         return evaluate_run(prepare_run(experiment, directory), {})
 
 
-def preview(config: ConfigDict | Mapping[str, Any], workdir: str) -> Path:
+def preview(config: ConfigDict | JsonDict, workdir: str) -> Path:
     """Writes `preview.png`, training images beside views of them, and returns its path.
 
     The split is that of the work directory if it has one, else the one that training would make.
@@ -110,13 +114,15 @@ def _train(run: PreparedRun, started: float) -> dict[str, float]:
         info = WeightsInfo.from_dict(restored.meta["network"])
         logging.info("resuming from step %d in %s", progress.step, directory.path)
     else:
+        # Until the first checkpoint a run may be started again with another configuration.
         directory.write_config(experiment.config)
         progress = TrainProgress()
         variables, info = initial_variables(experiment, run.model, run.dataset, run.split)
+    # A killed process may have logged steps after its last checkpoint; they are run again.
     directory.rewind(progress.step)
     ready = time.perf_counter()
     trainer = Trainer(
-        model=with_meaning(run.model, info),
+        model=with_weights_info(run.model, info),
         stages=run.stages,
         dataset=run.dataset,
         split=run.split,
