@@ -119,7 +119,7 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def describe_versions(runs: Iterable[Mapping[str, Any]]) -> str:
-    """One line: all versions that some runs were made with."""
+    """One line: the versions that the runs were made with."""
     versions: dict[str, str] = {}
     for run in runs:
         versions |= run["versions"]

@@ -28,7 +28,7 @@ BATCH = 32
 
 
 def draw(where: Path, images: int, distinct: int) -> None:
-    """Writes the stand-in: `distinct` tiles, each shifted anew for every name that shows it."""
+    """Writes the stand-in: `distinct` tiles, each shifted differently for every name that shows it."""
     from densenet_flax.data.breakhis import counts, folds
     from densenet_flax.data.breakhis.names import CLASS_NAMES, MAGNIFICATIONS, SUBTYPES
     from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
@@ -57,7 +57,7 @@ def draw(where: Path, images: int, distinct: int) -> None:
         def write(index: int) -> None:
             label, name = names[index]
             pixels = np.roll(tiles[(2 * index + label) % distinct], 7 * index % SIZE[0], axis=1)
-            pixels[0, :32, 0] = (index >> np.arange(32)) & 1  # no two are alike
+            pixels[0, :32, 0] = (index >> np.arange(32)) & 1  # no two are the same
             folder = tree / "histology_slides/breast" / ("benign", "malignant")[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / name, compress_level=1)

@@ -3,7 +3,7 @@
     python benchmarks/tail.py --python torch=VENV/bin/python [--precision float32,bfloat16]
 
 Both start from the same weights and see the same batch of what enters conv4_block23, without
-dropout, so that the losses must agree. A step is forward, backward, the statistics of the live
+dropout, so that the losses must agree. A step is forward, backward, the statistics of the trained
 BatchNorms and Adam. Each measurement is a process of its own, and the two take turns.
 """
 

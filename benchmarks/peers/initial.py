@@ -46,12 +46,12 @@ def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
     """BatchNorm statistics of these images in place of mean 0 and variance 1."""
     backbone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's
-    live = frontier.resolve("all", model.blocks).train_norms
+    all_norms = frontier.resolve("all", model.blocks).train_norms
 
     @jax.jit
     def measure(variables, images):
         x = preprocess_input(images)
-        return backbone.apply(variables, x, train_norms=live, mutable=["batch_stats"])[1]
+        return backbone.apply(variables, x, train_norms=all_norms, mutable=["batch_stats"])[1]
 
     return {**variables, **jax.tree.map(np.asarray, measure(variables, images))}
 

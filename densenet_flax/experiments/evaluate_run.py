@@ -154,7 +154,7 @@ def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: Weigh
         "network": experiment.model.name,
         "started from": info.source,
         "SHA-256 of that file": info.sha256,
-        "licence of that file": info.license,
+        "licence of that file": info.license,  # spelled as in earlier metrics.json files
         "checkpoint": f"step {checkpoint.step} of {last_step} ({experiment.evaluation.evaluate})",
     }
     params = checkpoint.variables["params"]

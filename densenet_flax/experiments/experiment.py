@@ -26,6 +26,10 @@ from densenet_flax.storage.feature_store import CACHE_MODES
 ADDED_KEYS = {"model.implementation": "auto"}
 
 
+def _share(default: float) -> float:
+    return setting(default, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Settings):
     """The block `config.model`."""
@@ -35,10 +39,10 @@ class ModelConfig(Settings):
     hidden: tuple[int, ...] = setting(
         (256,), "sizes of 1 or more, or ()", lambda sizes: all(size >= 1 for size in sizes)
     )
-    dropout: float = setting(0.5, "a number from 0 to below 1", lambda rate: 0 <= rate < 1)
+    dropout: float = _share(0.5)
     dtype: str = choice("float32", ("float32", "bfloat16"))
     remat: str = choice("bottleneck", REMAT)
-    bn_momentum: float = setting(0.99, "a number from 0 to below 1", lambda m: 0 <= m < 1)
+    bn_momentum: float = _share(0.99)
     implementation: str = choice("auto", ("auto", *IMPLEMENTATIONS))
 
 
@@ -46,7 +50,7 @@ class ModelConfig(Settings):
 class LossConfig(Settings):
     """The keys of `config` that are about the loss."""
 
-    label_smoothing: float = setting(0.0, "a number from 0 to below 1", lambda s: 0 <= s < 1)
+    label_smoothing: float = _share(0.0)
     class_weights: str = "none"
 
     def __post_init__(self) -> None:
@@ -137,7 +141,7 @@ class Experiment(Settings):
     sampling: str = choice("shuffle", SAMPLINGS)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=INLINE)
-    ema_decay: float = setting(0.0, "a number from 0 to below 1", lambda decay: 0 <= decay < 1)
+    ema_decay: float = _share(0.0)
     evaluation: EvaluationConfig = dataclasses.field(
         default_factory=EvaluationConfig, metadata=INLINE
     )

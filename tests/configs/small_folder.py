@@ -8,7 +8,7 @@ from configs import folder
 
 def get_config():
     config = folder.get_config()
-    config.model.name = "small"  # whoever uses this configuration adds it to NETWORKS
+    config.model.name = "small"  # tests that use this configuration add it to NETWORKS
     config.model.weights = "random"
     config.model.hidden = (8,)
     config.batch_size = 6

@@ -1,4 +1,4 @@
-"""The quickstart's data and stages on the smallest DenseNet, for tests of the whole program."""
+"""The quickstart on a tiny DenseNet and few images, for tests of the whole program."""
 
 import functools
 
@@ -7,8 +7,8 @@ from densenet_flax.models.densenet import NETWORKS, DenseNet
 
 
 def get_config():
-    # Here and not at import: what is parametrised over the networks must not depend on who was
-    # imported first.
+    # Not at import: tests that are parametrized over NETWORKS must not depend on what was imported
+    # before them.
     NETWORKS["tiny"] = functools.partial(DenseNet, blocks=(2, 2, 3, 2))
     config = quickstart.get_config()
     config.model.name = "tiny"

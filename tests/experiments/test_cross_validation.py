@@ -44,7 +44,7 @@ def test_folds_are_trained_once_and_pooled(config, tmp_path, monkeypatch):
     assert again == metrics and len(trained) == 4
     folds = [tmp_path / "cv" / f"fold{i}" for i in (1, 2, 3)]
     splits = [json.loads((fold / "split.json").read_text())["files"] for fold in folds]
-    tested = [{name for name, side in files.items() if side == "test"} for files in splits]
+    tested = [{name for name, subset in files.items() if subset == "test"} for files in splits]
     assert set.union(*tested) == set(splits[0]) and sum(map(len, tested)) == len(splits[0])
     tables = [read_csv(fold / "report" / "predictions.csv") for fold in folds]
     summary = cross_validation_summary(tables)
