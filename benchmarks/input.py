@@ -28,7 +28,7 @@ BATCH = 32
 
 
 def draw(where: Path, images: int, distinct: int) -> None:
-    """Writes the stand-in: `distinct` tiles, each shifted differently for every name that shows it."""
+    """Writes the stand-in: `distinct` tiles, each shifted differently for every name."""
     from densenet_flax.data.breakhis import counts, folds
     from densenet_flax.data.breakhis.names import CLASS_NAMES, MAGNIFICATIONS, SUBTYPES
     from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile

@@ -1,9 +1,9 @@
 """Do 95 % intervals of the ROC-AUC hold the truth 95 % of the time?
 
 Test sets are drawn from a population whose AUC is known, first with patients that do not differ and
-then with patients that differ more and more. Each gets three bootstrap intervals: patients resampled
-(what the report shows), the same without its widening for few patients, and images resampled as if
-they were independent.
+then with patients that differ more and more. Each gets three bootstrap intervals: patients
+resampled (what the report shows), the same without its widening for few patients, and images
+resampled as if they were independent.
 
     python benchmarks/interval_coverage.py
 
