@@ -7,8 +7,7 @@ from the position, as when Keras itself loads them.
 """
 
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,7 +18,7 @@ from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.models.frontier import keras_layers
-from densenet_flax.weights.layout import VariablePath
+from densenet_flax.weights.layout import VariablePath, name_head_layers
 from densenet_flax.weights.weights_file import StoredTensor
 
 # Collection and name in our variables of Keras's variables, in the order in which layers have them.
@@ -31,7 +30,6 @@ NORM_VARIABLES = {
     "moving_variance": ("batch_stats", "var"),
 }
 DENSE_VARIABLES = ("kernel", "bias")
-_BACKBONE_VARIABLES = {**CONV_VARIABLES, **NORM_VARIABLES}
 
 _LAYER = re.compile(
     r"(conv1)_(conv|bn)|(conv[2-9]_block[1-9]\d{0,2})_(0_bn|1_conv|1_bn|2_conv)|"
@@ -50,30 +48,26 @@ def tensors_by_name(arrays: Mapping[str, h5py.Dataset], weights: h5py.Group) -> 
       arrays: all arrays of the file by name.
       weights: the group whose attributes list the layers in order.
     """
-    tensors = []
-    outside: dict[str, list[tuple[str, str]]] = {}  # layer -> arrays of no layer of the backbone
-    for name, array in arrays.items():
-        layer, _, variable = name.removesuffix(":0").rpartition("/")
-        path = _layer_path(layer)
-        if path is None:
-            outside.setdefault(layer, []).append((name, variable))
-        else:
-            collection, ours = _BACKBONE_VARIABLES.get(variable, ("", ""))
-            known_path = (collection, *path, ours) if collection else None
-            tensors.append(_tensor(name, array, known_path))
-    order = _layer_order(weights)
-    dense = [
+    # `:0` ends the names of TensorFlow's variables.
+    owners = {name: name.removesuffix(":0").rpartition("/")[::2] for name in arrays}
+    dense = dict.fromkeys(
         layer
-        for layer, variables in outside.items()
-        if layer and any(v == "kernel" and arrays[name].ndim == 2 for name, v in variables)
-    ]
-    dense.sort(key=lambda layer: order.get(layer.removeprefix("model_weights/"), len(order)))
-    for layer, variables in outside.items():
-        head_layer = _head_layer(dense, layer)
-        for name, variable in variables:
-            is_known = head_layer and variable in DENSE_VARIABLES
-            path = ("params", "head", head_layer, variable) if is_known else None
-            tensors.append(_tensor(name, arrays[name], path, in_head=True))
+        for name, (layer, variable) in owners.items()
+        if layer and variable == "kernel" and arrays[name].ndim == 2
+    )
+    order = _layer_order(weights)
+    # In the file of a whole model, `weights` is a group of it.
+    in_order = sorted(dense, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order)))
+    head = dict(zip(in_order, name_head_layers(len(in_order)), strict=True))
+    tensors = []
+    for name, (layer, variable) in owners.items():
+        backbone_path, path = _backbone_path(layer), None
+        if backbone_path:
+            collection, ours = {**CONV_VARIABLES, **NORM_VARIABLES}.get(variable, ("", ""))
+            path = (collection, *backbone_path, ours) if collection else None
+        elif layer in head and variable in DENSE_VARIABLES:
+            path = ("params", "head", head[layer], variable)
+        tensors.append(_tensor(name, arrays[name], path, in_head=not backbone_path))
     return tensors
 
 
@@ -90,21 +84,20 @@ def tensors_by_order(path: Path, arrays: Mapping[str, h5py.Dataset]) -> list[Sto
     containers = [container for container, layer_class in groups if layer_class == "conv2d"]
     base = max(containers, key=lambda container: len(groups[container, "conv2d"]), default="")
     conv_layers = groups.get((base, "conv2d"), {})
-    convolutions = _convolutions(path, arrays, conv_layers)
-    backbone = _match_order(conv_layers, convolutions, CONV_VARIABLES)
+    keras = keras_layers(_infer_blocks(path, arrays, conv_layers))
+    convs = [layer.path for layer in keras if layer.path and not layer.is_norm]
+    norms = [layer.path for layer in keras if layer.is_norm]
     norm_layers = groups.get((base, "batch_normalization"), {})
-    backbone |= _match_order(norm_layers, _norms(convolutions), NORM_VARIABLES)
-
+    backbone = _match_order(conv_layers, convs, CONV_VARIABLES)
+    backbone |= _match_order(norm_layers, norms, NORM_VARIABLES)
     heads = [layers for (_, layer_class), layers in groups.items() if layer_class == "dense"]
     head: dict[str, VariablePath] = {}
     if len(heads) == 1:  # of several heads, none is ours
-        numbers = sorted(heads[0])
-        paths = {number: ("head", _head_layer(numbers, number)) for number in numbers}
-        names = {name: ("params", name) for name in DENSE_VARIABLES}
-        head = _match_order(heads[0], paths, names)
-    known = backbone | head
+        dense = {i: arrays for i, (_, arrays) in enumerate(sorted(heads[0].items()))}
+        paths = [("head", name) for name in name_head_layers(len(dense))]
+        head = _match_order(dense, paths, {name: ("params", name) for name in DENSE_VARIABLES})
     return [
-        _tensor(name, array, known.get(name), in_head=name not in backbone)
+        _tensor(name, array, (backbone | head).get(name), in_head=name not in backbone)
         for name, array in arrays.items()
     ]
 
@@ -124,27 +117,25 @@ def _group_by_order(arrays: Iterable[str]) -> dict[tuple[str, str], _Layers]:
 
 
 def _match_order(
-    layers: _Layers,
-    paths: Mapping[int, VariablePath],
-    variables: Mapping[str, tuple[str, str]],
+    layers: _Layers, paths: Sequence[VariablePath], variables: Mapping[str, tuple[str, str]]
 ) -> dict[str, VariablePath]:
-    """The variable that each array is, by name; without those that no layer has.
+    """The variable that each array is, by name; without those that have no counterpart.
 
     Args:
       layers: the arrays.
-      paths: which layer of ours each layer is, by its number.
-      variables: what a layer of this class has, in order: collection and name in our variables.
+      paths: our layers in the same order.
+      variables: collection and name in ours of the variables of such a layer, in order.
     """
     ours = list(variables.values())
     return {
         name: (ours[number][0], *paths[index], ours[number][1])
-        for index, arrays in layers.items()
-        for number, name in arrays.items()
-        if index in paths and number < len(ours)
+        for index, names in layers.items()
+        for number, name in names.items()
+        if index < len(paths) and number < len(ours)
     }
 
 
-def _layer_path(layer: str) -> VariablePath | None:
+def _backbone_path(layer: str) -> VariablePath | None:
     """`densenet201/conv1/bn` to ('conv1', 'bn'); None for what is no layer of the backbone."""
     parts = layer.split("/")
     for count in (2, 1):
@@ -173,18 +164,10 @@ def _attribute(group: h5py.Group, name: str) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _head_layer(dense: Sequence[Hashable], layer: Hashable) -> str:
-    """`dense_1`, … for all Dense layers of a head but the last, which is `predictions`."""
-    if layer not in dense:
-        return ""
-    number = dense.index(layer) + 1
-    return "predictions" if number == len(dense) else f"dense_{number}"
-
-
-def _convolutions(
+def _infer_blocks(
     path: Path, arrays: Mapping[str, h5py.Dataset], layers: _Layers
-) -> dict[int, VariablePath]:
-    """Which convolution of a DenseNet each numbered one is, inferred from their kernel sizes.
+) -> tuple[int, ...]:
+    """The blocks of a DenseNet, inferred from the kernel sizes of its convolutions.
 
     The sizes are 7, then 1 and 3 for each dense layer and a single 1 for each transition, so that
     two 1s in a row end a dense block.
@@ -214,16 +197,7 @@ def _convolutions(
             f"{path}: {len(sizes)} convolutions that are not those of a DenseNet; "
             "give DenseNet121, 169 or 201"
         )
-    keras = keras_layers(tuple(blocks))
-    return dict(enumerate(layer.path for layer in keras if layer.path and not layer.is_norm))
-
-
-def _norms(convolutions: Mapping[int, VariablePath]) -> dict[int, VariablePath]:
-    """The norms of the network that has these convolutions, in Keras's order."""
-    units = [unit for unit, name in convolutions.values() if name == "2_conv"]
-    blocks = Counter(unit.partition("_")[0] for unit in units)
-    keras = keras_layers(tuple(blocks.values()))
-    return dict(enumerate(layer.path for layer in keras if layer.is_norm))
+    return tuple(blocks)
 
 
 def _tensor(

@@ -103,8 +103,7 @@ class Layout:
 
     def head_layers(self) -> list[str]:
         """Names of the head's Dense layers."""
-        hidden = [f"dense_{i}" for i in range(1, len(self.hidden) + 1)]
-        return [*hidden, "predictions"] if self.num_classes else []
+        return name_head_layers(len(self.hidden) + 1) if self.num_classes else []
 
     def _head_sizes(self) -> list[int]:
         return [*self.hidden, self.num_classes] if self.num_classes else []
@@ -135,6 +134,11 @@ class Layout:
                 width //= 2
         channels["bn"] = width
         return channels
+
+
+def name_head_layers(count: int) -> list[str]:
+    """Our names of a head's Dense layers: 'dense_1', 'dense_2', …, and 'predictions' at last."""
+    return [*(f"dense_{i}" for i in range(1, count)), "predictions"][:count]
 
 
 def infer_layout(shapes: Mapping[VariablePath, Shape]) -> Layout | None:

@@ -14,7 +14,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.weights.info import InfoFields
-from densenet_flax.weights.layout import Shape, VariablePath
+from densenet_flax.weights.layout import Shape, VariablePath, name_head_layers
 from densenet_flax.weights.safe_reading import reading
 from densenet_flax.weights.weights_file import ReadTensor, StoredTensor
 
@@ -55,13 +55,12 @@ def torch_tensors(arrays: Iterable[tuple[str, Shape, ReadTensor]]) -> list[Store
             others.append((name, shape, read))
     kernels = [name for name, shape, _ in others if name.endswith(".weight") and len(shape) == 2]
     dense = sorted((name.removesuffix(".weight") for name in kernels), key=_natural_order)
+    head = dict(zip(dense, name_head_layers(len(dense)), strict=True))
     for name, shape, read in others:
         layer, _, variable = name.rpartition(".")
         path: VariablePath | None = None
-        if layer in dense and variable in ("weight", "bias"):
-            number = dense.index(layer) + 1
-            ours = "predictions" if number == len(dense) else f"dense_{number}"
-            path = ("params", "head", ours, "kernel" if variable == "weight" else "bias")
+        if layer in head and variable in ("weight", "bias"):
+            path = ("params", "head", head[layer], "kernel" if variable == "weight" else "bias")
         tensors.append(_tensor(name, shape, read, path, in_head=True))
     return tensors
 
