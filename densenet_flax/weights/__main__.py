@@ -129,17 +129,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _as_json(inspection: Inspection) -> dict[str, object]:
-    """With the keys that scripts know from the first version."""
-    return {
-        "path": inspection.path,
-        "form": inspection.format,
-        "official": inspection.official,
-        "size": inspection.size,
-        "info": inspection.info.to_dict(),
-        "reasons": inspection.evidence,
-        "parameters": inspection.parameters,
-        "tensors": inspection.tensors,
-    }
+    # Scripts know these keys from the first version.
+    renamed = {"format": "form", "evidence": "reasons"}
+    values = {renamed.get(name, name): value for name, value in vars(inspection).items()}
+    return {**values, "info": inspection.info.to_dict()}
 
 
 def _download(arguments: argparse.Namespace) -> None:

@@ -142,6 +142,7 @@ def _convert(
     verify: bool,
     overrides: InfoFields,
 ) -> Conversion:
+    # All is read before anything is written: both names may be of the same file.
     with open_weights(src) as file:
         layout = file.layout()
         variables, info = file.read(layout), file.info(layout)
@@ -176,9 +177,8 @@ def _verify(path: Path, framework: str, variables: Variables, info: WeightsInfo)
     if unit := result.failed_unit:
         raise InputError(
             f"{path}: {result.framework} and this package differ by "
-            f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the file "
-            "means something else than recognized: state --preprocessing, --epsilon or "
-            "--final-relu"
+            f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the "
+            "metadata are not those of the file: state --epsilon or --final-relu"
         )
     worst = max(result.differences.values())
     return (

@@ -84,6 +84,7 @@ def _receive(url: str, part: Path, name: str) -> None:
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
         if response.status_code == 416:  # there is no such range: `part` is complete, or wrong
+            # 'bytes */SIZE' says which.
             if response.headers.get("Content-Range", "").rpartition("/")[2] != str(start):
                 part.unlink()
                 raise requests.ConnectionError("the server cannot resume; starting over")
@@ -91,6 +92,7 @@ def _receive(url: str, part: Path, name: str) -> None:
         if 400 <= response.status_code < 500 and response.status_code not in (408, 425, 429):
             raise _FinalError(f"the server answers {response.status_code} {response.reason}")
         response.raise_for_status()
+        # A server that does not know ranges answers 200 with all of it: `part` is written again.
         resumes = response.status_code == 206
         content_range = response.headers.get("Content-Range", "").removeprefix("bytes ")
         if resumes and not content_range.startswith(f"{start}-"):

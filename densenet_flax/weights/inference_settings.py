@@ -13,6 +13,7 @@ DTYPES = ("float32", "bfloat16")
 
 # Far beyond any image that a DenseNet was trained on, and still within memory.
 _MIN_SIZE, _MAX_SIZE = 32, 4096
+# Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
 _MAX_PATTERN_LENGTH = 1000
 

@@ -21,7 +21,7 @@ ACTIVATIONS = ("softmax", "sigmoid")
 
 
 class InfoFields(TypedDict, total=False):
-    """Attributes of `WeightsInfo` that shapes do not tell."""
+    """Attributes of `WeightsInfo` that do not follow from the shapes of the tensors."""
 
     preprocessing: str
     epsilon: float
@@ -129,7 +129,7 @@ class WeightsInfo:
 
     @property
     def fields(self) -> InfoFields:
-        """What the shapes of the tensors do not tell."""
+        """The attributes that do not follow from the shapes of the tensors."""
         return cast(InfoFields, {name: getattr(self, name) for name in InfoFields.__annotations__})
 
     @property
@@ -141,16 +141,9 @@ class WeightsInfo:
 
     def build_model(self, **overrides: Any) -> DenseNet:
         """The model that these weights belong to; `overrides` are arguments of `DenseNet`."""
-        arguments = {
-            "blocks": self.blocks,
-            "growth_rate": self.growth_rate,
-            "stem_features": self.stem_features,
-            "num_classes": self.num_classes,
-            "hidden": self.hidden,
-            "epsilon": self.epsilon,
-            "final_relu": self.final_relu,
-        }
-        return DenseNet(**{**arguments, **overrides})
+        shape = dataclasses.asdict(self.layout)
+        computation = {"epsilon": self.epsilon, "final_relu": self.final_relu}
+        return DenseNet(**{**shape, **computation, **overrides})
 
 
 def _check(info: WeightsInfo) -> None:

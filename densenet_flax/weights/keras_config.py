@@ -52,6 +52,7 @@ def read_config(path: Path, config: bytes | str | None) -> tuple[InfoFields, lis
     if epsilons:
         fields["epsilon"] = float(epsilons.pop())
         evidence.append(f"epsilon {fields['epsilon']:g} from the model's configuration")
+    # The layer that follows the last norm decides about the ReLU.
     classes = [layer_class for layer_class, _ in layers if layer_class not in _CONTAINERS]
     if "BatchNormalization" in classes:
         last = len(classes) - 1 - classes[::-1].index("BatchNormalization")

@@ -24,7 +24,7 @@ class KerasReference:
     """The model in a file, or the network that `info` describes with the weights in the file.
 
     Raises:
-      ImportError: Keras has no such network.
+      ImportError: Keras is not installed, has no such network, or its layers have other names.
     """
 
     def __init__(self, path: Path, info: WeightsInfo):
@@ -33,6 +33,8 @@ class KerasReference:
             if _is_whole_model(path):
                 self._model = keras.models.load_model(path, compile=False)
                 self._backbone = _find_backbone(self._model)
+                if self._backbone is None:
+                    raise ImportError("the model has no layer of the name conv1_conv")
                 return
             self._backbone = _network(info)
             self._model = _extend(self._backbone, info)
@@ -51,7 +53,7 @@ class KerasReference:
         """Outputs of every unit by our names, and with a head the probabilities or logits."""
         info = self._info
         units = {_layer_name(unit): unit for unit in unit_names(info.blocks)}
-        if not info.final_relu:
+        if not info.final_relu:  # the unit 'norm' then ends before the ReLU
             units["bn"] = units.pop("relu")
         layers = [layer for layer in self._backbone.layers if layer.name in units]
         inner = keras.Model(self._backbone.input, [layer.output for layer in layers])

@@ -111,8 +111,8 @@ def _write_ordered(file: h5py.File, layers: Sequence[_Layer]) -> None:
         variables.attrs["name"] = layer.name
         for index, values in enumerate(layer.arrays.values()):
             variables[str(index)] = values
-        if layer.layer_class != "dense":
-            inner[name] = group
+        if layer.layer_class != "dense":  # the head lies outside of a nested network
+            inner[name] = group  # a hard link
 
 
 def _write_legacy(file: h5py.File, layers: Sequence[_Layer]) -> None:

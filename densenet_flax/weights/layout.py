@@ -129,7 +129,7 @@ class Layout:
                 channels[f"conv{block}_block{layer}_0_bn"] = width
                 channels[f"conv{block}_block{layer}_1_bn"] = 4 * self.growth_rate
                 width += self.growth_rate
-            if block <= len(self.blocks):
+            if block <= len(self.blocks):  # a transition follows, which halves the channels
                 channels[f"pool{block}_bn"] = width
                 width //= 2
         channels["bn"] = width
@@ -153,6 +153,7 @@ def infer_layout(shapes: Mapping[VariablePath, Shape]) -> Layout | None:
             layers[block] = max(layers[block], layer)
     if not layers or sorted(layers) != list(range(2, 2 + len(layers))):
         return None
+    # By majority: a single tensor may have a wrong shape.
     growth = _most_common(
         shape[-1]
         for path, shape in shapes.items()

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import PyTree
@@ -21,6 +22,8 @@ _EXPECTED = (
     "Keras's .h5, .weights.h5 or .keras, PyTorch's .pth or .pt, .safetensors, or a checkpoint "
     "directory of this package"
 )
+# What a network takes from the file whose backbone it starts from.
+_INHERITED = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
 # Keras's epsilon of 1.001e-5 and PyTorch's of 1e-5 are taken for each other: the difference is
 # below what float32 resolves unless a variance is itself about as small.
 _EPSILON_TOLERANCE = 0.01
@@ -28,7 +31,7 @@ _EPSILON_TOLERANCE = 0.01
 
 @contextlib.contextmanager
 def open_weights(path: str | os.PathLike[str]) -> Iterator[WeightsFile]:
-    """Opens a weights file of any supported format, which its first bytes tell.
+    """Opens a weights file of any supported format, recognized by its first bytes.
 
     Raises:
       InputError: it is none, or cannot be read.
@@ -121,20 +124,14 @@ def load_backbone(
 
     Returns:
       The variables without 'head', and what a network that starts from them must take from the
-      file: preprocessing, epsilon, final_relu, source, sha256 and license.
+      file, such as its preprocessing, epsilon and final_relu.
 
     Raises:
       InputError: as for `load_weights`.
     """
     variables, info = _load(path, Layout.of(model).backbone, ignore_head=True)
-    return variables, {
-        "preprocessing": info.preprocessing,
-        "epsilon": info.epsilon,
-        "final_relu": info.final_relu,
-        "source": info.source,
-        "sha256": info.sha256,
-        "license": info.license,
-    }
+    inherited = {name: getattr(info, name) for name in _INHERITED}
+    return variables, cast(InfoFields, inherited)
 
 
 def _load(

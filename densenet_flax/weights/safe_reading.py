@@ -37,6 +37,7 @@ def reading(path: str | os.PathLike[str], part: str = "") -> Iterator[None]:
         raise InputError(f"{path}: a directory; give a weights file") from error
     except MemoryError as error:
         raise InputError(f"{path}: {part or 'the file'} does not fit into memory") from error
+    # Readers of damaged files raise anything: struct.error, KeyError, RecursionError, …
     except Exception as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
         where = f"{part}: " if part else ""

@@ -32,7 +32,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[WeightsFile]:
-    """Opens a file of ours, which its metadata tell, or one with PyTorch's names."""
+    """Opens a file of ours, recognized by its metadata, or one with PyTorch's names."""
     with contextlib.ExitStack() as stack:
         with reading(path):
             file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))

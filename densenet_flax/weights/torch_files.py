@@ -79,7 +79,7 @@ def _refusal(message: str) -> str:
 
 def _find_state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
     """The tensors by name, where necessary from inside a checkpoint."""
-    for _ in range(3):
+    for _ in range(3):  # a trainer's checkpoint in a framework's, at most
         if not isinstance(content, Mapping):
             break
         tensors = {k: v for k, v in content.items() if isinstance(k, str) and hasattr(v, "numel")}

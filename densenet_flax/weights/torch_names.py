@@ -20,6 +20,7 @@ from densenet_flax.weights.weights_file import ReadTensor, StoredTensor
 
 TORCH_EPSILON = 1e-5
 
+# What comes before depends on the wrapper: DistributedDataParallel adds `module.`, others `model.`.
 _BACKBONE = re.compile(
     r"(?P<prefix>(?:\w+\.)*?)(?:features\.)?(?:"
     r"(?P<stem>conv|norm)0|(?P<last>norm)5|"
@@ -77,6 +78,7 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
     metadata: InfoFields = {"epsilon": TORCH_EPSILON}
     evidence = ["names as in torchvision and timm: ImageNet mean and standard deviation"]
     config = _timm_config(file)
+    # Weights of TIAToolbox were published under timm's names, so that only words give them away.
     hint = f"{file.parent.name}/{file.name} {config.get('pretrained_cfg', {}).get('tag', '')}"
     is_wrapped = any("feat_extract." in tensor.name for tensor in tensors)
     if is_wrapped or re.search("tiatoolbox|kather100k|-pcam", hint, re.IGNORECASE):

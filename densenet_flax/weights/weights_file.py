@@ -82,6 +82,7 @@ class WeightsFile:
     def info(self, layout: Layout) -> WeightsInfo:
         """The metadata as `WeightsInfo`, for weights of this layout."""
         sha256 = "" if self.path.is_dir() else file_hash(self.path)
+        # A file of ours states the source and hash of the file that it was converted from.
         fields: InfoFields = {"source": self.path.name, "sha256": sha256, **self.metadata}
         if not layout.num_classes:
             fields |= {"class_names": (), "activation": "softmax"}
@@ -122,7 +123,7 @@ class WeightsFile:
             path = tensor.path
             if path is None or path not in expected:
                 unexpected.append(tensor.name)
-            elif path in names:
+            elif path in names:  # in two spellings
                 unexpected.append(f"{tensor.name} (the same as {names[path]})")
             else:
                 names[path] = tensor.name

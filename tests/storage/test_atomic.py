@@ -53,3 +53,20 @@ def test_others_may_read(tmp_path):
         os.umask(mask)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+
+
+def test_an_unfinished_file_is_removed_after_any_error(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.atomic_file(tmp_path / "x") as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        with files.atomic_file(tmp_path / "x") as temporary:
+            temporary.write_bytes(b"whole")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640

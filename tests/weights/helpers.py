@@ -110,7 +110,7 @@ def keras_recipe(form, base):
     return keras.Model(start if form == "nested" else base.input, x)
 
 
-def randomise_keras(model, seed=0):
+def randomize_keras(model, seed=0):
     """Random weights and statistics in place."""
     rng = np.random.default_rng(seed)
     ours = {"gamma": "scale", "moving_variance": "var", "kernel": "kernel"}

@@ -118,7 +118,7 @@ def test_flipped_bytes(name, flips, head, tmp_path):
 @fuzzing
 @given(data=st.binary(max_size=300))
 @example(data=b"")
-def test_anything_after_the_right_first_bytes(name, data, tmp_path):
+def test_random_bytes_after_the_right_signature(name, data, tmp_path):
     assert read(tmp_path / name, content(name)[:8] + data) is None
 
 
@@ -205,6 +205,6 @@ def test_any_json_in_the_header(extra, key, value, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_whole_file_is_read(name, tmp_path):
+def test_the_undamaged_file_is_read(name, tmp_path):
     """Or else the tests above would prove nothing."""
     assert read(tmp_path / name, content(name)) is not None

@@ -43,7 +43,7 @@ def test_json_round_trip(info):
     assert again.to_dict() == info.to_dict()
 
 
-def test_the_json_of_earlier_versions():
+def test_json_has_the_form_of_earlier_versions():
     """Settings lie in `extra`, and the license is spelled as it always was."""
     values = FULL.to_dict()
     assert values["licence"] == "CC0 1.0"
@@ -64,13 +64,13 @@ def test_the_json_of_earlier_versions():
     assert WeightsInfo.of(DenseNet201()).to_dict()["extra"] == {}
 
 
-def test_what_training_always_wrote_is_no_setting_where_it_is_empty():
+def test_empty_settings_of_earlier_versions_are_the_defaults():
     written = {"stain": {}, "dtype": "float32", "patient_pattern": "", "operating_point": None}
     values = {**FULL.to_dict(), "extra": written}
     assert WeightsInfo.from_dict(values).inference == InferenceSettings()
 
 
-def test_it_builds_the_model_it_describes():
+def test_build_model():
     model = FULL.build_model(dropout=0.5)
     assert (tuple(model.blocks), model.num_classes, model.hidden) == ((6, 12, 48, 32), 2, (256,))
     assert (model.epsilon, model.final_relu, model.dropout) == (1e-5, False, 0.5)
@@ -113,7 +113,7 @@ def test_keys_of_a_later_version_are_kept():
         ("extra", {"image_size": [32, 32]}),
     ],
 )
-def test_a_bad_value_is_named(name, value):
+def test_a_bad_attribute_is_rejected_by_name(name, value):
     with pytest.raises(InputError, match=name):
         dataclasses.replace(FULL, **{name: value})
 
@@ -142,7 +142,7 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(("key", "value"), BAD_SETTINGS, ids=lambda value: f"{value!s:.30}")
-def test_a_bad_setting_is_named(key, value):
+def test_a_bad_setting_is_rejected_by_key(key, value):
     values = FULL.to_dict()
     first, _, second = key.partition(".")
     if second:
@@ -158,14 +158,14 @@ def test_a_bad_setting_is_named(key, value):
 
 
 @pytest.mark.parametrize("name", ["threshold", "temperature", "rule", "chosen_on"])
-def test_an_incomplete_operating_point_is_refused(name):
+def test_an_incomplete_operating_point_is_rejected(name):
     values = FULL.to_dict()
     del values["extra"]["operating_point"][name]
     with pytest.raises(InputError, match=f"extra.operating_point.{name}: missing"):
         WeightsInfo.from_dict(values)
 
 
-def test_a_missing_or_strange_value_in_a_file_is_named():
+def test_a_missing_or_malformed_value_is_named():
     values = FULL.to_dict()
     del values["blocks"]
     with pytest.raises(InputError, match="blocks"):

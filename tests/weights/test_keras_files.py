@@ -22,7 +22,7 @@ from tests.weights.helpers import (
     keras_tiny,
     keras_values,
     random_variables,
-    randomise_keras,
+    randomize_keras,
     save_keras,
 )
 
@@ -31,9 +31,9 @@ FORMS = ("m.h5", "m.keras", "m.weights.h5", "m.legacy.h5")
 
 @pytest.mark.parametrize("name", [*FORMS, "m.2018.h5"])
 @pytest.mark.parametrize("classes", [0, 5])
-def test_the_network_itself(name, classes, tmp_path):
+def test_the_bare_network_in_every_format(name, classes, tmp_path):
     model = keras_tiny(classes)
-    randomise_keras(model)
+    randomize_keras(model)
     variables, info = read_weights(save_keras(model, tmp_path / name))
     assert_same(variables, keras_values(model))
     assert (info.layout.blocks, info.num_classes) == (TINY.blocks, classes)
@@ -41,11 +41,11 @@ def test_the_network_itself(name, classes, tmp_path):
 
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("build", ["sequential", "nested", "flat"])
-def test_the_recipe(name, build, tmp_path):
+def test_the_fine_tuned_model_in_every_format(name, build, tmp_path):
     """With its head, half frozen and with optimizer state: the probabilities are Keras's."""
     base = keras_tiny()
     model = keras_recipe(build, base)
-    randomise_keras(model)
+    randomize_keras(model)
     for layer in base.layers[:20]:
         layer.trainable = False
     model.compile("adam", "sparse_categorical_crossentropy")
@@ -70,7 +70,7 @@ def test_the_order_of_many_numbered_dense_layers(tmp_path):
     for _ in range(11):
         x = keras.layers.Dense(8, activation="relu")(x)
     model = keras.Model(base.input, keras.layers.Dense(3)(x))
-    randomise_keras(model)
+    randomize_keras(model)
     for name in FORMS:
         variables, info = read_weights(save_keras(model, tmp_path / name))
         assert info.hidden == (8,) * 11
@@ -115,7 +115,7 @@ def test_rescaling_in_the_model_means_scale(tmp_path):
         assert info.preprocessing == "scale"
 
 
-def test_epsilon_and_a_missing_last_relu_are_read(tmp_path):
+def test_epsilon_and_a_missing_last_relu_come_from_the_configuration(tmp_path):
     keras = pytest.importorskip("keras")
     base = keras_tiny()
     cut = keras.Model(base.input, base.get_layer("bn").output)
@@ -146,7 +146,7 @@ def test_the_last_activation(case, tmp_path):
         (lambda k: k.layers.Rescaling(2.0), "1/255"),
     ],
 )
-def test_what_we_do_not_compute_is_refused(layer, word, tmp_path):
+def test_layers_that_our_network_lacks_are_rejected(layer, word, tmp_path):
     keras = pytest.importorskip("keras")
     pool = keras.layers.GlobalAveragePooling2D()
     model = keras.Sequential([keras_tiny(), pool, layer(keras), keras.layers.Dense(2)])
@@ -154,7 +154,7 @@ def test_what_we_do_not_compute_is_refused(layer, word, tmp_path):
         read_weights(save_keras(model, tmp_path / "m.keras"))
 
 
-def test_another_network_is_refused_by_name(tmp_path):
+def test_another_network_is_rejected(tmp_path):
     keras = pytest.importorskip("keras")
     model = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3))
     with pytest.raises(InputError, match="DenseNet") as error:
@@ -178,7 +178,7 @@ def exported(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["external", "soft", "storage", "virtual"])
-def test_hdf5_that_reaches_elsewhere_is_refused(kind, exported, tmp_path):
+def test_links_and_external_data_are_rejected(kind, exported, tmp_path):
     (tmp_path / "secret").write_bytes(b"\0" * 1024)
     with h5py.File(exported, "r+") as file:
         group = file["layers/conv2d/vars"]
@@ -199,7 +199,7 @@ def test_hdf5_that_reaches_elsewhere_is_refused(kind, exported, tmp_path):
         read_weights(exported)
 
 
-def test_a_group_inside_itself_ends(exported):
+def test_a_group_that_contains_itself_is_read_once(exported):
     with h5py.File(exported, "r+") as file:
         file["layers/conv2d/loop"] = file["layers"]
     variables, _ = read_weights(exported)
@@ -207,7 +207,7 @@ def test_a_group_inside_itself_ends(exported):
 
 
 @pytest.mark.parametrize("layer", ["layers/dense_1/vars", "layers/conv2d/vars"])
-def test_an_array_larger_than_the_file_is_refused_unread(layer, exported):
+def test_an_array_larger_than_the_file_is_rejected_unread(layer, exported):
     with h5py.File(exported, "r+") as file:
         del file[layer]["0"]
         file[layer].create_dataset("0", (256, 10**9), "f4", chunks=(256, 1024))
@@ -215,7 +215,7 @@ def test_an_array_larger_than_the_file_is_refused_unread(layer, exported):
         read_weights(exported)
 
 
-def test_an_array_of_lists_is_refused_unread(exported, monkeypatch):
+def test_an_array_of_lists_is_rejected_unread(exported, monkeypatch):
     """A few bytes of them can refer to the same megabytes again and again."""
     name = "layers/conv2d/vars/0"
     with h5py.File(exported, "r+") as file:
@@ -239,14 +239,14 @@ def archive_of(path, config, weights, compression=zipfile.ZIP_STORED):
         archive.writestr("model.weights.h5", weights)
 
 
-def test_a_zip_bomb_is_refused_unread(tmp_path):
+def test_a_zip_bomb_is_rejected_unread(tmp_path):
     path = tmp_path / "m.keras"
     archive_of(path, "{}", b"\0" * (1 << 28), zipfile.ZIP_DEFLATED)
     with pytest.raises(InputError, match="unpack"):
         read_weights(path)
 
 
-def test_names_that_climb_out_write_nothing(tmp_path):
+def test_path_traversal_in_an_archive_writes_nothing(tmp_path):
     inside = tmp_path / "a" / "b"
     inside.mkdir(parents=True)
     path = inside / "m.keras"
@@ -259,7 +259,7 @@ def test_names_that_climb_out_write_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("config", ["", "[]", '{"config": 3}', "{", "\xff", "[" * 100_000])
-def test_a_strange_configuration_is_one_line(config, exported, tmp_path):
+def test_a_malformed_configuration_is_one_line(config, exported, tmp_path):
     path = tmp_path / "m.keras"
     archive_of(path, config, exported.read_bytes())
     with pytest.raises(InputError) as error:
@@ -267,7 +267,7 @@ def test_a_strange_configuration_is_one_line(config, exported, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_our_own_statement_in_the_file_wins(tmp_path):
+def test_our_own_metadata_in_the_file_take_precedence(tmp_path):
     path = tmp_path / "m.h5"
     info = info_of(RECIPE, class_names=("benign", "malignant"), preprocessing="scale", sha256="ab")
     export_weights(path, random_variables(RECIPE), info)
@@ -284,7 +284,7 @@ def test_our_own_statement_in_the_file_wins(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m.weights.h5", "m.h5"])
-def test_each_fault_names_its_tensor(name, tmp_path):
+def test_a_bad_tensor_is_named(name, tmp_path):
     layer = {"m.h5": "conv3_block2_1_conv/conv3_block2_1_conv/kernel"}
     array = layer.get(name, "layers/conv2d_6/vars/0")
 
@@ -320,7 +320,7 @@ def test_each_fault_names_its_tensor(name, tmp_path):
     assert "1 unexpected (layers/strange/vars/0)" in message
 
 
-def test_a_negative_variance_is_refused(tmp_path):
+def test_a_negative_variance_is_rejected(tmp_path):
     variables = random_variables(TINY)
     variables["batch_stats"]["bn"]["var"][3] = -1
     path = tmp_path / "m.h5"

@@ -12,7 +12,7 @@ from tests.weights.helpers import (
     assert_same,
     keras_function,
     keras_values,
-    randomise_keras,
+    randomize_keras,
     save_keras,
     torch_state,
 )
@@ -32,7 +32,7 @@ def network():
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(base.output)
     x = keras.layers.Dense(1000, name="predictions")(x)
     top = keras.Model(base.input, x, name="densenet201")
-    randomise_keras(top)
+    randomize_keras(top)
     return top
 
 
@@ -71,7 +71,7 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_format_gives_keras_own_variables(name, network, files):
+def test_every_format_has_the_variables_of_keras(name, network, files):
     model = models.DenseNet201(num_classes=1000)
     variables = load_weights(files[name], model)
     assert_same(variables, keras_values(network))
@@ -82,7 +82,7 @@ def test_every_format_gives_keras_own_variables(name, network, files):
 
 
 @pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
-def test_features_and_logits_are_those_of_keras(size, outputs):
+def test_features_and_logits_agree_with_keras(size, outputs):
     for ours, theirs in zip(outputs[size]["ours"], outputs[size]["keras"], strict=True):
         assert ours.shape == theirs.shape
         assert np.abs(theirs).max() > 1e-3  # a dead network would agree with anything
@@ -90,7 +90,7 @@ def test_features_and_logits_are_those_of_keras(size, outputs):
 
 
 @pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
-def test_as_near_to_float64_as_keras(size, outputs, network, files):
+def test_distance_from_float64_is_at_most_twice_that_of_keras(size, outputs, network, files):
     """The float64 network is PyTorch's, run from Keras's own arrays."""
     torch = pytest.importorskip("torch", reason="the float64 reference runs in PyTorch")
     from densenet_flax.weights.torch_reference import run_state_dict

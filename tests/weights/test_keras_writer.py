@@ -20,7 +20,7 @@ from tests.weights.helpers import (
 
 @pytest.mark.parametrize("build", ["sequential", "nested", "flat"])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_weights_h5_loads_into_the_recipe(build, frozen, tmp_path):
+def test_weights_h5_loads_into_a_fine_tuned_model(build, frozen, tmp_path):
     variables = random_variables(RECIPE)
     export_weights(tmp_path / "m.weights.h5", variables, info_of(RECIPE))
     base = keras_tiny()
@@ -31,7 +31,7 @@ def test_weights_h5_loads_into_the_recipe(build, frozen, tmp_path):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_legacy_h5_loads_into_the_recipe_extended_layer_by_layer(frozen, tmp_path):
+def test_legacy_h5_loads_into_a_model_extended_layer_by_layer(frozen, tmp_path):
     variables = random_variables(RECIPE)
     export_weights(tmp_path / "m.h5", variables, info_of(RECIPE))
     base = keras_tiny()
@@ -54,7 +54,7 @@ def test_legacy_h5_loads_into_a_nested_base_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["m.weights.h5", "m.h5"])
 @pytest.mark.parametrize("classes", [0, 5])
-def test_it_loads_into_the_network_itself(name, classes, tmp_path):
+def test_it_loads_into_the_bare_network(name, classes, tmp_path):
     layout = Layout(TINY.blocks, num_classes=classes)
     variables = random_variables(layout)
     export_weights(tmp_path / name, variables, info_of(layout))
@@ -63,14 +63,14 @@ def test_it_loads_into_the_network_itself(name, classes, tmp_path):
     assert_same(keras_values(model), variables)
 
 
-def test_both_names_share_one_array(tmp_path):
+def test_both_names_of_an_array_share_its_data(tmp_path):
     export_weights(tmp_path / "m.weights.h5", random_variables(TINY), info_of(TINY))
     export_weights(tmp_path / "m.h5", random_variables(TINY), info_of(TINY))
     sizes = [(tmp_path / name).stat().st_size for name in ("m.weights.h5", "m.h5")]
     assert sizes[0] < 1.2 * sizes[1]
 
 
-def test_many_layers_do_not_overflow_an_attribute(tmp_path):
+def test_a_long_list_of_layers_is_split_into_attributes(tmp_path):
     """Keras splits `layer_names` where it exceeds 64 KiB: a network of 1,200 blocks would."""
     import h5py
 
@@ -85,19 +85,19 @@ def test_many_layers_do_not_overflow_an_attribute(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "meaning", "word"),
+    ("layout", "fields", "word"),
     [
         (TINY, {"final_relu": False}, "ReLU"),
         (TINY, {"epsilon": 1e-3}, "epsilon"),
         (Layout((1, 1), growth_rate=48, stem_features=96), {}, "Keras has no"),
     ],
 )
-def test_what_keras_cannot_compute_is_refused(layout, meaning, word, tmp_path):
+def test_networks_that_keras_lacks_are_rejected(layout, fields, word, tmp_path):
     with pytest.raises(InputError, match=word):
-        export_weights(tmp_path / "m.h5", random_variables(layout), info_of(layout, **meaning))
+        export_weights(tmp_path / "m.h5", random_variables(layout), info_of(layout, **fields))
     assert not list(tmp_path.iterdir())
 
 
-def test_torchs_epsilon_is_near_enough(tmp_path):
+def test_the_epsilon_of_pytorch_is_accepted(tmp_path):
     export_weights(tmp_path / "m.h5", random_variables(TINY), info_of(TINY, epsilon=1e-5))
     assert np.isclose(1e-5, 1.001e-5, rtol=0.01)

@@ -11,7 +11,7 @@ HEADS = [{}, {"num_classes": 1000}, {"num_classes": 2, "hidden": (256, 64)}]
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_it_is_the_tree_of_the_model(name, head):
+def test_tensors_are_those_of_the_model(name, head):
     model = NETWORKS[name](**head)
     images = jnp.zeros((1, 32, 32, 3))
     tree = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
@@ -24,20 +24,20 @@ def test_it_is_the_tree_of_the_model(name, head):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_a_network_is_recognised_by_its_shapes(name, head):
+def test_infer_layout(name, head):
     layout = Layout.of(NETWORKS[name](**head))
     assert infer_layout(layout.tensors()) == layout
 
 
 @pytest.mark.parametrize("missing", [0, 1, 40, -1])
-def test_one_missing_tensor_does_not_mislead(missing):
+def test_infer_layout_with_a_tensor_missing(missing):
     layout = Layout.of(NETWORKS["densenet201"]())
     shapes = layout.tensors()
     del shapes[list(shapes)[missing]]
     assert infer_layout(shapes) == layout
 
 
-def test_other_tensors_are_no_densenet():
+def test_infer_layout_of_something_else_is_none():
     assert infer_layout({}) is None
     assert infer_layout({("params", "fc", "kernel"): (3, 4)}) is None
     shapes = Layout((1, 1, 1)).tensors()
@@ -45,7 +45,7 @@ def test_other_tensors_are_no_densenet():
     assert infer_layout(gap) is None
 
 
-def test_other_sizes_have_no_published_name():
+def test_other_sizes_are_called_densenet():
     layout = Layout.of(DenseNet(blocks=(1, 1)))
     assert layout.network == "densenet"
     assert "1-1" in layout.describe()

@@ -25,13 +25,13 @@ from densenet_flax.weights.save import export_weights
 from tests.weights.helpers import RECIPE, TINY, assert_same, info_of, random_variables, torch_state
 
 
-def save(folder, layout=RECIPE, **meaning):
+def save(folder, layout=RECIPE, **fields):
     variables = random_variables(layout)
-    save_weights(folder / "m.safetensors", variables, info_of(layout, **meaning))
+    save_weights(folder / "m.safetensors", variables, info_of(layout, **fields))
     return folder / "m.safetensors", variables
 
 
-def test_the_tree_of_the_model(tmp_path):
+def test_load_weights_returns_the_tree_of_the_model(tmp_path):
     path, variables = save(tmp_path)
     loaded = load_weights(path, info_of(RECIPE).build_model())
     assert_same(loaded, variables)
@@ -59,7 +59,7 @@ def test_ignore_head_gives_the_backbone(head, layout, tmp_path):
         ({"num_classes": 2, "hidden": (256, 8)}, "2 missing"),
     ],
 )
-def test_another_head_is_listed_and_explained(head, words, tmp_path):
+def test_another_head_is_rejected_with_advice(head, words, tmp_path):
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=words) as error:
         load_weights(path, DenseNet(blocks=TINY.blocks, **head))
@@ -67,13 +67,13 @@ def test_another_head_is_listed_and_explained(head, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_another_network_is_named(tmp_path):
+def test_another_network_is_rejected_by_name(tmp_path):
     path, _ = save(tmp_path)
     with pytest.raises(InputError, match=r"not densenet201.*missing.*looks like.*1-2-1-1"):
         load_weights(path, DenseNet201(), ignore_head=True)
 
 
-def test_what_the_network_computes_must_agree(tmp_path):
+def test_final_relu_and_epsilon_must_agree(tmp_path):
     path, _ = save(tmp_path, TINY, final_relu=False, epsilon=1e-5)
     with pytest.raises(InputError, match="build it with final_relu=False"):
         load_weights(path, DenseNet(blocks=TINY.blocks))
@@ -101,7 +101,7 @@ def test_what_the_network_computes_must_agree(tmp_path):
         ("m.safetensors", b"\xff" * 100, "cannot be read"),
     ],
 )
-def test_no_weights_file_is_one_clear_line(name, content, word, tmp_path):
+def test_a_file_that_holds_no_weights_is_one_line(name, content, word, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=word) as error:
         read_weights(tmp_path / name)
@@ -109,7 +109,7 @@ def test_no_weights_file_is_one_clear_line(name, content, word, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_no_file_and_no_permission(tmp_path):
+def test_a_missing_or_unreadable_file(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_weights(tmp_path / "none.h5")
     path, _ = save(tmp_path)
@@ -120,15 +120,15 @@ def test_no_file_and_no_permission(tmp_path):
         read_weights(path)
 
 
-def test_a_checkpoint_directory_is_asked_of_the_checkpoint_module(tmp_path, monkeypatch):
-    variables, info = random_variables(RECIPE), info_of(RECIPE)
+def test_metadata_of_a_checkpoint(tmp_path, monkeypatch):
+    variables = random_variables(RECIPE)
     values = {"class_names": ["b", "m"], "preprocessing": "scale", "image_size": [96, 96]}
     monkeypatch.setattr(checkpoint_directory, "read_model", lambda path: (variables, values))
-    found, meaning = read_weights(tmp_path)
-    assert_same(found, variables)
-    assert (meaning.class_names, meaning.preprocessing) == (("b", "m"), "scale")
-    assert (meaning.layout, meaning.extra) == (RECIPE, {})
-    assert meaning.inference.image_size == (96, 96)
+    read, info = read_weights(tmp_path)
+    assert_same(read, variables)
+    assert (info.class_names, info.preprocessing) == (("b", "m"), "scale")
+    assert (info.layout, info.extra) == (RECIPE, {})
+    assert info.inference.image_size == (96, 96)
     values["class_names"] = ["b"]
     with pytest.raises(InputError, match="metadata: class_names"):
         read_weights(tmp_path)
@@ -158,7 +158,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "OFFICIAL", fakes)
 
 
-def test_imagenet_comes_with_or_without_top(cache):
+def test_imagenet_with_and_without_a_head(cache):
     top = load_weights("imagenet", DenseNet(blocks=TINY.blocks, num_classes=1000))
     assert top["params"]["head"]["predictions"]["kernel"].shape[1] == 1000
     assert "head" not in load_weights("imagenet", DenseNet(blocks=TINY.blocks))["params"]
@@ -168,7 +168,7 @@ def test_imagenet_comes_with_or_without_top(cache):
         load_weights("imagenet", recipe)
 
 
-def test_what_the_loaded_weights_mean_comes_along(tmp_path):
+def test_load_with_info_returns_the_metadata(tmp_path):
     path, _ = save(tmp_path, preprocessing="scale", class_names=("b", "m"), license="CC0 1.0")
     model = info_of(RECIPE).build_model()
     _, info = load_with_info(path, model)
@@ -177,7 +177,7 @@ def test_what_the_loaded_weights_mean_comes_along(tmp_path):
     assert (info.preprocessing, info.class_names, info.num_classes) == ("scale", (), 0)
 
 
-def test_a_backbone_of_another_variant_says_which(tmp_path):
+def test_load_backbone_of_another_variant(tmp_path):
     """`load_backbone` leaves it to the caller to give the model its epsilon and last ReLU."""
     path, variables = save(tmp_path, final_relu=False, epsilon=1e-3, license="CC0 1.0")
     model = DenseNet(blocks=TINY.blocks, num_classes=7)
@@ -190,12 +190,12 @@ def test_a_backbone_of_another_variant_says_which(tmp_path):
         load_backbone(path, DenseNet201())
 
 
-def test_imagenet_of_a_network_that_keras_has_not():
+def test_imagenet_of_a_network_that_keras_lacks():
     with pytest.raises(InputError, match=r"densenet161.*PyTorch"):
         load_weights("imagenet", DenseNet161())
 
 
-def test_keras_names_in_torch_order_do_not_pass(tmp_path):
+def test_a_mix_of_keras_and_torch_names_is_rejected(tmp_path):
     """A file that mixes two spellings fits neither."""
     import safetensors.numpy
 
@@ -206,7 +206,7 @@ def test_keras_names_in_torch_order_do_not_pass(tmp_path):
         read_weights(tmp_path / "m.safetensors")
 
 
-def test_a_real_checkpoint_of_our_training(tmp_path):
+def test_read_weights_of_a_checkpoint_directory(tmp_path):
     variables = random_variables(RECIPE)
     meta = {
         "network": {"network": "densenet201", "class_names": ["b", "m"], "preprocessing": "scale"}

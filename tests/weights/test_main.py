@@ -42,7 +42,7 @@ def test_export_and_convert(ours, tmp_path, capsys):
     assert (tmp_path / "back.safetensors").read_bytes() == Path(ours).read_bytes()
 
 
-def test_the_user_states_what_a_file_cannot(ours, tmp_path, capsys):
+def test_flags_override_the_metadata(ours, tmp_path, capsys):
     again = str(tmp_path / "again.safetensors")
     flags = ["--preprocessing=scale", "--no-final-relu", "--epsilon=1e-5", "--licence=CC BY 4.0"]
     assert main(["convert", ours, again, *flags, "--class-names=a, b"]) == 0
@@ -55,7 +55,7 @@ def test_the_user_states_what_a_file_cannot(ours, tmp_path, capsys):
     assert "class_names" in capsys.readouterr().err
 
 
-def test_inspect_says_all(ours, capsys, monkeypatch):
+def test_inspect(ours, capsys, monkeypatch):
     assert main(["inspect", ours, "--tensors"]) == 0
     out = capsys.readouterr().out
     for word in ("densenet_flax safetensors", "benign, malignant", "torch", "1.001e-05", "CC0"):

@@ -16,7 +16,7 @@ from tests.weights.helpers import (
     keras_values,
     random_value,
     random_variables,
-    randomise_keras,
+    randomize_keras,
     save_keras,
 )
 
@@ -26,7 +26,7 @@ def test_keras_to_flax_to_keras_is_bitwise_equal(name, tmp_path):
     keras = pytest.importorskip("keras", reason="Keras is the reference here; pip install keras")
     make = getattr(keras.applications, name.replace("densenet", "DenseNet"))
     model = make(weights=None, classes=7, classifier_activation=None)
-    randomise_keras(model)
+    randomize_keras(model)
     original = keras_values(model)
     for form in ("m.keras", "m.weights.h5", "m.legacy.h5"):
         source = save_keras(model, tmp_path / form)
@@ -44,7 +44,7 @@ def test_keras_to_flax_to_keras_is_bitwise_equal(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_our_own_file_keeps_all(name, tmp_path):
+def test_our_own_file_keeps_everything(name, tmp_path):
     layout = Layout.of(NETWORKS[name](num_classes=2, hidden=(256,)))
     info = info_of(layout, class_names=("b", "m"), license="CC0 1.0", extra={"mpp": 0.5})
     variables = random_variables(layout)
@@ -66,7 +66,7 @@ def torchvision():
         torch.library.register_fake = keep
 
 
-def randomise_torch(model):
+def randomize_torch(model):
     import torch
 
     rng = np.random.default_rng(0)
@@ -115,9 +115,9 @@ def compare(model, folder, expect, images=None):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_those_of_timm(name, torchvision, tmp_path):
+def test_logits_agree_with_timm(name, torchvision, tmp_path):
     timm = pytest.importorskip("timm", reason="timm is the reference here; pip install timm")
-    model = randomise_torch(timm.create_model(name, pretrained=False, num_classes=11))
+    model = randomize_torch(timm.create_model(name, pretrained=False, num_classes=11))
 
     def expect(info):
         assert (info.network, info.num_classes) == (name, 11)
@@ -126,7 +126,7 @@ def test_logits_are_those_of_timm(name, torchvision, tmp_path):
     compare(model, tmp_path, expect)
 
 
-def test_logits_are_those_of_tiatoolbox(torchvision, tmp_path):
+def test_logits_agree_with_tiatoolbox(torchvision, tmp_path):
     """Its `CNNModel`: torchvision's features, pooled without a ReLU, and a linear layer."""
     import torch
 
@@ -143,4 +143,4 @@ def test_logits_are_those_of_tiatoolbox(torchvision, tmp_path):
         assert (info.network, info.num_classes) == ("densenet201", 9)
         assert (info.preprocessing, info.final_relu, info.epsilon) == ("scale", False, 1e-5)
 
-    compare(randomise_torch(CNNModel()), tmp_path, expect)
+    compare(randomize_torch(CNNModel()), tmp_path, expect)

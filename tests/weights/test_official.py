@@ -112,7 +112,7 @@ def left(folder):
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
-def test_a_file_is_fetched_once(server, tmp_path):
+def test_a_file_is_downloaded_once(server, tmp_path):
     path = fetch(server, tmp_path)
     assert path.read_bytes() == CONTENT
     assert fetch(server, tmp_path) == path
@@ -120,19 +120,19 @@ def test_a_file_is_fetched_once(server, tmp_path):
     assert left(tmp_path) == [NAME]
 
 
-def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path):
+def test_an_interrupted_download_resumes_where_it_stopped(server, tmp_path):
     server.faults = ["cut", "cut", "cut at once"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     starts = [int(span.removeprefix("bytes=")[:-1]) if span else 0 for _, span in server.requests]
     assert starts[0] == 0 < starts[1] < starts[2] == starts[3]
 
 
-def test_it_does_not_tire_while_it_moves(server, tmp_path):
+def test_attempts_are_counted_only_without_progress(server, tmp_path):
     server.faults = ["cut"] * 5
     assert fetch(server, tmp_path, attempts=2).read_bytes() == CONTENT
 
 
-def test_a_download_goes_on_in_another_process(server, tmp_path):
+def test_a_later_call_resumes_the_download(server, tmp_path):
     server.faults = ["cut", "cut at once"]
     with pytest.raises(InputError):
         fetch(server, tmp_path, attempts=1)
@@ -144,12 +144,12 @@ def test_a_download_goes_on_in_another_process(server, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["ignores ranges", "another place"])
-def test_a_server_that_cannot_continue(fault, server, tmp_path):
+def test_a_server_that_cannot_resume(fault, server, tmp_path):
     server.faults = ["cut", fault]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_that_only_ever_sends_the_beginning_ends(server, tmp_path):
+def test_a_server_that_only_sends_the_beginning_is_given_up(server, tmp_path):
     """Sometimes more of it, sometimes less: that is no progress."""
     server.faults = ["first 50000", "first 90000"] * 20
     with pytest.raises(InputError, match="cannot be downloaded"):
@@ -158,17 +158,17 @@ def test_a_server_that_only_ever_sends_the_beginning_ends(server, tmp_path):
 
 
 @pytest.mark.parametrize("length", ["²", "9" * 5000, "-1", "many"])
-def test_a_length_that_is_none(length, server, tmp_path):
+def test_a_malformed_content_length_is_ignored(length, server, tmp_path):
     server.faults = [f"length {length}"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_part_that_is_too_long_starts_over(server, tmp_path):
+def test_a_partial_file_that_is_too_long_starts_over(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT + b"more")
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_part_that_is_whole_is_taken(server, tmp_path):
+def test_a_partial_file_that_is_complete_is_used(server, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
@@ -179,13 +179,13 @@ def test_a_redirect_is_followed(server, tmp_path):
     assert server.requests[-1][0] == f"/base/elsewhere/{NAME}"
 
 
-def test_a_busy_server_is_asked_again(server, tmp_path):
+def test_a_server_error_is_retried(server, tmp_path):
     server.faults = ["status", "status"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("fault", ["wrong", "page"])
-def test_wrong_bytes_are_tried_again_and_then_refused(fault, server, tmp_path):
+def test_wrong_contents_are_retried_once_and_then_rejected(fault, server, tmp_path):
     server.faults = [fault]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     (tmp_path / NAME).unlink()
@@ -196,7 +196,7 @@ def test_wrong_bytes_are_tried_again_and_then_refused(fault, server, tmp_path):
     assert left(tmp_path) == []
 
 
-def test_a_missing_file_says_where_to_put_it(server, tmp_path):
+def test_a_404_is_not_retried_and_says_where_to_put_the_file(server, tmp_path):
     server.faults = ["missing"] * 9
     with pytest.raises(InputError, match="404") as error:
         fetch(server, tmp_path)
@@ -216,7 +216,7 @@ def test_offline_says_which_file_to_put_where(monkeypatch, tmp_path):
     assert "\n" not in message
 
 
-def test_kerass_cache_comes_before_the_network(server, monkeypatch, tmp_path):
+def test_the_cache_comes_before_the_network(server, monkeypatch, tmp_path):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / NAME).write_bytes(CONTENT)
@@ -232,18 +232,18 @@ def test_the_default_cache_is_keras_own(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["densenet161", "../../etc/passwd", ""])
-def test_an_unknown_name(name, tmp_path):
+def test_an_unknown_name_is_rejected(name, tmp_path):
     with pytest.raises(InputError, match="densenet201-notop"):
         official.download(name, tmp_path)
 
 
-def test_no_place_to_write(server, tmp_path):
+def test_an_unwritable_directory(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write here"):
         fetch(server, tmp_path / "file")
 
 
-def test_a_file_that_never_ends(server, tmp_path, monkeypatch):
+def test_an_endless_file_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(http_download, "_MAX_BYTES", 1 << 20)
     with pytest.raises(InputError, match="far more"):
         fetch(server, tmp_path, attempts=2)
@@ -257,7 +257,7 @@ official.download("fake", sys.argv[3], base_url=sys.argv[4], backoff=0.01)
 """
 
 
-def test_two_processes_at_once(server, tmp_path):
+def test_of_two_processes_one_downloads(server, tmp_path):
     server.faults, server.delay = ["cut", "cut", "cut"], 0.7  # long enough for them to meet
     md5 = hashlib.md5(CONTENT).hexdigest()
     arguments = [NAME, md5, str(tmp_path), server.url]
@@ -268,7 +268,7 @@ def test_two_processes_at_once(server, tmp_path):
     assert len(server.requests) == 4  # one of them fetched, the other waited
 
 
-def test_the_official_names_and_sums():
+def test_names_and_hashes_are_those_in_keras():
     assert len({known.md5 for known in official.OFFICIAL.values()}) == 6
     keras = pytest.importorskip("keras", reason="Keras's own source is the reference")
     source = Path(sys.modules["keras.src.applications.densenet"].__file__).read_text()
@@ -278,7 +278,7 @@ def test_the_official_names_and_sums():
     assert official.BASE_URL in source
 
 
-def test_a_known_file_is_recognised(monkeypatch, tmp_path):
+def test_official_name_of_a_file(monkeypatch, tmp_path):
     md5 = hashlib.md5(CONTENT).hexdigest()
     monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5, 0))
     (tmp_path / "renamed").write_bytes(CONTENT)

@@ -44,7 +44,7 @@ def test_every_spelling(suffix, old, prefix, tmp_path):
     assert (info.layout, info.class_names) == (NINE, ())
 
 
-def test_the_recipes_head_in_torch(tmp_path):
+def test_head_layers_are_in_natural_order(tmp_path):
     """`Sequential(Dropout, Linear, ReLU, Dropout, Linear)`: layers 1 and 10, in that order."""
     variables = random_variables(RECIPE)
     state = torch_state(variables)
@@ -56,7 +56,7 @@ def test_the_recipes_head_in_torch(tmp_path):
     assert info.hidden == (256,)
 
 
-def test_feat_extract_means_tiatoolbox(tmp_path):
+def test_tiatoolbox_is_recognized_by_tensor_names(tmp_path):
     state = torch_state(random_variables(NINE), "feat_extract.")
     _, info = read_weights(save(tmp_path / "m.safetensors", state))
     assert (info.preprocessing, info.final_relu, info.epsilon) == ("scale", False, 1e-5)
@@ -65,7 +65,7 @@ def test_feat_extract_means_tiatoolbox(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["densenet201-kather100k", "densenet201.tiatoolbox-pcam"])
-def test_a_name_of_tiatoolbox_means_tiatoolbox(name, tmp_path):
+def test_tiatoolbox_is_recognized_by_the_file_name(name, tmp_path):
     layout = NINE if "kather" in name else Layout(TINY.blocks, num_classes=2)
     state = torch_state(random_variables(layout))
     for path in (tmp_path / f"{name}.safetensors", tmp_path / name / "model.safetensors"):
@@ -102,7 +102,7 @@ def test_timms_config_beside_the_file_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
-def test_a_checkpoint_around_the_weights(wrapper, tmp_path):
+def test_a_state_dict_inside_a_checkpoint(wrapper, tmp_path):
     torch = pytest.importorskip("torch", reason="reading .pth needs PyTorch")
     variables = random_variables(TINY)
     state = {k: torch.tensor(v) for k, v in torch_state(variables, "module.features.").items()}
@@ -140,7 +140,7 @@ class Malicious:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "protocol 2", "protocol 4"])
-def test_a_pickle_that_wants_to_run_code_does_not(form, tmp_path, monkeypatch):
+def test_a_malicious_pickle_is_rejected_and_runs_nothing(form, tmp_path, monkeypatch):
     torch = pytest.importorskip("torch", reason="reading .pth needs PyTorch")
     monkeypatch.chdir(tmp_path)
     if form == "zip":
@@ -162,7 +162,7 @@ def test_a_pickled_module_asks_for_its_state_dict(tmp_path):
         read_weights(tmp_path / "m.pth")
 
 
-def test_a_torch_zip_bomb_is_refused_unread(tmp_path):
+def test_a_torch_zip_bomb_is_rejected_unread(tmp_path):
     pytest.importorskip("torch", reason="reading .pth needs PyTorch")
     with zipfile.ZipFile(tmp_path / "m.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("m/data/0", b"\0" * (1 << 28))
@@ -170,7 +170,7 @@ def test_a_torch_zip_bomb_is_refused_unread(tmp_path):
         read_weights(tmp_path / "m.pth")
 
 
-def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):
+def test_a_tensor_that_repeats_one_number_is_rejected(tmp_path):
     torch = pytest.importorskip("torch", reason="reading .pth needs PyTorch")
     state = {k: torch.tensor(v) for k, v in torch_state(random_variables(NINE)).items()}
     state["classifier.weight"] = torch.zeros(1).expand(10**9, 68)
@@ -179,7 +179,7 @@ def test_a_tensor_that_repeats_one_number_is_refused(tmp_path):
         read_weights(tmp_path / "m.pth")
 
 
-def test_faults_name_their_tensor(tmp_path):
+def test_a_bad_tensor_is_named(tmp_path):
     state = torch_state(random_variables(NINE))
     name = "features.denseblock2.denselayer2.conv1.weight"
 
@@ -201,7 +201,7 @@ def test_faults_name_their_tensor(tmp_path):
     assert name in message({**state, name: state[name].astype(np.int8)})
 
 
-def test_another_torch_network_is_refused(tmp_path):
+def test_another_torch_network_is_rejected(tmp_path):
     state = {"conv1.weight": np.ones((64, 3, 7, 7), np.float32), "fc.weight": np.ones((9, 5))}
     state["layer1.0.conv1.weight"] = np.ones((64, 64, 1, 1), np.float32)
     with pytest.raises(InputError, match="not the weights of a DenseNet"):

@@ -16,7 +16,7 @@ from tests.weights.helpers import (
     keras_recipe,
     keras_tiny,
     random_variables,
-    randomise_keras,
+    randomize_keras,
     save_keras,
     torch_state,
 )
@@ -46,7 +46,7 @@ def test_torch_agrees_unit_by_unit(torch_file, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"epsilon": 1e-2}, {"final_relu": True}])
-def test_torch_disagrees_with_a_wrong_meaning(wrong, torch_file):
+def test_wrong_metadata_give_a_difference(wrong, torch_file):
     variables, info = read_weights(torch_file)
     right = verify(torch_file, "PyTorch", variables, info)
     assert right.passed and max(right.differences.values()) < 1e-5
@@ -58,7 +58,7 @@ def test_torch_disagrees_with_a_wrong_meaning(wrong, torch_file):
     assert relative_difference(b["norm"], a["norm"]) > 1e-4
 
 
-def test_a_wrong_conversion_is_caught_and_nothing_written(torch_file, tmp_path, monkeypatch):
+def test_a_wrong_conversion_fails_and_writes_nothing(torch_file, tmp_path, monkeypatch):
     from densenet_flax.weights import torch_names
 
     swapped = {**torch_names._NORM, "weight": ("params", "bias"), "bias": ("params", "scale")}
@@ -71,7 +71,7 @@ def test_a_wrong_conversion_is_caught_and_nothing_written(torch_file, tmp_path, 
 @pytest.mark.parametrize(("name", "build"), [("m.h5", "flat"), ("m.keras", "sequential")])
 def test_keras_whole_models_agree(name, build, tmp_path):
     model = keras_recipe(build, keras_tiny(input_shape=(48, 32, 3)))
-    randomise_keras(model)
+    randomize_keras(model)
     source = save_keras(model, tmp_path / name)
     result = convert(source, tmp_path / "m.safetensors", verify=True)
     assert "Keras" in result.verification[0]
@@ -86,7 +86,7 @@ def test_keras_weights_agree(tmp_path, monkeypatch):
         keras_reference, "_network", lambda info: keras_tiny(input_shape=(None, None, 3))
     )
     model = keras_recipe("sequential", keras_tiny())
-    randomise_keras(model)
+    randomize_keras(model)
     source = save_keras(model, tmp_path / "m.weights.h5")
     result = convert(source, tmp_path / "m.safetensors", verify=True)
     assert "Keras" in result.verification[0]
