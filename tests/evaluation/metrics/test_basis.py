@@ -46,6 +46,8 @@ def test_a_class_with_one_patient_has_a_reason(several):
     assert one_class_basis(pair, "recall", names, 1) == Basis(4)
     others = "only one patient of the other classes, and one cannot be resampled"
     assert one_class_basis(pair, "precision", names, 1).reason == others
+    few = sample_of(table.select(np.isin(table.patient, ["p2", "p3", "p1", "p5", "p9", "p13"])))
+    assert one_class_basis(few, "precision", names, 1) == Basis(2)
 
 
 def test_several_classes_rest_on_the_patients_of_all(several):

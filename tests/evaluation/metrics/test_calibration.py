@@ -41,6 +41,11 @@ def test_ece_by_hand():
     assert found["bins_top_label"][0]["confidence"] is None
 
 
+def test_the_top_label_is_the_likelier_class_whatever_the_threshold():
+    found = calibration_metrics(np.array([1, 0]), np.array([0.55, 0.45]))
+    assert found["ece_top_label"] == pytest.approx(1 - 0.55)
+
+
 def test_bins_hold_every_probability_once():
     edges = np.linspace(0, 1, 16)
     p = np.concatenate([edges, np.nextafter(edges[1:], 0), [0.5]])

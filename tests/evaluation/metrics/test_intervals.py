@@ -134,6 +134,13 @@ def test_a_class_with_one_patient_has_no_interval_and_the_rest_still_does(severa
     assert found["image"]["accuracy"] and found["by_class"][1]["recall"]
 
 
+def test_a_class_that_the_table_lacks_is_not_missing_in_every_resample(several):
+    table = several(0)
+    found = intervals(table.select(table.label != 2), Bootstrap(50))
+    assert found["resamples_without_a_class"] == 0
+    assert found["image"]["undefined"]["macro_f1"] == "no ductal_carcinoma images"
+
+
 def test_patients_of_several_classes_leave_the_recognition_rate_its_interval(several):
     table = several(0)
     mixed = replace(table, patient=np.where(table.patient == "p1", "p0", table.patient))
