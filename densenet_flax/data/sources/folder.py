@@ -61,7 +61,7 @@ class FolderSource(Source):
         known = prepared_tiles[0].known
         columns = {name: [tile.known[name] for tile in prepared_tiles] for name in known}
         labels = [self.class_names.index(tile.label) for tile in prepared_tiles]
-        return Annotations.of(labels, table, columns)
+        return Annotations.from_columns(labels, table["file"], columns)
 
 
 @dataclasses.dataclass(frozen=True)

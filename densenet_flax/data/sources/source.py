@@ -1,4 +1,4 @@
-"""What the places that images come from have in common."""
+"""What a source of images provides, whatever the images are stored in."""
 
 import abc
 import dataclasses
@@ -31,14 +31,14 @@ class Annotations:
     notes: Sequence[str] = ()
 
     @classmethod
-    def of(
-        cls, labels: Sequence[int], table: ImageTable, columns: Mapping[str, Sequence[str]]
+    def from_columns(
+        cls, labels: Sequence[int], files: Sequence[str], columns: Mapping[str, Sequence[str]]
     ) -> "Annotations":
-        """Annotations of images that may or may not come with patients and sites.
+        """Makes annotations of images that may or may not come with patients and sites.
 
         Args:
           labels: the label of each image.
-          table: has the names of the images, each of which is a patient if nothing else says.
+          files: the name of each image, which counts as its patient if there is no such column.
           columns: what is known: 'patient', 'site', 'split'.
         """
         arrays = {name: np.array(column, str) for name, column in columns.items()}
@@ -48,7 +48,7 @@ class Annotations:
         }
         if "patient" in groups:
             return cls(labels, groups, arrays)
-        groups["patient"] = np.array(table["file"], str)
+        groups["patient"] = np.array(files, str)
         note = "nothing says whose the images are: each counts as a patient of its own"
         return cls(labels, groups, arrays, patients_known=False, notes=(note,))
 
@@ -71,7 +71,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def rows(self) -> list[Row]:
-        """Lists the images in the order that they get; may take long."""
+        """Lists the images in the order that the data set will have; may take minutes."""
 
     def skipped(self) -> Sequence[str]:
         """Returns a line for each image that `rows` had to leave out."""
@@ -79,4 +79,4 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def annotate(self, table: ImageTable) -> Annotations:
-        """Says what is known about prepared images."""
+        """Returns labels, groups and columns of prepared images."""

@@ -90,7 +90,7 @@ class TfdsSource(Source):
         columns = {name: table[name] for name in ("patient", "split") if name in table.columns}
         if not {"train", "test"} <= set(columns["split"]):
             del columns["split"]  # a single split with everything does not say what to test on
-        return Annotations.of(table["label"], table, columns)
+        return Annotations.from_columns(table["label"], table["file"], columns)
 
 
 def _open_builder(name: str, data_dir: str) -> Any:
