@@ -47,7 +47,7 @@ def random_color(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
         x = x * draw(Stream.BRIGHTNESS, settings.brightness)
     if settings.contrast != (1, 1):
         x = jnp.clip(x, 0, 255)
-        gray = (x @ jnp.array(_GRAY)).mean()
+        gray = jnp.matmul(x, jnp.array(_GRAY), precision="highest").mean()
         x = gray + (x - gray) * draw(Stream.CONTRAST, settings.contrast)
     return x
 

@@ -57,6 +57,14 @@ def test_views_within_a_larger_program_differ_by_a_rounding_at_most():
     assert np.abs(views - make_views(images, **EVERYTHING)).max() <= 1
 
 
+def test_matrix_products_keep_all_bits_on_every_device():
+    settings = AugmentSettings.from_config(EVERYTHING, "augment")
+    program = jax.make_jaxpr(lambda *args: augment(*args, seed=0, epoch=0, settings=settings))
+    products = str(program(noise(), np.arange(4, dtype=np.int32))).split("dot_general[")[1:]
+    assert len(products) >= 5
+    assert all("HIGHEST" in product.split("preferred_element_type")[0] for product in products)
+
+
 def test_switching_one_operation_on_leaves_the_draws_of_the_others():
     brightness = make_views(tissue(), brightness_range=(0.5, 0.9)).astype(float)
     image = tissue().astype(float)
