@@ -41,8 +41,8 @@ class AugmentSettings(Settings):
     Attributes:
       symmetries: one of the eight symmetries of a square, or of the four of an oblong image. They
         are dealt and not drawn: eight (four) successive views of an image show each once.
-      horizontal_flip: mirror left and right with probability 1/2; without effect on `symmetries`.
-      vertical_flip: mirror top and bottom with probability 1/2; likewise.
+      horizontal_flip: mirror left and right with probability 1/2; ignored with `symmetries`.
+      vertical_flip: mirror top and bottom with probability 1/2; ignored with `symmetries`.
       rotation_range: r, for an angle from U(-r, r), in degrees.
       width_shift_range: s, for a shift of U(-s, s) times the width.
       height_shift_range: s, for a shift of U(-s, s) times the height.
@@ -118,14 +118,8 @@ class AugmentSettings(Settings):
     @property
     def interpolates(self) -> bool:
         """Whether a view may show what lies between the pixels of its image."""
-        return self.zoom != (1, 1) or any(
-            (
-                self.rotation_range,
-                self.shear_range,
-                self.width_shift_range,
-                self.height_shift_range,
-            )
-        )
+        shifts = self.width_shift_range or self.height_shift_range
+        return bool(self.rotation_range or self.shear_range or shifts or self.zoom != (1, 1))
 
     @property
     def mixes(self) -> bool:

@@ -50,7 +50,7 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
     policies: dict[str, Callable[[Dataset, SplitConfig], Subsets]] = {
         "patient": _split_by_patient,
         "kfold": _split_into_folds,
-        "official": _split_officially,
+        "official": _split_by_official_fold,
         "given": _split_as_stated,
         LEAKY: _split_by_image,
     }
@@ -80,7 +80,7 @@ def _record(config: SplitConfig) -> SplitPolicy:
     official = config.policy == "official"
     return SplitPolicy(
         kind=config.policy,
-        # The published test images are told apart by this group and no coarser one.
+        # The published test images have no id in common with training; by case they do.
         group="id82" if official else config.group,
         validation_group=config.group if official else None,
         fold=config.fold if config.policy in ("official", "kfold") else None,
@@ -104,7 +104,7 @@ def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Subsets:
                 f"{config.group} and needs at least {len(SUBSETS)}, one each to train, validate "
                 "and test; add patients or choose a finer group"
             )
-        shuffled = _shuffled(patients, rng)
+        shuffled = rng.permutation(patients).tolist()
         for subset, part in _cut(len(shuffled), config).items():
             members[subset] += shuffled[part]
     return {subset: np.flatnonzero(np.isin(groups, members[subset])) for subset in SUBSETS}
@@ -136,14 +136,17 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
     rng = np.random.default_rng(config.seed)
     tested: list[str] = []
     for name, patients in _patients_of_classes(dataset, config).items():
-        if len(patients) < max(config.folds, 3):
+        # Two folds still need three patients: one each to train, validate and test.
+        if len(patients) < max(config.folds, len(SUBSETS)):
             raise InputError(
                 f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by "
                 f"{config.group}, too few for config.split.folds={config.folds}; choose fewer "
                 "folds or a finer group"
             )
         images_of_fold = np.zeros(config.folds, int)
-        for patient in sorted(_shuffled(patients, rng), key=lambda patient: -images[patient]):
+        for patient in sorted(
+            rng.permutation(patients).tolist(), key=lambda patient: -images[patient]
+        ):
             fold = int(images_of_fold.argmin())
             images_of_fold[fold] += images[patient]
             if fold == config.fold - 1:
@@ -151,7 +154,7 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
     return _split_fold(dataset, config, np.isin(groups, tested))
 
 
-def _split_officially(dataset: Dataset, config: SplitConfig) -> Subsets:
+def _split_by_official_fold(dataset: Dataset, config: SplitConfig) -> Subsets:
     """Tests on the images of a published fold; validation is taken out of its training images.
 
     The test subset is the published one to the image, so it is told apart, and counted in the
@@ -216,7 +219,7 @@ def _take_validation(
                 f"{config.group} and needs at least 2, one to validate; choose a finer group"
             )
         count = _share(config.validation_fraction, len(patients), leave=1)
-        chosen += _shuffled(patients, rng)[:count]
+        chosen += rng.permutation(patients).tolist()[:count]
     validates = np.isin(groups[train], chosen)
     return {"train": train[~validates], "validation": train[validates]}
 
@@ -233,6 +236,7 @@ def _patients_of_classes(
     groups, labels = dataset.patients(config.group), dataset.labels
     if rows is not None:
         groups, labels = groups[rows], labels[rows]
+    # Sorted, because what a seed draws depends on the order of the patients.
     labels_of: dict[str, list[int]] = {}
     patients_with: Counter[int] = Counter()
     for patient, label in sorted(set(zip(groups.tolist(), labels.tolist(), strict=True))):
@@ -255,10 +259,6 @@ def _patients_of_classes(
         rarest = min(labels_seen, key=lambda label: (patients_with[label], label))
         patients[dataset.class_names[rarest]].append(patient)
     return patients
-
-
-def _shuffled(patients: list[str], rng: np.random.Generator) -> list[str]:
-    return [patients[i] for i in rng.permutation(len(patients))]
 
 
 def _cut(count: int, config: SplitConfig) -> dict[str, slice]:

@@ -7,7 +7,7 @@ import numpy as np
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import SUBSETS, Split, seen_in_training
 
-# The keys are columns of the report, and as old as its first version.
+# The keys are columns of the report and of metrics.json, whose names stay.
 OverlapRow = TypedDict(
     "OverlapRow",
     {"group": str, "class": str, "test_images": int, "with_a_relative_in_training": int},
