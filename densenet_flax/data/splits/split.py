@@ -59,7 +59,7 @@ class SplitPolicy:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "SplitPolicy":
+    def from_dict(cls, values: JsonDict) -> "SplitPolicy":
         """Reads what `to_dict` returned.
 
         Raises:
@@ -201,7 +201,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], SplitPolicy, st
     return subset_of_file, policy, saved_hash
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> JsonDict:
     """Makes a dictionary of a JSON object; `json` itself would keep the last of equal keys."""
     key, count = Counter(key for key, _ in pairs).most_common(1)[0] if pairs else ("", 0)
     if count > 1:

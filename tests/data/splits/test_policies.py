@@ -342,6 +342,20 @@ def test_no_policy_but_image_shares_a_patient(drawn, mixed, fold, folds, fractio
                 assert set(dataset.labels[getattr(split, subset)]) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("policy", "digest"),
+    [
+        ("patient", "a267fdafd163ecb1"),
+        ("kfold", "2aa73bd524003bec"),
+        ("official", "748b069c4a6fa8f1"),
+        ("image", "9dd95092054d358e"),
+    ],
+)
+def test_a_seed_means_the_same_split_in_every_version(policy, digest):
+    split = make_split(make_official_dataset(), SplitConfig(policy, seed=3, fold=2))
+    assert split.hash[:16] == digest
+
+
 def test_an_unknown_group_lists_the_known_ones():
     with pytest.raises(InputError, match="made has patient; choose"):
         make_split(make_patients(6, 6), SplitConfig(group="case70"))
