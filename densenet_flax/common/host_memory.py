@@ -86,6 +86,3 @@ def _has_tunables() -> bool:
         return False
     numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
     return numbers >= [2, 35] and _PAGES.is_file() and "[never]" not in _PAGES.read_text()
-
-
-trim_host_memory = _trim

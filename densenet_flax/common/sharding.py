@@ -1,21 +1,23 @@
-"""The only file that knows meshes and processes: data parallelism over all devices."""
+"""Data parallelism over all devices: the only file that knows meshes and processes."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+from numpy.typing import ArrayLike
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import PyTree
 
 
 def start_processes(coordinator: str, processes: int, process: int) -> None:
-    """Joins the processes of a run; to be called before JAX is used for anything else.
+    """Connects the processes of a run; call it before JAX is used for anything else.
 
     Args:
-      coordinator: 'auto' where JAX finds the others itself (Slurm, GKE, TPU pods, MPI), or
+      coordinator: 'auto' where JAX finds the other processes itself (Slurm, GKE, TPU pods, MPI), or
         'address:port' of the first process, with the two numbers below.
       processes: how many there are.
       process: which one this is, from 0.
@@ -47,86 +49,99 @@ def multiple_processes() -> bool:
 
 
 def make_mesh() -> Mesh:
-    """One axis, `data`, over all devices of all processes."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """Makes a mesh of one axis, `data`, over all devices, in the order of their processes.
+
+    `jax.make_mesh` would order devices by the network between them, and so interleave the processes
+    of a TPU slice of several hosts, while the rows of a batch are divided process by process.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole: parameters, statistics, the optimizer."""
+    """Sharding of what every device holds whole: parameters, statistics, the optimizer's state."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The sharding of what is split along its first axis: batches."""
+    """Sharding of what is split along its first axis: batches."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a tree of arrays whole on every device; always copies, so that it may be donated."""
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies a tree of arrays to every device; the result shares no memory and may be donated."""
     sharding = replicated(mesh)
-
     copies = jax.tree.map(np.array, tree)
     if not multiple_processes():
         return jax.device_put(copies, sharding)  # all leaves at once
-
-    def put(x: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, x, x.shape)
-
-    return jax.tree.map(put, copies)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape), copies
+    )
 
 
-def process_slice(ids: np.ndarray, mesh: Mesh) -> np.ndarray:
-    """The rows of a batch that this process reads and puts on its devices.
+def process_slice(rows: Shaped[np.ndarray, " N"], mesh: Mesh) -> Shaped[np.ndarray, " n"]:
+    """Selects the rows of a batch that this process reads and puts on its devices.
 
     Args:
-      ids: of the whole batch, the same in every process; filled up with the first one until the
-        devices divide it.
-      mesh: the devices.
+      rows: of the whole batch, the same in every process; padded with the first one until the
+        number of devices divides them.
+      mesh: of the devices, in the order of their processes.
+
+    Raises:
+      ValueError: the devices are in another order, so that rows would go to the wrong process.
     """
-    ids = np.concatenate([ids, np.repeat(ids[:1], -len(ids) % mesh.size)])
-    share = len(ids) // jax.process_count()
-    return ids[jax.process_index() * share : (jax.process_index() + 1) * share]
+    processes = [device.process_index for device in mesh.devices.flat]
+    if processes != sorted(processes):
+        raise ValueError(
+            f"mesh: its devices belong to the processes {processes}; expected them in the order of "
+            "the processes, as common.sharding.make_mesh returns them"
+        )
+    rows = np.concatenate([rows, np.repeat(rows[:1], -len(rows) % mesh.size)])
+    size = len(rows) // jax.process_count()
+    return rows[jax.process_index() * size : (jax.process_index() + 1) * size]
 
 
 def put_batch(
-    ids: np.ndarray, weight: np.ndarray, take: Callable[[np.ndarray], dict[str, Any]], mesh: Mesh
-) -> dict[str, jax.Array]:
-    """A batch over all devices, of which each process reads only its own rows.
+    ids: Shaped[np.ndarray, " N"],
+    weight: Shaped[np.ndarray, " N"],
+    take: Callable[[np.ndarray], Mapping[str, ArrayLike]],
+    mesh: Mesh,
+) -> dict[str, Array]:
+    """Puts a batch on all devices, of which each process reads only its own rows.
 
     Args:
       ids: of the whole batch, the same in every process.
-      weight: of each; filled up with 0 until the devices divide the batch, which changes no
-        result because rows of weight 0 count nowhere.
-      take: from ids, those of `process_slice`, to arrays of as many rows.
-      mesh: the devices.
+      weight: of each; padded with 0 until the number of devices divides the batch. Rows of weight 0
+        count nowhere, so padding changes no result.
+      take: reads the rows of some ids, those of `process_slice`: arrays `[n, …]` by name.
+      mesh: as for `process_slice`.
 
     Returns:
-      What `take` gave, and `weight`.
+      What `take` returned, of all processes, and `weight`.
     """
-    whole = len(ids) + -len(ids) % mesh.size
-    places = process_slice(np.arange(len(ids)), mesh)
-    filled = np.arange(whole)[jax.process_index() * len(places) :][: len(places)] >= len(ids)
-    local = {
-        **take(ids[places]),
-        "weight": np.where(filled, 0, weight[places]).astype(weight.dtype),
-    }
+    size = len(ids) + -len(ids) % mesh.size
+    local = process_slice(np.arange(len(ids)), mesh)
+    first = jax.process_index() * len(local)
+    is_padding = np.arange(first, first + len(local)) >= len(ids)
+    padded_weight = np.where(is_padding, 0, weight[local]).astype(weight.dtype)
+    batch = {**take(ids[local]), "weight": padded_weight}
 
-    def put(x: Any) -> jax.Array:
+    def put(x: ArrayLike) -> Array:
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(over_batch(mesh), x, (whole, *x.shape[1:]))
+        return jax.make_array_from_process_local_data(over_batch(mesh), x, (size, *x.shape[1:]))
 
-    return {name: put(x) for name, x in local.items()}
+    return {name: put(x) for name, x in batch.items()}
 
 
-def to_host(x: jax.Array) -> np.ndarray:
-    """All rows of an array that is split over devices, on every process."""
+def to_host(x: Shaped[Array, "N ..."]) -> Shaped[np.ndarray, "N ..."]:
+    """Copies all rows of an array that is split over devices to every process."""
     if not multiple_processes():
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def all_processes(fact: bool) -> bool:
-    """Whether it holds in every process; to be asked by all of them."""
+def all_processes(condition: bool) -> bool:
+    """Whether a condition holds in every process; all of them have to call it."""
     if not multiple_processes():
-        return fact
-    return bool(multihost_utils.process_allgather(np.array(fact)).all())
+        return condition
+    return bool(multihost_utils.process_allgather(np.array(condition)).all())

@@ -5,11 +5,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from densenet_flax.common import sharding
+from densenet_flax.common.sharding import process_slice
 from densenet_flax.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +72,20 @@ def assert_agree(epochs, wanted, workdir, other):
         )
     ]
     assert max(apart) < 2e-2
+
+
+def test_rows_never_go_to_another_process():
+    """On a TPU slice of several hosts `jax.make_mesh` interleaves the hosts' devices."""
+    devices = np.array([SimpleNamespace(process_index=p) for p in (0, 1, 1, 0)])
+    with pytest.raises(ValueError, match=r"processes \[0, 1, 1, 0\].*make_mesh"):
+        process_slice(np.arange(8), SimpleNamespace(devices=devices, size=4))
+
+
+def test_the_mesh_is_in_the_order_of_the_processes(monkeypatch):
+    devices = [SimpleNamespace(process_index=p, id=i) for i, p in enumerate((0, 1, 1, 0))]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(sharding, "Mesh", lambda array, *_, **__: array)
+    assert [device.process_index for device in sharding.make_mesh()] == [0, 0, 1, 1]
 
 
 def test_eight_devices_agree_with_one(one, tmp_path):
