@@ -1,9 +1,8 @@
 """ONNX: the network written node by node, with Keras's layer names.
 
 This writes the network once more beside `models.densenet` because no converter can: jax2onnx 0.17,
-the maintained one from JAX, supports neither `jax.lax.platform_dependent` nor Flax's call of max
-pooling, and holds Orbax back at 0.11. A DenseNet in inference is a few types of nodes, and in
-this form runtimes recognize and fuse them.
+the maintained one from JAX, fails on Flax's call of max pooling and holds Orbax back at 0.11. A
+DenseNet in inference is a few types of nodes, and in this form runtimes recognize and fuse them.
 
 The functions below have the order and the names of `models.densenet` and `export.predict_fn`, so
 that they can be read side by side. Each adds nodes and returns the name of their output tensor.

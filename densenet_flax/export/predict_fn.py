@@ -61,7 +61,10 @@ def predict_fn(
     info, point = classifier.info, classifier.operating_point
     x = symmetric_views(images) if classifier.tta else images
     x = preprocess_input(x, info.preprocessing)
-    logits = cast(Array, classifier.model.apply(variables, x))
+    # One program is lowered for CPU, CUDA, ROCm and TPU at once, and the fused kernels are made for
+    # a CPU: the default, which this machine's backend decides, would put them into all four.
+    model = classifier.model.clone(implementation="reference")
+    logits = cast(Array, model.apply(variables, x))
     if info.num_classes == 1:  # a single sigmoid output: two classes whose logits differ by it
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     log_probability = jax.nn.log_softmax(logits, axis=-1)

@@ -104,6 +104,18 @@ def test_the_threshold_is_inside_the_files(tmp_path):
             assert (load(data)(images)["decision"] == decision).all()
 
 
+def test_the_program_for_every_platform_has_no_kernels_of_this_one(network, monkeypatch):
+    classifier = densenet_flax.load_classifier(network)
+
+    def default_implementation():
+        pytest.fail("the backend of this machine decided how the exported network computes")
+
+    monkeypatch.setattr(
+        "densenet_flax.models.densenet.default_implementation", default_implementation
+    )
+    stablehlo.serialize(classifier)
+
+
 README_RESULTS = {
     "JAX": 'outputs = classifier(examples["images"])["probability"]',
     "ONNX": "outputs = probability",
