@@ -25,28 +25,17 @@ from densenet_flax.common.host_memory import tuned_host
 # Functions import what they run: JAX takes seconds, and flags are checked before it is imported.
 
 
-def _train() -> None:
-    from densenet_flax.experiments.run import train_and_evaluate
-
-    train_and_evaluate(_CONFIG.value, str(_WORKDIR.value))
-
-
-def _evaluate() -> None:
-    from densenet_flax.experiments.run import evaluate
-
-    evaluate(_CONFIG.value, str(_WORKDIR.value))
-
-
-def _cross_validate() -> None:
+def _run_experiment() -> None:
     from densenet_flax.experiments.cross_validation import cross_validate
+    from densenet_flax.experiments.run import evaluate, preview, train_and_evaluate
 
-    cross_validate(_CONFIG.value, str(_WORKDIR.value))
-
-
-def _preview() -> None:
-    from densenet_flax.experiments.run import preview
-
-    preview(_CONFIG.value, str(_WORKDIR.value))
+    functions = {
+        "train": train_and_evaluate,
+        "evaluate": evaluate,
+        "cross_validate": cross_validate,
+        "preview": preview,
+    }
+    functions[str(_MODE.value)](_CONFIG.value, str(_WORKDIR.value))
 
 
 def _predict() -> None:
@@ -85,11 +74,11 @@ class _Mode(NamedTuple):
 
 
 _MODES = {
-    "train": _Mode(_train, ("config", "workdir")),
-    "evaluate": _Mode(_evaluate, ("config", "workdir")),
+    "train": _Mode(_run_experiment, ("config", "workdir")),
+    "evaluate": _Mode(_run_experiment, ("config", "workdir")),
     "predict": _Mode(_predict, ("images",), needs_network=True),
-    "cross_validate": _Mode(_cross_validate, ("config", "workdir")),
-    "preview": _Mode(_preview, ("config", "workdir")),
+    "cross_validate": _Mode(_run_experiment, ("config", "workdir")),
+    "preview": _Mode(_run_experiment, ("config", "workdir")),
     "export": _Mode(_export, (), needs_network=True),
 }
 
