@@ -5,10 +5,11 @@ A checkpoint has three items: `model` (parameters and statistics, all that infer
 with its history, and what the network is).
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,55 +105,40 @@ class Checkpoints:
         meta: Mapping[str, Any],
         *,
         keep: Iterable[int] = (),
+        background: bool = False,
     ) -> None:
-        """Writes a checkpoint; earlier ones stay until this one is whole.
+        """Writes a checkpoint; earlier ones stay until this one is complete.
 
         Args:
           step: of the whole run.
-          variables: the network, all that inference needs.
-          train: what else training needs.
-          meta: anything that JSON can hold.
+          variables: the network, all that inference needs, as NumPy arrays that nobody changes.
+          train: what else training needs; it may be changed as soon as this returns.
+          meta: anything that JSON can hold; likewise.
           keep: steps whose checkpoints stay; all others but this one are deleted.
+          background: whether to return before it is written. Where checkpoints come faster than
+            they can be written, one that waits then makes room for the next, unless `keep` names
+            it. Several processes always wait, because they write a checkpoint together.
 
         Raises:
-          InputError: it cannot be written, for example because the disk is full.
+          InputError: this one, or one in the background before it, cannot be written, for example
+            because the disk is full.
         """
-        self.finish()
-        self._write(_take_snapshot(step, variables, train, meta, keep))
-
-    def save_soon(
-        self,
-        step: int,
-        variables: Variables,
-        train: Iterable[NamedVector],
-        meta: Mapping[str, Any],
-        *,
-        keep: Iterable[int] = (),
-    ) -> None:
-        """As `save`, in a thread of its own; `finish` waits for it.
-
-        Where checkpoints come faster than they can be written, a waiting one makes room for the
-        next, unless `keep` names it: then this call waits. Several processes write a checkpoint
-        together, so there it is written at once.
-
-        Args:
-          step: of the whole run.
-          variables: NumPy arrays that nobody changes.
-          train: may be changed as soon as this returns.
-          meta: likewise.
-          keep: steps whose checkpoints stay; all others but this one are deleted.
-
-        Raises:
-          InputError: this one or the one before cannot be written.
-        """
-        if multiple_processes():
-            self.save(step, variables, train, meta, keep=keep)
-            return
         keep = frozenset(keep)
         waiting = self._writer.waiting
-        if waiting is not None and waiting.step in keep:
+        background = background and not multiple_processes()
+        if not background or (waiting is not None and waiting.step in keep):
             self.finish()
-        self._writer.submit(_take_snapshot(step, variables, train, meta, keep))
+        snapshot = _take_snapshot(step, variables, train, meta, keep)
+        write = self._writer.submit if background else self._write
+        write(snapshot)
+
+    @contextlib.contextmanager
+    def finished(self) -> Iterator[None]:
+        """At the end of the context all is written; raises as `finish`."""
+        try:
+            yield
+        finally:
+            self.finish()
 
     def finish(self) -> None:
         """Returns when all is written.

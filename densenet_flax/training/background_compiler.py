@@ -1,7 +1,8 @@
 """Compiles the training steps of a run while the frozen part of the network runs."""
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,31 +10,28 @@ from densenet_flax.training.train_step import TrainStep
 
 
 class BackgroundCompiler:
-    """A thread that compiles the steps of a run's stages in order; its context ends the thread.
+    """A thread that compiles the steps of a run's stages in order."""
 
-    The first step is compiled at once. The others wait for `release`, because their compilation
-    would take processors from that of the first if nothing else is left to do before it.
-    """
+    def __init__(self) -> None:
+        self._may_continue = threading.Event()
 
-    def __enter__(self) -> "BackgroundCompiler":
-        self._thread = ThreadPoolExecutor(1)
-        self._released = threading.Event()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._released.set()
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def start(self, jobs: Sequence[tuple[TrainStep, Mapping[str, Any]]]) -> None:
-        """Begins to compile steps, each for batches of the shapes beside it.
-
-        An error is not reported: it comes again when the step first runs.
-        """
+    @contextlib.contextmanager
+    def compiling(self, jobs: Sequence[tuple[TrainStep, Mapping[str, Any]]]) -> Iterator[None]:
+        """Compiles steps, each for batches of the shapes beside it; its context ends the thread."""
+        thread = ThreadPoolExecutor(1)
         for number, (step, batch) in enumerate(jobs):
+            # Where nothing else is left to do before the first step, the compilation of the second
+            # would only take processors from it.
             if number == 1:
-                self._thread.submit(self._released.wait)
-            self._thread.submit(step.compile, batch)
+                thread.submit(self._may_continue.wait)
+            # An error is not reported here: it comes again when the step first runs.
+            thread.submit(step.compile, batch)
+        try:
+            yield
+        finally:
+            self._may_continue.set()
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def release(self) -> None:
-        """Allows to compile the later steps: the frozen part, or the first step, runs now."""
-        self._released.set()
+        """Lets the later steps compile: the frozen part, or the first step, runs now."""
+        self._may_continue.set()

@@ -1,13 +1,13 @@
 """What a training step changes, how it is saved, and trees divided by a mask."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
@@ -30,7 +30,7 @@ class TrainState:
       ema: the moving average of `params`; None where none is kept.
     """
 
-    step: Int[Array, ""]
+    step: Int[Array, ""] | Int[np.ndarray, ""]
     params: Raveled
     batch_stats: Raveled
     opt_state: PyTree
@@ -132,16 +132,11 @@ def merge(chosen: PyTree, rest: PyTree, mask: PyTree) -> PyTree:
 
 
 def select_masked(tree: PyTree, mask: PyTree) -> PyTree:
-    """The leaves of a tree where a mask is True, `optax.MaskedNode` elsewhere.
+    """The leaves of nested dictionaries where a mask is True, `optax.MaskedNode` elsewhere.
 
-    Args:
-      tree: nested dictionaries; it may lack what the mask leaves out.
-      mask: nested dictionaries of booleans.
+    The tree may lack what the mask leaves out.
     """
-
-    def select(path: tuple[Any, ...], wanted: bool) -> Any:
-        if not wanted:
-            return optax.MaskedNode()
-        return functools.reduce(lambda node, entry: node[entry.key], path, tree)
-
-    return jax.tree.map_with_path(select, mask)
+    leaves, gap = flatten_dict(tree), optax.MaskedNode()
+    return unflatten_dict(
+        {path: leaves[path] if wanted else gap for path, wanted in flatten_dict(mask).items()}
+    )

@@ -114,23 +114,25 @@ class TrainStep:
         return self._device_frozen
 
     def init(self, step: int) -> TrainState:
-        """The state at the start of the stage.
+        """The state at the start of the stage, `step` steps into the run."""
+        trained = jax.tree.map(np.asarray, self._initial)
+        shapes = jax.eval_shape(self._make_state, trained)
+        # Adam's moments begin at 0, and optax would compile programs to make these zeros.
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.opt_state)
+        return replicate(self._make_state(trained, zeros, step), self.mesh)
 
-        Args:
-          step: steps that the run has made before.
-        """
-        trees = jax.tree.map(np.asarray, self._initial)
-        initial = {name: self._ravel(tree, name) for name, tree in trees.items()}
-        shapes = jax.eval_shape(self._optimizer.init, trees["params"])
-        # Each field separately, because donated buffers must not be shared.
+    def _make_state(
+        self, trained: dict[str, PyTree], opt_state: PyTree = None, step: int = 0
+    ) -> TrainState:
+        params = self._ravel(trained["params"], "params")
+        if opt_state is None:
+            opt_state = self._optimizer.init(trained["params"])
         return TrainState(
-            step=replicate(np.int32(step), self.mesh),
-            params=replicate(initial["params"], self.mesh),
-            batch_stats=replicate(initial["batch_stats"], self.mesh),
-            opt_state=replicate(
-                jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), self.mesh
-            ),
-            ema=replicate(initial["params"], self.mesh) if self._ema_decay else None,
+            step=np.array(step, np.int32),
+            params=params,
+            batch_stats=self._ravel(trained["batch_stats"], "batch_stats"),
+            opt_state=opt_state,
+            ema=params if self._ema_decay else None,
         )
 
     def tail_variables(self, state: TrainState) -> Variables:
@@ -178,17 +180,8 @@ class TrainStep:
         def shape(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(self.mesh))
 
-        def raveled(name: str) -> Raveled:
-            ravel = functools.partial(self._ravel, name=name)
-            return jax.tree.map(shape, jax.eval_shape(ravel, trained[name]))
-
-        trained = jax.tree.map(shape, self._initial)
-        frozen = jax.tree.map(shape, self._select_tail(self._host_frozen))
-        params = raveled("params")
-        step: Any = shape(np.zeros((), np.int32))
-        opt_state = jax.tree.map(shape, jax.eval_shape(self._optimizer.init, trained["params"]))
-        ema = params if self._ema_decay else None
-        return TrainState(step, params, raveled("batch_stats"), opt_state, ema), frozen
+        state = jax.eval_shape(self._make_state, self._initial)
+        return jax.tree.map(shape, (state, self._select_tail(self._host_frozen)))
 
     def run_step(
         self, state: TrainState, batch: Mapping[str, jax.Array], rate_scale: float = 1.0

@@ -6,12 +6,11 @@ or lowers its rate from the history. A checkpoint therefore needs no state of it
 generators, and a run that was stopped and resumed ends with the same bits as one that was not.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +47,8 @@ from densenet_flax.training.train_state import (
 )
 from densenet_flax.training.train_step import TrainStep
 
-SavedState = Mapping[str, np.ndarray]  # of `state_to_save`, by name
+Batch: TypeAlias = Mapping[str, Any]  # arrays, or their shapes
+SavedState: TypeAlias = Mapping[str, np.ndarray]  # of `state_to_save`, by name
 
 
 @dataclasses.dataclass
@@ -138,12 +138,13 @@ class Trainer:
         stages = self.stages[progress.stage :]
         steps = [self._train_step(stage, variables) for stage in stages]
         cache = self._prefix_cache(stages)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._stop)
-            stack.callback(self.checkpoints.finish)  # no epoch counts before it is saved
-            stack.enter_context(self._compiler)
-            self._compile_ahead(steps)
+        with (
+            self._stop.handled(),
+            self.checkpoints.finished(),  # no epoch counts before it is saved
+            self._compiler.compiling(self._compile_jobs(steps)),
+        ):
             for index, step in enumerate(steps):
+                # A run may have been stopped right after the last step of a stage.
                 if not progress.is_over(step.stage, self.steps_per_epoch):
                     logging.info("%s", self._headline(step.stage, progress, variables))
                     inputs = cache.stage_inputs(index, variables)
@@ -195,16 +196,17 @@ class Trainer:
             workers=self.workers,
         )
 
-    def _compile_ahead(self, steps: Sequence[TrainStep]) -> None:
-        if multiple_processes():  # their compilations must come in the same order
-            return
+    def _compile_jobs(self, steps: Sequence[TrainStep]) -> list[tuple[TrainStep, Batch]]:
+        """The steps to compile in the background, with the shapes of their batches."""
+        if multiple_processes():  # they must compile in the same order, so each when it is needed
+            return []
         shape, mixes = self.dataset.images.shape, self.views.mixes
         cuts = [step.stage.frontier.cut for step in steps]
         specs = [
             training_batch_specs(self.segmented, cut, shape, self.batch_size, mixes=mixes)
             for cut in cuts
         ]
-        self._compiler.start(list(zip(steps, specs, strict=True)))
+        return list(zip(steps, specs, strict=True))
 
     def _headline(self, stage: Stage, progress: TrainProgress, variables: Variables) -> str:
         return (
@@ -349,12 +351,13 @@ class Trainer:
         """Saves a checkpoint of now and keeps the best of the run and of the stage."""
         variables = step.variables(state)
         bests = (best_step(progress.history), best_step(progress.stage_history(step.stage)))
-        self.checkpoints.save_soon(
+        self.checkpoints.save(
             progress.step,
             variables,
             state_to_save(state),
             {"position": dataclasses.asdict(progress), "network": dict(self.network)},
             keep=[best for best in bests if best is not None],
+            background=True,
         )
         return variables
 

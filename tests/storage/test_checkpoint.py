@@ -87,7 +87,9 @@ def test_a_waiting_checkpoint_makes_room_for_the_next(slow):
     for step in (1, 2, 3, 4):
         values[:] = step  # changed as soon as the call returns
         train = [NamedVector(values, [("mu", (3,))])]
-        checkpoints.save_soon(step, _MODEL, train, {"at": step, "network": {}}, keep=[1])
+        checkpoints.save(
+            step, _MODEL, train, {"at": step, "network": {}}, keep=[1], background=True
+        )
     assert written == []
     may_write.set()
     assert checkpoints.steps == [1, 4] and written == [1, 4]
@@ -99,25 +101,25 @@ def test_a_waiting_checkpoint_makes_room_for_the_next(slow):
 
 def test_a_checkpoint_to_keep_is_waited_for(slow):
     checkpoints, may_write, written = slow
-    checkpoints.save_soon(1, _MODEL, _TRAIN, {}, keep=[1])
-    checkpoints.save_soon(2, _MODEL, _TRAIN, {}, keep=[2])
+    checkpoints.save(1, _MODEL, _TRAIN, {}, keep=[1], background=True)
+    checkpoints.save(2, _MODEL, _TRAIN, {}, keep=[2], background=True)
     threading.Timer(0.2, may_write.set).start()
-    checkpoints.save_soon(3, _MODEL, _TRAIN, {}, keep=[2])
+    checkpoints.save(3, _MODEL, _TRAIN, {}, keep=[2], background=True)
     assert written[:2] == [1, 2]
     assert checkpoints.steps == [2, 3]
 
 
 def test_a_failure_is_raised_by_the_next_call_and_only_there(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_soon(1, _MODEL, _TRAIN, {})
+    checkpoints.save(1, _MODEL, _TRAIN, {}, background=True)
     checkpoints.finish()
     with monkeypatch.context() as patch:
         full = shutil.disk_usage(tmp_path)._replace(free=1)
         patch.setattr(shutil, "disk_usage", lambda path: full)
-        checkpoints.save_soon(2, _MODEL, _TRAIN, {})
+        checkpoints.save(2, _MODEL, _TRAIN, {}, background=True)
         while checkpoints._writer.is_writing:
             time.sleep(0.01)
         with pytest.raises(InputError, match="checkpoint 2 could not be written"):
-            checkpoints.save_soon(3, _MODEL, _TRAIN, {})
-    checkpoints.save_soon(4, _MODEL, _TRAIN, {})
+            checkpoints.save(3, _MODEL, _TRAIN, {}, background=True)
+    checkpoints.save(4, _MODEL, _TRAIN, {}, background=True)
     assert checkpoints.steps == [4]
