@@ -150,7 +150,7 @@ class Checkpoints:
 
     def _write(self, snapshot: _Snapshot) -> None:
         step = snapshot.step
-        self._keep.steps = snapshot.keep
+        self._keep.steps = snapshot.keep  # Orbax deletes the others when this one is complete
         # Checked first, because Orbax's threads report a full disk in hundreds of lines.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((snapshot.model, snapshot.train)))
         free = shutil.disk_usage(self.directory).free

@@ -3,9 +3,9 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import jax
 import ml_dtypes
@@ -27,6 +27,7 @@ MAX_KEPT_BYTES = 10**9
 MAX_KEPT_BYTES_IN_ALL = 4 * 10**9
 
 Shapes: TypeAlias = Mapping[str, jax.ShapeDtypeStruct]  # of the features at each cut, [N, …]
+AddRows: TypeAlias = Callable[[str, np.ndarray], object]  # takes a cut and its next features
 
 
 def size_in_bytes(shapes: Shapes) -> int:
@@ -103,56 +104,36 @@ class Features:
         return self._gather(self._device[cut], rows)
 
 
-class MemoryWriter:
-    """Collects features batch by batch in arrays.
+def array_filler(arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> AddRows:
+    """Returns a function that fills arrays with rows, in order."""
+    filled = dict.fromkeys(arrays, 0)
 
-    Attributes:
-      arrays: the features at each cut, complete when all rows have been added.
-    """
+    def add(cut: str, rows: Shaped[np.ndarray, "B ..."]) -> None:
+        arrays[cut][filled[cut] : filled[cut] + len(rows)] = rows
+        filled[cut] += len(rows)
 
-    def __init__(self, shapes: Shapes):
-        """Allocates arrays of these shapes."""
-        self.arrays = {cut: np.empty(shape.shape, shape.dtype) for cut, shape in shapes.items()}
-        self._filled = dict.fromkeys(shapes, 0)
-
-    def add(self, cut: str, rows: Shaped[np.ndarray, "B ..."]) -> None:
-        """Adds the next rows at a cut."""
-        start = self._filled[cut]
-        self.arrays[cut][start : start + len(rows)] = rows
-        self._filled[cut] = start + len(rows)
-
-
-class FileWriter:
-    """Writes features batch by batch to files; see `write_files`."""
-
-    def __init__(self, shapes: Shapes, folder: Path, stack: contextlib.ExitStack):
-        """Opens a file in `folder` for each cut, to be closed by `stack`."""
-        self._files: dict[str, IO[bytes]] = {}
-        for cut, shape in shapes.items():
-            # As a stream and not through a mapping: a full disk is then an error, not a crash.
-            file = stack.enter_context((folder / f"{cut}.npy").open("wb"))
-            self._files[cut] = file
-            header = {
-                "descr": np.lib.format.dtype_to_descr(_stored_dtype(shape.dtype)),
-                "fortran_order": False,
-                "shape": shape.shape,
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-
-    def add(self, cut: str, rows: Shaped[np.ndarray, "B ..."]) -> None:
-        """Adds the next rows at a cut."""
-        self._files[cut].write(np.ascontiguousarray(rows).tobytes())
+    return add
 
 
 @contextlib.contextmanager
-def write_files(folder: Path, shapes: Shapes) -> Iterator[FileWriter]:
-    """A writer into a new folder, which gets its name when everything in it is complete.
+def file_writer(folder: Path, shapes: Shapes) -> Iterator[AddRows]:
+    """A function that writes rows, in order, to a folder that is complete or absent.
 
     Raises:
       InputError: the folder cannot be written.
     """
     with writing(folder), atomic_dir(folder) as temporary, contextlib.ExitStack() as stack:
-        yield FileWriter(shapes, temporary, stack)
+        files = {}
+        for cut, shape in shapes.items():
+            # A stream and not a mapping, with which a full disk would end the process.
+            files[cut] = stack.enter_context((temporary / f"{cut}.npy").open("wb"))
+            header = {
+                "descr": np.lib.format.dtype_to_descr(_stored_dtype(shape.dtype)),
+                "fortran_order": False,
+                "shape": shape.shape,
+            }
+            np.lib.format.write_array_header_1_0(files[cut], header)
+        yield lambda cut, rows: files[cut].write(np.ascontiguousarray(rows).tobytes())
 
 
 def keep_files(folder: Path, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> None:
@@ -162,9 +143,9 @@ def keep_files(folder: Path, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) 
     """
     shapes = {cut: jax.ShapeDtypeStruct(a.shape, a.dtype) for cut, a in arrays.items()}
     try:
-        with write_files(folder, shapes) as writer:
+        with file_writer(folder, shapes) as add:
             for cut, array in arrays.items():
-                writer.add(cut, array)
+                add(cut, array)
     except InputError as error:
         logging.warning("features are not kept for later runs: %s", error)
         return

@@ -160,6 +160,7 @@ class StageInputs:
             local_ids = [process_slice(part, mesh) for part, _ in parts]
             images = prefetch_images(self.dataset.images, local_ids, workers=self.workers)
         for (part, weight), view_part in zip(parts, view_parts, strict=True):
+            # Positions in the batch and not ids, because features have rows by id and view.
             read = functools.partial(self._read_local, part, view_part, images)
             batch = put_batch(np.arange(len(part)), weight, read, mesh)
             yield part, weight, self._compute_inputs(batch)
@@ -216,20 +217,21 @@ def training_batch_specs(
       batch_size: images in a batch.
       mixes: whether images are mixed, and so have soft labels.
     """
-    mesh = segmented.mesh
-    rows = batch_size + -batch_size % mesh.size
+    rows = batch_size + -batch_size % segmented.mesh.size
+
+    def spec(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=over_batch(segmented.mesh))
+
     # Pixels of mixed images are no longer whole numbers.
-    images = jax.ShapeDtypeStruct((rows, *image_shape[1:]), np.float32 if mixes else np.uint8)
-    specs: dict[str, tuple[tuple[int, ...], Any]] = {
-        "label": ((rows,), np.int32),
-        "weight": ((rows,), np.float32),
+    inputs = spec((rows, *image_shape[1:]), np.float32 if mixes else np.uint8)
+    if cut != "stem":
+        features = segmented.input_spec(cut, inputs.shape)
+        inputs = spec(features.shape, features.dtype)
+    specs = {
+        "inputs": inputs,
+        "label": spec((rows,), np.int32),
+        "weight": spec((rows,), np.float32),
     }
-    inputs = images if cut == "stem" else segmented.input_spec(cut, images.shape)
-    specs["inputs"] = (inputs.shape, inputs.dtype)
     if mixes:
-        specs["target"] = ((rows, segmented.model.num_classes), np.float32)
-    sharding = over_batch(mesh)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, (shape, dtype) in specs.items()
-    }
+        specs["target"] = spec((rows, segmented.model.num_classes), np.float32)
+    return specs

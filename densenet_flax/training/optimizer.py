@@ -165,6 +165,8 @@ def make_optimizer(
       in clipping or decay, and their updates are zero even where there are gradients. Its `update`
       takes `rate_scale`, a factor on the updates.
     """
+    # In Keras's order: the gradient is clipped, Adam makes an update of it, and weight decay is
+    # added to that, so that it is decoupled from the gradient.
     chain = []
     if settings.clip_norm:
         chain.append(optax.clip_by_global_norm(settings.clip_norm))
@@ -181,6 +183,7 @@ def make_optimizer(
     if settings.accumulate > 1:
         steps = optax.MultiSteps(optimizer, settings.accumulate)
         optimizer = optax.GradientTransformation(steps.init, steps.update)
+    # `optax.masked` would return the gradients of frozen leaves as their updates.
     frozen = jax.tree.map(lambda trains: not trains, mask)
     groups = param_groups(settings, mask, stages_trained)
     return optax.selective_transform(_on_vectors(optimizer, groups), freeze_mask=frozen)

@@ -26,17 +26,17 @@ from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.models.units import select_units
 from densenet_flax.storage.feature_store import (
+    AddRows,
     Features,
-    FileWriter,
-    MemoryWriter,
     Shapes,
+    array_filler,
     check_mode,
     choose_storage,
+    file_writer,
     is_kept,
     keep_files,
     open_files,
     size_in_bytes,
-    write_files,
 )
 from densenet_flax.training.input_pipeline import CachedFeatures, StageInputs, Views
 
@@ -102,6 +102,8 @@ class PrefixCache:
           variables: of the whole network at the start of the stage.
         """
         cut = self.frontiers[index].cut
+        # Stages that can share a pass see the prefix as it is before the first of them, so features
+        # of their cuts, computed together now, stay valid until the last.
         if not self._can_share[index]:
             cached = self._features(variables, [cut])
         else:
@@ -143,6 +145,7 @@ class PrefixCache:
         root = self.directory if storage == "disk" else self.kept if is_kept(size) else None
         folder = root / self._key(variables, cuts) if root else None
         arrays = open_files(folder, shapes) if folder else None
+        # The pass is a collective computation: all processes run it or none.
         is_reused = all_processes(arrays is not None)
         self._log(cuts, size, storage, is_reused)
         if not is_reused:
@@ -205,18 +208,16 @@ class PrefixCache:
         """Runs the frozen part over all images and keeps the features."""
         prefix = self._prefix(variables, cuts[-1])
         if storage == "disk" and folder:
-            with write_files(folder, shapes) as files:
-                self._run_prefix(prefix, cuts, files)
+            with file_writer(folder, shapes) as add:
+                self._run_prefix(prefix, cuts, add)
             return open_files(folder, shapes)
-        memory = MemoryWriter(shapes)
-        self._run_prefix(prefix, cuts, memory)
+        arrays = {cut: np.empty(shape.shape, shape.dtype) for cut, shape in shapes.items()}
+        self._run_prefix(prefix, cuts, array_filler(arrays))
         if folder:
-            keep_files(folder, memory.arrays)
-        return memory.arrays
+            keep_files(folder, arrays)
+        return arrays
 
-    def _run_prefix(
-        self, variables: Variables, cuts: Sequence[str], writer: MemoryWriter | FileWriter
-    ) -> None:
+    def _run_prefix(self, variables: Variables, cuts: Sequence[str], add: AddRows) -> None:
         inputs = self._uncached(variables, "stem")
         total = sum(len(ids) for ids, _ in self._passes())
         with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
@@ -225,7 +226,7 @@ class PrefixCache:
                     x, start, count = batch["inputs"], "stem", int(weight.sum())
                     for cut in cuts:
                         x, start = self.segmented.run(variables, x, start=start, stop=cut), cut
-                        writer.add(cut, to_host(x)[:count])
+                        add(cut, to_host(x)[:count])
                     bar.update(count)
 
     def _shapes(self, cuts: Sequence[str]) -> Shapes:
@@ -236,6 +237,7 @@ class PrefixCache:
     def _key(self, variables: Variables, cuts: Sequence[str]) -> str:
         """A folder name that differs wherever the features could differ."""
         model = self.segmented.model
+        # The head, dropout and rematerialization do not change features; everything else may.
         facts = {
             "images": self.dataset.fingerprint,
             "network": repr(model.clone(num_classes=0, hidden=(), dropout=0.0, remat="none")),

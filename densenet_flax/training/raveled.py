@@ -66,12 +66,14 @@ class Raveled:
         chosen = tuple(group for node, group in pairs if not _is_masked(node))
         entries, treedef = jax.tree_util.tree_flatten_with_path(tree)
         paths, leaves = [path for path, _ in entries], [leaf for _, leaf in entries]
+        # The vectors have an order of their own, for the sake of XLA; see `_sort_key`.
         order = tuple(sorted(range(len(leaves)), key=lambda i: _sort_key(paths[i])))
         layout = _Layout(treedef, tuple(leaf.shape for leaf in leaves), chosen, order)
 
         parts: dict[Hashable, list[Any]] = {}
         for i in order:
             parts.setdefault(chosen[i], []).append(leaves[i].reshape(-1))
+        # Under `jit` concatenation is part of the step; on the host it must not compile a program.
         on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
         concatenate: Callable[[list[Any]], Any] = np.concatenate if on_host else jnp.concatenate
         return cls({group: concatenate(part) for group, part in parts.items()}, layout)

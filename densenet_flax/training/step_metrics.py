@@ -62,6 +62,7 @@ class StepMetrics:
             values = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite(values["loss"]):
                 raise self._not_finite(values["loss"], ids)
+            # The rate of this step, which the progress has not counted yet.
             rate = current_rate(self.step, self.progress, self.progress.stage_step)
             self.progress.add_step(values)
             if self.progress.step % self.log_every == 0:

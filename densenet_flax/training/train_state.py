@@ -57,7 +57,9 @@ def state_to_save(state: TrainState) -> list[NamedVector]:
         contents = node.contents()
         for group, vector in node.vectors.items():
             values, names = np.asarray(vector), [(prefix + name, s) for name, s in contents[group]]
-            if not values.ndim:  # the same number for each array of the group
+            if not values.ndim:
+                # A count that all arrays of the group share, saved for each of them, because
+                # another stage may group them in another way.
                 values, names = np.full(len(names), values), [(name, ()) for name, _ in names]
             vectors.append(NamedVector(values, names))
     return vectors
@@ -101,6 +103,7 @@ def restore_moments(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Me
       saved: arrays by name, from the end of the stage before.
       mesh: the devices.
     """
+    # By name and not by vector: the stage before had other groups, and optax another chain.
     arrays = saved_arrays(state)
     for name, array in saved.items():
         is_moment = any(field in name for field in (".mu[", ".nu[", ".steps[", ".trace["))

@@ -136,6 +136,8 @@ class Trainer:
         """
         saved: SavedState = restored.train if restored else {}
         stages = self.stages[progress.stage :]
+        # All of them now, so that they can compile while the first stage computes its features.
+        # The values of the variables are set when a stage begins.
         steps = [self._train_step(stage, variables) for stage in stages]
         cache = self._prefix_cache(stages)
         with (
@@ -144,7 +146,7 @@ class Trainer:
             self._compiler.compiling(self._compile_jobs(steps)),
         ):
             for index, step in enumerate(steps):
-                # A run may have been stopped right after the last step of a stage.
+                # It is over if the run was stopped between its last step and the next stage.
                 if not progress.is_over(step.stage, self.steps_per_epoch):
                     logging.info("%s", self._headline(step.stage, progress, variables))
                     inputs = cache.stage_inputs(index, variables)
@@ -221,6 +223,7 @@ class Trainer:
     ) -> TrainState:
         """The state at the start of a stage, or in it where a checkpoint left it."""
         state = step.init(progress.step)
+        # Within a stage `saved` comes from its own checkpoint, else from the end of the one before.
         if progress.stage_step:
             return restore_state(state, saved, self.mesh)
         if step.stage.keep_moments:
@@ -254,6 +257,8 @@ class Trainer:
                 timing["images_per_second"] = images / timing["seconds"]
                 summary = self._summarize_epoch(step, state, inputs, progress)
                 self._log_epoch(stage, summary, timing)
+                # In the history before it is saved, and in the log after. If the process is killed
+                # before the checkpoint is written, `Workdir.rewind` removes what the log has more.
                 progress.end_epoch(summary)
                 variables = self._save(step, state, progress)
                 self.write_metrics({"kind": "epoch", **summary})
@@ -287,6 +292,7 @@ class Trainer:
         """Makes the steps that are left of the current epoch; also returns how long they took."""
         started, timing = time.perf_counter(), {"compile_seconds": 0.0}
         stage = step.stage
+        # The whole epoch is drawn again, then the steps that are done are left out.
         ids, views = self._sampler.epoch(len(progress.history))
         done = progress.stage_step % self.steps_per_epoch
         end = min(self.steps_per_epoch, done + stage.steps - progress.stage_step)
@@ -295,7 +301,7 @@ class Trainer:
         for batch_ids, weight, batch in inputs.batches(ids[left], self.batch_size, views[left]):
             timing["compile_seconds"] += step.compile(batch)
             state, values = step.run_step(state, batch, scale)
-            if not self._first_step_at:
+            if not self._first_step_at:  # JAX returns before the step is done
                 jax.block_until_ready(values)
                 timing["first_step_at"] = self._first_step_at = time.time()
                 self._compiler.release()

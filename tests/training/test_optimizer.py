@@ -66,14 +66,14 @@ def test_updates_are_keras_updates(settings, make, scale):
         )
     for gradient in gradients:
         theirs.apply(jax.tree.leaves(gradient), flat)
-    for got, wanted, begin in zip(
+    for leaf, expected, begin in zip(
         jax.tree.leaves(ours), flat, jax.tree.leaves(tree(1)), strict=True
     ):
-        moved = np.asarray(wanted) - np.asarray(begin)
-        np.testing.assert_allclose(got - begin, moved, rtol=2e-4, atol=3e-7)
+        moved = np.asarray(expected) - np.asarray(begin)
+        np.testing.assert_allclose(leaf - begin, moved, rtol=2e-4, atol=3e-7)
 
 
-def test_optax_adam_would_not_do():
+def test_optax_adam_has_another_epsilon():
     gradient = jax.tree.map(lambda x: x * 1e-6, tree(2))
     ours, _ = (o := scale_by_keras_adam()).update(gradient, o.init(tree()))
     theirs, _ = (o := optax.scale_by_adam(eps=1e-7)).update(gradient, o.init(tree()))
@@ -85,10 +85,10 @@ def test_frozen_leaves_get_nothing_even_if_gradients_are_handed_in():
     settings = OptimizerSettings(1e-2, name="adamw", weight_decay=0.5, clip_norm=0.1)
     start = tree(1)
     moved = run(settings, [tree(2), tree(3)], start, only_head())
-    for got, was in zip(
+    for leaf, was in zip(
         jax.tree.leaves(moved["conv5_block1"]), jax.tree.leaves(start["conv5_block1"]), strict=True
     ):
-        np.testing.assert_array_equal(got, was)
+        np.testing.assert_array_equal(leaf, was)
     assert not np.array_equal(
         moved["head"]["predictions"]["kernel"], start["head"]["predictions"]["kernel"]
     )
@@ -144,11 +144,11 @@ def test_accumulated_gradients_make_one_update_of_their_mean():
     mean = jax.tree.map(lambda *g: sum(g) / 3, *gradients)
     once = run(OptimizerSettings(1e-2), [mean])
     thrice = run(OptimizerSettings(1e-2, accumulate=3), gradients)
-    for got, wanted in zip(jax.tree.leaves(thrice), jax.tree.leaves(once), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    for leaf, expected in zip(jax.tree.leaves(thrice), jax.tree.leaves(once), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6)
     nothing_yet = run(OptimizerSettings(1e-2, accumulate=3), gradients[:2])
-    for got, wanted in zip(jax.tree.leaves(nothing_yet), jax.tree.leaves(tree(1)), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for leaf, expected in zip(jax.tree.leaves(nothing_yet), jax.tree.leaves(tree(1)), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
 
 
 def test_the_schedule_rises_and_falls():
@@ -160,7 +160,7 @@ def test_the_schedule_rises_and_falls():
     assert [float(constant(i)) for i in (0, 9)] == pytest.approx([0.3, 0.3])
 
 
-def test_a_plateau_is_kerass_plateau():
+def test_a_plateau_is_that_of_keras():
     keras = pytest.importorskip("keras")
     losses = [1.0, 0.9, 0.9, 0.95, 0.8, 0.8, 0.80001, 0.9, 0.7, 0.9, 0.9, 0.9, 0.9]
 
@@ -193,7 +193,7 @@ def test_durations(duration, steps):
 
 
 @pytest.mark.parametrize("duration", ["10", "ten epochs", "-1 steps", "5 minutes", ""])
-def test_what_is_no_duration(duration):
+def test_other_texts_are_not_durations(duration):
     with pytest.raises(ValueError, match="no duration"):
         opt.duration_to_steps(duration, examples=100, batch_size=32)
     with pytest.raises(ValueError, match="no duration"):
@@ -218,6 +218,6 @@ def test_epochs_are_whole_epochs(epochs, examples, batch_size):
         ({"plateau_factor": 1.0}, "plateau_factor"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(settings, key):
+def test_the_key_of_a_wrong_setting_is_named(settings, key):
     with pytest.raises(ValueError, match=key):
         OptimizerSettings(**settings)

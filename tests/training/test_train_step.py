@@ -22,7 +22,7 @@ def stage(at, settings=HARSH, **kwargs):
     return Stage("s", fr.resolve(at, TINY, **kwargs), steps=10, optimizer=settings)
 
 
-def program(tiny, variables, at="conv5", settings=HARSH, bn_mode="keras", **kwargs):
+def make_step(tiny, variables, at="conv5", settings=HARSH, bn_mode="keras", **kwargs):
     return TrainStep(
         tiny, stage(at, settings, bn_mode=bn_mode), variables, make_mesh(), seed=0, **kwargs
     )
@@ -43,10 +43,10 @@ def batch_for(tiny, variables, cut, n=6, pad=0):
     )
 
 
-def steps(prog, batch, count=3):
-    state = prog.init(0)
+def run_steps(train_step, batch, count=3):
+    state = train_step.init(0)
     for _ in range(count):
-        state, metrics = prog.run_step(state, batch)
+        state, metrics = train_step.run_step(state, batch)
     return state, metrics
 
 
@@ -67,12 +67,12 @@ def steps(prog, batch, count=3):
         "all",
     ],
 )
-def test_what_is_frozen_stays_to_the_bit(tiny, tiny_variables, at):
+def test_frozen_variables_stay_to_the_bit(tiny, tiny_variables, at):
     """With weight decay, clipping, an average of the weights, and statistics on the move."""
-    prog = program(tiny, tiny_variables, at, ema_decay=0.5)
-    frontier = prog.stage.frontier
-    state, _ = steps(prog, batch_for(tiny, tiny_variables, frontier.cut))
-    after = prog.variables(state)
+    train_step = make_step(tiny, tiny_variables, at, ema_decay=0.5)
+    frontier = train_step.stage.frontier
+    state, _ = run_steps(train_step, batch_for(tiny, tiny_variables, frontier.cut))
+    after = train_step.variables(state)
     assert jax.tree.structure(after) == jax.tree.structure(tiny_variables)
     for name, trains in (
         ("params", frontier.mask(after["params"])),
@@ -88,8 +88,8 @@ def test_what_is_frozen_stays_to_the_bit(tiny, tiny_variables, at):
 
 
 def test_only_what_trains_has_optimizer_state(tiny, tiny_variables):
-    prog = program(tiny, tiny_variables, "conv5_block2_1_conv")
-    mask = prog.stage.frontier.mask(tiny_variables["params"])
+    train_step = make_step(tiny, tiny_variables, "conv5_block2_1_conv")
+    mask = train_step.stage.frontier.mask(tiny_variables["params"])
     trained = [
         leaf
         for leaf, trains in zip(
@@ -97,31 +97,33 @@ def test_only_what_trains_has_optimizer_state(tiny, tiny_variables):
         )
         if trains
     ]
-    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(prog.init(0).opt_state))
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(train_step.init(0).opt_state))
     # Two moments of each number that trains; counts of what decays, what does not, and the rates.
     assert state_bytes == 2 * sum(leaf.nbytes for leaf in trained) + 3 * 4
 
 
 @pytest.mark.parametrize("bn_mode", fr.BN_MODES)
 def test_padding_changes_nothing(tiny, tiny_variables, bn_mode):
-    prog = program(tiny, tiny_variables, "conv5", bn_mode=bn_mode, loss=Loss(dropout=False))
-    cut = prog.stage.frontier.cut
-    exact, exact_metrics = steps(prog, batch_for(tiny, tiny_variables, cut))
-    other = program(tiny, tiny_variables, "conv5", bn_mode=bn_mode, loss=Loss(dropout=False))
-    padded, padded_metrics = steps(other, batch_for(tiny, tiny_variables, cut, pad=3))
+    train_step = make_step(tiny, tiny_variables, "conv5", bn_mode=bn_mode, loss=Loss(dropout=False))
+    cut = train_step.stage.frontier.cut
+    exact, exact_metrics = run_steps(train_step, batch_for(tiny, tiny_variables, cut))
+    other = make_step(tiny, tiny_variables, "conv5", bn_mode=bn_mode, loss=Loss(dropout=False))
+    padded, padded_metrics = run_steps(other, batch_for(tiny, tiny_variables, cut, pad=3))
     for name in ("loss", "correct", "count"):
         np.testing.assert_allclose(padded_metrics[name], exact_metrics[name], rtol=1e-4)
-    for got, wanted in zip(
+    for leaf, expected in zip(
         jax.tree.leaves(padded.batch_stats), jax.tree.leaves(exact.batch_stats), strict=True
     ):
-        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_bn_modes(tiny, tiny_variables):
-    def ema_update(bn_mode):
-        prog = program(tiny, tiny_variables, "conv5", bn_mode=bn_mode)
-        state, _ = steps(prog, batch_for(tiny, tiny_variables, prog.stage.frontier.cut), 1)
-        after = prog.variables(state)["batch_stats"]
+def test_which_statistics_a_bn_mode_moves(tiny, tiny_variables):
+    def moved_units(bn_mode):
+        train_step = make_step(tiny, tiny_variables, "conv5", bn_mode=bn_mode)
+        state, _ = run_steps(
+            train_step, batch_for(tiny, tiny_variables, train_step.stage.frontier.cut), 1
+        )
+        after = train_step.variables(state)["batch_stats"]
         return {
             path[0].key
             for (path, was), now in zip(
@@ -132,10 +134,10 @@ def test_bn_modes(tiny, tiny_variables):
             if not np.array_equal(was, now)
         }
 
-    everything = set(tiny_variables["batch_stats"])
-    assert ema_update("frozen") == set()
-    assert ema_update("keras") == {"conv5_block1", "conv5_block2", "bn"}
-    assert ema_update("live") == everything
+    all_units = set(tiny_variables["batch_stats"])
+    assert moved_units("frozen") == set()
+    assert moved_units("keras") == {"conv5_block1", "conv5_block2", "bn"}
+    assert moved_units("live") == all_units
 
 
 def test_the_loss_and_its_options(tiny, tiny_variables):
@@ -143,8 +145,8 @@ def test_the_loss_and_its_options(tiny, tiny_variables):
     frozen = {"at": "conv5", "bn_mode": "frozen", "settings": OptimizerSettings(1e-9)}
 
     def loss(**options):
-        prog = program(tiny, tiny_variables, **frozen, loss=Loss(dropout=False, **options))
-        _, metrics = steps(prog, batch, 1)
+        train_step = make_step(tiny, tiny_variables, **frozen, loss=Loss(dropout=False, **options))
+        _, metrics = run_steps(train_step, batch, 1)
         return float(metrics["loss"] / metrics["count"])
 
     tail = {
@@ -163,18 +165,18 @@ def test_the_loss_and_its_options(tiny, tiny_variables):
     assert loss(class_weights=(0.5, 2.0)) == pytest.approx(weighted.sum() / 6, rel=1e-5)
 
 
-def test_the_average_of_the_weights(tiny, tiny_variables):
+def test_the_moving_average_of_the_weights(tiny, tiny_variables):
     batch = batch_for(tiny, tiny_variables, "head")
     settings = OptimizerSettings(1e-2, accumulate=2)
-    prog = program(tiny, tiny_variables, "head", settings, ema_decay=0.75)
-    state = prog.init(0)
+    train_step = make_step(tiny, tiny_variables, "head", settings, ema_decay=0.75)
+    state = train_step.init(0)
     average = np.asarray(unravel_to_host(state.params)["head"]["predictions"]["kernel"])
     for step in range(4):
-        state, _ = prog.run_step(state, batch)
+        state, _ = train_step.run_step(state, batch)
         if step % 2:  # an update is made of two steps
             now = np.asarray(unravel_to_host(state.params)["head"]["predictions"]["kernel"])
             average = 0.75 * average + 0.25 * now
-    kept = prog.variables(state)["params"]["head"]["predictions"]["kernel"]
+    kept = train_step.variables(state)["params"]["head"]["predictions"]["kernel"]
     np.testing.assert_allclose(kept, average, rtol=1e-5, atol=1e-7)
     assert not np.array_equal(kept, unravel_to_host(state.params)["head"]["predictions"]["kernel"])
 
@@ -183,27 +185,27 @@ def test_dropout_is_a_function_of_seed_and_step(tiny, tiny_variables):
     batch = batch_for(tiny, tiny_variables, "head")
     losses = []
     for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0)):
-        prog = TrainStep(tiny, stage("head"), tiny_variables, make_mesh(), seed=seed)
-        _, metrics = prog.run_step(prog.init(step), batch)
+        train_step = TrainStep(tiny, stage("head"), tiny_variables, make_mesh(), seed=seed)
+        _, metrics = train_step.run_step(train_step.init(step), batch)
         losses.append(float(metrics["loss"]))
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 
-def test_the_rate_can_be_scaled(tiny, tiny_variables):
+def test_rate_scale_scales_the_update(tiny, tiny_variables):
     batch = batch_for(tiny, tiny_variables, "head")
     settings = OptimizerSettings(1e-2)
     norms = []
     for scale in (1.0, 0.25, 0.0):
-        prog = program(tiny, tiny_variables, "head", settings)
-        _, metrics = prog.run_step(prog.init(0), batch, scale)
+        train_step = make_step(tiny, tiny_variables, "head", settings)
+        _, metrics = train_step.run_step(train_step.init(0), batch, scale)
         norms.append(float(metrics["update_norm"]))
     assert norms[1] == pytest.approx(norms[0] / 4, rel=1e-5) and norms[2] == 0
 
 
 def test_the_state_is_donated(tiny, tiny_variables):
-    prog = program(tiny, tiny_variables, "head")
-    state = prog.init(0)
-    prog.run_step(state, batch_for(tiny, tiny_variables, "head"))
+    train_step = make_step(tiny, tiny_variables, "head")
+    state = train_step.init(0)
+    train_step.run_step(state, batch_for(tiny, tiny_variables, "head"))
     assert all(vector.is_deleted() for vector in jax.tree.leaves((state.params, state.opt_state)))
 
 

@@ -83,23 +83,23 @@ def test_both_stages_follow_keras(both):
         for i, layer in enumerate(base.layers):
             layer.trainable = i >= stage.frontier.index
         theirs.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
-        program = TrainStep(model, stage, variables, mesh, seed=0, loss=Loss(dropout=False))
-        state = program.init(0)
+        train_step = TrainStep(model, stage, variables, mesh, seed=0, loss=Loss(dropout=False))
+        state = train_step.init(0)
         prefix = replicate(variables, mesh)
         begin = [np.array(w) for w in theirs.get_weights()]
         ours_losses, their_losses = [], []
         for step in range(STEPS):
             rows = slice(step * BATCH, (step + 1) * BATCH)
-            some = {"inputs": images[rows], "label": label[rows]}
+            part = {"inputs": images[rows], "label": label[rows]}
             ones = np.ones(BATCH, np.float32)
-            batch = put_batch(np.arange(BATCH), ones, lambda i, some=some: some, mesh)
+            batch = put_batch(np.arange(BATCH), ones, lambda i, part=part: part, mesh)
             batch["inputs"] = pipeline.run(prefix, batch["inputs"], stop=stage.frontier.cut)
-            state, metrics = program.run_step(state, batch)
+            state, metrics = train_step.run_step(state, batch)
             ours_losses.append(float(metrics["loss"]) / BATCH)
             theirs.reset_metrics()
             x = np.asarray(preprocess_input(images[rows]))
             their_losses.append(float(theirs.train_on_batch(x, label[rows])))
-        variables = program.variables(state)
+        variables = train_step.variables(state)
 
         ratio = np.abs(np.array(ours_losses) / their_losses - 1)
         print(f"\n{at}: losses apart by {ratio[0]:.1e} at first, {ratio.max():.1e} at most")
@@ -140,7 +140,7 @@ def compare(variables, theirs, frontier, begin):
     assert any(not np.array_equal(was, now) for was, now in pairs)
 
 
-def test_the_first_update_is_kerass(both):
+def test_the_first_update_is_that_of_keras(both):
     """One step from the frontier: the same change in every weight, which is the same Adam."""
     model, variables, theirs = both
     start = jax.tree.map(np.array, variables)
@@ -162,7 +162,7 @@ def test_the_first_update_is_kerass(both):
     label = np.arange(BATCH, dtype=np.int32) % 2
     mesh = make_mesh()
     stage = Stage("one", at, 1, OptimizerSettings(1e-3))
-    program = TrainStep(model, stage, start, mesh, seed=0, loss=Loss(dropout=False))
+    train_step = TrainStep(model, stage, start, mesh, seed=0, loss=Loss(dropout=False))
     batch = put_batch(
         np.arange(BATCH),
         np.ones(BATCH, np.float32),
@@ -171,9 +171,9 @@ def test_the_first_update_is_kerass(both):
     )
     pipeline = SegmentedModel(model, mesh, cuts=[at.cut])
     batch["inputs"] = pipeline.run(replicate(start, mesh), batch["inputs"], stop=at.cut)
-    state, _ = program.run_step(program.init(0), batch)
+    state, _ = train_step.run_step(train_step.init(0), batch)
     theirs_clone.train_on_batch(np.asarray(preprocess_input(images)), label)
-    ours = program.variables(state)
+    ours = train_step.variables(state)
     differences, moves = [], []
     for layer in at.layers[at.index :]:
         if not layer.path:
