@@ -1,4 +1,4 @@
-"""What the benchmarks and their peers share. Peers may lack JAX, so this needs NumPy alone."""
+"""Shared by the benchmarks and their peers. Only the standard library: a peer may lack JAX."""
 
 import argparse
 import importlib.metadata
@@ -21,13 +21,13 @@ class PeerError(Exception):
 
 
 def peer_parser(doc: str | None, peers: str) -> argparse.ArgumentParser:
-    """A parser that takes which peers to run, by default these, and with which interpreters."""
+    """Returns a parser with the options for the peers (by default these) and their interpreters."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument(
         "--python", action="append", default=[], metavar="[PEER=]PATH", help="interpreter of a peer"
     )
     parser.add_argument(
-        "--peers", default=peers, help="in their order; peer or peer:precision (%(default)s)"
+        "--peers", default=peers, help="to run, in this order; peer or peer:precision (%(default)s)"
     )
     return parser
 
@@ -40,20 +40,21 @@ def run_peer(
     env: Mapping[str, str] | None = None,
     progress: str = "",
 ) -> dict[str, Any]:
-    """Runs `benchmarks/peers/<module>.py` in a process of its own.
+    """Runs `benchmarks/peers/<module>.py` in a separate process.
 
     Args:
       module: its name.
-      options: handed over as JSON; the peer also finds `spawned`, the Unix time of its start.
-      python: the interpreter; by default the one that runs.
+      options: passed as JSON, with `spawned`, the Unix time of the start.
+      python: the interpreter; by default the current one.
       env: changes to the environment.
-      progress: of the line that tells on standard error that it is done.
+      progress: a label for the line on standard error that reports its end.
 
     Returns:
-      What the peer prints as its last line, and `process_seconds`, from start to exit.
+      The JSON object in the last line that the peer prints, and `process_seconds`, from start to
+      exit.
 
     Raises:
-      PeerError: it failed; with the end of what it printed.
+      PeerError: it failed; the message has the end of its output.
     """
     started = time.time()
     text = json.dumps({**options, "spawned": started})
@@ -73,21 +74,21 @@ def run_peer(
 
 
 def peer_options() -> dict[str, Any]:
-    """What `run_peer` hands over."""
+    """Returns the options that `run_peer` passed to this process."""
     return json.loads(sys.argv[1])
 
 
 def answer(result: Mapping[str, Any], libraries: Iterable[str]) -> None:
-    """Prints a peer's result, with the versions of its libraries and its peak of memory."""
+    """Prints a peer's result, with the versions of its libraries and its peak memory."""
     versions = {name: importlib.metadata.version(name) for name in libraries}
     print(json.dumps({"host_peak_gb": host_peak_gb(), **result, "versions": versions}), flush=True)
 
 
 def host_peak_gb() -> float:
-    """Peak resident memory of this process, 1e9 bytes.
+    """Returns the peak resident memory of this process in GB (1e9 bytes).
 
-    Linux counts the parent's peak into `ru_maxrss` of a child, so there the kernel's own high-water
-    mark of this program is read.
+    On Linux `ru_maxrss` of a child includes the peak of its parent before the exec, so the
+    kernel's high-water mark of this program is read instead.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -98,7 +99,7 @@ def host_peak_gb() -> float:
 
 
 def interpreters(pairs: Sequence[str]) -> dict[str, str]:
-    """`['torch=/venv/bin/python']` as a mapping; a pair without a name is for all peers."""
+    """Parses `['torch=/venv/bin/python']` into a mapping; '' is for all peers without a name."""
     paths = {}
     for pair in pairs:
         name, _, path = pair.rpartition("=")
@@ -107,19 +108,19 @@ def interpreters(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def median(values: Iterable[float]) -> float:
-    """The median, NaN of nothing."""
+    """Returns the median; NaN if there are no values."""
     values = list(values)
     return statistics.median(values) if values else float("nan")
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table."""
+    """Returns a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def describe_versions(runs: Iterable[Mapping[str, Any]]) -> str:
-    """One line: the versions that the runs were made with."""
+    """Returns one line with the versions of Python and libraries of these runs."""
     versions: dict[str, str] = {}
     for run in runs:
         versions |= run["versions"]

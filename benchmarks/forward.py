@@ -2,9 +2,9 @@
 
     python benchmarks/forward.py --python VENV/bin/python --python ours=.venv/bin/python
 
-uint8 images on the host to pooled features `[N, 1920]` on the host, from the same weights; the mean
-of the features stands beside, so that all are seen to compute the same. Each peer is a process of
-its own. See README.md here for the peers' environment.
+uint8 images on the host to pooled features `[N, 1920]` on the host, from the same weights. The mean
+of the features is printed to show that all compute the same. Each peer runs in a separate process.
+benchmarks/README.md describes the peers' environment.
 """
 
 import json
@@ -33,12 +33,12 @@ MODULES = {
 
 
 def main() -> None:
-    """All choices as a table."""
+    """Runs all peers in turn and prints a table."""
     parser = peer_parser(__doc__, "ours,ours:bfloat16,keras_tf,keras_jax,torch,torch:bfloat16")
     add = parser.add_argument
-    add("--batches", default="1,32", help="images in a call (%(default)s)")
+    add("--batches", default="1,32", help="images per call (%(default)s)")
     add("--pixels", type=int, default=224, help="(%(default)s)")
-    add("--seconds", type=float, default=5, help="to measure each batch size for (%(default)s)")
+    add("--seconds", type=float, default=5, help="time to measure each batch size (%(default)s)")
     add("--repeat", type=int, default=1, help="(%(default)s)")
     add("--keras-jit", choices=("auto", "true", "false"), default="auto", help="(%(default)s)")
     add("--torch-compile", action="store_true", help="torch.compile")
@@ -70,19 +70,19 @@ def main() -> None:
                 runs.setdefault(peer, []).append(run)
     rows = []
     for peer, peer_runs in runs.items():
-        of = lambda n, key, peer_runs=peer_runs: [run["batches"][str(n)][key] for run in peer_runs]  # noqa: E731
-        speeds = [f"{n / median(of(n, 'call_seconds')):.4g}" for n in batches]
-        first = max(median(of(n, "first_call_seconds")) for n in batches)
+        times = {n: [run["batches"][str(n)] for run in peer_runs] for n in batches}
+        speeds = [f"{n / median(t['call_seconds'] for t in times[n]):.4g}" for n in batches]
+        first = max(median(t["first_call_seconds"] for t in times[n]) for n in batches)
         peak = median(run.get("device_peak_gb", run["host_peak_gb"]) for run in peer_runs)
-        mean = of(batches[-1], "mean_feature")[0]
+        mean = times[batches[-1]][0]["mean_feature"]
         rows.append([peer, *speeds, f"{first:.1f}", f"{peak:.2f}", f"{mean:.6f}"])
     columns = ["peer", *(f"images/s, batch {n}" for n in batches)]
     print(markdown([*columns, "first call, s", "peak, GB", "mean feature"], rows))
-    every = [run for peer_runs in runs.values() for run in peer_runs]
-    print(f"\n{every[0]['device']}, {args.pixels} pixels; {describe_versions(every)}")
+    all_runs = [run for peer_runs in runs.values() for run in peer_runs]
+    print(f"\n{all_runs[0]['device']}, {args.pixels} pixels; {describe_versions(all_runs)}")
     if args.output:
-        named = [{"peer": peer, **run} for peer, peer_runs in runs.items() for run in peer_runs]
-        args.output.write_text(json.dumps(named, indent=1) + "\n")
+        records = [{"peer": peer, **run} for peer, peer_runs in runs.items() for run in peer_runs]
+        args.output.write_text(json.dumps(records, indent=1) + "\n")
 
 
 if __name__ == "__main__":

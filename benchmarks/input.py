@@ -1,11 +1,11 @@
-"""Images per second on their way to the network, and a stand-in for all of BreakHis.
+"""Images per second from disk to the network, on a synthetic stand-in for all of BreakHis.
 
     python benchmarks/input.py --where=/tmp/standin [--images=7909] [--distinct=200] [--workers=2]
 
-Draws as many 700×460 tiles as BreakHis has images, under its names and patients, prepares them both
-ways, and reads one shuffled epoch of batches over every path. Each measurement is a process of its
-own. "Private" is the most memory that the process and its children held at one time without what
-the kernel may drop again (mapped files, page cache).
+Draws as many 700×460 tiles as BreakHis has images, under its file names, prepares them for both
+kinds of storage, and reads one shuffled epoch of batches in each way. Each measurement is a
+separate process. "Private" is the peak memory of the process and its children, without what the
+kernel may drop (mapped files, page cache).
 """
 
 import argparse
@@ -67,7 +67,7 @@ def draw(where: Path, images: int, distinct: int) -> None:
 
 
 class Memory:
-    """The most private memory of this process and its children, looked at every 50 ms."""
+    """Peak private memory of this process and its children, sampled every 50 ms."""
 
     def __enter__(self):
         self.peak, self._done = 0, threading.Event()
@@ -106,7 +106,7 @@ def _private(process: int) -> int:
 
 
 def open_standin(where: Path, storage: str, pixels: int, stain: str):
-    """The stand-in, prepared if need be."""
+    """Opens the stand-in, and prepares it the first time."""
     from densenet_flax.data.data_config import DataConfig
     from densenet_flax.data.loading import open_dataset
 
@@ -120,7 +120,7 @@ def open_standin(where: Path, storage: str, pixels: int, stain: str):
 
 
 def forget_pages(where: Path) -> None:
-    """Takes the prepared files out of the kernel's cache."""
+    """Drops the prepared files from the kernel's page cache."""
     for path in (where / "cache").rglob("*"):
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
@@ -130,7 +130,7 @@ def forget_pages(where: Path) -> None:
 
 
 def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> dict:
-    """One measurement, in this process."""
+    """Runs one measurement, in this process."""
     from densenet_flax.data.batching import epoch_order, split_into_batches
     from densenet_flax.data.images.stream import prefetch_images
 
@@ -163,7 +163,7 @@ def measure(what: str, where: Path, pixels: int, workers: int, stain: str) -> di
 
 
 def augmentation(pixels: int) -> list[dict]:
-    """Images per second of views, compiled, on whatever JAX runs on."""
+    """Measures images per second of compiled augmentation on JAX's default device."""
     import jax
 
     from densenet_flax.data.augmentation.mixing import mix
@@ -178,7 +178,7 @@ def augmentation(pixels: int) -> list[dict]:
         "rotation, zoom, shear, shift": AugmentSettings(
             rotation_range=20, zoom_range=0.2, shear_range=10, width_shift_range=0.1
         ),
-        "all of these, cut-out": AugmentSettings(
+        "all of these, cutout": AugmentSettings(
             symmetries=True,
             rotation_range=20,
             zoom_range=0.2,
@@ -213,7 +213,7 @@ def augmentation(pixels: int) -> list[dict]:
 
 
 def main() -> None:
-    """Draws, then runs each measurement in a process of its own and prints a line for it."""
+    """Draws the tiles, then runs each measurement in a separate process, which prints a line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--where", type=Path, required=True)
     parser.add_argument("--images", type=int, default=7909)

@@ -1,9 +1,9 @@
-"""Do 95 % intervals of the ROC-AUC hold the truth 95 % of the time?
+"""Do 95 % intervals of the ROC-AUC contain the true value 95 % of the time?
 
 Test sets are drawn from a population whose AUC is known, first with patients that do not differ and
-then with patients that differ more and more. Each gets three bootstrap intervals: patients
-resampled (what the report shows), the same without its widening for few patients, and images
-resampled as if they were independent.
+then with patients that differ more and more. For each, three bootstrap intervals are
+computed: patients resampled (as in the report), the same without the widening for few patients,
+and images resampled as if they were independent.
 
     python benchmarks/interval_coverage.py
 
@@ -32,7 +32,7 @@ LEVEL = 0.95
 # Benign and malignant patients: an official BreakHis test fold, all of BreakHis, twice that.
 SIZES = ((9, 19), (24, 58), (48, 116))
 CORRELATIONS = (0.0, 0.1, 0.2, 0.4, 0.8)
-WAYS = ("patients", "patients, plain", "images")
+METHODS = ("patients", "patients, plain", "images")
 IMAGES_PER_PATIENT = 20  # on average; from a few to three times as many
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "interval_coverage.png"
 
@@ -40,7 +40,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "interval_coverage.p
 def draw_test_set(
     sizes: tuple[int, int], correlation: float, images: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Label, probability and patient number per image, of a test set of new patients."""
+    """Draws a test set of new patients: label, probability and patient number of each image."""
     patient_label = np.repeat([0, 1], sizes)
     counts = np.maximum(1, random.lognormal(np.log(images) - 0.125, 0.5, sum(sizes)).astype(int))
     patient = np.repeat(np.arange(sum(sizes)), counts)
@@ -55,7 +55,7 @@ def draw_test_set(
 def resampled_aucs(
     label: np.ndarray, probability: np.ndarray, unit: np.ndarray, resamples: int, seed: int
 ) -> np.ndarray:
-    """AUCs from resampling units, which are patients or single images."""
+    """Returns the AUCs of resamples of units, which are patients or single images."""
     unit_label = np.zeros(unit.max() + 1, np.int64)
     unit_label[unit] = label
     weights = draw_patients(unit_label, resamples, seed)
@@ -70,10 +70,10 @@ def coverage(
     seed: int,
     images: int = IMAGES_PER_PATIENT,
 ) -> dict[str, Any]:
-    """Share of the test sets whose interval holds the true AUC, for each way to make one."""
+    """Returns the fraction of test sets whose interval contains the true AUC, for each method."""
     random = np.random.default_rng([seed, *sizes, round(1000 * correlation)])
-    inside = dict.fromkeys(WAYS, 0)
-    width = dict.fromkeys(WAYS, 0.0)
+    inside = dict.fromkeys(METHODS, 0)
+    width = dict.fromkeys(METHODS, 0.0)
     plain = (1 - LEVEL) / 2
     widened = Bootstrap(resamples, 0, LEVEL).tail(Basis(min(sizes)))
     for number in range(test_sets):
@@ -100,7 +100,7 @@ def coverage(
 
 
 def draw_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """A panel per size: coverage over the correlation of images of one patient."""
+    """Draws a panel per size: coverage against the correlation of images of one patient."""
     sizes = list(dict.fromkeys((row["benign_patients"], row["malignant_patients"]) for row in rows))
     figure = Figure(figsize=(3.5 * len(sizes) + 0.5, 4.1), layout="constrained")
     panels = figure.subplots(1, len(sizes), sharey=True, squeeze=False)[0]
@@ -124,13 +124,13 @@ def draw_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set_ylim(0, 102)
         axes.grid(color="#e6e6e6", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"% of {LEVEL:.0%} intervals that hold the true AUC")
+    panels[0].set_ylabel(f"% of {LEVEL:.0%} intervals that contain the true AUC")
     panels[0].legend(frameon=False, loc="lower left")
     return figure
 
 
 def main() -> None:
-    """Runs all, prints a table and writes the figure."""
+    """Runs all combinations, prints a table and writes the figure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--test-sets", type=int, default=500, help="per point (%(default)s)")
     parser.add_argument("--resamples", type=int, default=1000, help="(%(default)s)")
@@ -140,13 +140,16 @@ def main() -> None:
     args = parser.parse_args()
     started = time.perf_counter()
     rows = []
-    print("coverage and mean width\nbenign malignant correlation", *(f"{way:>17}" for way in WAYS))
+    print(
+        "coverage and mean width\nbenign malignant correlation",
+        *(f"{method:>17}" for method in METHODS),
+    )
     for sizes in SIZES:
         for correlation in CORRELATIONS:
             row = coverage(sizes, correlation, args.test_sets, args.resamples, args.seed)
             rows.append(row)
             cells = " ".join(
-                f"{row['coverage'][name]:11.3f} {row['mean_width'][name]:.3f}" for name in WAYS
+                f"{row['coverage'][name]:11.3f} {row['mean_width'][name]:.3f}" for name in METHODS
             )
             print(f"{sizes[0]:6} {sizes[1]:9} {correlation:11} {cells}", flush=True)
     print(f"{time.perf_counter() - started:.0f} s")

@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--pixels=224] [--batch=32] [--unfreeze_from=300]
 
-Each choice runs in a process of its own, so that peaks do not mix; compilation is left out of the
-seconds but not of the process's peak. On a GPU or TPU the device's own peak is printed instead.
+Each combination runs in a separate process, so that its peak is its own. Compilation is excluded
+from the seconds, but not from the peak of the process. On a GPU or TPU the peak of the device is
+printed instead.
 """
 
 import argparse
@@ -25,14 +26,14 @@ CHOICES = [
 def measure(
     remat: str, dtype: str, pixels: int, batch_size: int, unfreeze_from: str, steps: int
 ) -> dict:
-    """One choice, in this process."""
+    """Measures one combination, in this process."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from densenet_flax.common.sharding import make_mesh, put_batch
-    from densenet_flax.models import frontier
     from densenet_flax.models.densenet import DenseNet201
+    from densenet_flax.models.frontier import resolve
     from densenet_flax.models.init import init_variables
     from densenet_flax.training.stage import Stage
     from densenet_flax.training.train_step import TrainStep
@@ -40,27 +41,31 @@ def measure(
     model = DenseNet201(
         num_classes=2, hidden=(256,), dropout=0.5, remat=remat, dtype=jnp.dtype(dtype)
     )
-    at = frontier.resolve(unfreeze_from, model.blocks)
+    frontier = resolve(unfreeze_from, model.blocks)
     mesh = make_mesh()
-    program = TrainStep(model, Stage("s", at, 100), init_variables(model, 0), mesh, seed=0)
+    step = TrainStep(model, Stage("s", frontier, 100), init_variables(model, 0), mesh, seed=0)
     rng = np.random.default_rng(0)
     image = jax.ShapeDtypeStruct((batch_size, pixels, pixels, 3), jnp.float32)
-    if at.cut == "stem":
+    if frontier.cut == "stem":
         x = rng.integers(0, 256, image.shape, dtype=np.uint8)
     else:
         shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-        cut = jax.eval_shape(lambda v, i: model.apply(v, i, stop=at.cut), shapes, image)
+        cut = jax.eval_shape(lambda v, i: model.apply(v, i, stop=frontier.cut), shapes, image)
         x = rng.normal(size=cut.shape).astype(np.float32)
     label = np.arange(batch_size, dtype=np.int32) % 2
     ones = np.ones(batch_size, np.float32)
     batch = put_batch(
         np.arange(batch_size), ones, lambda ids: {"inputs": x[ids], "label": label[ids]}, mesh
     )
-    state, frozen = program.init(0), program.frozen  # placed here, not while tracing
+    state, frozen = step.init(0), step.frozen  # put on the devices here, not while tracing
 
     def backward(params):
-        variables = program.merge_tail(params, state.batch_stats.unravel(), frozen)
-        options = {"start": at.cut, "train_norms": at.train_norms, "mutable": ["mean_var"]}
+        variables = step.merge_tail(params, state.batch_stats.unravel(), frozen)
+        options = {
+            "start": frontier.cut,
+            "train_norms": frontier.train_norms,
+            "mutable": ["mean_var"],
+        }
 
         def forward(p):
             return model.apply({**variables, "params": p}, batch["inputs"], **options)[0]
@@ -68,12 +73,12 @@ def measure(
         return jax.vjp(forward, variables["params"])[1]
 
     kept = jax.tree.leaves(jax.eval_shape(lambda p: backward(p.unravel()), state.params))
-    compile_seconds = program.compile(batch)
-    analysis = program._compiled.memory_analysis()
+    compile_seconds = step.compile(batch)
+    analysis = step._compiled.memory_analysis()
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
-        state, metrics = program.run_step(state, batch)
+        state, metrics = step.run_step(state, batch)
         jax.block_until_ready(state)
         seconds.append(time.perf_counter() - started)
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -91,7 +96,7 @@ def measure(
 
 
 def main() -> None:
-    """All choices, one process each, as a table."""
+    """Measures all combinations, one process each, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
@@ -117,10 +122,11 @@ def main() -> None:
         "precision",
         "step, s",
         "compilation, s",
+        "kept for the backward pass, GB",
         "XLA's temporaries, GB",
         "peak, GB",
     ]
-    print("| " + " | ".join([*columns, "loss"]) + " |\n" + "|---" * 7 + "|")
+    print("| " + " | ".join([*columns, "loss"]) + " |\n" + "|---" * 8 + "|")
     for remat, dtype in CHOICES:
         command = [sys.executable, __file__, *sys.argv[1:], "--only", remat, dtype]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -2,11 +2,11 @@
 
     python benchmarks/recipe.py --python VENV/bin/python --python ours=.venv/bin/python
 
-Ten epochs of the head, ten from Keras's layer 300, validation after each, from the same weights;
-each run is a process of its own and they take turns. `recipe` is what a user waits for: from the
-start of the process to the end of the last epoch, compilation included. Of ours, nothing is
-compiled or prepared before, except in rows of the `second run`. Losses stand beside the times, so
-that nobody is fast by doing less. See README.md here for the peers' environment.
+Ten epochs of the head, ten from Keras's layer 300, validation after each, from the same weights.
+Each run is a separate process, and the peers take turns. `recipe` is the time that a user waits:
+from the start of the process to the end of the last epoch, including compilation. Ours starts with
+empty caches, except in the rows `ours, second run`. The losses are printed too, to show that all
+do the same work. benchmarks/README.md describes the peers' environment.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SECOND = "ours, second run"
 
 
 def prepare(folder: Path, args: argparse.Namespace, python: str) -> None:
-    """Images and weights, unless they are there."""
+    """Writes the images and weights, unless they exist."""
     sizes = {"train": args.train, "validation": args.validation, "pixels": args.pixels}
     if not folder.exists():
         run_peer("drawn_images", {"folder": str(folder), **sizes}, python=python)
@@ -51,11 +51,12 @@ def prepare(folder: Path, args: argparse.Namespace, python: str) -> None:
 
 
 def summarize(run: dict[str, Any], epochs: tuple[int, int]) -> dict[str, float]:
-    """Seconds of the phases of a run, prolonged to these epochs by steady ones.
+    """Returns the seconds of each phase of a run, extrapolated to these numbers of epochs.
 
     Args:
-      run: what a peer answered.
-      epochs: of the two stages.
+      run: the result of a peer.
+      epochs: of the two stages; missing ones are taken to be as long as the median of those after
+        the first.
     """
     ends = {s: [e["end"] for e in run["epochs"] if e["stage"] == s] for s in STAGES}
     begins = {"head": run["started"], "finetune": ends["head"][-1]}
@@ -76,7 +77,7 @@ def summarize(run: dict[str, Any], epochs: tuple[int, int]) -> dict[str, float]:
 
 
 def times_table(runs: list[dict[str, Any]], epochs: tuple[int, int]) -> str:
-    """A row for each peer: medians over its runs, and the ratio to the first one."""
+    """Returns a table: for each peer the medians over its runs, and the ratio to the first."""
     columns = {
         "first step done, s": "first_step",
         f"{epochs[0]} epochs of the head, s": "head",
@@ -102,40 +103,40 @@ def times_table(runs: list[dict[str, Any]], epochs: tuple[int, int]) -> str:
             f"{min(s['recipe'] for s in summaries):.0f}–{max(s['recipe'] for s in summaries):.0f}"
         )
         rows.append([peer + mark, len(peer_runs), *cells, span, f"{values['recipe'] / base:.2f}"])
-    table = markdown(["peer", "runs", *columns, "recipe, least–most", "ratio"], rows)
+    table = markdown(["peer", "runs", *columns, "recipe, min–max", "ratio"], rows)
     if any(tuple(run["ran"]) != epochs for run in runs):
         short = next(run["ran"] for run in runs if tuple(run["ran"]) != epochs)
         table += (
-            f"\n\n† timed over {short[0]} + {short[1]} epochs and prolonged by their steady epochs "
+            f"\n\n† timed over {short[0]} + {short[1]} epochs and extrapolated by steady epochs "
             "(all but the first of each stage)."
         )
     return table
 
 
 def losses_table(runs: list[dict[str, Any]]) -> str:
-    """Training and validation loss of each epoch, of each peer's first run."""
+    """Returns a table of the losses of each epoch, for the first run of each peer."""
     first: dict[str, dict[str, Any]] = {}
     for run in runs:
         first.setdefault(run["peer"], run)
     longest = max((run["epochs"] for run in first.values()), key=len)
-    named: dict[str, dict[tuple[str, int], str]] = {}
+    losses: dict[str, dict[tuple[str, int], str]] = {}
     for peer, run in first.items():
         for stage in STAGES:
             epochs = [e for e in run["epochs"] if e["stage"] == stage]
             for number, e in enumerate(epochs, start=1):
                 text = f"{e['loss']:.3f} / {e['validation_loss']:.3f}"
-                named.setdefault(peer, {})[stage, number] = text
+                losses.setdefault(peer, {})[stage, number] = text
     counts = {stage: sum(e["stage"] == stage for e in longest) for stage in STAGES}
     rows = [
-        [f"{stage} {number}", *(cells.get((stage, number), "") for cells in named.values())]
+        [f"{stage} {number}", *(cells.get((stage, number), "") for cells in losses.values())]
         for stage in STAGES
         for number in range(1, counts[stage] + 1)
     ]
-    return markdown(["epoch: training / validation loss", *named], rows)
+    return markdown(["epoch: training / validation loss", *losses], rows)
 
 
 def main() -> None:
-    """Prepares, runs all in turn, and prints the tables."""
+    """Prepares the data, runs the peers in turn, and prints the tables."""
     parser = peer_parser(__doc__, "ours,keras_tf,keras_jax,torch,torch:bfloat16")
     add = parser.add_argument
     add("--repeat", type=int, default=1, help="(%(default)s)")
@@ -144,15 +145,15 @@ def main() -> None:
     add("--pixels", type=int, default=224, help="(%(default)s)")
     add("--batch", type=int, default=32, help="(%(default)s)")
     add("--epochs", default="10,10", help="of the two stages (%(default)s)")
-    add("--extrapolate", default="", help="peers that run --short epochs only and are prolonged")
-    add("--short", type=int, default=3, help="epochs of each stage of those (%(default)s)")
-    add("--again", action="store_true", help="run ours a second time with what it has kept")
+    add("--extrapolate", default="", help="peers that run only --short epochs, extrapolated to all")
+    add("--short", type=int, default=3, help="epochs of each stage for these (%(default)s)")
+    add("--again", action="store_true", help="run ours again with the caches of its first run")
     add("--keras-jit", choices=("auto", "true", "false"), default="auto", help="(%(default)s)")
-    add("--torch-compile", action="store_true", help="torch.compile; worth it on a GPU")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="of our configuration")
-    add("--folder", type=Path, help="of images and weights (runs/benchmark/…)")
+    add("--torch-compile", action="store_true", help="torch.compile; useful on a GPU")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="in our configuration")
+    add("--folder", type=Path, help="for images and weights (runs/benchmark/…)")
     add("--output", type=Path, help="also write all runs here, as JSON")
-    add("--read", type=Path, action="append", default=[], help="such a file: its runs count too")
+    add("--read", type=Path, action="append", default=[], help="add the runs of such a file")
     args = parser.parse_args()
 
     first, second = (int(part) for part in args.epochs.split(","))
@@ -190,16 +191,16 @@ def main() -> None:
                     "cache_dir": f"{temporary}/cache",
                     "workdir": f"{temporary}/run",
                 }
-                named = [peer]
+                labels = [peer]
                 if name == "ours":
                     shutil.rmtree(f"{temporary}/cache", ignore_errors=True)
-                    named += [peer.replace(name, SECOND)] if args.again else []
-                for label in named:
+                    labels += [peer.replace(name, SECOND)] if args.again else []
+                for label in labels:
                     try:
                         run = run_peer(
                             MODULES[name], options, python=python_of(name), progress=label
                         )
-                    except PeerError as error:  # hours of the others are not to be lost for it
+                    except PeerError as error:  # the other peers may have run for hours
                         print(error, file=sys.stderr)
                         failed.append(label)
                         continue

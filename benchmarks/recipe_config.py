@@ -1,6 +1,6 @@
-"""The Keras recipe on the benchmark's images: `configs/keras_recipe.py` with its own data.
+"""The Keras recipe on the benchmark's images: `configs/keras_recipe.py` with other data.
 
-`recipe.py` gives the paths and lengths on the command line, as a user would.
+`recipe.py` passes paths and durations on the command line, as a user would.
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,7 @@ from configs import keras_recipe
 
 
 def get_config() -> ConfigDict:
-    """The recipe's keys; see `configs/keras_recipe.py`."""
+    """Returns the configuration; `configs/keras_recipe.py` explains its keys."""
     config = keras_recipe.get_config()
     config.data.name = "folder"
     config.split.policy = "given"

@@ -1,10 +1,10 @@
-"""Our recipe over the number of images and the number of devices.
+"""Our recipe for different numbers of images and of devices.
 
     python benchmarks/scaling.py [--pixels=64] [--images=64,256,1024] [--devices=1,2,4,8]
 
-Small by default, so that it takes minutes. Each run is a whole `main.py` in a process of its own.
-On a CPU the devices are made by XLA out of the same cores, which shows what spreading costs and
-that the losses agree, not a gain; on a GPU they are the first ones of the machine.
+Small by default, so that it takes minutes. Each run is a complete `main.py` in a separate process.
+On a CPU, XLA emulates the devices with the same cores, which shows the overhead of several devices
+and that the losses agree, but no speedup. With GPUs, the first ones of the machine are used.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from benchmarks.recipe import prepare, summarize
 
 
 def environment(platform: str, devices: int) -> dict[str, str]:
-    """What makes JAX see so many devices."""
+    """Returns the environment in which JAX sees this number of devices."""
     if platform == "cpu":
         return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) for number in range(devices))}
 
 
 def row(first: Any, images: int, run: dict[str, Any], epochs: tuple[int, int]) -> list[str]:
-    """The cells of a run."""
+    """Returns the cells of a run."""
     seconds = summarize(run, epochs)
     frozen = seconds["head_first_epoch"] - seconds["head_epoch"]
     last = run["epochs"][-1]
@@ -46,12 +46,21 @@ def row(first: Any, images: int, run: dict[str, Any], epochs: tuple[int, int]) -
 
 
 def main() -> None:
-    """Two tables."""
+    """Runs all and prints two tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--images", default="64,256,1024", help="training images; a quarter more validate")
+    add(
+        "--images",
+        default="64,256,1024",
+        help="training images; a quarter of it is added for validation",
+    )
     add("--devices", default="1,2,4,8", help="(%(default)s)")
-    add("--images-of-devices", type=int, default=256, help="of the second table (%(default)s)")
+    add(
+        "--images-of-devices",
+        type=int,
+        default=256,
+        help="images for the second table (%(default)s)",
+    )
     add("--pixels", type=int, default=64, help="(%(default)s)")
     add("--batch", type=int, default=32, help="(%(default)s)")
     add("--epochs", default="2,2", help="of the two stages (%(default)s)")
@@ -60,7 +69,7 @@ def main() -> None:
     args = parser.parse_args()
     first, second = (int(part) for part in args.epochs.split(","))
     epochs = (first, second)
-    machine = run_peer("devices", {}, progress="looked for")
+    machine = run_peer("devices", {}, progress="listed")
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
 
@@ -86,7 +95,7 @@ def main() -> None:
             return run
 
         columns = [
-            "the frozen part and start, s",
+            "frozen part and start, s",
             "epoch of the head, s",
             "epoch from layer 300, s",
             "images/s",

@@ -1,10 +1,10 @@
-"""The training step from Keras's layer 300 on, ours against PyTorch's.
+"""The training step from Keras's layer 300, ours against PyTorch's.
 
     python benchmarks/tail.py --python torch=VENV/bin/python [--precision float32,bfloat16]
 
-Both start from the same weights and see the same batch of what enters conv4_block23, without
-dropout, so that the losses must agree. A step is forward, backward, the statistics of the trained
-BatchNorms and Adam. Each measurement is a process of its own, and the two take turns.
+Both start from the same weights and train on the same batch of inputs of conv4_block23, without
+dropout, so their losses must agree. A step is the forward and backward pass, the statistics of
+the trained BatchNorms, and Adam. Each measurement is a separate process; the two take turns.
 """
 
 import argparse
@@ -28,9 +28,10 @@ from benchmarks.common import (
 
 
 def inputs(batch: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """What enters conv4_block23 `[N, h, w, 960]` float32, and labels `[N]` int32; always the same.
+    """Returns inputs of conv4_block23 `[N, h, w, 960]` float32 and labels `[N]` int32.
 
-    Normal numbers, whose mean and variance differ from channel to channel, above 0 as features are.
+    The inputs are absolute values of normal numbers whose scale differs between channels: not
+    negative, like features. They are the same in every call.
     """
     rng = np.random.default_rng(0)
     size = pixels // 16
@@ -39,14 +40,16 @@ def inputs(batch: int, pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """All choices as a table."""
+    """Runs all measurements in turn and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--peers", default="ours,torch", help="(%(default)s)")
     parser.add_argument("--precision", default="float32,bfloat16", help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--pixels", type=int, default=224, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="the first two are left out")
+    parser.add_argument(
+        "--steps", type=int, default=8, help="the first two are not timed (%(default)s)"
+    )
     parser.add_argument("--repeat", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--torch-compile", action="store_true", help="torch.compile the tail")
     parser.add_argument("--output", type=Path, help="also write all runs here, as JSON")
@@ -89,15 +92,15 @@ def main() -> None:
     columns = ["precision", "peer", "step, s", "compilation, s", "peak, GB"]
     columns += ["first loss", f"loss of step {args.steps}"]
     print(markdown(columns, rows))
-    every = [run for peer_runs in runs.values() for run in peer_runs]
-    print(f"\n{every[0]['device']}; {describe_versions(every)}")
+    all_runs = [run for peer_runs in runs.values() for run in peer_runs]
+    print(f"\n{all_runs[0]['device']}; {describe_versions(all_runs)}")
     if args.output:
-        named = [
+        records = [
             {"precision": precision, "peer": peer, **run}
             for (precision, peer), peer_runs in runs.items()
             for run in peer_runs
         ]
-        args.output.write_text(json.dumps(named, indent=1) + "\n")
+        args.output.write_text(json.dumps(records, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which devices JAX finds."""
+"""Reports the devices that JAX finds."""
 
 import jax
 

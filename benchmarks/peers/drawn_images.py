@@ -1,7 +1,7 @@
-"""The images of the recipe's benchmark: drawn tissue, as files for us and as arrays for peers.
+"""The images of the recipe's benchmark: drawn tissue, as files for ours and as arrays for peers.
 
-`tiles/*.png` and `tiles.csv` hold what a user of ours would have; `train_images.npy` and so on hold
-the same pixels, uint8 `[N, H, W, 3]`. The test images are for our report alone, which no peer has.
+`tiles/*.png` and `tiles.csv` are what a user of this package would have; `train_images.npy` and so
+on hold the same pixels, uint8 `[N, H, W, 3]`. Test images are only for our report; no peer has one.
 """
 
 import csv
@@ -21,7 +21,7 @@ TEST_IMAGES = 32
 
 
 def main() -> None:
-    """Draws them into `folder`, which appears when it is whole."""
+    """Draws the images into `folder`, which gets its name when it is complete."""
     options = peer_options()
     counts = {"train": options["train"], "validation": options["validation"], "test": TEST_IMAGES}
     subsets = [subset for subset, count in counts.items() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""The weights that all peers start from, one file for each: ours, PyTorch's and Keras's."""
+"""The initial weights of all peers, in a file for each framework: ours, PyTorch and Keras."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ _LAYERS = {"0_bn": "norm1", "1_conv": "conv1", "1_bn": "norm2", "2_conv": "conv2
 
 
 def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our variables under the names of `torch_network.Network`."""
+    """Returns our variables under the names of `torch_network.Network`."""
     state = {}
     for path, value in jax.tree_util.tree_leaves_with_path(dict(variables)):
         _, unit, *layer, leaf = (entry.key for entry in path)
@@ -33,8 +33,8 @@ def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             kind = {"conv": "conv", "bn": "norm"}[layer[0]]
             name = f"features.transition{int(unit[4:]) - 1}.{kind}"
         else:
-            stage, _, block = unit.removeprefix("conv").partition("_block")
-            name = f"features.denseblock{int(stage) - 1}.denselayer{block}.{_LAYERS[layer[0]]}"
+            block, _, number = unit.removeprefix("conv").partition("_block")
+            name = f"features.denseblock{int(block) - 1}.denselayer{number}.{_LAYERS[layer[0]]}"
         value = np.asarray(value)
         if leaf == "kernel":
             value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
@@ -44,7 +44,7 @@ def torch_state(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
-    """BatchNorm statistics of these images in place of mean 0 and variance 1."""
+    """Replaces the BatchNorm statistics, mean 0 and variance 1, by those of these images."""
     backbone = model.clone(num_classes=0, momentum=0.0)  # 0: take the batch's
     all_norms = frontier.resolve("all", model.blocks).train_norms
 
@@ -57,7 +57,7 @@ def with_statistics(model: Any, variables: Mapping[str, Any], images: np.ndarray
 
 
 def main() -> None:
-    """Writes the files into `folder`; with statistics if there is a train_images.npy."""
+    """Writes the files into `folder`, with measured statistics if train_images.npy exists."""
     folder = Path(peer_options()["folder"])
     model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.5)
     variables = init_variables(model, 0)

@@ -1,4 +1,4 @@
-"""What the two Keras peers share; to be imported after the backend is chosen."""
+"""Shared by the two Keras peers; import it after KERAS_BACKEND is set."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError
@@ -12,13 +12,13 @@ JIT: dict[str, Any] = {"auto": "auto", "true": True, "false": False}
 
 
 def set_precision(precision: str) -> None:
-    """float32, or Keras's mixed precision."""
+    """Sets float32, or Keras's mixed precision."""
     if precision != "float32":
         keras.mixed_precision.set_global_policy(f"mixed_{precision}")
 
 
 def recipe_network(pixels: int) -> tuple[keras.Model, keras.Model]:
-    """The backbone, and the model that the recipe puts on it."""
+    """Returns the backbone, and the recipe's model with its head."""
     base = keras.applications.DenseNet201(
         include_top=False, weights=None, input_shape=(pixels, pixels, 3)
     )
@@ -31,7 +31,7 @@ def recipe_network(pixels: int) -> tuple[keras.Model, keras.Model]:
 
 
 def device_memory(backend: str) -> dict[str, float]:
-    """Peak of the accelerator's memory, where there is one."""
+    """Returns the peak of the accelerator's memory; {} if there is none."""
     if backend == "jax":
         import jax
 
@@ -45,7 +45,7 @@ def device_memory(backend: str) -> dict[str, float]:
 
 
 def answer_with_versions(result: Mapping[str, Any]) -> None:
-    """Prints a peer's result."""
+    """Prints a peer's result with the versions of its libraries."""
     if keras.backend.backend() == "jax":
         return answer(result, ["keras", "jax"])
     try:

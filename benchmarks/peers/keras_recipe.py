@@ -1,4 +1,4 @@
-"""The recipe in Keras, on TensorFlow or on JAX, as its users write it: two `fit`s."""
+"""The recipe in Keras, on TensorFlow or JAX, as its users write it: two calls of `fit`."""
 
 import os
 import time
@@ -20,21 +20,21 @@ UNFREEZE_FROM = 300
 
 
 class Clock(keras.callbacks.Callback):
-    """Notes when epochs end, validation included, and when the first step is done."""
+    """Records the end of each epoch, including validation, and the end of the first step."""
 
     def __init__(self) -> None:
-        """Starts with nothing."""
+        """Starts with no records."""
         super().__init__()
         self.stage = ""
         self.first_step: float | None = None
         self.epochs: list[dict[str, Any]] = []
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """The first one is noted."""
+        """Records the time of the first call."""
         self.first_step = self.first_step or time.time()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Keras calls this after validation."""
+        """Records an epoch; Keras calls this after validation."""
         self.epochs.append(
             {
                 "stage": self.stage,
@@ -47,7 +47,7 @@ class Clock(keras.callbacks.Callback):
 
 
 def load(folder: Path, subset: str) -> tuple[np.ndarray, np.ndarray]:
-    """Preprocessed images and one-hot labels: once, so that no epoch pays for it."""
+    """Returns preprocessed images and one-hot labels, made once, before the first epoch."""
     images = np.load(folder / f"{subset}_images.npy").astype(np.float32)
     labels = np.load(folder / f"{subset}_labels.npy")
     images = keras.applications.densenet.preprocess_input(images)
@@ -55,7 +55,7 @@ def load(folder: Path, subset: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Builds, trains the head, recompiles, trains from layer 300."""
+    """Trains the head, compiles again, and trains from layer 300."""
     keras.utils.set_random_seed(0)
     keras_common.set_precision(options["precision"])
     folder = Path(options["folder"])

@@ -14,12 +14,12 @@ from densenet_flax.weights import load_weights
 
 
 def main() -> None:
-    """Times each batch size, under the memory settings of `main.py`."""
+    """Times each batch size, with the memory settings of `main.py`."""
     options = peer_options()
     model = DenseNet201(num_classes=2, hidden=(256,), dtype=jnp.dtype(options["precision"]))
     mesh = make_mesh()
     variables = replicate(load_weights(options["weights"]["ours"], model), mesh)
-    pipeline = SegmentedModel(model, mesh)
+    network = SegmentedModel(model, mesh)
     times = {}
     for batch in options["batches"]:
         x = images(batch, options["pixels"])
@@ -27,7 +27,7 @@ def main() -> None:
 
         def call(x=x, ids=ids, ones=ones, batch=batch) -> np.ndarray:
             on_device = put_batch(ids, ones, lambda ids: {"x": x[ids]}, mesh)["x"]
-            return np.asarray(pipeline.run(variables, on_device, stop="head"))[:batch]
+            return np.asarray(network.run(variables, on_device, stop="head"))[:batch]
 
         times[batch] = time_calls(call, options["seconds"])
     stats = jax.local_devices()[0].memory_stats() or {}

@@ -1,7 +1,7 @@
-"""Our recipe: `main.py` as a user starts it, watched from outside.
+"""Our recipe: `main.py` as a user starts it, observed from outside.
 
-The times of the epochs are the moments at which their lines appear in `timing.jsonl`, that is with
-validation. Checkpoints are written beside the training; the last epoch ends when its own is whole.
+An epoch ends when its line appears in `timing.jsonl`, which is after validation. Checkpoints are
+written in the background, so the last epoch ends when its checkpoint is complete.
 """
 
 import json
@@ -19,7 +19,7 @@ POLL_SECONDS = 0.02
 
 
 def command(options: dict[str, Any], workdir: Path) -> list[str]:
-    """The command line of a run."""
+    """Returns the command line of a run."""
     folder = options["folder"]
     head, finetune = options["epochs"]
     config = {
@@ -40,13 +40,13 @@ def command(options: dict[str, Any], workdir: Path) -> list[str]:
 
 
 def main() -> None:
-    """Runs it and answers with the times and losses."""
+    """Runs it and reports times and losses."""
     options = peer_options()
     workdir = Path(options["workdir"])
     timing = workdir / "timing.jsonl"
     shutil.rmtree(workdir, ignore_errors=True)
     seen: list[float] = []
-    whole: dict[int, float] = {}  # checkpoints
+    completed: dict[int, float] = {}  # checkpoints: step -> time
     peak = 0
     started = time.time()
     with open(f"{workdir}.log", "w") as log:
@@ -57,7 +57,7 @@ def main() -> None:
                 seen += [time.time()] * (timing.read_bytes().count(b"\n") - len(seen))
             for folder in workdir.glob("checkpoints/*"):
                 if folder.name.isdigit():
-                    whole.setdefault(int(folder.name), time.time())
+                    completed.setdefault(int(folder.name), time.time())
             peak = max(peak, _peak_kilobytes(process.pid))
     ended = time.time()
     text = Path(f"{workdir}.log").read_text()
@@ -66,9 +66,9 @@ def main() -> None:
     read = lambda name: [json.loads(s) for s in (workdir / name).read_text().splitlines()]  # noqa: E731
     lines = read("timing.jsonl")
     epochs = [line for line in read("metrics.jsonl") if line["kind"] == "epoch"]
-    at = dict(zip([line["step"] for line in lines if "seconds" in line], seen, strict=True))
-    last = max(at)
-    at[last] = max(at[last], whole[last])
+    ends = dict(zip([line["step"] for line in lines if "seconds" in line], seen, strict=True))
+    last = max(ends)
+    ends[last] = max(ends[last], completed[last])
     report = json.loads((workdir / "report" / "metrics.json").read_text())
     compiled = sum(line.get("compile_seconds", 0.0) for line in lines)
     device = [line["device_memory_gb"] for line in lines if "device_memory_gb" in line]
@@ -79,7 +79,7 @@ def main() -> None:
             "epochs": [
                 {
                     "stage": epoch["stage"],
-                    "end": at[epoch["step"]],
+                    "end": ends[epoch["step"]],
                     "loss": epoch["train_loss"],
                     "validation_loss": epoch["validation_loss"],
                     "validation_accuracy": epoch["validation_accuracy"],
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def _peak_kilobytes(pid: int) -> int:
-    """High-water mark of a process that may be ending; 0 where the system does not tell."""
+    """Returns the peak memory of a process; 0 if it has ended or the system does not report it."""
     try:
         match = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
     except OSError:

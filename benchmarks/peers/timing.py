@@ -1,4 +1,4 @@
-"""How long a call takes, once it is warm."""
+"""The time of a call after warmup."""
 
 import time
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from benchmarks.common import median
 
 
 def time_calls(call: Callable[[], np.ndarray], seconds: float) -> dict[str, Any]:
-    """Calls until the time is over, three times at least, after two calls to warm up.
+    """Times calls for `seconds`, and at least three, after two warmup calls.
 
     Args:
-      call: gives features `[N, C]` on the host, so that nothing is still on its way.
-      seconds: how long to go on.
+      call: returns features `[N, C]` on the host, so that no work is still pending.
+      seconds: how long to measure.
 
     Returns:
       `call_seconds` (the median), `calls`, `first_call_seconds`, and the mean of the features.
@@ -37,5 +37,5 @@ def time_calls(call: Callable[[], np.ndarray], seconds: float) -> dict[str, Any]
 
 
 def images(batch: int, pixels: int) -> np.ndarray:
-    """Random uint8 images `[N, H, W, 3]`, always the same."""
+    """Returns random uint8 images `[N, H, W, 3]`, the same in every call."""
     return np.random.default_rng(0).integers(0, 256, (batch, pixels, pixels, 3), dtype=np.uint8)

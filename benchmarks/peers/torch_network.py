@@ -14,7 +14,7 @@ _IN_CUT_BLOCK = f"denseblock{BLOCK}.denselayer{LAYER}."
 
 
 def import_timm() -> Any:
-    """timm, also beside a torchvision that does not fit this PyTorch and that nobody needs here."""
+    """Imports timm, even if the installed torchvision, not needed here, does not fit PyTorch."""
     with contextlib.suppress(RuntimeError):
         import timm
 
@@ -29,7 +29,7 @@ class Network(nn.Module):
     """Backbone, pooling, and the head: dropout, Dense 256 ReLU, dropout, Dense 2."""
 
     def __init__(self, dropout: float):
-        """All weights are timm's random ones until `load`."""
+        """Makes the network with timm's random weights."""
         super().__init__()
         self.features = import_timm().create_model("densenet201", num_classes=0).features
         self.head = nn.Sequential(
@@ -44,7 +44,7 @@ class Network(nn.Module):
                 module.eps, module.momentum = 1.001e-5, 0.01  # Keras's; its momentum is 1 - 0.99
 
     def load(self, path: str | Path) -> None:
-        """The weights that all peers start from."""
+        """Loads the weights that all peers start from."""
         state = load_file(path)
         missing = self.load_state_dict(state, strict=False)
         unloaded = [n for n in missing.missing_keys if not n.endswith("num_batches_tracked")]
@@ -52,7 +52,7 @@ class Network(nn.Module):
             raise ValueError(f"{path}: {unloaded[:3]}, {missing.unexpected_keys[:3]}")
 
     def prefix(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalized images `[N, 3, H, W]` to what enters conv4_block23."""
+        """Maps normalized images `[N, 3, H, W]` to the input of conv4_block23."""
         for name, module in self.features.named_children():
             if name == f"denseblock{BLOCK}":
                 features = [x]
@@ -63,7 +63,7 @@ class Network(nn.Module):
         raise AssertionError
 
     def tail(self, x: torch.Tensor) -> torch.Tensor:
-        """What enters conv4_block23 to pooled features `[N, 1920]`, float32."""
+        """Maps the input of conv4_block23 to pooled features `[N, 1920]`, float32."""
         begun = False
         for name, module in self.features.named_children():
             if name == f"denseblock{BLOCK}":
@@ -76,10 +76,10 @@ class Network(nn.Module):
         return x.float().mean((2, 3))
 
     def freeze(self, trainable: str) -> list[nn.Parameter]:
-        """Keras's rule for `'head'` or `'tail'`: frozen layers normalize by running statistics.
+        """Freezes all but `'head'` or `'tail'`; as in Keras, frozen norms use running statistics.
 
         Returns:
-          The parameters that train.
+          The trainable parameters.
         """
         self.train()
         for name, module in self.features.named_modules():
@@ -92,52 +92,52 @@ class Network(nn.Module):
 
 
 def _is_after_frontier(name: str) -> bool:
-    """Whether a layer is Keras's layer 300 or one after it."""
+    """Returns whether a layer is Keras's layer 300 or a later one."""
     if name.startswith(_IN_CUT_BLOCK):
         return name == f"{_IN_CUT_BLOCK}conv2"
-    stage, _, layer = name.partition(".")
-    if stage == f"denseblock{BLOCK}":
+    part, _, layer = name.partition(".")
+    if part == f"denseblock{BLOCK}":
         return int(layer.partition(".")[0].removeprefix("denselayer")) > LAYER
-    return stage in (f"transition{BLOCK}", f"denseblock{BLOCK + 1}", "norm5")
+    return part in (f"transition{BLOCK}", f"denseblock{BLOCK + 1}", "norm5")
 
 
 def make(path: str | Path, dropout: float, device: torch.device) -> Network:
-    """The network on the device, in channels_last."""
+    """Returns the network on the device, in channels_last."""
     network = Network(dropout)
     network.load(path)
     return network.to(device, memory_format=torch.channels_last)
 
 
 def pick_device() -> torch.device:
-    """The GPU if there is one."""
+    """Returns the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextlib.contextmanager
 def precision(dtype: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bfloat16, or nothing."""
+    """Enables autocast if `dtype` is bfloat16."""
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         yield
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam with Keras's numbers, in its fastest form."""
+    """Returns Adam with Keras's settings, in its fastest form (fused)."""
     return torch.optim.Adam(parameters, lr=1e-3, eps=1e-7, fused=True)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for what was started on a GPU."""
+    """Waits for pending work on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """Peak of the device's memory, where it is not the host's."""
+    """Returns the peak of a GPU's memory; {} on a CPU."""
     if device.type != "cuda":
         return {}
     return {"device_peak_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
 def describe(device: torch.device) -> str:
-    """The device's name."""
+    """Returns the name of the device."""
     return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"

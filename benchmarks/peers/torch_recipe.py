@@ -1,4 +1,4 @@
-"""The recipe in PyTorch, carefully: timm's network in channels_last, the frozen part in no_grad."""
+"""The recipe in PyTorch, optimized: timm's network in channels_last, frozen part in no_grad."""
 
 import time
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ STD = torch.tensor([0.229, 0.224, 0.225], device=DEVICE).view(1, 3, 1, 1)
 
 
 class Recipe:
-    """The network and its two ways to be trained."""
+    """The network, its data, and one epoch of training or validation."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads weights and images."""
+        """Loads weights and images."""
         torch.manual_seed(0)
         torch.backends.cudnn.benchmark = True
         self.network = torch_network.make(folder / "torch.safetensors", 0.5, DEVICE)
@@ -36,7 +36,7 @@ class Recipe:
     def batches(
         self, subset: str, order: np.ndarray
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Normalized images and labels on the device."""
+        """Yields normalized images and labels on the device."""
         for start in range(0, len(order), options["batch"]):
             rows = order[start : start + options["batch"]]
             x = torch.from_numpy(self.images[subset][rows]).to(DEVICE)  # NHWC is channels_last
@@ -44,7 +44,7 @@ class Recipe:
             yield x, torch.from_numpy(self.labels[subset][rows]).long().to(DEVICE)
 
     def pooled(self, x: torch.Tensor, frozen: str) -> torch.Tensor:
-        """Features `[N, 1920]`; what is frozen leaves nothing for a backward pass."""
+        """Returns features `[N, 1920]`; the frozen part saves nothing for the backward pass."""
         with torch_network.precision(options["precision"], DEVICE):
             with torch.no_grad():
                 x = self.prefix(x)
@@ -53,7 +53,7 @@ class Recipe:
             return self.tail(x)
 
     def train(self, stage: str, optimizer: torch.optim.Optimizer, order: np.ndarray) -> float:
-        """One epoch; the mean loss."""
+        """Trains one epoch and returns the mean loss."""
         self.network.freeze("tail" if stage == "finetune" else "head")
         losses = []
         for x, label in self.batches("train", order):
@@ -70,7 +70,7 @@ class Recipe:
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
-        """Loss and accuracy of the validation images."""
+        """Returns loss and accuracy on the validation images."""
         self.network.eval()
         loss = correct = torch.zeros((), device=DEVICE)
         n = len(self.labels["validation"])

@@ -1,4 +1,4 @@
-"""PyTorch's training step from Keras's layer 300 on, alone: forward, backward and Adam."""
+"""PyTorch's training step from Keras's layer 300, alone: forward, backward and Adam."""
 
 import time
 
