@@ -11,8 +11,8 @@ from densenet_flax.common.types import JsonDict
 
 DTYPES = ("float32", "bfloat16")
 
-# Far beyond any image that a DenseNet was trained on, and still within memory.
-_MIN_SIZE, _MAX_SIZE = 32, 4096
+# Pixels; far beyond any image that a DenseNet was trained on, and still within memory.
+_MAX_SIZE = 4096
 # Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
 _MAX_PATTERN_LENGTH = 1000
@@ -78,7 +78,7 @@ class StoredOperatingPoint(Settings):
 
 
 def _is_size(size: tuple[int, ...] | None) -> bool:
-    return size is None or all(_MIN_SIZE <= length <= _MAX_SIZE for length in size)
+    return size is None or all(1 <= length <= _MAX_SIZE for length in size)
 
 
 def _are_stain_settings(settings: Any) -> bool:
@@ -121,7 +121,7 @@ class InferenceSettings(Settings):
     """
 
     image_size: tuple[int, int] | None = setting(
-        None, f"height and width from {_MIN_SIZE} to {_MAX_SIZE} pixels", _is_size
+        None, f"height and width from 1 to {_MAX_SIZE} pixels", _is_size
     )
     stain: Mapping[str, Any] = dataclasses.field(
         default_factory=dict,

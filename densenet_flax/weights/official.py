@@ -1,11 +1,11 @@
 """The official ImageNet files of `keras.applications`: in Keras's cache, or downloaded."""
 
 import dataclasses
+import fcntl
 import os
 from pathlib import Path
 
 from absl import logging
-from filelock import FileLock
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights.http_download import DownloadError, download_file
@@ -91,8 +91,10 @@ def download(
     url = f"{url}/{official.file}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The operating system releases the lock when the process ends, however it ends.
-        with FileLock(target.with_name(f"{target.name}.lock")):
+        # The operating system releases the lock when the process ends, however it ends, which
+        # `filelock` does not promise; see `storage.workdir`.
+        with open(target.with_name(f"{target.name}.lock"), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_intact(target, official):  # another process may have downloaded it
                 download_file(url, target, official.md5, attempts=attempts, backoff=backoff)
     except DownloadError as error:
