@@ -12,6 +12,7 @@ HeadSettings.from_config({"dropout": 2.0}, "config.head")
 import contextlib
 import dataclasses
 import difflib
+import math
 import reprlib
 import types
 import typing
@@ -25,32 +26,40 @@ from densenet_flax.common.errors import InputError
 INLINE = {"inline": True}
 
 # Shows a value in a message: a file may hold a list of a million numbers.
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 200
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+
+_NUMBERS: dict[Any, Any] = {int: Integral, float: Real}  # NumPy's numbers are these, too
+_UNIONS = (typing.Union, types.UnionType)
+_NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "strings"}
 
 
 def setting(default: Any, expected: str, allowed: Callable[[Any], bool]) -> Any:
-    """A field with a default and a rule.
-
-    Args:
-      default: its value where the configuration does not have the key.
-      expected: the rule in words, for the error message.
-      allowed: the rule; called with values of the field's type.
-    """
-    return dataclasses.field(
-        default=default, metadata={"expected": lambda: expected, "allowed": allowed}
-    )
+    """A field that takes values that are `allowed`; error messages say what was `expected`."""
+    rule = {"expected": lambda: expected, "allowed": allowed}
+    return dataclasses.field(default=default, metadata=rule)
 
 
 def choice(default: Any, options: Collection[Any]) -> Any:
     """A field that takes one of `options`, which are looked up when a value is checked."""
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "expected": lambda: f"one of {', '.join(map(repr, options))}",
-            "allowed": lambda value: value in options,
-        },
-    )
+    rule = {
+        "expected": lambda: f"one of {', '.join(map(repr, options))}",
+        "allowed": lambda value: value in options,
+    }
+    return dataclasses.field(default=default, metadata=rule)
+
+
+def at_least(minimum: int, *, default: float, expected: str = "") -> Any:
+    """A field that takes finite numbers from `minimum` on."""
+    expected = expected or f"a whole number of {minimum} or more"
+    return setting(default, expected, lambda value: minimum <= value < math.inf)
+
+
+def between(low: float, high: float, *, default: float) -> Any:
+    """A field that takes numbers from `low` to `high`, both included."""
+    expected = f"a number from {low:g} to {high:g}"
+    return setting(default, expected, lambda value: low <= value <= high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,35 +71,37 @@ class Settings:
             value = getattr(self, field.name)
             if "allowed" in field.metadata and not field.metadata["allowed"](value):
                 expected = field.metadata["expected"]()
-                raise InputError(f"{field.name}={SHORT.repr(value)}: expected {expected}")
+                raise InputError(f"{field.name}={_SHORT.repr(value)}: expected {expected}")
 
     @classmethod
     def from_config(cls, block: Mapping[str, Any], path: str, **computed: Any) -> Self:
-        """Reads a block; keys that it does not have take their default.
+        """Reads a block, a mapping or a `ConfigDict`; keys that it lacks take their default.
 
         Args:
-          block: a mapping, or a `ConfigDict`.
-          path: what error messages call it, such as `'config.model'`.
+          block: the keys and their values.
+          path: what error messages call the block, such as `'config.model'`.
           **computed: fields that are not read from the block.
 
         Raises:
           InputError: an unknown key, or a value of the wrong type or out of range.
         """
-        hints = typing.get_type_hints(cls)
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in computed}
-        values, rest = dict(computed), {key: block[key] for key in block}
-        for name, field in fields.items():
+        hints, values, rest = typing.get_type_hints(cls), dict(computed), dict(block)
+        for field in dataclasses.fields(cls):
+            name, hint = field.name, hints[field.name]
+            if name in computed:
+                continue
             if "inline" in field.metadata:
-                keys = [f.name for f in dataclasses.fields(hints[name])]
-                part = {key: rest.pop(key) for key in keys if key in rest}
-                values[name] = hints[name].from_config(part, path)
+                inner = {key: rest.pop(key) for key in hint.keys() if key in rest}  # noqa: SIM118
+                values[name] = hint.from_config(inner, path)
             elif name in rest:
-                values[name] = _convert(rest.pop(name), hints[name], f"{path}.{name}")
+                values[name] = _convert(rest.pop(name), hint, f"{path}.{name}")
             elif field.default is field.default_factory is dataclasses.MISSING:
-                raise InputError(f"{path}.{name}: missing; expected {_describe(hints[name])}")
+                raise InputError(f"{path}.{name}: missing; expected {_describe(hint)}")
         for key in rest:
             known = [name for name in cls.keys() if name not in computed]  # noqa: SIM118
-            raise InputError(unknown_key(path, key, known))
+            close = difflib.get_close_matches(key, known, n=1)
+            advice = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
+            raise InputError(f"{path}.{key}: no such key; {advice}")
         try:
             return cls(**values)
         except InputError as error:
@@ -106,55 +117,38 @@ class Settings:
         return names
 
 
-def unknown_key(path: str, key: str, known: Collection[str]) -> str:
-    """The message for a key that a block does not have, with the closest one that it has."""
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-    return f"{path}.{key}: no such key; {hint}"
-
-
 def _convert(value: Any, hint: Any, path: str) -> Any:
     """The value as the type of its field; lists become tuples, as JSON has no tuples."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     is_block, is_sequence = hasattr(value, "keys"), isinstance(value, list | tuple)
+    is_bool = isinstance(value, bool)  # which Python takes for a number, too
     if hint is Any:
         return tuple(_convert(item, Any, path) for item in value) if is_sequence else value
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         for option in arguments:
             with contextlib.suppress(InputError):
                 return _convert(value, option, path)
     elif origin is tuple and is_sequence:
         element_hints = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
-        if len(value) == len(element_hints):
-            with contextlib.suppress(InputError):  # the message is about the whole tuple
-                return tuple(map(_convert, value, element_hints, [path] * len(value)))
+        # A wrong length is a ValueError, and so is InputError: the message names the whole tuple.
+        with contextlib.suppress(ValueError):
+            pairs = zip(value, element_hints, strict=True)
+            return tuple(_convert(item, element_hint, path) for item, element_hint in pairs)
     elif origin and issubclass(origin, Mapping) and is_block:
         return {key: _convert(value[key], arguments[1], f"{path}.{key}") for key in value}
     elif not origin and issubclass(hint, Settings) and is_block:
         return hint.from_config(value, path)
-    elif not origin and _is_a(value, hint):
-        return hint(value) if hint in (int, float) else value
-    raise InputError(f"{path}={SHORT.repr(value)}: expected {_describe(hint)}")
-
-
-def _is_a(value: Any, hint: type) -> bool:
-    if isinstance(value, bool):  # which Python takes for a number
-        return hint is bool
-    if hint is int:
-        return isinstance(value, Integral)
-    return isinstance(value, Real if hint is float else hint)
+    elif not origin and isinstance(value, _NUMBERS.get(hint, hint)) and is_bool == (hint is bool):
+        return hint(value) if hint in _NUMBERS else value
+    raise InputError(f"{path}={_SHORT.repr(value)}: expected {_describe(hint)}")
 
 
 def _describe(hint: Any) -> str:
     """A type in the words of a user."""
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
-    names[types.NoneType] = "None"
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(map(_describe, arguments))
     if origin is tuple:
-        kind = {int: "whole numbers", float: "numbers", str: "strings"}.get(arguments[0], "values")
-        return f"a tuple of {kind}" if arguments[1:] == (...,) else f"{len(arguments)} {kind}"
-    if isinstance(hint, type) and not origin and hint in names:
-        return names[hint]
-    return "a block of keys"
+        plural = _PLURALS.get(arguments[0], "values")
+        return f"a tuple of {plural}" if arguments[1:] == (...,) else f"{len(arguments)} {plural}"
+    return "None" if hint is types.NoneType else _NAMES.get(hint, "a block of keys")

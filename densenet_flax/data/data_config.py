@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.settings import Settings, choice, setting
+from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.data.breakhis.names import LABELS, MAGNIFICATIONS
 from densenet_flax.data.synthetic.drawn_config import DrawnConfig
 
@@ -54,9 +54,7 @@ class DataConfig(Settings):
     duplicates: str = choice("keep", ("keep", "drop", "error"))
     on_bad_image: str = choice("error", ("error", "skip"))
     storage: str = choice("array", ("array", "stream"))
-    workers: int = setting(
-        0, "the number of processes, or 0 for threads", lambda workers: workers >= 0
-    )
+    workers: int = at_least(0, default=0, expected="the number of processes, or 0 for threads")
     csv: str = ""
     patient_pattern: str = ""
     class_names: tuple[str, ...] = setting(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.settings import INLINE, Settings, choice, setting
+from densenet_flax.common.settings import INLINE, Settings, at_least, choice, setting
 from densenet_flax.common.types import JsonDict
 from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.data_config import DataConfig
@@ -113,7 +113,7 @@ class StageConfig(Settings):
     plateau_factor: float = 0.5
     plateau_patience: int = 2
     keep_moments: bool = False
-    patience: int = setting(0, "a number of epochs, or 0 for no limit", lambda n: n >= 0)
+    patience: int = at_least(0, default=0, expected="a number of epochs, or 0 for no limit")
     restore_best: bool = False
 
 
@@ -129,11 +129,11 @@ class Experiment(Settings):
     config: JsonDict = dataclasses.field(repr=False)
     stage_order: tuple[str, ...]
     stages: Mapping[str, StageConfig]
-    seed: int = setting(0, "0 or a positive whole number", lambda seed: seed >= 0)
-    batch_size: int = setting(32, "a whole number of 1 or more", lambda size: size >= 1)
+    seed: int = at_least(0, default=0)
+    batch_size: int = at_least(1, default=32)
     cache: str = choice("auto", CACHE_MODES)
     cache_dir: str = ""
-    log_every: int = setting(10, "a number of steps, at least 1", lambda steps: steps >= 1)
+    log_every: int = at_least(1, default=10, expected="a number of steps, at least 1")
     tensorboard: bool = False
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -46,7 +46,7 @@ def test_the_defaults_are_the_recipe():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("seed", -1, "config.seed=-1: expected 0 or a positive whole number"),
+        ("seed", -1, "config.seed=-1: expected a whole number of 0 or more"),
         ("batch_size", 0, "config.batch_size=0: expected a whole number of 1 or more"),
         ("batchsize", 8, "config.batchsize: no such key; did you mean 'batch_size'?"),
         ("log_every", 0, "config.log_every=0: expected a number of steps"),

@@ -7,19 +7,13 @@ from typing import TypeAlias
 from jaxtyping import Array, Shaped, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.settings import INLINE, Settings, choice, setting
+from densenet_flax.common.settings import INLINE, Settings, at_least, between, choice, setting
 
 Image: TypeAlias = UInt8[Array, "H W 3"]
 Pixels: TypeAlias = Shaped[Array, "H W 3"]  # an image on its way to a view: uint8, or float32
 # For L, a and b each: the means of the images have a mean and a standard deviation, and so have the
 # standard deviations of the images; in this order.
 StainStatistics: TypeAlias = tuple[tuple[float, float, float], ...]
-
-
-def _up_to(limit: float) -> float:
-    """A field that takes a number from 0, which switches the operation off, to `limit`."""
-    text = "a number of 0 or more" if limit == math.inf else f"a number from 0 to {limit:g}"
-    return setting(0.0, text, lambda value: 0 <= value <= limit and value < math.inf)
 
 
 def _factors() -> tuple[float, ...]:
@@ -72,22 +66,22 @@ class AugmentSettings(Settings):
     symmetries: bool = False
     horizontal_flip: bool = False
     vertical_flip: bool = False
-    rotation_range: float = _up_to(180)
-    width_shift_range: float = _up_to(1)
-    height_shift_range: float = _up_to(1)
-    shear_range: float = _up_to(60)
+    rotation_range: float = between(0, 180, default=0.0)
+    width_shift_range: float = between(0, 1, default=0.0)
+    height_shift_range: float = between(0, 1, default=0.0)
+    shear_range: float = between(0, 60, default=0.0)
     zoom_range: float | tuple[float, float] = 0.0
     fill_mode: str = choice("reflect", ("reflect", "nearest"))
     brightness_range: tuple[float, ...] = _factors()
     contrast_range: tuple[float, ...] = _factors()
-    hed_range: float = _up_to(1)
-    stain_jitter: float = _up_to(1)
+    hed_range: float = between(0, 1, default=0.0)
+    stain_jitter: float = between(0, 1, default=0.0)
     stain_statistics: tuple[tuple[float, float, float], ...] = setting(
         (), "four times three numbers or ()", lambda statistics: len(statistics) in (0, 4)
     )
-    cutout: float = _up_to(1)
-    mixup: float = _up_to(math.inf)
-    cutmix: float = _up_to(math.inf)
+    cutout: float = between(0, 1, default=0.0)
+    mixup: float = at_least(0, default=0.0, expected="a number of 0 or more")
+    cutmix: float = at_least(0, default=0.0, expected="a number of 0 or more")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,7 +137,7 @@ class AugmentConfig(Settings):
       settings: how far a view may be from its image.
     """
 
-    views: int = setting(
-        0, "how many views an image has, or 0 for a new one in every epoch", lambda n: n >= 0
+    views: int = at_least(
+        0, default=0, expected="how many views an image has, or 0 for a new one in every epoch"
     )
     settings: AugmentSettings = dataclasses.field(default_factory=AugmentSettings, metadata=INLINE)

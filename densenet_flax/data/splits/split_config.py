@@ -3,7 +3,7 @@
 import dataclasses
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.settings import Settings, choice, setting
+from densenet_flax.common.settings import Settings, at_least, choice, setting
 
 LEAKY = "image"  # the one policy that puts patients of test images into training
 POLICIES = ("patient", "official", "kfold", "given", LEAKY)
@@ -37,7 +37,7 @@ class SplitConfig(Settings):
     group: str = "case70"
     test_fraction: float = 0.2
     validation_fraction: float = setting(0.15, _SHARE, _is_share)
-    seed: int = setting(0, "0 or a positive number", lambda seed: seed >= 0)
+    seed: int = at_least(0, default=0)
     fold: int = 1
     folds: int = 5
     mixed_patients: str = choice("error", ("error", "rarest"))

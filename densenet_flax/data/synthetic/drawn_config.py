@@ -2,12 +2,8 @@
 
 import dataclasses
 
-from densenet_flax.common.settings import Settings, setting
+from densenet_flax.common.settings import Settings, at_least, setting
 from densenet_flax.data.breakhis.names import MAGNIFICATIONS
-
-
-def _count(default: int) -> int:
-    return setting(default, "a whole number of at least 1", lambda count: count >= 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +19,9 @@ class DrawnConfig(Settings):
       seed: the same seed draws the same files to the last byte.
     """
 
-    benign_patients: int = _count(12)
-    malignant_patients: int = _count(20)
-    tiles_per_patient: int = _count(12)
+    benign_patients: int = at_least(1, default=12)
+    malignant_patients: int = at_least(1, default=20)
+    tiles_per_patient: int = at_least(1, default=12)
     size: tuple[int, int] = setting(
         (175, 115),
         "(width, height), each 16 to 4096",
@@ -36,4 +32,4 @@ class DrawnConfig(Settings):
         f"some of {MAGNIFICATIONS}",
         lambda drawn: drawn and set(drawn) <= set(MAGNIFICATIONS),
     )
-    seed: int = setting(0, "0 or a positive number", lambda seed: seed >= 0)
+    seed: int = at_least(0, default=0)
