@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.settings import Settings, choice, setting
+from densenet_flax.common.settings import Settings, between, choice, setting
 from densenet_flax.common.types import JsonDict
 
 DTYPES = ("float32", "bfloat16")
@@ -38,9 +38,7 @@ class StoredOperatingPoint(Settings):
         None, "a number from 0 to 1, or null", lambda value: value is None or 0 <= value <= 1
     )
     # Temperatures are fitted between 0.05 and 20; far beyond that, probabilities overflow.
-    temperature: float = setting(
-        1.0, "a number from 0.001 to 1000", lambda value: 1e-3 <= value <= 1e3
-    )
+    temperature: float = between(1e-3, 1e3, default=1.0)
     rule: str = "fixed"
     chosen_on: str = ""
     notes: tuple[str, ...] = ()
