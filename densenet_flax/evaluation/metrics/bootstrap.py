@@ -15,6 +15,7 @@ from jaxtyping import Int
 from scipy import stats
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights
 
 RESAMPLES = 2000
@@ -48,15 +49,6 @@ class Interval(TypedDict):
     undefined_resamples: int
 
 
-class BootstrapDescription(TypedDict):
-    """How intervals were made, in metrics.json."""
-
-    method: str
-    level: float
-    resamples: int
-    seed: int
-
-
 @dataclass(frozen=True)
 class Bootstrap:
     """How to resample.
@@ -78,10 +70,11 @@ class Bootstrap:
         if not 0 < self.level < 1:
             raise InputError(f"level is {self.level}; expected between 0 and 1, such as 0.95")
 
-    def describe(self) -> BootstrapDescription:
+    def describe(self) -> JsonDict:
         """Returns the settings for metrics.json."""
-        resamples, seed = self.resamples, self.seed
-        return {"method": METHOD, "level": self.level, "resamples": resamples, "seed": seed}
+        return {"method": METHOD} | {
+            key: getattr(self, key) for key in ("level", "resamples", "seed")
+        }
 
     def draw(self, sample: Sample) -> Weights:
         """Returns how often each patient is in each resample."""

@@ -3,7 +3,7 @@
 Probabilities are P(positive) `[N]`, or `[N, K]` of more than two classes.
 """
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,17 +17,6 @@ from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
 from densenet_flax.evaluation.predictions import Predictions, Probability
 
 BINS = 15
-
-
-class Bin(TypedDict, total=False):
-    """A bin in metrics.json; mean probability and share of the outcome are None if it is empty."""
-
-    lower_edge: float
-    upper_edge: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
-    accuracy_interval: list[float | None] | None
 
 
 class _Binary(NamedTuple):
@@ -124,8 +113,8 @@ def _outcomes(label: Int[np.ndarray, " N"], probability: Probability) -> dict[st
     }
 
 
-def _binned(binary: _Binary, bins: int) -> tuple[float, list[Bin]]:
-    """The expected calibration error and the bins it is made of."""
+def _binned(binary: _Binary, bins: int) -> tuple[float, list[JsonDict]]:
+    """The expected calibration error and its bins; an empty bin has no confidence and accuracy."""
     edges = np.linspace(0, 1, bins + 1).tolist()
     index = _bin_index(binary.probability, bins)
     count = np.bincount(index, minlength=bins)
@@ -133,7 +122,7 @@ def _binned(binary: _Binary, bins: int) -> tuple[float, list[Bin]]:
     accuracy = np.bincount(index, weights=binary.outcome, minlength=bins)
     # Naeini et al., AAAI 2015: Σ count · |mean confidence − accuracy| ÷ n. The counts cancel.
     error = float(np.abs(confidence - accuracy).sum() / count.sum())
-    rows: list[Bin] = [
+    rows: list[JsonDict] = [
         {
             "lower_edge": edges[i],
             "upper_edge": edges[i + 1],
@@ -152,7 +141,7 @@ def _bin_index(probability: Float[np.ndarray, " N"], bins: int) -> Int[np.ndarra
 
 
 def _add_bin_intervals(
-    rows: list[Bin], predictions: Predictions, binary: _Binary, bootstrap: Bootstrap
+    rows: list[JsonDict], predictions: Predictions, binary: _Binary, bootstrap: Bootstrap
 ) -> None:
     """Adds to each bin how far its share of the outcome varies with other patients."""
     sample = sample_of(predictions)

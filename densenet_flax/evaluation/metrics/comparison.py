@@ -8,42 +8,15 @@ from jaxtyping import Float
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.basis import basis_of
-from densenet_flax.evaluation.metrics.bootstrap import (
-    LEVEL,
-    RESAMPLES,
-    Basis,
-    Bootstrap,
-    BootstrapDescription,
-    Interval,
-    p_value,
+from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, Basis, Bootstrap, p_value
+from densenet_flax.evaluation.metrics.levels import (
+    image_values,
+    level_metrics,
+    metric_set,
+    patient_values,
 )
-from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
-from densenet_flax.evaluation.metrics.point_metrics import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
-
-
-class Difference(Interval):
-    """A metric of both networks, and their difference with its interval and p-value."""
-
-    a: float
-    b: float
-    difference: float
-    p: float
-
-
-class Comparison(BootstrapDescription):
-    """Two networks compared, ready for JSON.
-
-    At both levels a `Difference` under each metric's name, or None and the reason under
-    'undefined'.
-    """
-
-    n: int
-    patients: int
-    thresholds: dict[str, float] | None
-    image: JsonDict
-    patient: JsonDict
 
 
 def compare(
@@ -52,7 +25,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
-) -> Comparison:
+) -> JsonDict:
     """Computes the difference of every metric, B minus A, on the same resamples of the patients.
 
     Each table keeps its own threshold.
@@ -64,10 +37,15 @@ def compare(
       seed: The same seed gives the same result.
       level: Share of the resamples inside an interval.
 
+    Returns:
+      Under 'image' and 'patient' and the name of each metric its 'a', 'b', 'difference', interval
+      and 'p', or None and the reason under 'undefined'; and how they were made.
+
     Raises:
       InputError: The tables are not of the same images, patients and classes.
     """
     bootstrap, class_names = Bootstrap(resamples, seed, level), predictions_a.class_names
+    binary = len(class_names) == 2
     tables = predictions_a, _align(predictions_a, predictions_b)
     samples = [sample_of(table) for table in tables]
     weights = bootstrap.draw(samples[0])
@@ -76,25 +54,14 @@ def compare(
         {"image": image_values(sample, weights), "patient": patient_values(sample, weights)}
         for sample in samples
     ]
-    image, patient = (
-        _differences(
-            bootstrap,
-            [network[level_name] for network in points],
-            [network[level_name] for network in values],
-            {name: basis_of(samples[0], name, class_names) for name in names},
-        )
-        for level_name, names in metric_set(len(class_names)).levels.items()
-    )
-    return {
-        **bootstrap.describe(),
-        "n": len(predictions_a),
-        "patients": samples[0].patients,
-        "thresholds": {"a": tables[0].threshold, "b": tables[1].threshold}
-        if len(class_names) == 2
-        else None,
-        "image": image,
-        "patient": patient,
-    }
+    result = bootstrap.describe() | {"n": len(predictions_a), "patients": samples[0].patients}
+    thresholds = {"a": tables[0].threshold, "b": tables[1].threshold}
+    result["thresholds"] = thresholds if binary else None
+    for key, names in metric_set(len(class_names)).levels.items():
+        bases = {name: basis_of(samples[0], name, class_names) for name in names}
+        level_points, level_values = [p[key] for p in points], [v[key] for v in values]
+        result[key] = _differences(bootstrap, level_points, level_values, bases)
+    return result
 
 
 def _differences(
@@ -103,7 +70,7 @@ def _differences(
     values: Sequence[Mapping[str, Float[np.ndarray, "R *K"]]],
     bases: Mapping[str, Basis],
 ) -> JsonDict:
-    rows: dict[str, Difference | None] = {}
+    rows: JsonDict = {}
     undefined: dict[str, str] = {}
     for name, basis in bases.items():
         reasons = [network["undefined"].get(name) for network in points]
@@ -152,7 +119,7 @@ def _align(a: Predictions, b: Predictions) -> Predictions:
     return b
 
 
-def comparison_table(result: Comparison, name_a: str = "A", name_b: str = "B") -> str:
+def comparison_table(result: JsonDict, name_a: str = "A", name_b: str = "B") -> str:
     """Returns the comparison as text, for a terminal."""
     if result["thresholds"]:
         rules = [f"threshold {value:.3g}" for value in result["thresholds"].values()]

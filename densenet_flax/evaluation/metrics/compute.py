@@ -1,11 +1,10 @@
 """From a predictions table to the numbers of metrics.json: start reading here.
 
-`sample` gathers the images of each patient. `binary` and `multiclass` define the metrics, and
-`metric_set` says which of the two a table has. `point_metrics` and `groups` are their values;
-`bootstrap` resamples patients, `basis` says how many patients a metric rests on, and `intervals`
-puts both together. `calibration` measures the probabilities. `operating_point` and `temperature`
-choose on validation images what is then applied to test images; `comparison` and `folds` are for
-several tables.
+`sample` gathers the images of each patient. `binary` and `multiclass` define the metrics; `levels`
+and `groups` are their values in a table. `bootstrap` resamples patients, `basis` says how many
+patients a metric rests on, and `intervals` puts both together. `calibration` measures the
+probabilities. `operating_point` and `temperature` choose on validation images what is then applied
+to test images; `comparison` and `folds` are for several tables.
 """
 
 import numpy as np
@@ -15,46 +14,25 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics import groups
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.calibration import calibration_report
-from densenet_flax.evaluation.metrics.groups import PatientRow, SubtypeRow
 from densenet_flax.evaluation.metrics.intervals import intervals
+from densenet_flax.evaluation.metrics.levels import point_metrics
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
-from densenet_flax.evaluation.metrics.point_metrics import PointMetrics, point_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 
-SCHEMA = 1
+SCHEMA = 1  # of metrics.json; its keys are in docs/report.md
 
 
-class Evaluation(PointMetrics):
-    """Point estimates, as metrics.json has them (see docs/report.md)."""
-
-    schema: int
-    class_names: list[str]
-    positive_class: str | None
-    threshold: float | None
-    by_magnification: list[JsonDict]
-    by_subtype: list[SubtypeRow]
-    by_patient: list[PatientRow]
-
-
-class Assessment(Evaluation):
-    """Point estimates, and how sure they are."""
-
-    intervals: JsonDict
-    operating_point: JsonDict | None
-    calibration: JsonDict
-    shared_with_validation: int | None
-
-
-def evaluate(predictions: Predictions) -> Evaluation:
-    """Returns all point estimates of a table, ready for JSON."""
-    binary = len(predictions.class_names) == 2
+def evaluate(predictions: Predictions) -> JsonDict:
+    """Returns all point estimates of a table, as metrics.json has them."""
+    class_names = predictions.class_names
+    binary = len(class_names) == 2
     return {
         "schema": SCHEMA,
-        "class_names": list(predictions.class_names),
-        "positive_class": predictions.class_names[1] if binary else None,
+        "class_names": list(class_names),
+        "positive_class": class_names[1] if binary else None,
         "threshold": predictions.threshold if binary else None,
-        **point_metrics(sample_of(predictions), predictions.class_names),
+        **point_metrics(sample_of(predictions), class_names),
         "by_magnification": groups.by_magnification(predictions),
         "by_subtype": groups.by_subtype(predictions),
         "by_patient": groups.by_patient(predictions),
@@ -66,7 +44,7 @@ def assess(
     validation: Predictions | None = None,
     operating_point: OperatingPoint | None = None,
     bootstrap: Bootstrap | None = None,
-) -> Assessment:
+) -> JsonDict:
     """Returns what metrics.json holds about the predictions themselves.
 
     Args:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -11,27 +11,9 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.intervals import sample_intervals
-from densenet_flax.evaluation.metrics.metric_set import Level, metric_set
-from densenet_flax.evaluation.metrics.point_metrics import level_metrics, point_metrics
+from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set, point_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import COLUMNS, Predictions
-
-
-class MeanOverFolds(TypedDict):
-    """A metric over the folds that have it; the sample SD needs two of them."""
-
-    mean: float | None
-    sd: float | None
-    folds: int
-
-
-class CrossValidation(TypedDict):
-    """The summary of several folds, ready for JSON (see docs/evaluation.md)."""
-
-    folds: list[JsonDict]
-    mean: dict[Level, dict[str, MeanOverFolds]]
-    pooled: JsonDict | None
-    pooled_undefined: str | None
 
 
 def pool(folds: Sequence[Predictions], threshold: float | None = None) -> Predictions:
@@ -74,7 +56,7 @@ def cross_validation_summary(
     resamples: int = RESAMPLES,
     seed: int = 0,
     level: float = LEVEL,
-) -> CrossValidation:
+) -> JsonDict:
     """Summarizes folds: each one, mean ± SD, and all pooled with patient-clustered intervals.
 
     Each image and patient is decided at the threshold of its own fold. The SD says how much results
@@ -127,14 +109,12 @@ def _pooled(folds: Sequence[Predictions], bootstrap: Bootstrap) -> JsonDict:
     class_names, sample = folds[0].class_names, sample_of(*folds)
     return {
         **point_metrics(sample, class_names),
-        "intervals": {
-            **bootstrap.describe(),
-            **sample_intervals(sample, class_names, bootstrap),
-        },
+        "intervals": bootstrap.describe() | sample_intervals(sample, class_names, bootstrap),
     }
 
 
-def _mean(values: Sequence[float | None]) -> MeanOverFolds:
+def _mean(values: Sequence[float | None]) -> JsonDict:
+    """A metric over the folds that have it; the sample SD needs two of them."""
     defined = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(defined)) if defined else None,
@@ -157,7 +137,7 @@ def _why_not_pooled(folds: Sequence[Predictions]) -> str:
     return ""
 
 
-def summary_table(summary: CrossValidation) -> str:
+def summary_table(summary: JsonDict) -> str:
     """Returns the summary as text, for a terminal."""
     rows, pooled = summary["folds"], summary["pooled"]
     width = max(map(len, summary["mean"]["patient"]))

@@ -1,37 +1,12 @@
 """Metrics of the groups in a table: a row per magnification, per subtype and per patient."""
 
-from typing import TypedDict
-
 import numpy as np
 from jaxtyping import Float
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.metric_set import metric_set
-from densenet_flax.evaluation.metrics.point_metrics import level_metrics
+from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
-
-# Written as a call because 'class' is a key.
-_GroupRow = TypedDict(
-    "_GroupRow",
-    {"class": str, "n": int, "correct": int, "accuracy": float, "mean_probability": float},
-)
-
-
-class SubtypeRow(_GroupRow):
-    """A subtype in metrics.json."""
-
-    subtype: str
-    patients: int
-    patient_recognition_rate: float
-
-
-class PatientRow(_GroupRow):
-    """A patient in metrics.json."""
-
-    patient: str
-    subtypes: list[str]
-    predicted_by_mean_probability: str
 
 
 def by_magnification(predictions: Predictions) -> list[JsonDict]:
@@ -39,19 +14,14 @@ def by_magnification(predictions: Predictions) -> list[JsonDict]:
     rows = []
     for magnification in np.unique(predictions.magnification):
         part = predictions.select(predictions.magnification == magnification)
-        metrics = level_metrics(sample_of(part), part.class_names)
-        rows.append(
-            {
-                "magnification": int(magnification),
-                "patients": metrics["patient"]["n"],
-                "patient_recognition_rate": metrics["patient"]["patient_recognition_rate"],
-                **metrics["image"],
-            }
-        )
+        image, patient = level_metrics(sample_of(part), part.class_names).values()
+        row = {"magnification": int(magnification), "patients": patient["n"]}
+        row["patient_recognition_rate"] = patient["patient_recognition_rate"]
+        rows.append(row | image)
     return rows
 
 
-def by_subtype(predictions: Predictions) -> list[SubtypeRow]:
+def by_subtype(predictions: Predictions) -> list[JsonDict]:
     """Returns counts and accuracy of each subtype, benign ones first; empty if none is known.
 
     A subtype has one class, so its accuracy is its share of that class's sensitivity or
@@ -60,7 +30,7 @@ def by_subtype(predictions: Predictions) -> list[SubtypeRow]:
     """
     if subtypes_are_classes(predictions):
         return []
-    rows: list[SubtypeRow] = []
+    rows: list[JsonDict] = []
     for subtype in np.unique(predictions.subtype[predictions.subtype != ""]):
         part = predictions.select(predictions.subtype == subtype)
         sample, labels = sample_of(part), np.unique(part.label)
@@ -80,7 +50,7 @@ def by_subtype(predictions: Predictions) -> list[SubtypeRow]:
     return sorted(rows, key=lambda row: _class_names(predictions).index(row["class"]))
 
 
-def by_patient(predictions: Predictions) -> list[PatientRow]:
+def by_patient(predictions: Predictions) -> list[JsonDict]:
     """Returns counts, accuracy and mean probability of each patient."""
     sample, class_names = sample_of(predictions), _class_names(predictions)
     mean_probability = sample.image.sum_by_patient(_shown_probability(predictions)) / sample.images

@@ -9,9 +9,14 @@ from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.basis import basis_of, one_class_basis
 from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, Interval
 from densenet_flax.evaluation.metrics.groups import subtypes_are_classes
-from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
+from densenet_flax.evaluation.metrics.levels import (
+    by_class,
+    image_values,
+    level_metrics,
+    metric_set,
+    patient_values,
+)
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
-from densenet_flax.evaluation.metrics.point_metrics import by_class, level_metrics
 from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights, sample_of
 from densenet_flax.evaluation.predictions import Predictions
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.binary import precision_recall_curve, roc_curve
-from densenet_flax.evaluation.metrics.point_metrics import level_metrics
+from densenet_flax.evaluation.metrics.levels import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.plotting import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
+from densenet_flax.evaluation.metrics.levels import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.views import Cell, Measured, Table, measured
 from densenet_flax.evaluation.report.wording import (

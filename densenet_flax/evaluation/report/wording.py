@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.metric_set import ACCURACY_BY_MEAN
+from densenet_flax.evaluation.metrics.levels import ACCURACY_BY_MEAN
 
 
 class FigureText(NamedTuple):

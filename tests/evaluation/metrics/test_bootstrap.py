@@ -13,7 +13,7 @@ from densenet_flax.evaluation.metrics.bootstrap import (
     p_value,
     strata,
 )
-from densenet_flax.evaluation.metrics.metric_set import image_values
+from densenet_flax.evaluation.metrics.levels import image_values
 from densenet_flax.evaluation.metrics.sample import sample_of
 
 

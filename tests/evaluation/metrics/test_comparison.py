@@ -9,7 +9,7 @@ from densenet_flax.evaluation import compare, evaluate
 from densenet_flax.evaluation.metrics.binary import METRICS
 from densenet_flax.evaluation.metrics.bootstrap import Basis, draw_patients
 from densenet_flax.evaluation.metrics.comparison import comparison_table, p_value
-from densenet_flax.evaluation.metrics.metric_set import image_values
+from densenet_flax.evaluation.metrics.levels import image_values
 from densenet_flax.evaluation.metrics.sample import sample_of
 
 

@@ -8,7 +8,7 @@ from densenet_flax.evaluation import evaluate
 from densenet_flax.evaluation.metrics import binary, multiclass
 from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, draw_patients
 from densenet_flax.evaluation.metrics.intervals import intervals, mean_intervals
-from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set
+from densenet_flax.evaluation.metrics.levels import image_values, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
 
 
@@ -31,7 +31,7 @@ def test_an_interval_is_percentiles_of_the_resamples(random_table):
 def test_every_metric_of_two_classes_has_an_interval_around_it(random_table):
     found = intervals(random_table(1), Bootstrap())
     assert set(found["image"]) == {*binary.METRICS, "undefined"}
-    assert set(found["patient"]) == {*metric_set(2).patient_names, "undefined"}
+    assert set(found["patient"]) == {*metric_set(2).levels["patient"], "undefined"}
     points = evaluate(random_table(1))
     for name in binary.METRICS:
         span = found["image"][name]

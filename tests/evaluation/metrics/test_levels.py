@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densenet_flax.evaluation import evaluate
-from densenet_flax.evaluation.metrics.point_metrics import level_metrics
+from densenet_flax.evaluation.metrics.levels import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from tests.evaluation.metrics import scikit_learn
 

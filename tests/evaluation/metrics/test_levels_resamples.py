@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from densenet_flax.evaluation.metrics.bootstrap import draw_patients, strata
-from densenet_flax.evaluation.metrics.metric_set import image_values, metric_set, patient_values
-from densenet_flax.evaluation.metrics.point_metrics import level_metrics
+from densenet_flax.evaluation.metrics.levels import (
+    image_values,
+    level_metrics,
+    metric_set,
+    patient_values,
+)
 from densenet_flax.evaluation.metrics.sample import sample_of
 from tests.evaluation.metrics import scikit_learn
 
@@ -34,7 +38,7 @@ def test_resamples_of_two_classes_at_both_levels(random_table, threshold):
     sample = sample_of(table)
     weights = draw_patients(strata(sample), 15, 0)
     image, patient = image_values(sample, weights), patient_values(sample, weights)
-    assert tuple(image) == metric_set(2).names and tuple(patient) == metric_set(2).patient_names
+    assert tuple(image) == metric_set(2).names and tuple(patient) == metric_set(2).levels["patient"]
     patient["accuracy"] = patient["patient_accuracy_by_mean_probability"]
     assert_same_as_copied_rows(image, table, weights, scikit_learn.binary)
     assert_same_as_copied_rows(patient, by_patient(table), weights, scikit_learn.binary)
@@ -45,7 +49,7 @@ def test_resamples_of_four_classes_at_both_levels(several):
     sample = sample_of(table)
     weights = draw_patients(strata(sample), 8, 3)
     image, patient = image_values(sample, weights), patient_values(sample, weights)
-    assert tuple(patient) == metric_set(4).patient_names
+    assert tuple(patient) == metric_set(4).levels["patient"]
     patient["accuracy"] = patient["patient_accuracy_by_mean_probability"]
     assert_same_as_copied_rows(image, table, weights, scikit_learn.multiclass)
     assert_same_as_copied_rows(patient, by_patient(table), weights, scikit_learn.multiclass)
@@ -71,7 +75,7 @@ def test_the_table_itself_is_a_resample(fixture, request):
     metrics, points = metric_set(sample.classes), level_metrics(sample, table.class_names)
     for name in metrics.names:
         assert image[name] == pytest.approx([points["image"][name]] * 3, abs=1e-12)
-    for name in metrics.patient_names:
+    for name in metrics.levels["patient"]:
         assert patient[name] == pytest.approx([points["patient"][name]] * 3, abs=1e-12)
 
 
