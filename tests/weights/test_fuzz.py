@@ -1,7 +1,7 @@
 """Damaged files of every form: one clear line or, where the damage is harmless, whole variables.
 
 Nothing else may come out: no other exception, no wrong shapes, no hang. The examples are the seeds
-that found something, or stand for a kind of damage.
+that uncovered a bug, or stand for a kind of damage.
 """
 
 import dataclasses

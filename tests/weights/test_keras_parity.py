@@ -102,13 +102,13 @@ def test_distance_from_float64_is_at_most_twice_that_of_keras(size, outputs, net
         ("norm", "head"), outputs[size]["ours"], outputs[size]["keras"], strict=True
     ):
         assert exact[unit].dtype == np.float64
-        mine, keras_own = distance(ours, exact[unit]), distance(theirs, exact[unit])
+        our_own, keras_own = distance(ours, exact[unit]), distance(theirs, exact[unit])
         print(
-            f"{size} {unit}: ours {mine:.2e}, Keras {keras_own:.2e}, apart "
+            f"{size} {unit}: ours {our_own:.2e}, Keras {keras_own:.2e}, apart "
             f"{distance(ours, theirs):.2e}"
         )
-        assert mine <= 1e-4
-        assert mine <= 2 * keras_own
+        assert our_own <= 1e-4
+        assert our_own <= 2 * keras_own
 
 
 def test_parameter_totals(files):

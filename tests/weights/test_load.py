@@ -213,8 +213,8 @@ def test_read_weights_of_a_checkpoint_directory(tmp_path):
     }
     train = [NamedVector(np.array([7]), [("step", ())])]
     Checkpoints(tmp_path / "checkpoints").save(7, variables, train, meta)
-    found, info = read_weights(tmp_path)
-    assert_same(found, variables)
+    read, info = read_weights(tmp_path)
+    assert_same(read, variables)
     assert (info.layout, info.class_names, info.preprocessing) == (RECIPE, ("b", "m"), "scale")
     with pytest.raises(InputError, match="no checkpoint"):
         read_weights(tmp_path / "checkpoints" / "7" / "model")

@@ -49,9 +49,9 @@ def test_our_own_file_keeps_everything(name, tmp_path):
     info = info_of(layout, class_names=("b", "m"), license="CC0 1.0", extra={"mpp": 0.5})
     variables = random_variables(layout)
     save_weights(tmp_path / "m.safetensors", variables, info)
-    again, found = read_weights(tmp_path / "m.safetensors")
-    assert_same(again, variables)
-    assert dataclasses.replace(found, source="", sha256="") == info
+    read, read_info = read_weights(tmp_path / "m.safetensors")
+    assert_same(read, variables)
+    assert dataclasses.replace(read_info, source="", sha256="") == info
 
 
 @pytest.fixture(scope="module")

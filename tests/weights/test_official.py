@@ -19,7 +19,7 @@ NAME = "fake.h5"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `CONTENT`, after the faults that it was told to make, one for each request."""
+    """Serves `CONTENT`, after making the listed faults, one for each request."""
 
     daemon_threads = True
 

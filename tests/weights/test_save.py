@@ -24,9 +24,9 @@ def test_round_trip(name, tmp_path):
     variables = random_variables(RECIPE)
     path = tmp_path / "new" / "folder" / name
     WRITERS[name](path, variables, info)
-    again, found = read_weights(path)
-    assert_same(again, variables)
-    assert found == info
+    read, read_info = read_weights(path)
+    assert_same(read, variables)
+    assert read_info == info
     assert [p.name for p in path.parent.iterdir()] == [name]
 
 
