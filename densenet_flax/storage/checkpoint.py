@@ -173,7 +173,7 @@ class Checkpoints:
     def _write_error(self, step: int, reason: str) -> InputError:
         return InputError(
             f"{self.directory}: checkpoint {step} could not be written ({reason}); earlier "
-            "checkpoints are kept, make room and start again with the same command"
+            "checkpoints are kept, make room and run the same command again"
         )
 
     def restore(self, step: int) -> Restored:
@@ -193,7 +193,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.directory / str(step)}: this checkpoint cannot be read "
-                f"({_first_line(error)}); remove that folder to go on from an earlier one"
+                f"({_first_line(error)}); remove that folder to resume from an earlier one"
             ) from error
         model, train = (jax.tree.map(np.asarray, content[name]) for name in ("model", "train"))
         meta = dict(content["meta"])

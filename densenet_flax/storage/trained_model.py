@@ -1,4 +1,4 @@
-"""The network of a work directory, for whoever uses it after training."""
+"""The trained network of a work directory, for use after training."""
 
 import json
 from pathlib import Path
@@ -55,6 +55,6 @@ def _read_operating_point(path: Path) -> JsonDict:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); run --mode=evaluate again to write it anew"
+            f"{path}: cannot be read ({error}); run --mode=evaluate to write it again"
         ) from error
     return content if isinstance(content, dict) else {}

@@ -39,5 +39,6 @@ class StopSignal:
         """The exception to raise when the checkpoint of `step` is saved."""
         reason = signal.Signals(self.number or signal.SIGTERM).name
         return Stopped(
-            f"{reason}: stopped at step {step}, which is saved; the same command goes on"
+            f"{reason}: stopped at step {step}, which is saved; run the same command again to "
+            "resume"
         )

@@ -141,5 +141,5 @@ def select_masked(tree: PyTree, mask: PyTree) -> PyTree:
     """
     leaves, gap = flatten_dict(tree), optax.MaskedNode()
     return unflatten_dict(
-        {path: leaves[path] if wanted else gap for path, wanted in flatten_dict(mask).items()}
+        {path: leaves[path] if selected else gap for path, selected in flatten_dict(mask).items()}
     )

@@ -76,7 +76,7 @@ def test_a_run_killed_at_chosen_points_ends_with_the_same_bits(tmp_path, finishe
 def test_a_run_killed_at_any_time_ends_with_the_same_bits(tmp_path, finished):
     cache, expected = finished
     rng = random.Random(0)
-    for _ in range(6):
+    for _ in range(4):
         process, saved = start(tmp_path / "run", cache)
         assert saved.wait(300)
         process.join(rng.uniform(0, 0.1))  # an epoch with its checkpoint takes less than 0.05 s
