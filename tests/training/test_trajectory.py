@@ -19,7 +19,7 @@ import pytest
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier as fr
-from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.densenet import IMPLEMENTATIONS, DenseNet
 from densenet_flax.models.init import init_variables
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.training.optimizer import OptimizerSettings
@@ -35,12 +35,12 @@ FRONTIER = 300 if WHOLE else "conv4_block2_2_conv"  # both inside a block
 STEPS, BATCH, PIXELS = 20, 8, 96
 
 
-@pytest.fixture(scope="module")
-def both():
-    """Our variables, and Keras's recipe model with the same ones."""
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
+def both(request):
+    """Our variables, and Keras's recipe model with the same ones, for each implementation."""
     from keras.src.applications.densenet import DenseNet as KerasDenseNet
 
-    model = DenseNet(blocks=BLOCKS, num_classes=2, hidden=(8,))
+    model = DenseNet(BLOCKS, num_classes=2, hidden=(8,), implementation=request.param)
     variables = randomize(init_variables(model, seed=1), seed=2)
     base = KerasDenseNet(
         BLOCKS, include_top=False, weights=None, input_shape=(PIXELS, PIXELS, 3), name="base"

@@ -43,11 +43,21 @@ def files(network, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outputs(network, files):
-    """Features and logits of both at every size, and of float64 where PyTorch is installed."""
+def keras_outputs(network):
+    """Drawn images of every size, and the features and logits that Keras computes of them."""
     inner = network.get_layer("avg_pool").input
-    theirs = keras_function(keras.Model(network.input, [inner, network.output]))
-    model = models.DenseNet201(num_classes=1000)
+    run = keras_function(keras.Model(network.input, [inner, network.output]))
+    images = {
+        size: np.random.default_rng(size[0]).standard_normal((2, *size, 3), np.float32)
+        for size in SIZES
+    }
+    return {size: (x, [np.asarray(y) for y in run(x)]) for size, x in images.items()}
+
+
+@pytest.fixture(scope="module", params=models.IMPLEMENTATIONS)
+def outputs(request, keras_outputs, files):
+    """Features and logits of both at every size, ours from each implementation."""
+    model = models.DenseNet201(num_classes=1000, implementation=request.param)
     variables = load_weights(files["w.weights.h5"], model)
 
     @jax.jit
@@ -55,15 +65,14 @@ def outputs(network, files):
         features = model.apply(variables, x, stop="head")
         return features, model.apply(variables, features, start="head")
 
-    result = {}
-    for height, width in SIZES:
-        x = np.random.default_rng(height).standard_normal((2, height, width, 3), np.float32)
-        result[height, width] = {
+    return {
+        size: {
             "x": x,
             "ours": [np.asarray(y) for y in ours(variables, jnp.asarray(x))],
-            "keras": [np.asarray(y) for y in theirs(x)],
+            "keras": theirs,
         }
-    return result
+        for size, (x, theirs) in keras_outputs.items()
+    }
 
 
 def distance(a, b):

@@ -97,7 +97,7 @@ def save_torch(model, folder):
     return folder / "m.pth", folder / "m.safetensors"
 
 
-def compare(model, folder, expect, images=None):
+def compare(model, folder, expect, implementation=None):
     import torch
 
     read = [read_weights(path) for path in save_torch(model, folder)]
@@ -107,15 +107,18 @@ def compare(model, folder, expect, images=None):
     x = np.random.default_rng(1).standard_normal((2, 96, 125, 3), np.float32)
     with torch.inference_mode():
         theirs = model(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
-    ours = np.asarray(jax.jit(info.build_model().apply)(variables, x))
+    ours = np.asarray(jax.jit(info.build_model(implementation=implementation).apply)(variables, x))
     assert np.abs(theirs).max() > 1e-3
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"{info.network} {info.preprocessing} relu={info.final_relu}: {difference:.1e}")
     assert difference <= 1e-4
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_logits_agree_with_timm(name, torchvision, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [*((name, None) for name in NETWORKS), ("densenet201", "reference")],
+)
+def test_logits_agree_with_timm(name, implementation, torchvision, tmp_path):
     timm = pytest.importorskip("timm", reason="timm is the reference here; pip install timm")
     model = randomize_torch(timm.create_model(name, pretrained=False, num_classes=11))
 
@@ -123,7 +126,7 @@ def test_logits_agree_with_timm(name, torchvision, tmp_path):
         assert (info.network, info.num_classes) == (name, 11)
         assert (info.preprocessing, info.final_relu, info.epsilon) == ("torch", True, 1e-5)
 
-    compare(model, tmp_path, expect)
+    compare(model, tmp_path, expect, implementation)
 
 
 def test_logits_agree_with_tiatoolbox(torchvision, tmp_path):
