@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import ml_dtypes
@@ -84,24 +84,21 @@ class Features:
     def __init__(self, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]], storage: str, mesh: Mesh):
         """Takes the features at every cut; storage 'device' copies them to the devices."""
         self.on_device = storage == "device"
-        self._host = dict(arrays)
-        self._device: dict[str, jax.Array] = {}
+        self._arrays: dict[str, Any] = dict(arrays)
         if self.on_device:
-            everywhere = replicated(mesh)
             for cut, array in arrays.items():
-                self._device[cut] = jax.make_array_from_process_local_data(
-                    everywhere, array, array.shape
+                self._arrays[cut] = jax.make_array_from_process_local_data(
+                    replicated(mesh), array, array.shape
                 )
-            self._host = {}
         self._gather = jax.jit(lambda array, rows: array[rows], out_shardings=over_batch(mesh))
 
     def take(self, cut: str, rows: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B ..."]:
         """Rows of the features at a cut, on the host."""
-        return self._host[cut][rows]
+        return self._arrays[cut][rows]
 
     def gather(self, cut: str, rows: Int[Array, " B"]) -> Shaped[Array, "B ..."]:
         """Rows of the features at a cut, on the devices, split over them as `rows` is."""
-        return self._gather(self._device[cut], rows)
+        return self._gather(self._arrays[cut], rows)
 
 
 def array_filler(arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> AddRows:

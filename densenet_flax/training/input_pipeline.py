@@ -208,14 +208,9 @@ def training_batch_specs(
     *,
     mixes: bool = False,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of the batches of training images, from `StageInputs.batches`.
+    """Shapes, dtypes and shardings of the batches of training images of `StageInputs.batches`.
 
-    Args:
-      segmented: the network.
-      cut: the unit where the stage begins.
-      image_shape: of all images, [N, H, W, 3].
-      batch_size: images in a batch.
-      mixes: whether images are mixed, and so have soft labels.
+    `image_shape` is that of all images, [N, H, W, 3]; with `mixes` labels are soft.
     """
     rows = batch_size + -batch_size % segmented.mesh.size
 

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import optax
 
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.common.types import PyTree
 from densenet_flax.training.keras_adam import scale_by_keras_adam
 from densenet_flax.training.raveled import Raveled
@@ -20,7 +22,7 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|examples?|epochs?|%)\s*")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
+class OptimizerSettings(Settings):
     """How a stage trains. The defaults are the recipe's.
 
     Attributes:
@@ -38,42 +40,23 @@ class OptimizerSettings:
       plateau_patience: of 'plateau', in epochs.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = setting(1e-3, "a number above 0", lambda rate: rate > 0)
     name: str = "adam"
-    schedule: str = "constant"
+    schedule: str = choice("constant", SCHEDULES)
     warmup: int = 0
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    clip_norm: float = 0.0
-    layer_decay: float = 1.0
-    accumulate: int = 1
-    plateau_factor: float = 0.5
-    plateau_patience: int = 2
+    weight_decay: float = at_least(0, default=0.0, expected="a number of 0 or more")
+    momentum: float = setting(0.0, "a number from 0 to below 1", lambda share: 0 <= share < 1)
+    clip_norm: float = at_least(0, default=0.0, expected="a number of 0 or more")
+    layer_decay: float = setting(1.0, "a number above 0 and up to 1", lambda f: 0 < f <= 1)
+    accumulate: int = at_least(1, default=1)
+    plateau_factor: float = setting(0.5, "a number between 0 and 1", lambda f: 0 < f < 1)
+    plateau_patience: int = at_least(1, default=2)
 
-    def __post_init__(self):
-        """Checks the settings.
-
-        Raises:
-          ValueError: an unknown name or a number out of range; the message names the key.
-        """
-        for key, value, allowed in (
-            ("optimizer", self.name, OPTIMIZERS),
-            ("schedule", self.schedule, SCHEDULES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{key}={value!r}: expected one of {', '.join(allowed)}")
-        for key, is_valid, expected in (
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            ("weight_decay", self.weight_decay >= 0, "of 0 or more"),
-            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
-            ("clip_norm", self.clip_norm >= 0, "of 0 or more"),
-            ("layer_decay", 0 < self.layer_decay <= 1, "above 0 and up to 1"),
-            ("accumulate", self.accumulate >= 1, "of 1 or more"),
-            ("plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1"),
-            ("plateau_patience", self.plateau_patience >= 1, "of 1 or more"),
-        ):
-            if not is_valid:
-                raise ValueError(f"{key}={getattr(self, key)}: expected a number {expected}")
+    def __post_init__(self) -> None:
+        """Checks the settings; an `InputError` names the key of the stage's configuration."""
+        super().__post_init__()
+        if self.name not in OPTIMIZERS:  # a key with another name than the field
+            raise InputError(f"optimizer={self.name!r}: expected one of {', '.join(OPTIMIZERS)}")
 
 
 def duration_to_steps(

@@ -48,19 +48,14 @@ class PrefixCache:
     """What enters a run's stages: one pass of the frozen part for all stages that can share it.
 
     Attributes:
-      dataset: the images.
-      segmented: the compiled network.
       frontiers: of the stages that are left.
-      train: ids of the images that are augmented.
+      train: ids of the images that are augmented as `views` says.
       validation: ids of those that are not.
-      batch_size: images at a time.
       mode: see `choose_storage`.
-      views: how the training images are augmented.
       directory: where 'disk' keeps its files, in folders named by all that they depend on.
       kept: where the other modes keep a copy for later runs if it is small; None for nowhere.
       epochs: how often the stages would run the frozen part without a cache, for the log.
       before_pass: called before a pass begins.
-      workers: processes that decode streamed images.
     """
 
     dataset: Dataset

@@ -22,11 +22,9 @@ class StepMetrics:
     so that the devices always have the next step to begin with.
 
     Attributes:
-      step: of the stage.
-      progress: of the run; moved on by `flush`.
+      progress: of the run; `flush` counts the steps in it.
       files: the file of each image, for the message of a step that fails.
-      log_every: steps between two lines of metrics.
-      write_metrics: takes such a line.
+      log_every: steps between two lines for `write_metrics`.
       bar: shows loss and accuracy of the epoch.
     """
 

@@ -71,13 +71,7 @@ def saved_arrays(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def restore_state(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Mesh) -> TrainState:
-    """The state with what `state_to_save` saved in place of its own.
-
-    Args:
-      state: a fresh one of the same stage.
-      saved: arrays by name, from a checkpoint.
-      mesh: the devices.
-    """
+    """A fresh state of a stage with the arrays that `state_to_save` saved in the same stage."""
 
     def restore(path: tuple[Any, ...], node: Any) -> Any:
         prefix = jax.tree_util.keystr(path)
@@ -96,13 +90,7 @@ def restore_state(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Mesh
 
 
 def restore_moments(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Mesh) -> TrainState:
-    """The state of a fresh stage with the moments of what trained in the stage before.
-
-    Args:
-      state: the state at the start of the stage.
-      saved: arrays by name, from the end of the stage before.
-      mesh: the devices.
-    """
+    """A fresh state of a stage with the moments of what trained in the stage before it."""
     # By name and not by vector: the stage before had other groups, and optax another chain.
     arrays = saved_arrays(state)
     for name, array in saved.items():
