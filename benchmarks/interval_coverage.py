@@ -59,7 +59,7 @@ def resampled_aucs(
     unit_label = np.zeros(unit.max() + 1, np.int64)
     unit_label[unit] = label
     weights = draw_patients(unit_label, resamples, seed)
-    return ranking_metrics(label == 1, probability, unit, weights, ("roc_auc",))["roc_auc"]
+    return ranking_metrics(label == 1, probability, unit, weights)["roc_auc"]
 
 
 def coverage(

@@ -158,10 +158,8 @@ class Predictions:
 
     def select(self, rows: Bool[np.ndarray, " N"] | Int[np.ndarray, " M"]) -> "Predictions":
         """Returns the rows of a boolean mask or of an index array."""
-        columns = {
-            name: getattr(self, name)[rows] for name in (*COLUMNS, *self._probability_fields)
-        }
-        return replace(self, **columns)
+        names = (*COLUMNS, *self._probability_fields)
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def to_csv(self) -> bytes:
         """Returns the table as UTF-8 CSV (RFC 4180); `read_csv` restores exactly these numbers."""

@@ -30,8 +30,8 @@ def read_csv(
     """Reads a predictions table.
 
     Args:
-      path: A CSV file with at least file, patient, magnification, label and probability, or in
-        place of the last a column 'probability_<class>' for each of several classes. Labels are
+      path: A CSV file with at least file, patient, magnification, label and probability, or instead
+        of the last a column 'probability_<class>' for each of several classes. Labels are
         class names; columns 'calibrated' are read if there are any.
       class_names: (negative, positive), or three and more. None takes them from the columns
         'probability_<class>', in their order, and is `CLASS_NAMES` if there are none.
@@ -74,15 +74,14 @@ class _Cells(NamedTuple):
     rows: list[dict[str, str]]
 
     def numbers(self, convert: Callable[[str], _Number], name: str) -> list[_Number]:
-        values = []
-        for number, row in enumerate(self.rows, start=1):
+        def number(row: int, text: str) -> _Number:
             try:
-                values.append(convert(row[name]))
+                return convert(text)
             except ValueError:
-                raise InputError(
-                    f"{self.path}: row {number} has {name} '{row[name]}'; expected a number"
-                ) from None
-        return values
+                message = f"row {row} has {name} '{text}'; expected a number"
+                raise InputError(f"{self.path}: {message}") from None
+
+        return [number(i, row[name]) for i, row in enumerate(self.rows, start=1)]
 
     def probability(self, columns: list[str]) -> Probability:
         values = np.array([self.numbers(float, column) for column in columns])
@@ -119,15 +118,13 @@ def _parse(cells: _Cells, class_names: tuple[str, ...]) -> Predictions:
     text = {name: np.array([row.get(name, "") for row in rows]) for name in TEXT_COLUMNS}
     magnification = np.array(cells.numbers(int, "magnification"))
     probability = cells.probability(_columns("probability", class_names, header))
-    calibrated = None
-    calibrated_columns = _columns("calibrated", class_names, header)
-    if set(calibrated_columns) <= set(header):
-        calibrated = cells.probability(calibrated_columns)
+    columns = _columns("calibrated", class_names, header)
+    calibrated = cells.probability(columns) if set(columns) <= set(header) else None
     for number, row in enumerate(rows, start=1):
         if row["label"] not in class_names:
+            expected = " or ".join(class_names)
             raise InputError(
-                f"{path}: row {number} has label '{row['label']}'; "
-                f"expected {' or '.join(class_names)}"
+                f"{path}: row {number} has label '{row['label']}'; expected {expected}"
             )
     thresholds = set(cells.numbers(float, "threshold") if "threshold" in header else [0.5])
     if len(thresholds) > 1:

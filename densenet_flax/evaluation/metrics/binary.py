@@ -6,22 +6,22 @@ in metrics.json: a 0 there would read as a bad result, and NaN is not JSON.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from densenet_flax.evaluation.metrics.sample import Rows, Values, Weights
 
+Positive: TypeAlias = Bool[np.ndarray, " N"]  # whether a row is of the positive class
+Scores: TypeAlias = Float[np.ndarray, " N"]
+# Both coordinates of its points: one per distinct score, and one beyond them.
+Curve: TypeAlias = tuple[Float[np.ndarray, " U+1"], Float[np.ndarray, " U+1"]]
+
+# In the order of metrics.json; the areas are last, as they take longest.
 METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "sensitivity",
-    "specificity",
-    "precision",
-    "f1",
-    "mcc",
-    "roc_auc",
-    "pr_auc",
+    *("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "mcc"),
+    *("roc_auc", "pr_auc"),
 )
 
 # Resamples × rows per step: what fits into a processor's cache is fastest.
@@ -31,23 +31,14 @@ _CHUNK = 1_000_000
 def binary_metrics(
     rows: Rows, weights: Weights, names: Sequence[str] = METRICS
 ) -> dict[str, Values]:
-    """Computes metrics of each resample.
-
-    Args:
-      rows: Images or patients.
-      weights: How often each patient is in each resample.
-      names: Which metrics; without the two areas it is faster.
-    """
+    """Computes metrics of images or patients in each resample; without the areas it is faster."""
     values = threshold_metrics(rows.confusion(weights))
-    ranking = [name for name in names if name in ("roc_auc", "pr_auc")]
-    if ranking:
-        values |= ranking_metrics(rows.label == 1, rows.probability, rows.patient, weights, ranking)
+    if not set(names) <= values.keys():
+        values |= ranking_metrics(rows.label == 1, rows.probability, rows.patient, weights)
     return {name: values[name] for name in names}
 
 
-def threshold_metrics(
-    confusion: Float[np.ndarray, "R 2 2"],
-) -> dict[str, Values]:
+def threshold_metrics(confusion: Float[np.ndarray, "R 2 2"]) -> dict[str, Values]:
     """Computes what follows from the confusion matrix (true class, predicted class)."""
     (tn, fp), (fn, tp) = np.moveaxis(confusion, 0, -1)
     # With one class only, precision, F1 and average precision could still be computed, but their
@@ -68,11 +59,7 @@ def threshold_metrics(
 
 
 def ranking_metrics(
-    positive: Bool[np.ndarray, " N"],
-    score: Float[np.ndarray, " N"],
-    patient: Int[np.ndarray, " N"],
-    weights: Weights,
-    names: Sequence[str] = ("roc_auc", "pr_auc"),
+    positive: Positive, score: Scores, patient: Int[np.ndarray, " N"], weights: Weights
 ) -> dict[str, Values]:
     """Computes ROC-AUC and average precision of each resample.
 
@@ -82,29 +69,24 @@ def ranking_metrics(
     trapezoid rule is too optimistic between the points of a precision-recall curve (Davis and
     Goadrich, ICML 2006).
     """
-    chunks: dict[str, list[Float[np.ndarray, " r"]]] = {name: [] for name in names}
+    roc_auc, pr_auc = [], []
     for positives, negatives in _counts_by_score(positive, score, patient, weights):
         tp, fp = positives.cumsum(axis=1), negatives.cumsum(axis=1)
         all_positives, all_negatives = tp[:, -1], fp[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
-            if "roc_auc" in names:
-                # Negatives below each score, and half of those at it.
-                lower = all_negatives[:, None] - fp + negatives / 2
-                pairs = np.einsum("ru,ru->r", positives, lower)
-                chunks["roc_auc"].append(pairs / (all_positives * all_negatives))
-            if "pr_auc" in names:
-                # 0/0 above the highest score drawn; nothing positive is there to weigh it.
-                precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
-                area = np.einsum("ru,ru->r", positives, precision) / all_positives
-                chunks["pr_auc"].append(np.where(all_negatives > 0, area, np.nan))
-    return {name: np.concatenate(parts) for name, parts in chunks.items()}
+            # Negatives below each score, and half of those at it.
+            lower = all_negatives[:, None] - fp + negatives / 2
+            pairs = np.einsum("ru,ru->r", positives, lower)
+            roc_auc.append(pairs / (all_positives * all_negatives))
+            # 0/0 above the highest score drawn; nothing positive is there to weigh it.
+            precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp + fp > 0)
+            area = np.einsum("ru,ru->r", positives, precision) / all_positives
+            pr_auc.append(np.where(all_negatives > 0, area, np.nan))
+    return {"roc_auc": np.concatenate(roc_auc), "pr_auc": np.concatenate(pr_auc)}
 
 
 def _counts_by_score(
-    positive: Bool[np.ndarray, " N"],
-    score: Float[np.ndarray, " N"],
-    patient: Int[np.ndarray, " N"],
-    weights: Weights,
+    positive: Positive, score: Scores, patient: Int[np.ndarray, " N"], weights: Weights
 ) -> Iterator[tuple[Float[np.ndarray, "r U"], Float[np.ndarray, "r U"]]]:
     """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples."""
     # The order is the same in all resamples: sorted once, and tied rows are added up.
@@ -120,7 +102,7 @@ def _counts_by_score(
 
 
 def counts_by_threshold(
-    positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
+    positive: Positive, score: Scores
 ) -> tuple[Float[np.ndarray, " U"], Int[np.ndarray, " U"], Int[np.ndarray, " U"]]:
     """Returns the distinct scores, highest first, and true and false positives at each."""
     order = np.argsort(-score, kind="stable")
@@ -129,34 +111,25 @@ def counts_by_threshold(
     return score[last], positive.cumsum()[last], (~positive).cumsum()[last]
 
 
-def roc_curve(
-    positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
-) -> tuple[Float[np.ndarray, " U+1"], Float[np.ndarray, " U+1"]]:
+def roc_curve(positive: Positive, score: Scores) -> Curve:
     """Returns the points of the ROC curve, false and true positive rate, from (0, 0) to (1, 1)."""
     _, tp, fp = counts_by_threshold(positive, score)
     return np.append(0, fp) / fp[-1], np.append(0, tp) / tp[-1]
 
 
-def precision_recall_curve(
-    positive: Bool[np.ndarray, " N"], score: Float[np.ndarray, " N"]
-) -> tuple[Float[np.ndarray, " U+1"], Float[np.ndarray, " U+1"]]:
-    """Returns the points of the curve, precision and recall, from recall 1 to (1, 0).
-
-    The last point, of no row at all, has no precision; it is 1 by convention.
-    """
+def precision_recall_curve(positive: Positive, score: Scores) -> Curve:
+    """Returns the points of the curve, precision and recall, from recall 1 to (1, 0)."""
     _, tp, fp = counts_by_threshold(positive, score)
+    # The last point, of no row at all, has no precision; it is 1 by convention.
     return np.append((tp / (tp + fp))[::-1], 1.0), np.append((tp / tp[-1])[::-1], 0.0)
 
 
 def binary_undefined(
     confusion: Int[np.ndarray, "2 2"], class_names: Sequence[str], noun: str
 ) -> dict[str, str]:
-    """Returns the reason for each metric that does not exist.
+    """Returns the reason for each metric that a table with this confusion matrix does not have.
 
-    Args:
-      confusion: Of the table itself: true class, predicted class.
-      class_names: (negative, positive).
-      noun: What a row is, 'images' or 'patients'.
+    The noun is what a row is, 'images' or 'patients'.
     """
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     for missing, defined in ((0, "sensitivity"), (1, "specificity")):

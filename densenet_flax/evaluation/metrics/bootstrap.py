@@ -7,15 +7,17 @@ Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8)
 95 % where patients are few. What an interval does not cover is in docs/evaluation.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import stats
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
+from densenet_flax.evaluation.metrics.multiclass import MACRO
 from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights
 
 RESAMPLES = 2000
@@ -64,7 +66,6 @@ class Bootstrap:
     level: float = LEVEL
 
     def __post_init__(self) -> None:
-        """Raises InputError for fewer than one resample, or a level outside 0 to 1."""
         if self.resamples < 1:
             raise InputError(f"resamples is {self.resamples}; expected 1 or more, usually 2000")
         if not 0 < self.level < 1:
@@ -94,10 +95,10 @@ class Bootstrap:
         """Returns the share of the resamples to leave out at either end.
 
         This is (1 − level) / 2 if there were many patients. For few, plain percentiles are too
-        narrow in two ways: the spread of a mean over resamples is too small by sqrt((n − 1) / n),
-        and they have a normal distribution's tails where Student's t belongs. The percentiles
-        returned make up for both: the "expanded percentile interval" of Hesterberg, What Teachers
-        Should Know About the Bootstrap, The American Statistician 69(4), 2015.
+        narrow in two ways: the deviation of a mean over resamples is too small by
+        sqrt((n − 1) / n), and they have a normal distribution's tails where Student's t belongs.
+        The percentiles returned make up for both: the "expanded percentile interval" of Hesterberg,
+        What Teachers Should Know About the Bootstrap, The American Statistician 69(4), 2015.
         """
         plain = (1 - self.level) / 2
         n = basis.patients
@@ -109,7 +110,7 @@ class Bootstrap:
 def p_value(differences: Values, basis: Basis) -> float:
     """Returns the two-sided bootstrap p-value of a difference.
 
-    This is twice the share of the resamples on the far side of 0. One is added to the counts,
+    This is twice the share of the resamples on the other side of 0. One is added to the counts,
     because no number of resamples can show that something never happens (Davison and Hinkley,
     section 4.2). For few patients the share is enlarged by the inverse of `Bootstrap.tail`, so
     that p falls below 1 − level where the interval excludes 0.
@@ -138,9 +139,9 @@ def strata(sample: Sample) -> Int[np.ndarray, " P"]:
     are one more group.
 
     Of more than two classes one may have a single patient, who would be in every resample exactly
-    once, so that nothing would show how that class varies. Such patients are drawn together, and
+    once, so that nothing would show how that class varies. Such patients are one stratum, and
     with the smallest other class if there is only one of them. (Of two classes that would mix the
-    classes; instead there is no interval, see `basis`.)
+    classes; instead there is no interval, see `basis_of`.)
     """
     label = sample.patient.label
     if sample.classes == 2:
@@ -165,3 +166,77 @@ def draw_patients(stratum: Int[np.ndarray, " P"], resamples: int, seed: int) -> 
         times = np.bincount(numbers, minlength=resamples * len(members))
         weights[:, members] = times.reshape(resamples, len(members))
     return weights
+
+
+def basis_of(sample: Sample, name: str, class_names: Sequence[str]) -> Basis:
+    """Returns what a metric over all classes rests on; '' names a mean over all images."""
+    if sample.classes == 2:
+        return _two_classes(sample, name, class_names)
+    if sample.patients == 1:
+        return Basis(1, reason="only one patient, and one cannot be resampled")
+    if name not in MACRO:  # every image or patient has the same weight
+        sizes = np.unique(strata(sample), return_counts=True)[1]
+        return _combined(sizes, sizes)
+    # A mean over classes: every class has the same weight.
+    patients = (sample.images_by_class > 0).sum(axis=0)
+    single = np.flatnonzero(patients == 1)
+    if len(single):
+        return _only_one(f"{class_names[single[0]]} patient")
+    patients = patients[patients > 0]
+    return _combined(patients, np.ones(len(patients)))
+
+
+def one_class_basis(
+    sample: Sample, name: str, class_names: Sequence[str], class_index: int
+) -> Basis:
+    """Returns what a metric of one of several classes rests on.
+
+    This is the number of patients of that class or, but for the recall, of the other classes if
+    they are fewer.
+    """
+    if sample.patients == 1:
+        return Basis(1, reason="only one patient, and one cannot be resampled")
+    has_class = sample.images_by_class > 0
+    patients = int(has_class[:, class_index].sum())
+    if patients == 1:
+        return _only_one(f"{class_names[class_index]} patient")
+    if name == "recall":
+        return Basis(patients)
+    others = int(np.delete(has_class, class_index, axis=1).any(axis=1).sum())
+    if others == 1:
+        return _only_one("patient of the other classes")
+    return Basis(min(patients, others))
+
+
+def _two_classes(sample: Sample, name: str, class_names: Sequence[str]) -> Basis:
+    """The rarer class of those that the metric looks at; -1 are patients with images of both."""
+    labels = {"sensitivity": (1, -1), "specificity": (0, -1)}.get(name, (0, 1, -1))
+    patients = {label: int(np.sum(sample.patient.label == label)) for label in labels}
+    for label, number in patients.items():
+        if number == 1:
+            both = "patient with images of both classes"
+            return _only_one(both if label < 0 else f"{class_names[label]} patient")
+    return Basis(min((number for number in patients.values() if number), default=0))
+
+
+def _only_one(patient: str) -> Basis:
+    return Basis(1, reason=f"only one {patient}, and one cannot be resampled")
+
+
+def _combined(
+    sizes: Int[np.ndarray, " G"], share: Int[np.ndarray, " G"] | Float[np.ndarray, " G"]
+) -> Basis:
+    """Groups of patients that are resampled separately and enter one metric with these shares.
+
+    The variance of a group's mean is v = share²/n times the variance between its patients, which
+    is taken as equal in all groups. Resampling n patients shows (n − 1)/n of it, so of all groups
+    it misses Σ(v/n) ÷ Σv: as much as in one group of Σv ÷ Σ(v/n) patients. Satterthwaite's
+    approximation (Biometrics Bulletin 2(6), 1946) of the degrees of freedom is
+    (Σv)² ÷ Σ(v²/(n − 1)). With one group both are the plain n and n − 1.
+    """
+    sizes = sizes.astype(float)
+    variance = share**2 / sizes
+    missed = variance @ (1 / sizes) / variance.sum()
+    # A group of one has no degree of freedom; 0.5 keeps its term large without dividing by 0.
+    freedom = variance.sum() ** 2 / (variance**2 @ (1 / np.maximum(sizes - 1, 0.5)))
+    return Basis(float(1 / missed), float(freedom))

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.basis import basis_of
-from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap, basis_of
 from densenet_flax.evaluation.metrics.intervals import mean_intervals
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
@@ -75,10 +74,7 @@ def calibration_metrics(
     most papers on networks do (Guo et al., ICML 2017). They are different numbers; of more than two
     classes there is only the second.
 
-    Args:
-      label: Index of the class per image.
-      probability: Per image.
-      bins: Number of bins of equal width from 0 to 1, closed on the left; the last holds 1 too.
+    The bins have equal width from 0 to 1 and are closed on the left; the last holds 1 too.
     """
     label = np.asarray(label)
     metrics: JsonDict = {

@@ -7,14 +7,15 @@ from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.basis import basis_of
-from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, Basis, Bootstrap, p_value
-from densenet_flax.evaluation.metrics.levels import (
-    image_values,
-    level_metrics,
-    metric_set,
-    patient_values,
+from densenet_flax.evaluation.metrics.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Basis,
+    Bootstrap,
+    basis_of,
+    p_value,
 )
+from densenet_flax.evaluation.metrics.levels import level_metrics, level_values, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 
@@ -48,38 +49,36 @@ def compare(
     binary = len(class_names) == 2
     tables = predictions_a, _align(predictions_a, predictions_b)
     samples = [sample_of(table) for table in tables]
-    weights = bootstrap.draw(samples[0])
     points = [level_metrics(sample, class_names) for sample in samples]
-    values = [
-        {"image": image_values(sample, weights), "patient": patient_values(sample, weights)}
-        for sample in samples
-    ]
+    weights = bootstrap.draw(samples[0])
+    values = [level_values(sample, weights) for sample in samples]
     result = bootstrap.describe() | {"n": len(predictions_a), "patients": samples[0].patients}
     thresholds = {"a": tables[0].threshold, "b": tables[1].threshold}
     result["thresholds"] = thresholds if binary else None
     for key, names in metric_set(len(class_names)).levels.items():
         bases = {name: basis_of(samples[0], name, class_names) for name in names}
-        level_points, level_values = [p[key] for p in points], [v[key] for v in values]
-        result[key] = _differences(bootstrap, level_points, level_values, bases)
+        networks = zip(points, values, strict=True)
+        result[key] = _differences(bootstrap, [(p[key], v[key]) for p, v in networks], bases)
     return result
 
 
 def _differences(
     bootstrap: Bootstrap,
-    points: Sequence[JsonDict],
-    values: Sequence[Mapping[str, Float[np.ndarray, "R *K"]]],
+    networks: Sequence[tuple[JsonDict, Mapping[str, Float[np.ndarray, "R *K"]]]],
     bases: Mapping[str, Basis],
 ) -> JsonDict:
+    """The differences of one level, from the point estimates and the resamples of both networks."""
+    (points_a, values_a), (points_b, values_b) = networks
     rows: JsonDict = {}
     undefined: dict[str, str] = {}
     for name, basis in bases.items():
-        reasons = [network["undefined"].get(name) for network in points]
+        reasons = [points["undefined"].get(name) for points in (points_a, points_b)]
         reason = reasons[0] or reasons[1] or basis.reason
         rows[name] = None
         if not reason:
-            a, b = points[0][name], points[1][name]
+            a, b = points_a[name], points_b[name]
             # Resample by resample, so that what both networks find hard cancels.
-            differences = values[1][name] - values[0][name]
+            differences = values_b[name] - values_a[name]
             interval = bootstrap.interval(differences, basis)
             if interval["low"] is None:
                 reason = "it exists for both in too few resamples"
@@ -134,7 +133,8 @@ def comparison_table(result: JsonDict, name_a: str = "A", name_b: str = "B") -> 
     interval_title = f"{result['level']:.0%} interval"
     width = max(map(len, result["patient"]))
     comparisons = 0
-    for title, metrics in (("image level", result["image"]), ("patient level", result["patient"])):
+    for level in ("image", "patient"):
+        title, metrics = f"{level} level", result[level]
         lines += ["", f"{title:<{width}}  {'A':>7}{'B':>7}{'B − A':>8}   {interval_title:<17}p"]
         names_by_reason: dict[str, list[str]] = {}
         for name, row in metrics.items():

@@ -1,10 +1,10 @@
 """From a predictions table to the numbers of metrics.json: start reading here.
 
 `sample` gathers the images of each patient. `binary` and `multiclass` define the metrics; `levels`
-and `groups` are their values in a table. `bootstrap` resamples patients, `basis` says how many
-patients a metric rests on, and `intervals` puts both together. `calibration` measures the
-probabilities. `operating_point` and `temperature` choose on validation images what is then applied
-to test images; `comparison` and `folds` are for several tables.
+and `groups` are their values in a table. `bootstrap` resamples patients, and `intervals`
+makes intervals of that. `calibration` measures the probabilities. `operating_point` and
+`temperature` choose on validation images what is then applied to test images; `comparison` and
+`folds` are for several tables.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Cross-validation: several test sets, each with a network of its own, seen together."""
+"""Cross-validation: several test sets, each with a network of its own, as one result."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -66,9 +66,9 @@ def cross_validation_summary(
     Args:
       folds: One table per fold.
       names: Of the folds; 'fold 1' and so on by default.
-      resamples: Number of resamples for the pooled intervals.
-      seed: For the same.
-      level: For the same.
+      resamples: As for `Bootstrap` and the pooled intervals, like seed and level.
+      seed: See there.
+      level: See there.
 
     Returns:
       'folds', 'mean' and 'pooled' (None, with the reason under 'pooled_undefined', if an image or a
@@ -92,24 +92,20 @@ def cross_validation_summary(
         }
         for name, fold in zip(names, folds, strict=True)
     ]
-    reason = _why_not_pooled(folds)
+    reason, pooled = _why_not_pooled(folds), None
+    if not reason:
+        # Not by `pool`: a table has one threshold, and each fold may have its own.
+        sample = sample_of(*folds)
+        spans = bootstrap.describe() | sample_intervals(sample, class_names, bootstrap)
+        pooled = {**point_metrics(sample, class_names), "intervals": spans}
     return {
         "folds": rows,
         "mean": {
             level_name: {name: _mean([row[level_name][name] for row in rows]) for name in metrics}
             for level_name, metrics in metric_set(len(class_names)).levels.items()
         },
-        "pooled": None if reason else _pooled(folds, bootstrap),
+        "pooled": pooled,
         "pooled_undefined": reason or None,
-    }
-
-
-def _pooled(folds: Sequence[Predictions], bootstrap: Bootstrap) -> JsonDict:
-    # Not by `pool`: a table has one threshold, and each fold may have its own.
-    class_names, sample = folds[0].class_names, sample_of(*folds)
-    return {
-        **point_metrics(sample, class_names),
-        "intervals": bootstrap.describe() | sample_intervals(sample, class_names, bootstrap),
     }
 
 
@@ -152,21 +148,20 @@ def summary_table(summary: JsonDict) -> str:
         ]
         for name, mean in means.items():
             values = "".join(f"{_number(row[level][name]):>{column}}" for row in rows)
-            spread = f"{_number(mean['mean'])} ± {_number(mean['sd'])}"
+            mean_sd = f"{_number(mean['mean'])} ± {_number(mean['sd'])}"
             total = "–"
             if pooled:
                 interval = pooled["intervals"][level][name]
                 total = _number(pooled[level][name])
                 total += f" ({interval['low']:.3f} to {interval['high']:.3f})" if interval else ""
-            lines.append(f"{name:<{width}}{values}   {spread:<15}{total}")
+            lines.append(f"{name:<{width}}{values}   {mean_sd:<15}{total}")
         lines.append("")
     if pooled is None:
         lines.append(f"not pooled: {summary['pooled_undefined']}")
     else:
-        drawn = pooled["intervals"]
         lines.append(
-            f"pooled: {drawn['level']:.0%} intervals, {drawn['resamples']} resamples of patients, "
-            f"stratified by class, seed {drawn['seed']}"
+            "pooled: {level:.0%} intervals, {resamples} resamples of patients, stratified by "
+            "class, seed {seed}".format(**pooled["intervals"])
         )
     return "\n".join(lines) + "\n"
 

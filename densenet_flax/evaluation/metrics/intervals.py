@@ -6,15 +6,19 @@ import numpy as np
 from jaxtyping import Float
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.basis import basis_of, one_class_basis
-from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, Interval
+from densenet_flax.evaluation.metrics.bootstrap import (
+    Basis,
+    Bootstrap,
+    Interval,
+    basis_of,
+    one_class_basis,
+)
 from densenet_flax.evaluation.metrics.groups import subtypes_are_classes
 from densenet_flax.evaluation.metrics.levels import (
     by_class,
-    image_values,
     level_metrics,
+    level_values,
     metric_set,
-    patient_values,
 )
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
 from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights, sample_of
@@ -28,10 +32,8 @@ def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
     """
     class_names = predictions.class_names
     groups: dict[str, list[JsonDict]] = {"by_magnification": [], "by_subtype": []}
-    for key, column in (
-        ("magnification", predictions.magnification),
-        ("subtype", predictions.subtype),
-    ):
+    for key in ("magnification", "subtype"):
+        column = getattr(predictions, key)
         if key == "subtype" and subtypes_are_classes(predictions):
             continue
         for value in np.unique(column):
@@ -53,7 +55,7 @@ def sample_intervals(sample: Sample, class_names: Sequence[str], bootstrap: Boot
     """
     metrics, points = metric_set(sample.classes), level_metrics(sample, class_names)
     weights = bootstrap.draw(sample)
-    values = {"image": image_values(sample, weights), "patient": patient_values(sample, weights)}
+    values = level_values(sample, weights)
     result: JsonDict = {metrics.gap_key: _resamples_without_a_class(sample, weights)}
     for level, names in metrics.levels.items():
         bases = {name: basis_of(sample, name, class_names) for name in names}
@@ -93,12 +95,10 @@ def _intervals(
         if not reason:
             rows[name] = interval = bootstrap.interval(values[name], basis)
             if interval["low"] is None:
-                reason = (
-                    f"it does not exist in {interval['undefined_resamples']} of "
-                    f"{bootstrap.resamples} resamples"
-                )
+                missing = interval["undefined_resamples"]
+                reason = f"it does not exist in {missing} of {bootstrap.resamples} resamples"
             elif interval["low"] == interval["high"]:
-                # All patients agree. An interval without width would read as certainty.
+                # All patients are equal. An interval without width would read as certainty.
                 reason = f"it is {interval['low']:.3g} in every resample, which is no certainty"
         if reason:
             rows[name], reasons[name] = None, reason

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics import binary, multiclass
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
-from densenet_flax.evaluation.metrics.sample import Rows, Sample, Values, Weights
+from densenet_flax.evaluation.metrics.sample import Rows, Sample, Weights
 
 # The accuracy of patients has a name of its own, so that it is not taken for the recognition rate.
 ACCURACY_BY_MEAN = "patient_accuracy_by_mean_probability"
@@ -69,29 +69,25 @@ def metric_set(classes: int) -> MetricSet:
     return _BINARY if classes == 2 else _MULTICLASS
 
 
-def image_values(
-    sample: Sample, weights: Weights, names: Sequence[str] | None = None
-) -> Mapping[str, Float[np.ndarray, "R *K"]]:
-    """Computes the image-level metrics of every resample; NaN where one does not exist.
+def level_values(
+    sample: Sample, weights: Weights
+) -> dict[str, Mapping[str, Float[np.ndarray, "R *K"]]]:
+    """Computes the metrics of every resample at both levels; NaN where one does not exist.
 
-    Of more than two classes there are also metrics of one class, with a column per class. Naming
-    the metrics, without the areas, is faster.
+    Of more than two classes 'image' also has the metrics of one class, with a column per class.
     """
-    metrics = metric_set(sample.classes)
-    return metrics.compute(sample.image, weights, metrics.names if names is None else names)
-
-
-def patient_values(sample: Sample, weights: Weights) -> dict[str, Values]:
-    """Computes the patient-level metrics of every resample; NaN where one does not exist."""
     metrics = metric_set(sample.classes)
     if np.any(sample.patient.label < 0):
         # A patient with images of several classes has no true class.
-        values = dict.fromkeys(metrics.names, np.full(len(weights), np.nan))
+        patient = dict.fromkeys(metrics.names, np.full(len(weights), np.nan))
     else:
-        values = dict(metrics.compute(sample.patient, weights, metrics.names))
-    values["patient_recognition_rate"] = weights @ sample.recognition_rate / weights.sum(axis=1)
-    values[ACCURACY_BY_MEAN] = values["accuracy"]
-    return {name: values[name] for name in metrics.levels["patient"]}
+        patient = dict(metrics.compute(sample.patient, weights, metrics.names))
+    patient["patient_recognition_rate"] = weights @ sample.recognition_rate / weights.sum(axis=1)
+    patient[ACCURACY_BY_MEAN] = patient["accuracy"]
+    return {
+        "image": metrics.compute(sample.image, weights, metrics.names),
+        "patient": {name: patient[name] for name in metrics.levels["patient"]},
+    }
 
 
 def level_metrics(sample: Sample, class_names: Sequence[str]) -> JsonDict:

@@ -17,13 +17,8 @@ from densenet_flax.evaluation.metrics.binary import ranking_metrics
 from densenet_flax.evaluation.metrics.sample import Rows, Values, Weights
 
 METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    "macro_f1",
-    "mcc",
-    "kappa",
-    "macro_roc_auc",
-    "top2_accuracy",
+    *("accuracy", "balanced_accuracy", "macro_f1", "mcc", "kappa"),
+    *("macro_roc_auc", "top2_accuracy"),
 )
 MACRO = ("balanced_accuracy", "macro_f1", "macro_roc_auc")
 # Metrics of one class against the rest, and what they are called with two classes.
@@ -39,16 +34,11 @@ PER_CLASS = {
 def multiclass_metrics(
     rows: Rows, weights: Weights, names: Sequence[str] = METRICS
 ) -> dict[str, Values | Float[np.ndarray, "R K"]]:
-    """Computes metrics of each resample; NaN where one does not exist.
-
-    Args:
-      rows: Images or patients.
-      weights: How often each patient is in each resample.
-      names: Which of `METRICS`; without the macro ROC-AUC it is faster.
+    """Computes metrics of images or patients in each resample; NaN where one does not exist.
 
     Returns:
-      A value per resample of each metric, and under the names of `PER_CLASS` a column per class;
-      the two areas are among those only if the macro ROC-AUC is.
+      A value per resample of each of `names`, and under the names of `PER_CLASS` a column per
+      class; the two areas, which take longest, only if the macro ROC-AUC is one of `names`.
     """
     confusion = rows.confusion(weights)
     overall, per_class = threshold_metrics(confusion)
@@ -81,8 +71,8 @@ def threshold_metrics(
         both = np.where((true > 0) & (true < total[:, None]), 1.0, np.nan)
         precision, f1 = both * right / predicted, both * 2 * right / (true + predicted)
         # The Matthews coefficient of several classes (Gorodkin, Computational Biology and
-        # Chemistry 28, 2004) and Cohen's kappa: the correct rows beyond those that would agree by
-        # chance with these numbers of true and predicted rows, as a share of two different maxima.
+        # Chemistry 28, 2004) and Cohen's kappa: the correct rows beyond those that
+        # chance would give with as many true and predicted rows, as a share of two maxima.
         by_chance = (true * predicted).sum(axis=1)
         beyond_chance = total * right.sum(axis=1) - by_chance
         variance_true = total**2 - (true**2).sum(axis=1)

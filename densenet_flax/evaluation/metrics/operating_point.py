@@ -25,7 +25,7 @@ from densenet_flax.evaluation.metrics.binary import counts_by_threshold
 from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
 from densenet_flax.evaluation.predictions import Predictions
 
-RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
+_RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
 LIKELIEST = "likeliest class"  # the rule where there are more than two classes
 _SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9]+\.?[0-9]*|\.[0-9]+)")
 
@@ -51,7 +51,6 @@ class OperatingPoint:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises InputError for values that cannot be applied."""
         if not 0 <= self.threshold <= 1:
             raise InputError(f"operating point: threshold is {self.threshold}; expected 0 to 1")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -80,11 +79,8 @@ class OperatingPoint:
 
     def apply(self, predictions: Predictions) -> Predictions:
         """Returns the table with this threshold and calibrated probabilities."""
-        return replace(
-            predictions,
-            threshold=self.threshold,
-            calibrated=self.calibrate(predictions.probability),
-        )
+        calibrated = self.calibrate(predictions.probability)
+        return replace(predictions, threshold=self.threshold, calibrated=calibrated)
 
     def to_dict(self) -> JsonDict:
         """Returns the fields in JSON's types; a threshold that is unused is None."""
@@ -93,11 +89,7 @@ class OperatingPoint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
-        """The inverse of `to_dict`; unknown keys, of a later version, are ignored.
-
-        Raises:
-          InputError: A value is missing or cannot be used.
-        """
+        """Reads what `to_dict` returned, or raises `InputError`; unknown keys are ignored."""
         try:
             return cls(
                 threshold=0.5 if values["rule"] == LIKELIEST else float(values["threshold"]),
@@ -106,9 +98,9 @@ class OperatingPoint:
                 chosen_on=str(values["chosen_on"]),
                 notes=tuple(map(str, values.get("notes", ()))),
             )
+        except InputError:  # a ValueError, and clear already
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):  # a ValueError, and clear already
-                raise
             raise InputError(
                 f"operating point: {error!r} in {dict(values)}; expected threshold, temperature, "
                 "rule and chosen_on"
@@ -118,10 +110,8 @@ class OperatingPoint:
 def check_rule(rule: str, classes: int = 2) -> float | None:
     """Returns the sensitivity that a rule asks for, None for the other rules.
 
-    Call it before training: a misspelled rule should not fail after hours.
-
-    Raises:
-      InputError: The rule is unknown, or does not apply to that many classes.
+    Raises `InputError` if the rule is unknown, or does not apply to that many classes. Call it
+    before training: a misspelled rule should not fail after hours.
     """
     if classes > 2 and rule != "fixed":
         raise InputError(
@@ -133,7 +123,7 @@ def check_rule(rule: str, classes: int = 2) -> float | None:
     match = _SENSITIVITY.fullmatch(rule.strip())
     sensitivity = float(match.group(1)) if match else 0.0
     if not 0 < sensitivity <= 1:
-        raise InputError(f"threshold rule is {rule!r}; expected {RULES}")
+        raise InputError(f"threshold rule is {rule!r}; expected {_RULES}")
     return sensitivity
 
 
@@ -145,11 +135,7 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
 
     Args:
       validation: Never the test images.
-      rule: 'fixed', 'youden' or 'sensitivity>=s'.
-
-    Raises:
-      InputError: The rule is none of these, or there are more than two classes and it is not
-        'fixed'.
+      rule: 'fixed', 'youden' or 'sensitivity>=s', checked by `check_rule`.
     """
     sensitivity = check_rule(rule, len(validation.class_names))
     label, probability = validation.label, validation.probability

@@ -105,11 +105,9 @@ class Sample:
 
 
 def sample_of(*tables: Predictions) -> Sample:
-    """Gathers the images of each patient.
+    """Gathers the images of each patient in one or more tables of the same classes.
 
-    Args:
-      tables: One or more, of the same classes. Each decides by its own threshold, and a name of a
-        patient means another patient in another table.
+    Each table decides by its own threshold, and a name means another patient in another table.
     """
     groups = [np.unique(table.patient, return_inverse=True) for table in tables]
     names = [table_names for table_names, _ in groups]

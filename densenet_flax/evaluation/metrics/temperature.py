@@ -72,19 +72,16 @@ def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[flo
     # In 1/t the NLL is convex, so it has one minimum; if the search ends at a bound, the minimum
     # lies outside.
     best = scipy.optimize.minimize_scalar(
-        lambda t: nll_per_image(label, margins * np.exp(-t)).mean(),
+        lambda log_t: nll_per_image(label, margins * np.exp(-log_t)).mean(),
         bounds=(low, high),
         method="bounded",
         options={"xatol": 1e-6},
     ).x
+    reason = ""
     if best < low + 0.01:
-        return 1.0, (
-            "every validation image is so far on its right side that sharper is always better; "
-            "there is no best temperature"
+        reason = "every validation image is so far on its right side that sharper is always better"
+    elif best > high - 0.01:
+        reason = (
+            "the validation probabilities are no better than chance and flatter is always better"
         )
-    if best > high - 0.01:
-        return 1.0, (
-            "the validation probabilities are no better than chance and flatter is always "
-            "better; there is no best temperature"
-        )
-    return float(np.exp(best)), ""
+    return (1.0, f"{reason}; there is no best temperature") if reason else (float(np.exp(best)), "")

@@ -72,13 +72,13 @@ def test_interpolation_at_whole_pixels_is_exact(fill_mode):
 
 def fit_affine_maps(**settings):
     """The matrices and shifts of views, read off images that show where each pixel came from."""
-    side = 64
-    ramp = np.zeros((40, side, side, 3), np.uint8)
-    ramp[..., 0], ramp[..., 1] = np.arange(side)[:, None] * 4, np.arange(side) * 4
+    size = 64
+    ramp = np.zeros((40, size, size, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(size)[:, None] * 4, np.arange(size) * 4
     sources = make_views(ramp, **settings)[:, 16:-16, 16:-16, :2].reshape(40, -1, 2) / 4
-    pixels = np.stack(np.mgrid[16:48, 16:48], -1).reshape(-1, 2) - (side - 1) / 2
+    pixels = np.stack(np.mgrid[16:48, 16:48], -1).reshape(-1, 2) - (size - 1) / 2
     design = np.concatenate([pixels, np.ones((len(pixels), 1))], 1)
-    fits = [np.linalg.lstsq(design, source - (side - 1) / 2, rcond=None)[0] for source in sources]
+    fits = [np.linalg.lstsq(design, source - (size - 1) / 2, rcond=None)[0] for source in sources]
     return np.stack([fit[:2].T for fit in fits]), np.stack([fit[2] for fit in fits])
 
 

@@ -12,14 +12,16 @@ def drawn_rows(patient, times):
 
 
 def binary(y, p, predicted):
-    found = {"accuracy": sk.accuracy_score(y, predicted)}
+    metrics = {"accuracy": sk.accuracy_score(y, predicted)}
     positives, both = np.sum(y == 1), len(np.unique(y)) == 2
-    found["sensitivity"] = sk.recall_score(y, predicted) if positives else NAN
-    found["specificity"] = sk.recall_score(y, predicted, pos_label=0) if positives < len(y) else NAN
+    metrics["sensitivity"] = sk.recall_score(y, predicted) if positives else NAN
+    metrics["specificity"] = (
+        sk.recall_score(y, predicted, pos_label=0) if positives < len(y) else NAN
+    )
     if not both:
         names = ("balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc")
-        return found | dict.fromkeys(names, NAN)
-    return found | {
+        return metrics | dict.fromkeys(names, NAN)
+    return metrics | {
         "balanced_accuracy": sk.balanced_accuracy_score(y, predicted),
         "precision": sk.precision_score(y, predicted) if np.any(predicted) else NAN,
         "f1": sk.f1_score(y, predicted),
@@ -31,14 +33,14 @@ def binary(y, p, predicted):
 
 def multiclass(y, p, predicted):
     classes = np.arange(p.shape[1])
-    found = {"accuracy": sk.accuracy_score(y, predicted), "top2_accuracy": np.mean(top2(y, p))}
+    metrics = {"accuracy": sk.accuracy_score(y, predicted), "top2_accuracy": np.mean(top2(y, p))}
     one_class = len(np.unique(y)) == 1
-    found["kappa"] = NAN if one_class else sk.cohen_kappa_score(y, predicted)
+    metrics["kappa"] = NAN if one_class else sk.cohen_kappa_score(y, predicted)
     constant = one_class or len(np.unique(predicted)) == 1
-    found["mcc"] = NAN if constant else sk.matthews_corrcoef(y, predicted)
+    metrics["mcc"] = NAN if constant else sk.matthews_corrcoef(y, predicted)
     if len(np.unique(y)) < len(classes):
-        return found | dict.fromkeys(("balanced_accuracy", "macro_f1", "macro_roc_auc"), NAN)
-    return found | {
+        return metrics | dict.fromkeys(("balanced_accuracy", "macro_f1", "macro_roc_auc"), NAN)
+    return metrics | {
         "balanced_accuracy": sk.balanced_accuracy_score(y, predicted),
         "macro_f1": sk.f1_score(y, predicted, average="macro", labels=classes),
         "macro_roc_auc": np.mean([sk.roc_auc_score(y == k, p[:, k]) for k in classes]),
@@ -55,6 +57,6 @@ def top2(y, p):
 
 def one_class(y, p, predicted, k):
     """Class k against the rest, by the names of `multiclass.PER_CLASS`."""
-    found = binary((y == k).astype(int), p[:, k], predicted == k)
+    metrics = binary((y == k).astype(int), p[:, k], predicted == k)
     names = {"recall": "sensitivity"} | {n: n for n in ("precision", "f1", "roc_auc", "pr_auc")}
-    return {name: found[binary_name] for name, binary_name in names.items()}
+    return {name: metrics[binary_name] for name, binary_name in names.items()}

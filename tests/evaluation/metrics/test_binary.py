@@ -34,14 +34,14 @@ def test_resamples_are_those_of_scikit_learn_on_copied_rows(columns, weights):
     rows = as_rows(columns)
     weights = np.array(weights, float)
     weights[:, rows.patient[0]] += 1  # no resample is empty
-    found = binary.binary_metrics(rows, weights)
-    assert tuple(found) == binary.METRICS
+    metrics = binary.binary_metrics(rows, weights)
+    assert tuple(metrics) == binary.METRICS
     for i, times in enumerate(weights):
         copied = scikit_learn.drawn_rows(rows.patient, times)
         expected = scikit_learn.binary(
             rows.label[copied], rows.probability[copied], rows.predicted[copied]
         )
-        for name, values in found.items():
+        for name, values in metrics.items():
             np.testing.assert_allclose(values[i], expected[name], atol=1e-12, err_msg=name)
 
 
@@ -70,8 +70,8 @@ def test_curves_are_those_of_scikit_learn(columns):
     false, true, _ = sk.roc_curve(positive, score, drop_intermediate=False)
     np.testing.assert_allclose(binary.roc_curve(positive, score), (false, true), atol=1e-12)
     precision, recall, _ = sk.precision_recall_curve(positive, score)
-    found = binary.precision_recall_curve(positive, score)
-    np.testing.assert_allclose(found, (precision, recall), atol=1e-12)
+    curve = binary.precision_recall_curve(positive, score)
+    np.testing.assert_allclose(curve, (precision, recall), atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 450, 10**6])
@@ -114,5 +114,5 @@ def test_against_the_definitions(random_table, seed, threshold):
         "pr_auc": np.mean(at_positives),
     }
     rows = Rows(y, p, called.astype(int), np.zeros(len(y), int), patients=1)
-    found = {name: values[0] for name, values in binary.binary_metrics(rows, rows.once).items()}
-    assert found == pytest.approx(expected, abs=1e-12)
+    metrics = {name: values[0] for name, values in binary.binary_metrics(rows, rows.once).items()}
+    assert metrics == pytest.approx(expected, abs=1e-12)

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation.metrics.basis import basis_of
 from densenet_flax.evaluation.metrics.bootstrap import (
     Basis,
     Bootstrap,
+    basis_of,
     draw_patients,
     p_value,
     strata,
 )
-from densenet_flax.evaluation.metrics.levels import image_values
+from densenet_flax.evaluation.metrics.multiclass import multiclass_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 
 
@@ -71,10 +71,10 @@ def test_few_patients_widen_an_interval_and_many_do_not():
 
 def test_too_few_values_make_no_interval():
     values = np.append(np.arange(5.0), np.full(5, np.nan))
-    found = Bootstrap().interval(values, Basis(10**6))
-    assert found["undefined_resamples"] == 5 and 0 <= found["low"] < found["high"] <= 4
-    found = Bootstrap().interval(values[1:], Basis(10**6))
-    assert found == {"low": None, "high": None, "undefined_resamples": 5}
+    interval = Bootstrap().interval(values, Basis(10**6))
+    assert interval["undefined_resamples"] == 5 and 0 <= interval["low"] < interval["high"] <= 4
+    interval = Bootstrap().interval(values[1:], Basis(10**6))
+    assert interval == {"low": None, "high": None, "undefined_resamples": 5}
 
 
 def test_p_value():
@@ -131,7 +131,8 @@ def test_intervals_cover_the_truth_with_few_patients_of_each_class(make):
             class_names=tuple("abcd"),
         )
         sample = sample_of(made)
-        values = image_values(sample, draw_patients(strata(sample), 400, i), ("accuracy",))
+        weights = draw_patients(strata(sample), 400, i)
+        values = multiclass_metrics(sample.image, weights, ("accuracy",))
         basis = basis_of(sample, "accuracy", "abcd")
         span = Bootstrap().interval(values["accuracy"], basis)
         hits += span["low"] <= 0.699 <= span["high"]

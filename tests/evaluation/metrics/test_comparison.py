@@ -6,10 +6,9 @@ import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import compare, evaluate
-from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics.binary import METRICS, binary_metrics
 from densenet_flax.evaluation.metrics.bootstrap import Basis, draw_patients
 from densenet_flax.evaluation.metrics.comparison import comparison_table, p_value
-from densenet_flax.evaluation.metrics.levels import image_values
 from densenet_flax.evaluation.metrics.sample import sample_of
 
 
@@ -24,7 +23,7 @@ def test_differences_are_b_minus_a_on_the_same_resamples(random_table):
     points = evaluate(a)["image"], evaluate(b)["image"]
     samples = sample_of(a), sample_of(b)
     weights = draw_patients(samples[0].patient.label, 400, 3)
-    drawn = [image_values(sample, weights)["roc_auc"] for sample in samples]
+    drawn = [binary_metrics(sample.image, weights)["roc_auc"] for sample in samples]
     row = result["image"]["roc_auc"]
     assert row["difference"] == points[1]["roc_auc"] - points[0]["roc_auc"] > 0
     assert np.min(drawn[1] - drawn[0]) <= row["low"] <= row["difference"] <= row["high"]
@@ -91,7 +90,7 @@ def test_under_no_difference_p_is_rarely_small(make):
     for seed in range(100):
         samples = [sample_of(table) for table in two_networks(make, seed)]
         weights = draw_patients(samples[0].patient.label, 199, 0)
-        a, b = (image_values(sample, weights, ["roc_auc"])["roc_auc"] for sample in samples)
+        a, b = (binary_metrics(sample.image, weights, ["roc_auc"])["roc_auc"] for sample in samples)
         small += p_value(b - a, Basis(16)) < 0.05
     assert 1 <= small <= 11
 

@@ -29,14 +29,14 @@ def both(random_table):
 
 def test_calibration_is_reported_before_and_after(both):
     test, validation, point = both
-    found = assess(test, validation, point, QUICK)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    metrics = assess(test, validation, point, QUICK)
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     after = calibration_metrics(test.label, test.calibrated)
-    measured = found["calibration"]["test"]
+    measured = metrics["calibration"]["test"]
     for name in ("brier", "nll", "ece"):
         assert measured["after"][name] == after[name]
         assert measured["before"][name] == calibration_metrics(test.label, test.probability)[name]
-    fitted = found["calibration"]["validation"]
+    fitted = metrics["calibration"]["validation"]
     assert fitted["after"]["nll"] < fitted["before"]["nll"]
     spans = measured["intervals"]
     assert (
@@ -47,15 +47,15 @@ def test_calibration_is_reported_before_and_after(both):
     for row in measured["before"]["bins"]:
         span = row["accuracy_interval"]
         assert span is None or span[0] <= row["accuracy"] <= span[1]
-    assert found["operating_point"]["threshold"] == point.threshold == found["threshold"]
-    assert found["shared_with_validation"] == 0
+    assert metrics["operating_point"]["threshold"] == point.threshold == metrics["threshold"]
+    assert metrics["shared_with_validation"] == 0
 
 
 def test_without_validation_there_is_no_calibration_after(random_table):
-    found = assess(random_table(0), bootstrap=QUICK)
-    assert found["operating_point"] is None and found["shared_with_validation"] is None
-    assert found["calibration"]["test"]["after"] is None
-    assert "no temperature" in found["calibration"]["undefined"]["after"]
+    metrics = assess(random_table(0), bootstrap=QUICK)
+    assert metrics["operating_point"] is None and metrics["shared_with_validation"] is None
+    assert metrics["calibration"]["test"]["after"] is None
+    assert "no temperature" in metrics["calibration"]["undefined"]["after"]
 
 
 def test_a_shared_image_is_rejected_and_shared_patients_are_counted(both):
@@ -68,8 +68,8 @@ def test_a_shared_image_is_rejected_and_shared_patients_are_counted(both):
 
 
 def test_one_patient_has_no_bin_intervals(make):
-    found = assess(make(label=[1, 1], probability=[0.3, 0.9]), bootstrap=QUICK)
-    measured = found["calibration"]["test"]
+    metrics = assess(make(label=[1, 1], probability=[0.3, 0.9]), bootstrap=QUICK)
+    measured = metrics["calibration"]["test"]
     assert measured["intervals"]["brier_before"] is None
     assert "only one malignant patient" in measured["intervals"]["undefined"]["brier_before"]
     assert all(row["accuracy_interval"] is None for row in measured["before"]["bins"])

@@ -48,9 +48,9 @@ def test_summary(folds):
     pooled = pool(parts)
     spans = intervals(pooled, Bootstrap(3000))["image"]["accuracy"]
     summary = cross_validation_summary(parts, resamples=3000)
-    found = summary["pooled"]["intervals"]["image"]["accuracy"]
-    assert found["low"] == pytest.approx(spans["low"], abs=0.01)
-    assert found["high"] == pytest.approx(spans["high"], abs=0.01)
+    interval = summary["pooled"]["intervals"]["image"]["accuracy"]
+    assert interval["low"] == pytest.approx(spans["low"], abs=0.01)
+    assert interval["high"] == pytest.approx(spans["high"], abs=0.01)
     text = summary_table(summary)
     assert "fold 1" in text and "mean ± SD" in text and f"{mean['mean']:.3f}" in text
 

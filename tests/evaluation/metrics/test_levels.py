@@ -93,10 +93,10 @@ def test_patients_of_one_class(make):
 def test_four_classes_against_scikit_learn(several, seed):
     table = several(seed)
     columns = table.label, table.probability, table.prediction
-    found = evaluate(table)
+    metrics = evaluate(table)
     for name, value in scikit_learn.multiclass(*columns).items():
-        assert found["image"][name] == pytest.approx(value, abs=1e-12), name
-    for k, row in enumerate(found["by_class"]):
+        assert metrics["image"][name] == pytest.approx(value, abs=1e-12), name
+    for k, row in enumerate(metrics["by_class"]):
         assert row["class"] == table.class_names[k] and row["undefined"] == {}
         assert row["n"] == np.sum(table.label == k)
         assert row["called"] == np.sum(table.prediction == k)
@@ -110,14 +110,16 @@ def test_patients_of_four_classes_are_decided_by_their_mean(several):
     names = np.unique(table.patient)
     mean = np.array([table.probability[table.patient == name].mean(axis=0) for name in names])
     truth = np.array([table.label[table.patient == name][0] for name in names])
-    found = patient_metrics(table)
+    metrics = patient_metrics(table)
     expected = scikit_learn.multiclass(truth, mean, mean.argmax(axis=1))
-    assert found["patient_accuracy_by_mean_probability"] == pytest.approx(expected.pop("accuracy"))
+    assert metrics["patient_accuracy_by_mean_probability"] == pytest.approx(
+        expected.pop("accuracy")
+    )
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, abs=1e-12), name
+        assert metrics[name] == pytest.approx(value, abs=1e-12), name
     right = table.prediction == table.label
     rates = [right[table.patient == name].mean() for name in names]
-    assert found["patient_recognition_rate"] == pytest.approx(np.mean(rates))
+    assert metrics["patient_recognition_rate"] == pytest.approx(np.mean(rates))
 
 
 def test_metrics_of_four_classes_that_do_not_exist_have_a_reason(several):
@@ -140,8 +142,8 @@ def test_metrics_of_four_classes_that_do_not_exist_have_a_reason(several):
 def test_a_patient_with_images_of_several_classes(several):
     table = several(0)
     mixed = replace(table, patient=np.where(table.patient == "p1", "p0", table.patient))
-    found = patient_metrics(mixed)
-    assert found["n_by_class"]["several"] == 1 and found["kappa"] is None
-    assert found["undefined"]["mcc"] == "1 of 13 patients have images of several classes"
-    assert found["patient_recognition_rate"] > 0
+    metrics = patient_metrics(mixed)
+    assert metrics["n_by_class"]["several"] == 1 and metrics["kappa"] is None
+    assert metrics["undefined"]["mcc"] == "1 of 13 patients have images of several classes"
+    assert metrics["patient_recognition_rate"] > 0
     assert {row["class"] for row in evaluate(mixed)["by_patient"]} >= {"several"}

@@ -7,10 +7,9 @@ import pytest
 
 from densenet_flax.evaluation.metrics.bootstrap import draw_patients, strata
 from densenet_flax.evaluation.metrics.levels import (
-    image_values,
     level_metrics,
+    level_values,
     metric_set,
-    patient_values,
 )
 from densenet_flax.evaluation.metrics.sample import sample_of
 from tests.evaluation.metrics import scikit_learn
@@ -37,7 +36,7 @@ def test_resamples_of_two_classes_at_both_levels(random_table, threshold):
     table = replace(random_table(0), threshold=threshold)
     sample = sample_of(table)
     weights = draw_patients(strata(sample), 15, 0)
-    image, patient = image_values(sample, weights), patient_values(sample, weights)
+    image, patient = level_values(sample, weights).values()
     assert tuple(image) == metric_set(2).names and tuple(patient) == metric_set(2).levels["patient"]
     patient["accuracy"] = patient["patient_accuracy_by_mean_probability"]
     assert_same_as_copied_rows(image, table, weights, scikit_learn.binary)
@@ -48,7 +47,7 @@ def test_resamples_of_four_classes_at_both_levels(several):
     table = several(1, n=120)
     sample = sample_of(table)
     weights = draw_patients(strata(sample), 8, 3)
-    image, patient = image_values(sample, weights), patient_values(sample, weights)
+    image, patient = level_values(sample, weights).values()
     assert tuple(patient) == metric_set(4).levels["patient"]
     patient["accuracy"] = patient["patient_accuracy_by_mean_probability"]
     assert_same_as_copied_rows(image, table, weights, scikit_learn.multiclass)
@@ -62,8 +61,8 @@ def test_patient_recognition_rate_of_copied_patients(random_table):
     right = table.prediction == table.label
     rates = [right[table.patient == name].mean() for name in np.unique(table.patient)]
     expected = [np.mean(np.repeat(rates, row.astype(int))) for row in weights]
-    found = patient_values(sample, weights)["patient_recognition_rate"]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    rates = level_values(sample, weights)["patient"]["patient_recognition_rate"]
+    np.testing.assert_allclose(rates, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("fixture", ["random_table", "several"])
@@ -71,7 +70,7 @@ def test_the_table_itself_is_a_resample(fixture, request):
     table = request.getfixturevalue(fixture)(1)
     sample = sample_of(table)
     once = np.ones((3, sample.patients))
-    image, patient = image_values(sample, once), patient_values(sample, once)
+    image, patient = level_values(sample, once).values()
     metrics, points = metric_set(sample.classes), level_metrics(sample, table.class_names)
     for name in metrics.names:
         assert image[name] == pytest.approx([points["image"][name]] * 3, abs=1e-12)
@@ -84,12 +83,12 @@ def test_a_resample_of_one_class_has_the_metrics_of_one_class(make):
     table = make(label=[0, 1, 1, 1], probability=[0.1, 0.9, 0.8, 0.2], patient=["a", "a", "b", "b"])
     sample = sample_of(table)
     weights = np.array([[0.0, 2.0], [1.0, 1.0]])
-    found = image_values(sample, weights)
-    assert found["accuracy"].tolist() == [0.5, 0.75] and found["sensitivity"][0] == 0.5
-    exist = {name for name, values in found.items() if np.isfinite(values[0])}
+    computed = level_values(sample, weights)["image"]
+    assert computed["accuracy"].tolist() == [0.5, 0.75] and computed["sensitivity"][0] == 0.5
+    exist = {name for name, values in computed.items() if np.isfinite(values[0])}
     assert exist == {"accuracy", "sensitivity"}
-    assert all(np.isfinite(values[1]) for values in found.values())
+    assert all(np.isfinite(values[1]) for values in computed.values())
     # A patient of both classes has no true class, so only the share of right images exists.
-    patients = patient_values(sample, weights)
+    patients = level_values(sample, weights)["patient"]
     exist = {name for name, values in patients.items() if np.isfinite(values).all()}
     assert exist == {"patient_recognition_rate"}

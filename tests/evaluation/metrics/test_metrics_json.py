@@ -47,12 +47,12 @@ def results():
     from densenet_flax.evaluation.metrics.compute import assess
 
     def levels(table):
-        found = assess(table, bootstrap=Bootstrap(RESAMPLES))
-        intervals = found["intervals"]
+        actual = assess(table, bootstrap=Bootstrap(RESAMPLES))
+        intervals = actual["intervals"]
         for key in ("by_magnification", "by_subtype"):
             intervals.pop(key)
-        return {key: found[key] for key in ("image", "patient", "by_patient")} | {
-            "by_class": found.get("by_class"),
+        return {key: actual[key] for key in ("image", "patient", "by_patient")} | {
+            "by_class": actual.get("by_class"),
             "intervals": intervals,
         }
 
@@ -88,19 +88,19 @@ def parse(text):
     return json.loads(text, object_pairs_hook=lambda pairs: [[*pair] for pair in pairs])
 
 
-def assert_same(found, expected, where=""):
-    if isinstance(expected, list) and isinstance(found, list):
-        assert len(found) == len(expected), where
-        for i, pair in enumerate(zip(found, expected, strict=True)):
+def assert_same(actual, expected, where=""):
+    if isinstance(expected, list) and isinstance(actual, list):
+        assert len(actual) == len(expected), where
+        for i, pair in enumerate(zip(actual, expected, strict=True)):
             assert_same(*pair, f"{where}[{i}]")
-    elif isinstance(expected, float) and isinstance(found, float):
-        assert found == pytest.approx(expected, rel=1e-12, abs=1e-12), where
+    elif isinstance(expected, float) and isinstance(actual, float):
+        assert actual == pytest.approx(expected, rel=1e-12, abs=1e-12), where
     else:
-        assert found == expected and type(found) is type(expected), where
+        assert actual == expected and type(actual) is type(expected), where
 
 
 def test_numbers_and_keys_are_unchanged():
     expected = dict(parse(EXPECTED.read_text()))
-    for name, found in results().items():
-        assert_same(as_lists(found), expected.pop(name), name)
+    for name, actual in results().items():
+        assert_same(as_lists(actual), expected.pop(name), name)
     assert not expected

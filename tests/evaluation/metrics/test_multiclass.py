@@ -33,16 +33,16 @@ def test_resamples_are_those_of_scikit_learn_on_copied_rows(columns, weights):
     rows = as_rows(columns)
     weights = np.array(weights, float)
     weights[:, rows.patient[0]] += 1  # no resample is empty
-    found = multiclass.multiclass_metrics(rows, weights)
-    assert set(found) == {*multiclass.METRICS, *multiclass.PER_CLASS}
+    metrics = multiclass.multiclass_metrics(rows, weights)
+    assert set(metrics) == {*multiclass.METRICS, *multiclass.PER_CLASS}
     for i, times in enumerate(weights):
         copied = scikit_learn.drawn_rows(rows.patient, times)
         table = rows.label[copied], rows.probability[copied], rows.predicted[copied]
         for name, value in scikit_learn.multiclass(*table).items():
-            np.testing.assert_allclose(found[name][i], value, atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(metrics[name][i], value, atol=1e-12, err_msg=name)
         for k in range(K):
             for name, value in scikit_learn.one_class(*table, k).items():
-                np.testing.assert_allclose(found[name][i, k], value, atol=1e-12, err_msg=name)
+                np.testing.assert_allclose(metrics[name][i, k], value, atol=1e-12, err_msg=name)
 
 
 @given(ROWS)
@@ -64,8 +64,8 @@ def test_a_metric_is_nan_exactly_where_there_is_a_reason(columns):
 
 def test_without_the_macro_auc_no_areas_are_computed():
     rows = as_rows([(k, (1, 2, 3), k) for k in range(K)])
-    found = multiclass.multiclass_metrics(rows, rows.once, ("accuracy", "kappa"))
-    assert set(found) == {"accuracy", "kappa", "recall", "precision", "f1"}
+    metrics = multiclass.multiclass_metrics(rows, rows.once, ("accuracy", "kappa"))
+    assert set(metrics) == {"accuracy", "kappa", "recall", "precision", "f1"}
 
 
 def test_top2_counts_the_first_of_equally_likely_classes():

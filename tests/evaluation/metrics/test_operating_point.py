@@ -20,7 +20,7 @@ def validation(make):
 
 def test_rules_by_hand(validation):
     assert choose_operating_point(validation).threshold == 0.5
-    # 3 of 4 on either side: between 0.3 and 0.7; or, as good, between 0.75 and 0.8.
+    # 3 of 4 of either class: between 0.3 and 0.7; or, as good, between 0.75 and 0.8.
     assert choose_operating_point(validation, "youden").threshold == pytest.approx(0.5)
     all_found = choose_operating_point(validation, "sensitivity>=1")
     assert all_found.threshold == pytest.approx((0.25 + 0.2) / 2)

@@ -23,20 +23,20 @@ def drawn(seed, n=4000, temperature=1.0):
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_temperature_is_found(temperature):
+def test_the_temperature_is_fitted(temperature):
     margins, label = drawn(0, temperature=temperature)
-    found, reason = fit_temperature(margins, label)
-    assert reason == "" and found == pytest.approx(temperature, rel=0.06)
+    fitted, reason = fit_temperature(margins, label)
+    assert reason == "" and fitted == pytest.approx(temperature, rel=0.06)
     # It is the best one: a grid finds none better.
     losses = [log_loss(label, expit(margins / t)) for t in np.geomspace(0.1, 10, 400)]
-    assert log_loss(label, expit(margins / found)) <= min(losses) + 1e-9
+    assert log_loss(label, expit(margins / fitted)) <= min(losses) + 1e-9
 
 
 def test_calibration_helps_and_keeps_the_order():
     margins, label = drawn(1, temperature=3)
     probability = expit(margins)
-    found, _ = fit_temperature(margin(probability), label)
-    after = calibrate(probability, found)
+    fitted, _ = fit_temperature(margin(probability), label)
+    after = calibrate(probability, fitted)
     assert np.array_equal(np.argsort(after), np.argsort(probability))
     assert np.array_equal(after >= 0.5, probability >= 0.5)
     worse, better = calibration_metrics(label, probability), calibration_metrics(label, after)
@@ -62,8 +62,8 @@ def test_no_best_temperature_is_1_with_a_reason(margins, label, message):
 def test_certain_probabilities_stay_finite():
     p = np.array([0.0, 1.0, 0.5, 5e-324, 1 - 2**-53])
     assert np.isfinite(margin(p)).all() and margin(p)[2] == 0
-    found = calibration_metrics(np.array([1, 0, 1, 0, 1]), p)
-    assert np.isfinite(found["nll"]) and np.isfinite(found["brier"])
+    metrics = calibration_metrics(np.array([1, 0, 1, 0, 1]), p)
+    assert np.isfinite(metrics["nll"]) and np.isfinite(metrics["brier"])
     assert np.array_equal(calibrate(p, 1), p)
     np.testing.assert_allclose(expit(margin(p[2:4])), p[2:4], atol=1e-15)
 

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from densenet_flax.evaluation.metrics.basis import basis_of, one_class_basis
-from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap
+from densenet_flax.evaluation.metrics.bootstrap import Basis, Bootstrap, basis_of, one_class_basis
 from densenet_flax.evaluation.metrics.sample import sample_of
 
 
@@ -25,11 +24,11 @@ def test_one_patient_cannot_be_resampled(hand, several):
     assert reason == "only one patient with images of both classes, and one cannot be resampled"
     table = several(0)
     alone = sample_of(table.select(table.patient == "p0"))
-    for found in (
+    for basis in (
         basis_of(alone, "accuracy", table.class_names),
         one_class_basis(alone, "recall", table.class_names, 0),
     ):
-        assert found.reason == "only one patient, and one cannot be resampled"
+        assert basis.reason == "only one patient, and one cannot be resampled"
 
 
 def test_a_class_with_one_patient_has_a_reason(several):
@@ -41,7 +40,7 @@ def test_a_class_with_one_patient_has_a_reason(several):
     assert one_class_basis(sample, "recall", names, 0).reason == reason
     assert basis_of(sample, "accuracy", names).reason == ""
     assert one_class_basis(sample, "recall", names, 1) == Basis(4)
-    # Against the rest the rarer side counts, here a class with 4 of 5 patients.
+    # Against the rest the rarer of the two counts, here a class with 4 of 5 patients.
     pair = sample_of(table.select(np.isin(table.patient, ["p0", "p1", "p5", "p9", "p13"])))
     assert one_class_basis(pair, "recall", names, 1) == Basis(4)
     others = "only one patient of the other classes, and one cannot be resampled"
