@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report.wording import (
-    class_totals,
+    accuracy_interval,
+    confusion_counts,
     count,
     enumerate_words,
     majority_class,
@@ -24,15 +25,12 @@ def verdict(metrics: JsonDict) -> str:
     image, patient = metrics["image"], metrics["patient"]
     split = metrics.get("run", {}).get("split") or {}
     unseen = " never seen in training" if split.get("patient_disjoint") is True else ""
-    interval = ""
-    if (intervals := metrics.get("intervals")) and (accuracy := intervals["image"]["accuracy"]):
-        confidence = f"{intervals['level']:.0%}"
-        interval = f" ({confidence} interval {accuracy['low']:.2f} to {accuracy['high']:.2f})"
+    interval = accuracy_interval(metrics["intervals"]) if metrics.get("intervals") else ""
     classes = len(metrics["class_names"])
     among = f" over {classes} classes" if classes > 2 else ""
     return (
-        f"Accuracy {image['accuracy']:.2f}{among}{interval} on {count(image['n'], 'image')} "
-        f"of {count(patient['n'], 'patient')}{unseen}"
+        f"Accuracy {image['accuracy']:.2f}{among}{interval and f' ({interval})'} on "
+        f"{count(image['n'], 'image')} of {count(patient['n'], 'patient')}{unseen}"
     )
 
 
@@ -70,7 +68,8 @@ def _leaks(metrics: JsonDict) -> Iterator[str]:
 def _patients(metrics: JsonDict) -> Iterator[str]:
     patient, names = metrics["patient"], metrics["class_names"]
     binary = len(names) == 2
-    absent = [name for name, n in zip(names, class_totals(metrics), strict=True) if n == 0]
+    totals = confusion_counts(metrics["image"]).sum(axis=1)
+    absent = [name for name, n in zip(names, totals, strict=True) if n == 0]
     if absent:
         lost = "most metrics" if binary else "means over the classes"
         yield f"There are no {' or '.join(absent)} images here, so {lost} are undefined."
@@ -112,8 +111,8 @@ def _no_mistakes(metrics: JsonDict) -> Iterator[str]:
 def _no_better_than_chance(metrics: JsonDict) -> Iterator[str]:
     accuracy = metrics["image"]["accuracy"]
     name, fraction = majority_class(metrics)
-    classes_present = sum(total > 0 for total in class_totals(metrics))
-    if classes_present > 1 and accuracy <= fraction:
+    # Where all images are of one class, no other prediction could be better.
+    if fraction < 1 and accuracy <= fraction:
         yield (
             f"Accuracy {accuracy:.3f} is no better than predicting {name} for every image "
             f"({fraction:.3f})."

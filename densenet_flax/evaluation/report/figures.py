@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,20 +13,20 @@ from matplotlib.ticker import MaxNLocator
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.metrics.binary import precision_recall_curve, roc_curve
 from densenet_flax.evaluation.metrics.levels import level_metrics
-from densenet_flax.evaluation.metrics.sample import sample_of
+from densenet_flax.evaluation.metrics.sample import Rows, sample_of
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.plotting import (
     BLUE,
     GREY,
     INK,
     ORANGE,
-    WHITE_TO_BLUE,
     dotted_diagonal,
-    number_or_nan,
     plain,
+    shade_shares,
     tidy,
     unit_square,
 )
+from densenet_flax.evaluation.report.wording import confusion_counts
 
 # With more rows the names are unreadable, and without them the dots have more room.
 _MAX_NAMED_PATIENTS = 120
@@ -46,7 +46,8 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, quantity in ((top, "loss"), (bottom, "accuracy")):
         # Color, marker and line style all tell the two apart, also in print.
         for subset, color, style in (("train", BLUE, "o-"), ("validation", ORANGE, "s--")):
-            values = [number_or_nan(row.get(f"{subset}_{quantity}")) for row in history]
+            # As floats, None is NaN, which leaves a gap in the line.
+            values = np.array([row.get(f"{subset}_{quantity}") for row in history], np.float64)
             if np.isfinite(values).any():
                 axes.plot(epochs, values, style, color=color, label=subset, markersize=4)
         tidy(axes)
@@ -89,32 +90,28 @@ def confusion_matrix(predictions: Predictions) -> Figure:
     figure = Figure(figsize=(3.0 * len(levels) + 0.5, 3.5), layout="constrained")
     panels = figure.subplots(1, len(levels), squeeze=False)[0]
     for axes, (level, metrics) in zip(panels, levels, strict=True):
-        _draw_confusion(axes, metrics["confusion"], names, level)
+        _draw_confusion(axes, confusion_counts(metrics), names, level)
         mean = "" if level == "images" else "mean "
         axes.set_xlabel(f"predicted ({mean}P ≥ {predictions.threshold:.3g})", fontsize=11)
     panels[0].set_ylabel("true", fontsize=11)
     return figure
 
 
-def _draw_confusion(axes: Axes, cells: Mapping[str, int], names: list[str], level: str) -> None:
-    # Rows are true classes and columns predicted ones, negative first, as in scikit-learn.
-    counts = np.array([[cells["tn"], cells["fp"]], [cells["fn"], cells["tp"]]])
-    totals = counts.sum(axis=1, keepdims=True)
-    fraction = np.divide(counts, totals, out=np.zeros((2, 2)), where=totals > 0)
-    axes.imshow(fraction, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)
+def _draw_confusion(
+    axes: Axes, counts: Int[np.ndarray, "2 2"], names: list[str], level: str
+) -> None:
+    totals, shares = counts.sum(axis=1), shade_shares(axes, counts)
     for row, column in np.ndindex(2, 2):
-        percent = f"{fraction[row, column]:.1%}" if totals[row, 0] else f"no {level}"
-        color = "white" if fraction[row, column] > 0.5 else INK
+        percent = f"{shares[row, column]:.1%}" if totals[row] else f"no {level}"
+        color = "white" if shares[row, column] > 0.5 else INK
         style: dict[str, Any] = {"color": color, "ha": "center"}
         axes.text(column, row, f"{counts[row, column]}", va="bottom", fontsize=22, **style)
         axes.text(column, row + 0.08, percent, va="top", fontsize=12, **style)
     axes.set_xticks([0, 1], names, fontsize=11)
-    rows = [f"{name}\n{n} {level}" for name, n in zip(names, totals[:, 0], strict=True)]
+    rows = [f"{name}\n{n} {level}" for name, n in zip(names, totals, strict=True)]
     axes.set_yticks([0, 1], rows, fontsize=11, rotation=90, va="center", multialignment="center")
     axes.axhline(0.5, color="white", linewidth=4)
     axes.axvline(0.5, color="white", linewidth=4)
-    axes.tick_params(length=0)
-    axes.spines[:].set_color("#bbbbbb")
 
 
 @dataclass(frozen=True)
@@ -123,37 +120,36 @@ class _Level:
 
     name: Literal["images", "patients"]
     metrics: JsonDict
-    label: Int[np.ndarray, " N"]
-    probability: Float[np.ndarray, " N"]
+    rows: Rows
     marker: str
     style: dict[str, Any]
 
-    def interval(self, intervals: JsonDict | None, key: str) -> str:
-        """The interval of a metric for the legend; '' if there is none."""
+    def explain_missing(self, axes: Axes, key: str, curve: str) -> None:
+        """An entry of the legend that says why there is no curve."""
+        reason = plain(f"{self.name}: no {curve}, {self.metrics['undefined'][key]}", 60)
+        axes.plot([], [], linestyle="none", label=reason)
+
+    def legend(self, key: str, area: str, intervals: JsonDict | None) -> str:
+        """The entry of the legend: the area under the curve, with its interval if there is one."""
         interval = intervals and intervals[self.name.removesuffix("s")][key]
-        return f" ({interval['low']:.3f}–{interval['high']:.3f})" if interval else ""
+        limits = f" ({interval['low']:.3f}–{interval['high']:.3f})" if interval else ""
+        return f"{self.metrics['n']} {self.name}: {area} {self.metrics[key]:.3f}{limits}"
+
+    def mark_threshold(self, axes: Axes, x: float, y: float) -> None:
+        """Marks where the threshold in use is on the curve."""
+        color = self.style["color"]
+        axes.plot(x, y, self.marker, color=color, markersize=8, markeredgecolor="white")
 
 
 def _levels(predictions: Predictions) -> list[_Level]:
     sample = sample_of(predictions)
-    points, patients = level_metrics(sample, predictions.class_names), sample.patient
+    points = level_metrics(sample, predictions.class_names)
+    # Line style and marker differ as well: no meaning depends on color alone.
+    solid = {"color": BLUE, "linestyle": "-", "linewidth": 2}
+    dashed = {"color": ORANGE, "linestyle": "--", "linewidth": 2}
     return [
-        _Level(
-            "images",
-            points["image"],
-            predictions.label,
-            predictions.probability,
-            "o",
-            {"color": BLUE, "linestyle": "-", "linewidth": 2},
-        ),
-        _Level(
-            "patients",
-            points["patient"],
-            patients.label,
-            patients.probability,
-            "s",
-            {"color": ORANGE, "linestyle": "--", "linewidth": 2},
-        ),
+        _Level("images", points["image"], sample.image, "o", solid),
+        _Level("patients", points["patient"], sample.patient, "s", dashed),
     ]
 
 
@@ -167,15 +163,13 @@ def roc(predictions: Predictions, intervals: JsonDict | None = None) -> Figure:
     figure, axes = unit_square("1 − specificity", "sensitivity")
     dotted_diagonal(axes)
     for level in _levels(predictions):
-        metrics = level.metrics
+        metrics, rows = level.metrics, level.rows
         if metrics["roc_auc"] is None:
-            _explain_missing(axes, level, "roc_auc", "ROC")
+            level.explain_missing(axes, "roc_auc", "ROC")
             continue
-        false_positive, true_positive = roc_curve(level.label == 1, level.probability)
-        label = f"{metrics['n']} {level.name}: AUC {metrics['roc_auc']:.3f}"
-        label += level.interval(intervals, "roc_auc")
-        axes.plot(false_positive, true_positive, label=label, **level.style)
-        _mark_threshold(axes, 1 - metrics["specificity"], metrics["sensitivity"], level)
+        label = level.legend("roc_auc", "AUC", intervals)
+        axes.plot(*roc_curve(rows.label == 1, rows.probability), label=label, **level.style)
+        level.mark_threshold(axes, 1 - metrics["specificity"], metrics["sensitivity"])
     _add_legend(axes, predictions, "lower right")
     return figure
 
@@ -184,37 +178,26 @@ def precision_recall(predictions: Predictions, intervals: JsonDict | None = None
     """Draws precision over sensitivity, and marks the threshold; arguments as for `roc`."""
     figure, axes = unit_square("sensitivity (recall)", "precision")
     for level in _levels(predictions):
-        metrics = level.metrics
+        metrics, rows = level.metrics, level.rows
         if metrics["pr_auc"] is None:
-            _explain_missing(axes, level, "pr_auc", "precision")
+            level.explain_missing(axes, "pr_auc", "precision")
             continue
         # The precision of a classifier that guesses: the fraction that is positive.
-        axes.axhline(np.mean(level.label), color=level.style["color"], linewidth=1, linestyle=":")
-        precision, recall = precision_recall_curve(level.label == 1, level.probability)
-        label = f"{metrics['n']} {level.name}: AP {metrics['pr_auc']:.3f}"
-        label += level.interval(intervals, "pr_auc")
+        axes.axhline(np.mean(rows.label), color=level.style["color"], linewidth=1, linestyle=":")
+        precision, recall = precision_recall_curve(rows.label == 1, rows.probability)
+        label = level.legend("pr_auc", "AP", intervals)
         # Steps, because average precision is the area under steps and not under straight lines.
         axes.plot(recall, precision, drawstyle="steps-post", label=label, **level.style)
         if metrics["precision"] is not None:
-            _mark_threshold(axes, metrics["sensitivity"], metrics["precision"], level)
+            level.mark_threshold(axes, metrics["sensitivity"], metrics["precision"])
     _add_legend(axes, predictions, "lower left")
     return figure
-
-
-def _explain_missing(axes: Axes, level: _Level, key: str, curve: str) -> None:
-    """An entry of the legend that says why there is no curve."""
-    reason = plain(f"{level.name}: no {curve}, {level.metrics['undefined'][key]}", 60)
-    axes.plot([], [], linestyle="none", label=reason)
-
-
-def _mark_threshold(axes: Axes, x: float, y: float, level: _Level) -> None:
-    color = level.style["color"]
-    axes.plot(x, y, level.marker, color=color, markersize=8, markeredgecolor="white")
 
 
 def _add_legend(
     axes: Axes, predictions: Predictions, loc: Literal["lower right", "lower left"]
 ) -> None:
+    # Without both classes there is no curve on which a threshold could be marked.
     if len(np.unique(predictions.label)) == 2:
         axes.plot([], [], "o", color="#555555", label=f"at P ≥ {predictions.threshold:.3g}")
     axes.legend(loc=loc, frameon=False)

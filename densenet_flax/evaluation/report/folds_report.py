@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,34 +14,11 @@ from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report import plotting
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.run_info import to_json
-from densenet_flax.evaluation.report.views import (
-    Cell,
-    EmbeddedImage,
-    KeyValues,
-    Table,
-    flat_items,
-    measured,
-)
-from densenet_flax.evaluation.report.wording import count, metric_title
+from densenet_flax.evaluation.report.views import Cell, Table, measured
+from densenet_flax.evaluation.report.wording import accuracy_interval, count, metric_title
 from densenet_flax.storage.atomic import replace_files
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class FoldsPage:
-    """Everything that the report of a cross-validation shows, from top to bottom."""
-
-    title: str
-    verdict: str
-    summary: str
-    warnings: list[str]
-    figure: EmbeddedImage
-    metrics: list[Table]
-    intervals: str
-    folds: Table
-    links: list[tuple[str, str]]
-    config: KeyValues
 
 
 def write_folds_report(
@@ -71,9 +47,9 @@ def write_folds_report(
       'class_names', 'warnings' and 'run'.
 
     Raises:
-      InputError: the folds do not belong together, or the directory cannot be written to.
+      InputError: there are no folds, their classes differ, or the directory cannot be written to.
     """
-    run = to_json(dict((info or {}).items()))
+    run = to_json(info or {})
     summary = cross_validation_summary(folds, names, resamples, seed)
     warnings = [str(line) for line in run.pop("warnings", None) or ()]
     if summary["pooled"] is None:
@@ -95,7 +71,7 @@ def write_folds_report(
             "folds.png": png,
             "folds.pdf": plotting.pdf(figure),
             "metrics.json": text.encode(),
-            "report.html": render("folds.html", _page(metrics, png, links)),
+            "report.html": _page(metrics, png, links),
         },
     )
     return json.loads(text)  # as a reader of the file gets it: lists for tuples
@@ -108,66 +84,36 @@ def folds_verdict(summary: JsonDict) -> str:
     over_folds = f"Accuracy {_mean_sd(mean, 2)} over {folds} (mean ± SD)"
     if pooled is None:
         return over_folds
-    interval = pooled["intervals"]["image"].get("accuracy")
-    in_words = (
-        f", {pooled['intervals']['level']:.0%} interval {interval['low']:.2f} to "
-        f"{interval['high']:.2f}"
-        if interval
-        else ""
-    )
+    interval = accuracy_interval(pooled["intervals"])
     return (
-        f"{over_folds}; pooled {pooled['image']['accuracy']:.2f}{in_words}, on "
+        f"{over_folds}; pooled {pooled['image']['accuracy']:.2f}{interval and f', {interval}'}, on "
         f"{count(pooled['image']['n'], 'image')} of {count(pooled['patient']['n'], 'patient')}"
     )
 
 
-def _page(metrics: JsonDict, png: bytes, links: Sequence[str]) -> FoldsPage:
-    run, pooled, folds = metrics["run"], metrics["pooled"], metrics["folds"]
-    intervals = ""
-    if pooled:
-        intervals = (
-            f"{pooled['intervals']['level']:.0%}, {pooled['intervals']['resamples']} resamples of "
-            "patients"
-        )
-    title = "Metrics of each fold"
-    explanation = (
-        "A dot per fold and a bar at their mean; a diamond for the pooled folds, with its "
-        "interval over patients."
-    )
-    return FoldsPage(
-        title=str(run.get("title") or "Cross-validation"),
+def _page(metrics: JsonDict, png: bytes, links: Sequence[str]) -> bytes:
+    folds = metrics["folds"]
+    return render(
+        "folds.html",
+        metrics=metrics,
+        title=str(metrics["run"].get("title") or "Cross-validation"),
         verdict=folds_verdict(metrics),
-        summary=_summary(metrics),
-        warnings=metrics["warnings"],
-        figure=EmbeddedImage(png, title, explanation),
-        metrics=[_table(metrics, level) for level in metrics["mean"]],
-        intervals=intervals,
-        folds=Table(
-            ["fold", "images", "patients", "threshold"],
+        png=png,
+        level_tables=[_table(metrics, level) for level in metrics["mean"]],
+        folds=Table.from_records(
             [
-                [row["name"], row["image"]["n"], row["patient"]["n"], row["threshold"]]
+                {
+                    "fold": row["name"],
+                    "images": row["image"]["n"],
+                    "patients": row["patient"]["n"],
+                    "threshold": row["threshold"],
+                }
                 for row in folds
-            ],
+            ]
         ),
         # Without links, as for tables of another tool, there is no list.
         links=[(row["name"], link) for row, link in zip(folds, links, strict=False)],
-        config=flat_items(run.get("config") or {}),
     )
-
-
-def _summary(metrics: JsonDict) -> str:
-    if metrics["pooled"]:
-        summary = (
-            "Each patient was tested once, by a network that had not seen any image of theirs."
-        )
-    else:
-        summary = "Each fold has its own network, tested on images that it had not seen."
-    if any(row["threshold"] is not None for row in metrics["folds"]):
-        summary += (
-            " Each image is classified at the threshold of its own fold, which was chosen on that "
-            "fold's validation images."
-        )
-    return summary
 
 
 def _table(metrics: JsonDict, level: str) -> Table:

@@ -2,15 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation.report.views import EmbeddedImage
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_gallery(items: Sequence[Mapping[str, Any]]) -> dict[str, list[EmbeddedImage]]:
+class GalleryImage(NamedTuple):
+    """A PNG and its caption."""
+
+    png: bytes
+    caption: str
+
+
+def read_gallery(items: Sequence[Mapping[str, Any]]) -> dict[str, list[GalleryImage]]:
     """Reads `info['gallery']`.
 
     Args:
@@ -23,7 +29,7 @@ def read_gallery(items: Sequence[Mapping[str, Any]]) -> dict[str, list[EmbeddedI
     Raises:
       InputError: an item is not a PNG; the message names it.
     """
-    groups: dict[str, list[EmbeddedImage]] = {}
+    groups: dict[str, list[GalleryImage]] = {}
     for number, item in enumerate(items, start=1):
         source = f"gallery picture {number}"
         data = item.get("png")
@@ -37,7 +43,6 @@ def read_gallery(items: Sequence[Mapping[str, Any]]) -> dict[str, list[EmbeddedI
             raise InputError(
                 f"{source}: is not a PNG; expected 'png' (bytes) or 'path' to a PNG file"
             )
-        caption = str(item.get("caption", ""))
-        image = EmbeddedImage(data, alt=caption, caption=caption)
+        image = GalleryImage(data, str(item.get("caption", "")))
         groups.setdefault(str(item.get("group", "")), []).append(image)
     return groups

@@ -1,115 +1,98 @@
-"""Collects what MODEL_CARD.md shows.
+"""MODEL_CARD.md, with a checklist of TRIPOD+AI and CLAIM.
 
 What no run can know, such as ethics and funding, an author adds through `info['card']`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 from densenet_flax.common.types import JsonDict
 from densenet_flax.evaluation.report import tables
 from densenet_flax.evaluation.report.cautions import verdict
-from densenet_flax.evaluation.report.checklist import (
-    calibration_text,
-    checklist_table,
-    threshold_text,
-)
-from densenet_flax.evaluation.report.run_info import (
-    UNKNOWN,
-    dataset_name,
-    model_name,
-    one_line,
-    split_rule,
-)
-from densenet_flax.evaluation.report.sections import subset_counts
-from densenet_flax.evaluation.report.views import Table
-from densenet_flax.evaluation.report.wording import count, metric_title, wording_for
+from densenet_flax.evaluation.report.rendering import render
+from densenet_flax.evaluation.report.views import UNKNOWN
+from densenet_flax.evaluation.report.wording import metric_title, wording_for, wrong_images
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """Everything that the card shows, from top to bottom; None is shown as `unknown`."""
-
-    license: str | None
-    title: str | None
-    dataset: str
-    results: list[tuple[str, str, float]]  # key, name and value of the metrics of images
-    verdict: str
-    details: Mapping[str, str | None]
-    intended_use: str | None
-    warnings: list[str]
-    training_data: Mapping[str, str | None]
-    counts: Table
-    stages: list[str]
-    time: str
-    images: str
-    patients: str
-    decision: str
-    intervals: str
-    metrics: Table
-    by_class: tables.ClassSection | None
-    by_magnification: Table
-    calibration: str
-    environment: str | None
-    device: str | None
-    citation: str | None
-    checklist: Table
-    unknown: str = UNKNOWN
-
-
-def model_card(metrics: JsonDict) -> ModelCard:
-    """Collects what the card shows from the content of metrics.json."""
-    run, intervals, wording = metrics["run"], metrics["intervals"], wording_for(metrics)
-    card, split = run.get("card") or {}, run.get("split") or {}
-    binary = metrics["positive_class"] is not None
-    return ModelCard(
-        license=card.get("license"),
-        title=run.get("title"),
-        dataset=dataset_name(run),
+def model_card(metrics: JsonDict) -> bytes:
+    """Renders the card from the content of metrics.json."""
+    run, wording = metrics["run"], wording_for(metrics)
+    split = run.get("split") or {}
+    seconds = (run.get("seconds") or {}).items()
+    time = [f"{phase} {value:.0f} s" for phase, value in seconds if value is not None]
+    return render(
+        "model_card.md",
+        metrics=metrics,
+        run=run,
+        card=run.get("card") or {},
+        split=split,
+        split_rule=_split_rule(split),
+        subset_counts=tables.subset_counts(split),
+        model=_config_value(run, "model", "name") or UNKNOWN,
+        dataset=_config_value(run, "data", "name") or UNKNOWN,
+        image_size=_config_value(run, "data", "image_size"),
+        weights=_one_line(run.get("weights")),
+        libraries=_one_line(run.get("versions")),
+        stages=run.get("stages") or [],
+        time=", ".join(time) or UNKNOWN,
+        verdict=verdict(metrics),
+        # Of images, for the front matter, from which model hubs make their tables.
         results=[
             (key, metric_title(key), metrics["image"][key])
             for key in wording.metrics
             if metrics["image"][key] is not None
         ],
-        verdict=verdict(metrics),
-        details={
-            "Model": model_name(run),
-            "Weights": one_line(run.get("weights")),
-            "Developed by": card.get("authors"),
-            "License": card.get("license"),
-            "Libraries": one_line(run.get("versions")),
-            "Device": run.get("device"),
-        },
-        intended_use=card.get("intended_use"),
-        warnings=metrics["warnings"],
-        training_data={
-            "Data set": dataset_name(run),
-            "Source": card.get("data_source"),
-            "Split": split_rule(run),
-            "Split hash": split.get("hash"),
-        },
-        counts=subset_counts(split),
-        stages=[str(stage) for stage in run.get("stages") or []],
-        time=_time(run),
-        images=count(metrics["image"]["n"], "image"),
-        patients=count(metrics["patient"]["n"], "patient"),
-        decision=f"Threshold {threshold_text(metrics)}"
-        if binary
-        else "The likeliest class is predicted",
-        intervals=f"{intervals['level']:.0%} intervals, {intervals['method']}, "
-        f"{intervals['resamples']} resamples, seed {intervals['seed']}",
-        metrics=tables.metrics_section(metrics).table,
-        by_class=tables.class_section(metrics),
+        all_metrics=tables.all_metrics(metrics),
+        by_class=tables.by_class(metrics),
         by_magnification=tables.by_magnification(metrics, wording.card_columns),
-        calibration=calibration_text(metrics),
-        environment=card.get("environment"),
-        device=run.get("device"),
-        citation=card.get("citation"),
-        checklist=checklist_table(metrics),
+        threshold=_threshold(metrics),
+        calibration=_calibration(metrics),
+        wrong_images=wrong_images(metrics),
     )
 
 
-def _time(run: JsonDict) -> str:
-    phases = (run.get("seconds") or {}).items()
-    known = [f"{name} {seconds:.0f} s" for name, seconds in phases if seconds is not None]
-    return ", ".join(known) or UNKNOWN
+def _config_value(run: JsonDict, section: str, key: str) -> Any:
+    """A value of the run's configuration; None if the run has none, or another form of it."""
+    values = (run.get("config") or {}).get(section)
+    return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _split_rule(split: JsonDict) -> str | None:
+    """How the images were split, such as 'patient, by case70, seed 0'."""
+    parts = [
+        str(split.get("policy") or split.get("kind") or ""),
+        f"by {split['group']}" if split.get("group") else "",
+        f"seed {split['seed']}" if split.get("seed") is not None else "",
+    ]
+    return ", ".join(filter(None, parts)) or None
+
+
+def _one_line(value: object) -> str | None:
+    """A mapping, or anything else, on one line; None if it is empty."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or None
+    return str(value) if value else None
+
+
+def _threshold(metrics: JsonDict) -> str:
+    """The threshold and how it was chosen."""
+    point = metrics["operating_point"]
+    if metrics["threshold"] is None:
+        return "none, the likeliest class is predicted"
+    how = f"by rule {point['rule']} on {point['chosen_on'] or 'no images'}" if point else "given"
+    return f"{metrics['threshold']:.4g}, {how}"
+
+
+def _calibration(metrics: JsonDict) -> str:
+    """The temperature and what it changed."""
+    test, point = metrics["calibration"]["test"], metrics["operating_point"]
+    before, after = test["before"], test["after"]
+    ece = wording_for(metrics).ece
+    if not after:
+        return f"none; ECE {before[ece]:.3f}, Brier {before['brier']:.3f}"
+    temperature = f"temperature {point['temperature']:.3g}" if point else "temperature unknown"
+    changes = [
+        f"{name} {before[key]:.3f} before and {after[key]:.3f} after"
+        for key, name in ((ece, "ECE"), ("brier", "Brier"), ("nll", "NLL"))
+    ]
+    return f"{temperature}; {', '.join(changes)}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from jaxtyping import Int
 from matplotlib.figure import Figure
 
 from densenet_flax.common.types import JsonDict
@@ -11,9 +12,9 @@ from densenet_flax.evaluation.metrics.binary import roc_curve
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.plotting import (
     INK,
-    WHITE_TO_BLUE,
     dotted_diagonal,
     plain,
+    shade_shares,
     unit_square,
 )
 
@@ -23,7 +24,7 @@ _MAX_CLASSES_IN_LEGEND = 20
 _LINE_STYLES = ("-", "--", "-.", (0, (1, 1)))
 
 
-def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], level: str) -> Figure:
+def confusion_matrix(counts: Int[np.ndarray, "K K"], names: Sequence[str], level: str) -> Figure:
     """Draws counts and row percentages, shaded by the percentage.
 
     Args:
@@ -31,35 +32,32 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], leve
       names: of the classes; long ones are shortened.
       level: 'images' or 'patients'.
     """
-    cells = np.array(counts)
-    classes = len(cells)
-    totals = cells.sum(axis=1, keepdims=True)
-    fraction = np.divide(cells, totals, out=np.zeros(cells.shape), where=totals > 0)
+    classes, totals = len(counts), counts.sum(axis=1)
     size = min(2.4 + 0.53 * classes, 14)
     figure = Figure(figsize=(size, size - 0.5), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(fraction, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)
+    shares = shade_shares(axes, counts)
     with_percentages = classes <= _MAX_CLASSES_WITH_PERCENTAGES
     count_size, percent_size = (14, 9) if classes <= 6 else (11, 7.5)
+    label_size = 10
     if not with_percentages:
-        count_size = max(4, 130 // classes)
+        count_size, label_size = max(4, 130 // classes), max(5, 150 // classes)
     for row, column in np.ndindex(classes, classes):
-        count = cells[row, column]
-        if not count and row != column:
+        if not counts[row, column] and row != column:
             continue  # an empty cell is white, and a 0 in every one would hide the rest
-        color = "white" if fraction[row, column] > 0.65 else INK
-        percent = f"{fraction[row, column]:.0%}" if with_percentages and totals[row, 0] else ""
+        color = "white" if shares[row, column] > 0.65 else INK
+        percent = f"{shares[row, column]:.0%}" if with_percentages and totals[row] else ""
         va = "bottom" if percent else "center"
-        axes.text(column, row, f"{count}", va=va, ha="center", fontsize=count_size, color=color)
+        count = f"{counts[row, column]}"
+        axes.text(column, row, count, va=va, ha="center", fontsize=count_size, color=color)
         if percent:
-            y = row + 0.06
+            y = row + 0.06  # a gap between the two lines of text
             axes.text(column, y, percent, va="top", ha="center", fontsize=percent_size, color=color)
-    label_size = 10 if with_percentages else max(5, 150 // classes)
     labels = [plain(name.replace("_", " "), 26) for name in names]
     axes.set_xticks(
         range(classes), labels, fontsize=label_size, rotation=40, ha="right", rotation_mode="anchor"
     )
-    with_totals = [f"{label} ({n})" for label, n in zip(labels, totals[:, 0], strict=True)]
+    with_totals = [f"{label} ({n})" for label, n in zip(labels, totals, strict=True)]
     axes.set_yticks(range(classes), with_totals, fontsize=label_size)
     suffix = "" if level == "images" else ", by mean probability"
     axes.set_xlabel(f"predicted{suffix}", fontsize=11)
@@ -68,8 +66,6 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str], leve
     axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.grid(which="minor", color="#dddddd", linewidth=0.8)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_color("#bbbbbb")
     return figure
 
 
@@ -91,12 +87,8 @@ def roc(predictions: Predictions, by_class: Sequence[JsonDict]) -> Figure:
             reason = by_class[k]["undefined"]["roc_auc"]
             axes.plot([], [], linestyle="none", label=f"{name}: {reason}")
             continue
-        false_positive, true_positive = roc_curve(
-            predictions.label == k, predictions.probability[:, k]
-        )
         axes.plot(
-            false_positive,
-            true_positive,
+            *roc_curve(predictions.label == k, predictions.probability[:, k]),
             linestyle=_LINE_STYLES[rank % len(_LINE_STYLES)],
             color=colors[rank],
             linewidth=1.8,

@@ -7,8 +7,9 @@ Okabe and Ito's, and no meaning depends on color alone.
 import io
 
 import matplotlib
+import numpy as np
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -18,7 +19,6 @@ WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
 
 def png(figure: Figure, dpi: int = 160) -> bytes:
     """The figure as PNG; without a date inside, so the same figure is the same bytes."""
-    FigureCanvasAgg(figure)  # the renderer; pyplot would choose one by the display
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
@@ -63,6 +63,12 @@ def dotted_diagonal(axes: Axes) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
 
 
-def number_or_nan(value: float | None) -> float:
-    """A number to plot; NaN, which leaves a gap in the line, for None."""
-    return float("nan") if value is None else float(value)
+def shade_shares(axes: Axes, counts: Int[np.ndarray, "K K"]) -> Float[np.ndarray, "K K"]:
+    """Shades each cell of a confusion matrix by its share of its row, and returns the shares."""
+    totals = counts.sum(axis=1, keepdims=True)
+    # A class without images has no shares; its row stays white.
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    axes.imshow(shares, cmap=WHITE_TO_BLUE, vmin=0, vmax=1)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_color("#bbbbbb")
+    return shares

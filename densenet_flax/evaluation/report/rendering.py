@@ -1,23 +1,20 @@
 """Jinja templates whose values are escaped for the language that they are written in.
 
-A template gets one object, `page`. What it prints with {{ … }} is escaped for HTML in `*.html` and
-for Markdown in `*.md`, because file names, class names and titles come from outside.
+What a template prints with {{ … }} is escaped for HTML in `*.html` and for Markdown in `*.md`,
+because file names, class names and titles come from outside.
 """
 
+import base64
 import functools
 import html
 import json
 import re
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from densenet_flax.evaluation.report.views import (
-    format_estimate,
-    format_interval,
-    format_number,
-)
+from densenet_flax.evaluation.report import views
+from densenet_flax.evaluation.report.wording import count
 
 # What Markdown acts on anywhere in a line; GitHub's reads $ as mathematics and ~ as strike-through.
 _MARKDOWN_MARKS = re.compile(r"([\\|*_`\[\]#~$])")
@@ -25,14 +22,14 @@ _MARKDOWN_MARKS = re.compile(r"([\\|*_`\[\]#~$])")
 _MARKDOWN_LINE_START = re.compile(r"^(\d*)([-+=.)])(?=[-=\s]|$)")
 
 
-def render(template: str, page: object) -> bytes:
+def render(template: str, **values: object) -> bytes:
     """Renders a template of this package as UTF-8.
 
     A file name may hold a byte that is not UTF-8; Python keeps it as a lone surrogate, which the
     page can only show as its code.
     """
-    environment = _markdown_environment() if template.endswith(".md") else _html_environment()
-    return environment.get_template(template).render(page=page).encode("utf-8", "backslashreplace")
+    environment = _environment(markdown=template.endswith(".md"))
+    return environment.get_template(template).render(values).encode("utf-8", "backslashreplace")
 
 
 def escape_markdown(value: object) -> Markup:
@@ -45,32 +42,28 @@ def escape_markdown(value: object) -> Markup:
 
 
 @functools.cache
-def _html_environment() -> Environment:
-    environment = _environment()
-    environment.filters |= {"number": format_number, "interval": format_interval}
-    return environment
-
-
-@functools.cache
-def _markdown_environment() -> Environment:
-    # `finalize` sees every value before autoescape does. What it returns is Markup, which
-    # autoescape leaves alone, as it does the output of macros.
-    environment = _environment(finalize=escape_markdown)
-    environment.filters["estimate"] = format_estimate
-    # Quoted as JSON, which is YAML as well; for the front matter.
-    environment.filters["quoted"] = lambda value: Markup(json.dumps(str(value)))
-    return environment
-
-
-def _environment(**options: Any) -> Environment:
-    return Environment(
+def _environment(markdown: bool) -> Environment:
+    environment = Environment(
         loader=PackageLoader("densenet_flax.evaluation.report"),
         autoescape=True,
+        # It sees every value before autoescape does. What it returns is Markup, which autoescape
+        # leaves alone, as it does the output of macros.
+        finalize=escape_markdown if markdown else None,
         # A line with a block tag leaves no line behind; in Markdown an empty line ends a table.
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # A misspelled attribute of `page` is an error, not an empty cell.
+        # A misspelled name is an error, not an empty cell.
         undefined=StrictUndefined,
-        **options,
     )
+    environment.filters |= {
+        "number": views.format_number,
+        "interval": views.format_interval,
+        "estimate": views.format_estimate,
+        "flat_items": views.flat_items,
+        "counted": count,
+        "data_uri": lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}",
+        # Quoted as JSON, which is YAML as well; for the front matter.
+        "quoted": lambda value: Markup(json.dumps(str(value))),
+    }
+    return environment

@@ -13,14 +13,30 @@ from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import cautions, figures, multiclass_figures, plotting
-from densenet_flax.evaluation.report.gallery import read_gallery
+from densenet_flax.evaluation.report import cautions, figures, multiclass_figures, plotting, tables
+from densenet_flax.evaluation.report.gallery import GalleryImage, read_gallery
 from densenet_flax.evaluation.report.model_card import model_card
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.run_info import to_json
-from densenet_flax.evaluation.report.sections import report_page
-from densenet_flax.evaluation.report.wording import FIGURES
+from densenet_flax.evaluation.report.wording import (
+    RECOGNITION_RATE,
+    confusion_counts,
+    majority_class,
+    wording_for,
+    wrong_images,
+)
 from densenet_flax.storage.atomic import replace_files
+
+# Every figure that a report may have; their captions are in templates/figures.html.
+FIGURES = (
+    "curves",
+    "confusion_matrix",
+    "confusion_matrix_patients",
+    "roc",
+    "precision_recall",
+    "reliability",
+    "patients",
+)
 
 
 def write_report(
@@ -85,7 +101,6 @@ def write_report(
     drawn = _draw(predictions, metrics, to_json(list(history)))
     pngs = {name: plotting.png(figure) for name, figure in drawn.items()}
     pdfs = {name: plotting.pdf(figure) for name, figure in drawn.items()}
-    page = report_page(metrics, predictions, pngs, gallery)
     # The files are replaced in this order: when report.html is new, so is everything beside it.
     replace_files(
         directory,
@@ -94,8 +109,8 @@ def write_report(
             **{f"{name}.png": data for name, data in pngs.items()},
             **{f"{name}.pdf": data for name, data in pdfs.items()},
             "metrics.json": (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode(),
-            "MODEL_CARD.md": render("model_card.md", model_card(metrics)),
-            "report.html": render("report.html", page),
+            "MODEL_CARD.md": model_card(metrics),
+            "report.html": _page(metrics, predictions, pngs, gallery),
         },
     )
     # An earlier report may have had figures that this one lacks; they would contradict it.
@@ -120,11 +135,58 @@ def _draw(
     else:
         drawn["roc"] = multiclass_figures.roc(predictions, metrics["by_class"])
         for level, suffix in (("image", ""), ("patient", "_patients")):
-            counts = metrics[level]["confusion"]
-            if counts:
+            if metrics[level]["confusion"]:
                 drawn[f"confusion_matrix{suffix}"] = multiclass_figures.confusion_matrix(
-                    counts, predictions.class_names, f"{level}s"
+                    confusion_counts(metrics[level]), predictions.class_names, f"{level}s"
                 )
     if history:
         drawn["curves"] = figures.training_curves(history)
     return drawn
+
+
+def _page(
+    metrics: JsonDict,
+    predictions: Predictions,
+    pngs: Mapping[str, bytes],
+    gallery: Mapping[str, list[GalleryImage]],
+) -> bytes:
+    run, wording = metrics["run"], wording_for(metrics)
+    split = run.get("split") or {}
+    facts, overlap = tables.split_facts(split)
+    constant_class, constant_accuracy = majority_class(metrics)
+    point = metrics["operating_point"]
+    # A rule that could not be applied leaves 0.5, and a note is the only trace of it.
+    chosen = point and point["rule"] != "fixed"
+    chosen = chosen and not any(note.startswith("threshold left") for note in point["notes"])
+    return render(
+        "report.html",
+        metrics=metrics,
+        run=run,
+        title=str(run.get("title") or "Evaluation report"),
+        verdict=cautions.verdict(metrics),
+        constant_class=constant_class,
+        constant_accuracy=constant_accuracy,
+        threshold_was_chosen=chosen,
+        key_figures=tables.key_figures(metrics),
+        pngs=pngs,
+        all_metrics=tables.all_metrics(metrics),
+        resample_gaps=tables.resample_gaps(metrics),
+        undefined=tables.undefined_metrics(metrics, metrics),
+        without_interval=tables.undefined_metrics(metrics, metrics["intervals"]),
+        by_class=tables.by_class(metrics),
+        undefined_by_class=tables.undefined_by_class(metrics),
+        calibration_scores=tables.calibration_scores(metrics),
+        calibration_bins=tables.calibration_bins(metrics),
+        by_magnification=tables.by_magnification(
+            metrics, ("accuracy", RECOGNITION_RATE, *wording.group_metrics)
+        ),
+        by_subtype=tables.by_subtype(metrics),
+        by_patient=tables.by_patient(metrics),
+        mistakes=tables.mistakes(predictions),
+        wrong_images=wrong_images(metrics),
+        gallery=gallery,
+        subset_counts=tables.subset_counts(split),
+        overlap=overlap,
+        split_facts=facts,
+        details={key: run[key] for key in ("weights", "device") if run.get(key)},
+    )

@@ -1,7 +1,6 @@
-"""The tables of report.html: every metric, every group of images, and the worst mistakes."""
+"""The tables of the page and the card: metrics, groups of images, mistakes, calibration, split."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,50 +17,26 @@ from densenet_flax.evaluation.report.wording import (
 )
 
 _MAX_MISTAKES = 10
+# Before and after temperature scaling, as keys of metrics.json and in words.
+_STATES = (("before", "uncalibrated"), ("after", "calibrated"))
 
 
-@dataclass(frozen=True)
-class MetricsSection:
-    """Every metric of images and of patients.
-
-    Attributes:
-      table: a row per metric.
-      confidence: of the intervals, such as '95%'.
-      resamples: how many the intervals are from.
-      seed: of the resampling.
-      resample_gaps: how many resamples lack a class or a metric.
-      undefined: which metrics do not exist, and why.
-      without_interval: which metrics exist but have no interval, and why.
-    """
-
-    table: Table
-    confidence: str
-    resamples: int
-    seed: int
-    resample_gaps: str
-    undefined: list[str]
-    without_interval: list[str]
+def key_figures(metrics: JsonDict) -> list[tuple[str, Measured]]:
+    """Name and value of the numbers at the top of the page."""
+    return [
+        *(
+            (f"{metric_name(key)}, images", level_metric(metrics, "image", key))
+            for key in wording_for(metrics).key_figures
+        ),
+        *(
+            (metric_name(key), level_metric(metrics, "patient", key))
+            for key in (RECOGNITION_RATE, ACCURACY_BY_MEAN)
+        ),
+    ]
 
 
-@dataclass(frozen=True)
-class ClassSection:
-    """Each class against the rest, and why some of these metrics do not exist."""
-
-    table: Table
-    undefined: list[str]
-
-
-@dataclass(frozen=True)
-class MistakesSection:
-    """The wrong images with the highest probability, and how many wrong images there are."""
-
-    table: Table
-    total: int
-
-
-def metrics_section(metrics: JsonDict) -> MetricsSection:
-    """Every metric of images and of patients."""
-    intervals, wording = metrics["intervals"], wording_for(metrics)
+def all_metrics(metrics: JsonDict) -> Table:
+    """A row per metric, of images and of patients."""
     negative, positive = metrics["class_names"][:2]
     rows: list[list[Cell]] = [
         [
@@ -70,25 +45,12 @@ def metrics_section(metrics: JsonDict) -> MetricsSection:
             level_metric(metrics, "patient", ACCURACY_BY_MEAN if key == "accuracy" else key),
             meaning.format(negative=negative, positive=positive),
         ]
-        for key, meaning in wording.metrics.items()
+        for key, meaning in wording_for(metrics).metrics.items()
     ]
-    rows.append(
-        [
-            metric_title(RECOGNITION_RATE),
-            Measured(None),
-            level_metric(metrics, "patient", RECOGNITION_RATE),
-            "mean over patients of the fraction of their images classified correctly",
-        ]
-    )
-    return MetricsSection(
-        table=Table(["metric", "images", "patients by mean probability", "meaning"], rows),
-        confidence=f"{intervals['level']:.0%}",
-        resamples=intervals["resamples"],
-        seed=intervals["seed"],
-        resample_gaps=_resample_gaps(metrics),
-        undefined=_undefined(metrics, metrics),
-        without_interval=_undefined(metrics, intervals),
-    )
+    meaning = "mean over patients of the fraction of their images classified correctly"
+    rate = level_metric(metrics, "patient", RECOGNITION_RATE)
+    rows.append([metric_title(RECOGNITION_RATE), Measured(None), rate, meaning])
+    return Table(["metric", "images", "patients by mean probability", "meaning"], rows)
 
 
 def level_metric(metrics: JsonDict, level: str, key: str) -> Measured:
@@ -96,7 +58,8 @@ def level_metric(metrics: JsonDict, level: str, key: str) -> Measured:
     return measured(metrics[level], metrics["intervals"][level], key)
 
 
-def _resample_gaps(metrics: JsonDict) -> str:
+def resample_gaps(metrics: JsonDict) -> str:
+    """How many resamples lack a class or a metric."""
     intervals = metrics["intervals"]
     count = intervals.get("one_class_resamples", intervals.get("resamples_without_a_class"))
     gaps = [f"{count} resamples {wording_for(metrics).incomplete_resamples}"]
@@ -108,7 +71,7 @@ def _resample_gaps(metrics: JsonDict) -> str:
     return "; ".join(gaps)
 
 
-def _undefined(metrics: JsonDict, source: JsonDict) -> list[str]:
+def undefined_metrics(metrics: JsonDict, source: JsonDict) -> list[str]:
     """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
     reasons: dict[str, list[str]] = {}  # few reasons, many metrics
     for level in ("image", "patient"):
@@ -124,88 +87,99 @@ def _sentences(reasons: Mapping[str, list[str]]) -> list[str]:
     return [f"{reason}, so no {', '.join(names)}" for reason, names in reasons.items()]
 
 
-def class_section(metrics: JsonDict) -> ClassSection | None:
-    """A row per class, each against the rest; None if there are two classes."""
-    if "by_class" not in metrics:
-        return None
-    rows: list[list[Cell]] = []
+def by_class(metrics: JsonDict) -> Table:
+    """A row per class, each against the rest; without rows if there are two classes."""
+    return Table.from_records(
+        [
+            {
+                "class": _spaced(row["class"]),
+                "images": row["n"],
+                "predicted": row["called"],
+                "patients": row["patients"],
+                **{metric_name(key): measured(row, intervals, key) for key in CLASS_COLUMNS},
+            }
+            for row, intervals in _classes(metrics)
+        ]
+    )
+
+
+def undefined_by_class(metrics: JsonDict) -> list[str]:
+    """Lists by reason the metrics of a class, and the intervals, that do not exist."""
     reasons: dict[str, list[str]] = {}
-    for row, intervals in zip(metrics["by_class"], metrics["intervals"]["by_class"], strict=True):
-        name = _spaced(row["class"])
-        cells = [measured(row, intervals, key) for key in CLASS_COLUMNS]
-        rows.append([name, row["n"], row["called"], row["patients"], *cells])
+    for row, intervals in _classes(metrics):
         for key, reason in {**intervals["undefined"], **row["undefined"]}.items():
             kind = "" if row[key] is None else "interval of "
-            reasons.setdefault(reason, []).append(f"{kind}{metric_name(key)} ({name})")
-    header = ["class", "images", "predicted", "patients", *map(metric_name, CLASS_COLUMNS)]
-    return ClassSection(Table(header, rows), _sentences(reasons))
+            name = f"{kind}{metric_name(key)} ({_spaced(row['class'])})"
+            reasons.setdefault(reason, []).append(name)
+    return _sentences(reasons)
+
+
+def _classes(metrics: JsonDict) -> list[tuple[JsonDict, JsonDict]]:
+    """The metrics of each class, and their intervals."""
+    rows = metrics.get("by_class", [])
+    return list(zip(rows, metrics["intervals"]["by_class"], strict=True)) if rows else []
 
 
 def by_magnification(metrics: JsonDict, columns: Sequence[str]) -> Table:
-    """A row per magnification; without rows if none is known.
-
-    Args:
-      metrics: as in metrics.json.
-      columns: keys of the metrics to show.
-    """
+    """A row per magnification, with these metrics; without rows if no magnification is known."""
     groups = metrics["by_magnification"]
-    rows = [
+    if not any(row["magnification"] for row in groups):
+        return Table([], [])
+    return Table.from_records(
         [
-            magnification(row["magnification"]) or "unknown",
-            row["n"],
-            row["patients"],
-            *(measured(row, _group_intervals(intervals), key) for key in columns),
+            {
+                "magnification": magnification(row["magnification"]) or "unknown",
+                "images": row["n"],
+                "patients": row["patients"],
+                **_group_metrics(row, intervals, columns),
+            }
+            for row, intervals in zip(groups, metrics["intervals"]["by_magnification"], strict=True)
         ]
-        for row, intervals in zip(groups, metrics["intervals"]["by_magnification"], strict=True)
-    ]
-    known = any(row["magnification"] for row in groups)
-    header = ["magnification", "images", "patients", *map(metric_name, columns)]
-    return Table(header, rows if known else [])
+    )
 
 
 def by_subtype(metrics: JsonDict) -> Table:
     """A row per subtype; without rows if the subtypes are the classes."""
-    columns = ("accuracy", RECOGNITION_RATE)
     intervals = {row["subtype"]: row for row in metrics["intervals"]["by_subtype"]}
-    rows = [
+    return Table.from_records(
         [
-            _spaced(row["subtype"]),
-            *(measured(row, _group_intervals(intervals[row["subtype"]]), key) for key in columns),
-            f"{row['correct']}/{row['n']}",
-            row["patients"],
-            row["mean_probability"],
-            row["class"],
+            {
+                "subtype": _spaced(row["subtype"]),
+                **_group_metrics(row, intervals[row["subtype"]], ("accuracy", RECOGNITION_RATE)),
+                "correct images": f"{row['correct']}/{row['n']}",
+                "patients": row["patients"],
+                wording_for(metrics).mean_probability: row["mean_probability"],
+                "class": row["class"],
+            }
+            for row in metrics["by_subtype"]
         ]
-        for row in metrics["by_subtype"]
-    ]
-    header = ["subtype", *map(metric_name, columns), "correct images", "patients"]
-    return Table([*header, wording_for(metrics).mean_probability, "class"], rows)
+    )
 
 
-def _group_intervals(intervals: JsonDict) -> JsonDict:
-    """The intervals of a group of images, with the one metric of patients that is shown."""
-    return {**intervals["image"], RECOGNITION_RATE: intervals["patient"][RECOGNITION_RATE]}
+def _group_metrics(row: JsonDict, intervals: JsonDict, keys: Sequence[str]) -> dict[str, Measured]:
+    """Metrics of a group of images, among them the one of patients that is shown."""
+    rate = {RECOGNITION_RATE: intervals["patient"][RECOGNITION_RATE]}
+    return {metric_name(key): measured(row, intervals["image"] | rate, key) for key in keys}
 
 
 def by_patient(metrics: JsonDict) -> Table:
     """A row per patient, the worst first."""
-    rows = [
+    return Table.from_records(
         [
-            row["patient"],
-            row["accuracy"],
-            f"{row['correct']}/{row['n']}",
-            row["mean_probability"],
-            row["class"],
-            _spaced(", ".join(row["subtypes"])) or None,
+            {
+                "patient": row["patient"],
+                "accuracy": row["accuracy"],
+                "correct images": f"{row['correct']}/{row['n']}",
+                wording_for(metrics).mean_probability: row["mean_probability"],
+                "class": row["class"],
+                "subtype": _spaced(", ".join(row["subtypes"])) or None,
+            }
+            for row in sorted(metrics["by_patient"], key=lambda row: row["accuracy"])
         ]
-        for row in sorted(metrics["by_patient"], key=lambda row: row["accuracy"])
-    ]
-    mean_probability = wording_for(metrics).mean_probability
-    header = ["patient", "accuracy", "correct images", mean_probability, "class", "subtype"]
-    return Table(header, rows).without_empty_columns()
+    ).without_empty_columns()
 
 
-def mistakes_section(predictions: Predictions) -> MistakesSection:
+def mistakes(predictions: Predictions) -> Table:
     """The wrong images of which the network was most confident."""
     label, probability = predictions.label, predictions.probability
     names = np.array([_spaced(name) for name in predictions.class_names])
@@ -223,9 +197,85 @@ def mistakes_section(predictions: Predictions) -> MistakesSection:
     columns["patient"] = predictions.patient
     columns["magnification"] = np.array([magnification(m) for m in predictions.magnification])
     wrong = np.flatnonzero(predictions.prediction != label)
+    # Stable, so that equally confident ones stay in the order of the table.
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:_MAX_MISTAKES]
     rows = list(zip(*(values[worst].tolist() for values in columns.values()), strict=True))
-    return MistakesSection(Table(list(columns), rows).without_empty_columns(), total=len(wrong))
+    return Table(list(columns), rows).without_empty_columns()
+
+
+def calibration_scores(metrics: JsonDict) -> Table:
+    """Brier score, log-loss and calibration errors of the test and the validation images."""
+    calibration, columns = metrics["calibration"], wording_for(metrics).calibration_columns
+    rows: list[dict[str, Cell]] = []
+    for subset, name in (("test", "test"), ("validation", "validation (temperature fitted here)")):
+        scores = calibration[subset] or {}
+        # Validation images have no intervals: the temperature was fitted to them. Nor has an ECE:
+        # resampling makes its bias larger.
+        intervals = scores.get("intervals", {})
+        for state, probability in _STATES:
+            if scores.get(state):
+                of_state = {key: intervals.get(f"{key}_{state}") for key in columns}
+                cells = {t: measured(scores[state], of_state, key) for key, t in columns.items()}
+                rows.append({"images": name, "probability": probability, **cells})
+    return Table.from_records(rows)
+
+
+def calibration_bins(metrics: JsonDict) -> list[Table]:
+    """The bins of the test images, before and after temperature scaling."""
+    test = metrics["calibration"]["test"]
+    # P(positive) if there are two classes, else the probability of the likeliest class.
+    event, key = (
+        ("positive", "bins") if metrics["positive_class"] else ("correct", "bins_top_label")
+    )
+    return [
+        Table.from_records(
+            [
+                {
+                    "bin": f"{row['lower_edge']:.3f} to {row['upper_edge']:.3f}",
+                    "images": row["count"],
+                    "mean probability": row["confidence"],
+                    f"fraction that is {event}": Measured(
+                        row["accuracy"], *(row["accuracy_interval"] or ())
+                    ),
+                }
+                for row in test[state][key]
+            ],
+            caption,
+        )
+        for state, caption in _STATES
+        if test[state]
+    ]
+
+
+def subset_counts(split: JsonDict) -> Table:
+    """Images and patients of each subset and class; without rows if they are not known."""
+    rows = [
+        [subset, name, count.get("images"), count.get("patients")]
+        for subset, classes in (split.get("counts") or {}).items()
+        for name, count in classes.items()
+    ]
+    return Table(["subset", "class", "images", "patients"], rows)
+
+
+def split_facts(split: JsonDict) -> tuple[JsonDict, Table]:
+    """What a run states about its split apart from the counts, and its overlap as a table.
+
+    The overlap is the groups of images that are in more than one subset.
+    """
+    facts = {key: value for key, value in split.items() if key != "counts" and value is not None}
+    overlap: list[JsonDict] = []
+    # A list of rows becomes a table; another program may state the overlap as text.
+    rows = facts.get("overlap")
+    if isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
+        overlap = [{_spaced(key): cell for key, cell in row.items()} for row in rows]
+        del facts["overlap"]
+    for key, value in facts.items():
+        if isinstance(value, bool):
+            facts[key] = "yes" if value else "no"
+    return (
+        {_spaced(key): value for key, value in facts.items()},
+        Table.from_records(overlap, "Overlap between subsets"),
+    )
 
 
 def magnification(value: int) -> str | None:

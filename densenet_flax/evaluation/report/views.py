@@ -1,11 +1,12 @@
-"""What the templates render: tables, numbers with their intervals, and embedded images."""
+"""What the templates show: tables and numbers with their intervals, and how they are written."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from densenet_flax.common.types import JsonDict
+
+UNKNOWN = "not recorded"
 
 
 class Measured(NamedTuple):
@@ -17,7 +18,6 @@ class Measured(NamedTuple):
 
 
 Cell: TypeAlias = str | int | float | Measured | None
-KeyValues: TypeAlias = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     caption: str = ""
 
+    @classmethod
+    def from_records(cls, records: Sequence[Mapping[str, Cell]], caption: str = "") -> "Table":
+        """A table of rows that name their cells; its columns are those of the first row."""
+        header = list(records[0]) if records else []
+        return cls(header, [[record.get(key) for key in header] for record in records], caption)
+
     @property
     def numeric(self) -> list[bool]:
         """Whether each column holds only numbers; such a column is aligned to the right."""
@@ -48,20 +54,6 @@ class Table:
         keep = [i for i in range(len(self.header)) if any(row[i] is not None for row in self.rows)]
         rows = [[row[i] for i in keep] for row in self.rows]
         return Table([self.header[i] for i in keep], rows, self.caption)
-
-
-@dataclass(frozen=True)
-class EmbeddedImage:
-    """A PNG inside the page, so that the page is one file."""
-
-    png: bytes
-    alt: str
-    caption: str
-
-    @property
-    def data_uri(self) -> str:
-        """The `src` of an `<img>`."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 def measured(values: JsonDict, intervals: JsonDict | None, key: str) -> Measured:
@@ -89,16 +81,16 @@ def format_interval(value: Cell) -> str:
 def format_estimate(value: Cell) -> str:
     """A cell on one line: a metric as '0.715 [0.651, 0.773]', '' as a dash, the rest as it is."""
     if not isinstance(value, Measured):
-        return str(value) or "–"
+        return UNKNOWN if value is None else str(value) or "–"
     if value.value is None:
         return "undefined"
     interval = f" [{value.low:.3f}, {value.high:.3f}]" if format_interval(value) else ""
     return f"{value.value:.3f}{interval}"
 
 
-def flat_items(values: Mapping[str, Any], prefix: str = "") -> KeyValues:
+def flat_items(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Pairs of key and value as text; the keys of nested mappings are joined by dots."""
-    pairs: KeyValues = []
+    pairs = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             pairs += flat_items(value, f"{prefix}{key}.")

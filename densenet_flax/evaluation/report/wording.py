@@ -2,41 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.levels import ACCURACY_BY_MEAN
-
-
-class FigureText(NamedTuple):
-    """The caption of a figure."""
-
-    title: str
-    explanation: str
 
 
 @dataclass(frozen=True)
 class Wording:
-    """Which metrics and figures a report shows, and in which words.
+    """Which metrics a report shows, and in which words.
 
     Attributes:
       metrics: key and meaning of every metric of images, from which those of patients follow;
         {negative} and {positive} stand for the names of the classes.
-      tiles: level and key of the numbers at the top of the page.
-      magnification_columns: keys of the metrics by magnification, on the page.
-      card_columns: the same in the model card.
-      figures: caption by file name, in the order of the page.
+      key_figures: keys of the metrics of images at the top of the page.
+      group_metrics: keys of the metrics by magnification, on the page, after both accuracies.
+      card_columns: keys of the metrics by magnification in the model card.
       ece: key of the calibration error that the model card states.
+      calibration_columns: key and title of the scores of the probabilities.
       mean_probability: title of that column.
       incomplete_resamples: what is wrong with the resamples that lack a class.
     """
 
     metrics: Mapping[str, str]
-    tiles: Sequence[tuple[str, str]]
-    magnification_columns: Sequence[str]
+    key_figures: Sequence[str]
+    group_metrics: Sequence[str]
     card_columns: Sequence[str]
-    figures: Mapping[str, FigureText]
     ece: str
+    calibration_columns: Mapping[str, str]
     mean_probability: str
     incomplete_resamples: str
 
@@ -44,12 +38,6 @@ class Wording:
 # The protocol of BreakHis (Spanhol et al., 2016): the mean over patients of the fraction of their
 # images that are classified correctly.
 RECOGNITION_RATE = "patient_recognition_rate"
-_PATIENT_TILES = (("patient", RECOGNITION_RATE), ("patient", ACCURACY_BY_MEAN))
-_CURVES = FigureText(
-    "Training curves",
-    "Loss and accuracy after each epoch; a vertical line marks the start of a stage.",
-)
-_RELIABILITY_BARS = "Bars are intervals over patients; below, the number of images in each bin."
 
 _BINARY = Wording(
     metrics={
@@ -63,51 +51,17 @@ _BINARY = Wording(
         "roc_auc": "over all thresholds; 0.5 is chance",
         "pr_auc": "average precision; the fraction that is {positive} is chance",
     },
-    tiles=(
-        ("image", "accuracy"),
-        ("image", "sensitivity"),
-        ("image", "specificity"),
-        ("image", "roc_auc"),
-        *_PATIENT_TILES,
-    ),
-    magnification_columns=(
-        "accuracy",
-        RECOGNITION_RATE,
-        "sensitivity",
-        "specificity",
-        "f1",
-        "roc_auc",
-    ),
+    key_figures=("accuracy", "sensitivity", "specificity", "roc_auc"),
+    group_metrics=("sensitivity", "specificity", "f1", "roc_auc"),
     card_columns=("accuracy", "roc_auc"),
-    figures={
-        "curves": _CURVES,
-        "confusion_matrix": FigureText(
-            "Confusion matrices",
-            "Counts and percentages of each true class, for images and for patients by mean "
-            "probability.",
-        ),
-        "roc": FigureText(
-            "ROC curves",
-            "For images and for patients by mean probability; the markers are the threshold in "
-            "use.",
-        ),
-        "precision_recall": FigureText(
-            "Precision and recall",
-            "Precision is the fraction of positive predictions that are correct; the dotted lines "
-            "are the fraction that is positive, which is chance.",
-        ),
-        "reliability": FigureText(
-            "Reliability",
-            "On the dotted line, the fraction that is positive equals the predicted probability. "
-            f"{_RELIABILITY_BARS}",
-        ),
-        "patients": FigureText(
-            "Probability of every image, by patient",
-            "A line per patient, a dot per image, a diamond for the patient's mean; × before a "
-            "name marks a patient whose mean is on the wrong side of the threshold.",
-        ),
-    },
     ece="ece",
+    # Both errors: many papers compute that of the likelier class also of two classes.
+    calibration_columns={
+        "brier": "Brier score",
+        "nll": "NLL",
+        "ece": "ECE",
+        "ece_top_label": "ECE, likelier class",
+    },
     mean_probability="mean probability",
     incomplete_resamples="contained one class only",
 )
@@ -117,54 +71,21 @@ _MULTICLASS = Wording(
         "accuracy": "fraction classified correctly",
         "balanced_accuracy": "macro recall: mean over classes",
         "macro_f1": "mean over classes of each one's F1",
+        # The minimum depends on the frequencies of the classes.
         "mcc": "at most 1; 0 is chance",
         "kappa": "agreement beyond chance, unweighted; at most 1",
         "macro_roc_auc": "mean over classes, each against the rest; 0.5 is chance",
         "top2_accuracy": "fraction whose true class is one of the two likeliest",
     },
-    tiles=(
-        ("image", "accuracy"),
-        ("image", "balanced_accuracy"),
-        ("image", "macro_f1"),
-        ("image", "macro_roc_auc"),
-        *_PATIENT_TILES,
-    ),
-    magnification_columns=(
-        "accuracy",
-        RECOGNITION_RATE,
-        "balanced_accuracy",
-        "macro_f1",
-        "macro_roc_auc",
-        "kappa",
-    ),
+    key_figures=("accuracy", "balanced_accuracy", "macro_f1", "macro_roc_auc"),
+    group_metrics=("balanced_accuracy", "macro_f1", "macro_roc_auc", "kappa"),
     card_columns=("accuracy", "balanced_accuracy"),
-    figures={
-        "curves": _CURVES,
-        "confusion_matrix": FigureText(
-            "Confusion matrix, images",
-            "A row per true class: counts and percentages of that class.",
-        ),
-        "confusion_matrix_patients": FigureText(
-            "Confusion matrix, patients",
-            "The same for patients, each classified once by the mean probability of all images.",
-        ),
-        "roc": FigureText(
-            "ROC curves, each class against the rest",
-            "For images, ordered by area. The thin diagonal is chance.",
-        ),
-        "reliability": FigureText(
-            "Reliability",
-            "On the dotted line, the likeliest class is correct as often as its probability says. "
-            f"{_RELIABILITY_BARS}",
-        ),
-    },
     ece="ece_top_label",
+    calibration_columns={"brier": "Brier score", "nll": "log-loss", "ece_top_label": "ECE"},
     mean_probability="mean P(true class)",
     incomplete_resamples="lacked a class",
 )
 
-# Every figure that any report may have.
-FIGURES = tuple({**_BINARY.figures, **_MULTICLASS.figures})
 # The metrics of each class against the rest.
 CLASS_COLUMNS = ("recall", "precision", "f1", "roc_auc", "pr_auc")
 # The names of all other metrics are their keys.
@@ -188,6 +109,7 @@ def metric_name(key: str) -> str:
 
 def metric_title(key: str) -> str:
     """Name of a metric for the start of a line."""
+    # Not `capitalize`, which would write "Roc-auc".
     name = metric_name(key)
     return name[0].upper() + name[1:]
 
@@ -197,32 +119,37 @@ def wording_for(metrics: JsonDict) -> Wording:
     return _BINARY if len(metrics["class_names"]) == 2 else _MULTICLASS
 
 
-def class_totals(metrics: JsonDict) -> list[int]:
-    """Number of images of each class."""
-    cells = metrics["image"]["confusion"]
-    if isinstance(cells, Mapping):
-        return [cells["tn"] + cells["fp"], cells["fn"] + cells["tp"]]
-    return [sum(row) for row in cells]
+def confusion_counts(level: JsonDict) -> Int[np.ndarray, "K K"]:
+    """The confusion matrix of a level in metrics.json; rows are true classes, in their order."""
+    counts = level["confusion"]
+    if isinstance(counts, Mapping):
+        counts = [[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]]
+    return np.array(counts)
 
 
 def majority_class(metrics: JsonDict) -> tuple[str, float]:
     """The most frequent class of the images, and its fraction: the accuracy of a constant."""
-    totals = class_totals(metrics)
-    largest = max(totals)
-    return metrics["class_names"][totals.index(largest)], largest / metrics["image"]["n"]
+    totals = confusion_counts(metrics["image"]).sum(axis=1)
+    largest = int(totals.argmax())
+    return metrics["class_names"][largest], float(totals[largest]) / metrics["image"]["n"]
 
 
 def wrong_images(metrics: JsonDict) -> int:
     """Number of images whose predicted class is wrong."""
-    cells = metrics["image"]["confusion"]
-    if isinstance(cells, Mapping):
-        return cells["fp"] + cells["fn"]
-    return sum(map(sum, cells)) - sum(row[i] for i, row in enumerate(cells))
+    return sum(row["n"] - row["correct"] for row in metrics["by_patient"])
 
 
 def count(n: int, noun: str) -> str:
     """'1 image', '2 images'."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def accuracy_interval(intervals: JsonDict) -> str:
+    """Of the accuracy of images, such as '95% interval 0.81 to 0.90'; '' if there is none."""
+    accuracy = intervals["image"].get("accuracy")
+    if not accuracy:
+        return ""
+    return f"{intervals['level']:.0%} interval {accuracy['low']:.2f} to {accuracy['high']:.2f}"
 
 
 def enumerate_words(words: Sequence[str]) -> str:

@@ -93,10 +93,10 @@ def test_reliability_shows_every_occupied_bin(random_table):
     metrics = assess(point.apply(random_table(0)), operating_point=point, bootstrap=Bootstrap(50))
     figure = figures.reliability(metrics["calibration"], "malignant")
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    for side, name in (("before", "uncalibrated"), ("after", "calibrated")):
-        found = metrics["calibration"]["test"][side]
-        line = lines[f"{name}: ECE {found['ece']:.3f}"]
-        full = [row for row in found["bins"] if row["count"]]
+    for state, name in (("before", "uncalibrated"), ("after", "calibrated")):
+        scores = metrics["calibration"]["test"][state]
+        line = lines[f"{name}: ECE {scores['ece']:.3f}"]
+        full = [row for row in scores["bins"] if row["count"]]
         assert list(line.get_xdata()) == [row["confidence"] for row in full]
         assert list(line.get_ydata()) == [row["accuracy"] for row in full]
     alone = assess(random_table(0), bootstrap=Bootstrap(50))["calibration"]
@@ -120,7 +120,7 @@ def test_confusion_matrix_of_any_number_of_classes():
         counts = np.eye(classes, dtype=int) * 7
         counts[0, 1] = 3
         names = [f"a_rather_long_name_of_class_${i}$" for i in range(classes)]
-        figure = multiclass_figures.confusion_matrix(counts.tolist(), names, "images")
+        figure = multiclass_figures.confusion_matrix(counts, names, "images")
         texts = [text.get_text() for text in figure.axes[0].texts]
         assert texts.count("7") == classes and texts.count("3") == 1
         assert ("70%" in texts and "30%" in texts) == (classes <= 12)

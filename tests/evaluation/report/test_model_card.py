@@ -6,7 +6,6 @@ from densenet_flax.evaluation import OperatingPoint, verdict
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.report.model_card import model_card
-from densenet_flax.evaluation.report.rendering import render
 
 CARD_KEYS = (
     "authors",
@@ -47,7 +46,7 @@ def card(table, run=None, point=None):
         table = point.apply(table)
     metrics = assess(table, operating_point=point, bootstrap=Bootstrap(50))
     metrics |= {"run": run or {}, "warnings": ["mind the gap"]}
-    return metrics, render("model_card.md", model_card(metrics)).decode()
+    return metrics, model_card(metrics).decode()
 
 
 def test_what_a_run_does_not_record_is_named(random_table):
@@ -57,6 +56,9 @@ def test_what_a_run_does_not_record_is_named(random_table):
     span = metrics["intervals"]["image"]["roc_auc"]
     value = metrics["image"]["roc_auc"]
     assert f"| ROC-AUC | {value:.3f} \\[{span['low']:.3f}, {span['high']:.3f}\\] |" in text
+    checklist = text.split("## Reporting checklist")[1].splitlines()
+    rows = [line for line in checklist if line.startswith("|")]
+    assert len(rows) == 33 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
     assert "- mind the gap" in text and f"**{verdict(metrics)}.**" in text
 
 

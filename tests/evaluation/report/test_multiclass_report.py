@@ -29,7 +29,9 @@ def test_files_page_and_card(test_and_validation, tmp_path):
     }
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert metrics["threshold"] is None and metrics["positive_class"] is None
-    text = re.sub("<[^>]*>", " ", (tmp_path / "report.html").read_text())
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == len(figures)
+    text = re.sub("<[^>]*>", " ", page)
     accuracy = metrics["image"]["accuracy"]
     assert verdict(metrics).startswith(f"Accuracy {accuracy:.2f} over 4 classes (95% interval ")
     assert "never seen in training" in text and "The likeliest of 4 classes is predicted" in text

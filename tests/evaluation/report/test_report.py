@@ -237,10 +237,10 @@ def test_an_error_while_writing_keeps_the_old_report(hand, tmp_path, monkeypatch
 
 
 def test_a_new_report_removes_old_curves_and_nothing_else(hand, tmp_path):
-    (tmp_path / "mine.txt").write_text("kept")
+    (tmp_path / "other.txt").write_text("kept")
     write_report(tmp_path, hand, HISTORY, INFO)
     write_report(tmp_path, hand, [], INFO)
-    assert set(snapshot(tmp_path)) == NAMES - NO_CURVES | {"mine.txt"}
+    assert set(snapshot(tmp_path)) == NAMES - NO_CURVES | {"other.txt"}
 
 
 def test_info_of_any_type_becomes_json(hand, tmp_path):

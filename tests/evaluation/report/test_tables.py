@@ -3,8 +3,9 @@
 import pytest
 
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
-from densenet_flax.evaluation.metrics.compute import assess
+from densenet_flax.evaluation.metrics.compute import assess, evaluate
 from densenet_flax.evaluation.report import tables
+from densenet_flax.evaluation.report.wording import wrong_images
 
 
 @pytest.fixture
@@ -18,24 +19,24 @@ def test_patients_are_listed_worst_first(metrics):
 
 
 def test_mistakes_are_listed_most_confident_first(hand, several):
-    section = tables.mistakes_section(hand)
-    assert [row[0] for row in section.table.rows] == ["image3.png", "image4.png", "image5.png"]
-    assert section.table.header[1] == "P(malignant)" and section.total == 3
+    mistakes = tables.mistakes(hand)
+    assert [row[0] for row in mistakes.rows] == ["image3.png", "image4.png", "image5.png"]
+    assert mistakes.header[1] == "P(malignant)" and wrong_images(evaluate(hand)) == 3
     table = several(0)
-    section = tables.mistakes_section(table)
-    confidence = [row[section.table.header.index("P(predicted)")] for row in section.table.rows]
+    mistakes = tables.mistakes(table)
+    confidence = [row[mistakes.header.index("P(predicted)")] for row in mistakes.rows]
     assert confidence == sorted(confidence, reverse=True) and len(confidence) == 10
-    assert section.total == (table.prediction != table.label).sum() > 10
+    assert wrong_images(evaluate(table)) == (table.prediction != table.label).sum() > 10
     wrong = table.select(table.prediction != table.label)
     assert confidence[0] == wrong.probability.max()
 
 
 def test_undefined_metrics_are_not_listed_again_for_their_interval(make):
-    section = tables.metrics_section(
-        assess(make(label=[1, 1], probability=[0.9, 0.2], patient=["a", "b"]))
-    )
-    assert any("specificity" in line and "no benign images" in line for line in section.undefined)
-    assert not any("specificity" in line for line in section.without_interval)
+    metrics = assess(make(label=[1, 1], probability=[0.9, 0.2], patient=["a", "b"]))
+    undefined = tables.undefined_metrics(metrics, metrics)
+    assert any("specificity" in line and "no benign images" in line for line in undefined)
+    without_interval = tables.undefined_metrics(metrics, metrics["intervals"])
+    assert not any("specificity" in line for line in without_interval)
 
 
 def test_groups_have_their_own_intervals(metrics):
