@@ -13,8 +13,8 @@ from etils import epath
 
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.layout import find_source, read_images
-from densenet_flax.data.breakhis.names import CLASS_NAMES, SUBTYPES, parse_name
-from densenet_flax.data.sources.tfds_preparation import local_files
+from densenet_flax.data.breakhis.names import CLASS_NAMES, class_names, parse_name
+from densenet_flax.data.sources.tfds_files import local_files
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -64,9 +64,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 {
                     "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                     "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                    "subtype": tfds.features.ClassLabel(
-                        names=[folder for folder, _ in SUBTYPES.values()]
-                    ),
+                    "subtype": tfds.features.ClassLabel(names=class_names("subtype")),
                     "magnification": tfds.features.Scalar(np.int32),
                     "year": tfds.features.Scalar(np.int32),
                     "slide_id": tfds.features.Text(),

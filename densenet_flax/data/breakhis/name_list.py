@@ -1,50 +1,63 @@
 """BreakHis as a list of file names: what is known about the images, without a single pixel."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.layout import find_source, list_names
-from densenet_flax.data.breakhis.names import COLUMNS, class_names, parse_name, patient_groups
+from densenet_flax.data.breakhis.names import class_names, parse_name, patient_groups
 from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.sources.source import Annotations
+
+_COLUMNS = ("subtype", "magnification", "slide_id", "case", "sequence")
+
+
+def annotate_names(files: Sequence[str], labels: str, source: object) -> Annotations:
+    """Returns labels, groups and columns of images with these file names.
+
+    Args:
+      files: file names as BreakHis writes them.
+      labels: 'binary' or 'subtype'.
+      source: what messages call the data set.
+
+    Raises:
+      InputError: a name is not one of BreakHis's.
+    """
+    names = []
+    for file in files:
+        name = parse_name(file)
+        if name is None:
+            raise InputError(f"{source}: {file}: not a BreakHis file name")
+        names.append(name)
+    columns = {column: np.array([getattr(name, column) for name in names]) for column in _COLUMNS}
+    index = {class_name: i for i, class_name in enumerate(class_names(labels))}
+    classes = [name.label if labels == "binary" else name.subtype for name in names]
+    groups = patient_groups(columns["subtype"], columns["slide_id"], columns["case"])
+    return Annotations([index[class_name] for class_name in classes], groups, columns)
 
 
 def dataset_of_names(
     names: Iterable[str], labels: str = "binary", name: str = "breakhis"
 ) -> Dataset:
-    """Makes a data set of BreakHis file names, with empty images.
-
-    Args:
-      names: file names as BreakHis writes them.
-      labels: 'binary' or 'subtype'.
-      name: the data set's name in messages.
+    """Makes a data set of BreakHis file names, with empty images; `labels` is that of `DataConfig`.
 
     Raises:
       InputError: a name is not one of BreakHis's, or there is none.
     """
-    parsed = {}
-    for file in sorted(names):
-        parsed[file] = parse_name(file)
-        if parsed[file] is None:
-            raise InputError(f"{name}: {file}: not a BreakHis file name")
-    if not parsed:
+    files = sorted(set(names))
+    if not files:
         raise InputError(f"{name}: no file names in it")
-    columns = {
-        column: np.array([getattr(row, column) for row in parsed.values()]) for column in COLUMNS
-    }
-    label_key = "label" if labels == "binary" else "subtype"
-    classes = [getattr(row, label_key) for row in parsed.values()]
-    known_classes = class_names(labels)
+    annotations = annotate_names(files, labels, name)
     return Dataset(
-        images=np.zeros((len(parsed), 0, 0, 3), np.uint8),
-        labels=np.array([known_classes.index(label) for label in classes], np.int32),
-        class_names=known_classes,
-        files=np.array(list(parsed), dtype=str),
-        groups=patient_groups(columns["subtype"], columns["slide_id"], columns["case"]),
-        columns=columns,
+        images=np.zeros((len(files), 0, 0, 3), np.uint8),
+        labels=np.array(annotations.labels, np.int32),
+        class_names=class_names(labels),
+        files=np.array(files, str),
+        groups=annotations.groups,
+        columns=annotations.columns,
         name=name,
         fingerprint="",
     )

@@ -27,8 +27,6 @@ LABELS = ("binary", "subtype")
 # blocks of one case), the slide (one appears under two subtypes), and subtype with slide, which is
 # what the literature counts.
 GROUPS = ("case70", "slide81", "id82")
-# The columns of a data set of BreakHis, all from the file name.
-COLUMNS = ("subtype", "magnification", "slide_id", "case", "sequence")
 EXAMPLE_NAME = "SOB_B_A-14-22549AB-40-001.png"
 
 _NAME = re.compile(

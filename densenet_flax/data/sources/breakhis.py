@@ -1,32 +1,31 @@
 """BreakHis: from raw files to a prepared TFDS data set to images of one size."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.counts import describe_difference
 from densenet_flax.data.breakhis.layout import find_source, source_key
-from densenet_flax.data.breakhis.names import (
-    CLASS_NAMES,
-    COLUMNS,
-    class_names,
-    parse_name,
-    patient_groups,
-)
+from densenet_flax.data.breakhis.name_list import annotate_names
+from densenet_flax.data.breakhis.names import CLASS_NAMES, class_names, parse_name
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources.record_reader import Record, RecordReader
 from densenet_flax.data.sources.source import Annotations, Source
-from densenet_flax.data.sources.tfds_preparation import quiet_unless_terminal
+from densenet_flax.data.sources.tfds_files import (
+    Record,
+    open_split,
+    quiet_unless_terminal,
+    read_record_image,
+)
 from densenet_flax.storage.atomic import write_text, writing
 
 _SKIPPED = "skipped.json"
@@ -50,13 +49,12 @@ class BreakHisSource(Source):
         self._path, self._config, self._options = path, config, options
         self._raw_files = find_source(path)
         selection = f"{config.magnification}X" if config.magnification else "all"
-        self._folder = options.cache_folder(
-            cache / "tfds" / source_key(self._raw_files)[:20], selection
-        )
+        folder = cache / "tfds" / source_key(self._raw_files)[:20]
+        self._folder = options.cache_folder(folder, selection)
         self.array_folder = options.array_folder(self._folder, selection)
         self.class_names = class_names(config.labels)
         records = self._folder / "breakhis" / VERSION  # where the builder puts them
-        self.read = RecordReader(str(records), "image")
+        self.read = functools.partial(read_record_image, str(records), "image")
         if options.storage == "stream" and not records.is_dir():
             self._prepare_records()
 
@@ -69,9 +67,8 @@ class BreakHisSource(Source):
             name = parse_name(file)
             assert name is not None  # the builder accepts no other names
             label = CLASS_NAMES.index(name.label)
-            rows.append(
-                {**dataclasses.asdict(name), "label": label, "file": file, "number": number}
-            )
+            row = {**dataclasses.asdict(name), "label": label, "file": file, "number": number}
+            rows.append(row)
         rows.sort(key=lambda row: row["file"])
         magnification = self._config.magnification
         chosen = [row for row in rows if magnification in (0, row["magnification"])]
@@ -89,30 +86,24 @@ class BreakHisSource(Source):
         return json.loads(path.read_text()) if path.is_file() else ()
 
     def annotate(self, table: ImageTable) -> Annotations:
-        """Takes what the file names say from the table."""
-        labels = table["label"]
-        if self._config.labels == "subtype":
-            labels = [self.class_names.index(subtype) for subtype in table["subtype"]]
-        columns = {name: np.array(table[name]) for name in COLUMNS}
-        groups = patient_groups(table["subtype"], table["slide_id"], table["case"])
-        return Annotations(labels, groups, columns, notes=self._check_complete(table))
-
-    def _check_complete(self, table: ImageTable) -> Sequence[str]:
-        if self._config.name != "breakhis":  # drawn tiles are as many as they were asked to be
-            return ()
+        """Takes labels, patients and columns from the file names."""
+        config = self._config
+        annotations = annotate_names(table["file"], config.labels, self._path)
+        if config.name != "breakhis":  # drawn tiles are as many as they were asked to be
+            return annotations
         tiles = zip(table["subtype"], table["magnification"], strict=True)
-        difference = describe_difference(tiles, self._config.magnification)
-        if difference and self._config.require_complete:
+        difference = describe_difference(tiles, config.magnification)
+        if not difference:
+            return annotations
+        if config.require_complete:
             raise InputError(
                 f"{self._path}: not all of BreakHis: {difference}; complete it, or set "
                 "data.require_complete=False"
             )
-        return (f"not all of BreakHis: {difference}",) if difference else ()
+        return dataclasses.replace(annotations, notes=(f"not all of BreakHis: {difference}",))
 
     def _prepare_records(self) -> Sequence[Record]:
         """Opens the prepared TFDS data set, prepared first if that was not done before."""
-        import tensorflow_datasets as tfds  # here, as it takes half a second that later runs save
-
         builder = self._open_builder()
         if not builder.data_path.exists():
             logging.info("Preparing %s; this is done once", self._raw_files)
@@ -133,16 +124,12 @@ class BreakHisSource(Source):
                 if not builder.data_path.exists():
                     raise
             builder = self._open_builder()
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        return builder.as_data_source(split="train", decoders=decoders)
+        return open_split(builder, "train", "image")
 
     def _open_builder(self) -> Any:
         from densenet_flax.data.breakhis.breakhis_dataset_builder import Builder
 
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            return Builder(
-                data_dir=self._folder,
-                source=self._raw_files,
-                on_bad_image=self._options.on_bad_image,
-            )
+            on_bad_image = self._options.on_bad_image
+            return Builder(data_dir=self._folder, source=self._raw_files, on_bad_image=on_bad_image)

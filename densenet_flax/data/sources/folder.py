@@ -1,6 +1,6 @@
 """A folder of tiles: a folder per class, or a CSV that says what each file is."""
 
-import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,76 +34,48 @@ class FolderSource(Source):
         if not config.path:
             raise InputError("data.path is empty: give the folder of the images")
         root = Path(config.path).expanduser()
-        self._listing = list_folder(
-            root,
-            table=Path(config.csv).expanduser() if config.csv else None,
-            patient_pattern=config.patient_pattern,
-            class_names=config.class_names,
-        )
-        if self._listing.images_not_in_table:
-            logging.info(
-                "%s: %d images are not in %s", root, self._listing.images_not_in_table, config.csv
-            )
-        self.class_names = self._listing.class_names
-        self.read = FileReader(root)
-        tiles = {tile.file: tile.path for tile in self._listing.tiles}
-        folder = options.cache_folder(cache / "folder" / listing_digest(root, tiles)[:20])
+        table = Path(config.csv).expanduser() if config.csv else None
+        self._tiles = list_folder(root, table, config.patient_pattern)
+        labels = {tile.label for tile in self._tiles}
+        self.class_names = config.class_names or tuple(sorted(labels))
+        for tile in self._tiles:
+            if tile.label not in self.class_names:
+                raise InputError(
+                    f"{tile.file}: its class {tile.label!r} is not one of "
+                    f"data.class_names={self.class_names}"
+                )
+        self.read = functools.partial(_read_tile, root)
+        paths = {tile.file: tile.path for tile in self._tiles}
+        folder = options.cache_folder(cache / "folder" / listing_digest(root, paths)[:20])
         self.array_folder = options.array_folder(folder)
 
     def rows(self) -> list[Row]:
         """Lists the files by name."""
-        return [{"file": tile.file} for tile in self._listing.tiles]
+        return [{"file": tile.file} for tile in self._tiles]
 
     def annotate(self, table: ImageTable) -> Annotations:
         """Takes labels and patients from the listing, which may change without the images."""
-        tiles = {tile.file: tile for tile in self._listing.tiles}
-        prepared_tiles = [tiles[file] for file in table["file"]]
-        known = prepared_tiles[0].known
-        columns = {name: [tile.known[name] for tile in prepared_tiles] for name in known}
-        labels = [self.class_names.index(tile.label) for tile in prepared_tiles]
+        tile_of_file = {tile.file: tile for tile in self._tiles}
+        tiles = [tile_of_file[file] for file in table["file"]]  # some files may have been skipped
+        columns = {name: [tile.known[name] for tile in tiles] for name in tiles[0].known}
+        labels = [self.class_names.index(tile.label) for tile in tiles]
         return Annotations.from_columns(labels, table["file"], columns)
 
 
-@dataclasses.dataclass(frozen=True)
-class FileReader:
-    """Reads images of a folder, also in another process."""
-
-    root: Path
-
-    def __call__(self, row: Row) -> bytes:
-        """Returns the content of the file that a row names."""
-        return read_file(self.root / row["file"])
+def _read_tile(root: Path, row: Row) -> bytes:
+    return read_file(root / row["file"])
 
 
-@dataclasses.dataclass(frozen=True)
-class Listing:
-    """The images of a folder.
-
-    Attributes:
-      tiles: sorted by file name.
-      class_names: in the order of their labels.
-      images_not_in_table: how many images of the folder the CSV does not mention.
-    """
-
-    tiles: Sequence[Tile]
-    class_names: tuple[str, ...]
-    images_not_in_table: int = 0
-
-
-def list_folder(
-    root: Path,
-    *,
-    table: Path | None = None,
-    patient_pattern: str = "",
-    class_names: Sequence[str] = (),
-) -> Listing:
+def list_folder(root: Path, table: Path | None = None, patient_pattern: str = "") -> Sequence[Tile]:
     """Finds the images of a folder and what is known about each.
 
     Args:
       root: the folder. Without `table`, each folder in it is a class.
       table: a CSV; see `read_tile_table`.
-      patient_pattern: see `find_patient`. Not together with a column patient.
-      class_names: the classes in the order of their labels; sorted by name if empty.
+      patient_pattern: see `find_patient`. Not with a table that has a column patient.
+
+    Returns:
+      The tiles, sorted by file name.
 
     Raises:
       InputError: a file, a row or a setting is wrong; the message names it.
@@ -119,21 +91,15 @@ def list_folder(
         tiles = [_in_class_folder(root, file, path) for file, path in images.items()]
     else:
         tiles = read_tile_table(table, root, images)
+        if len(tiles) < len(images):
+            logging.info("%s: %d images are not in %s", root, len(images) - len(tiles), table)
     if patient_pattern:
         if "patient" in tiles[0].known:
             raise InputError(
                 "data.patient_pattern: the CSV has a column 'patient' already; use one of the two"
             )
         tiles = [_with_patient(tile, patient_pattern) for tile in tiles]
-    class_names = tuple(class_names) or tuple(sorted({tile.label for tile in tiles}))
-    for tile in tiles:
-        if tile.label not in class_names:
-            raise InputError(
-                f"{tile.file}: its class {tile.label!r} is not one of "
-                f"data.class_names={class_names}"
-            )
-    tiles.sort(key=lambda tile: tile.file)
-    return Listing(tiles, class_names, len(images) - len(tiles))
+    return sorted(tiles, key=lambda tile: tile.file)
 
 
 def find_patient(pattern: str, file: str) -> str:
@@ -161,4 +127,4 @@ def _with_patient(tile: Tile, pattern: str) -> Tile:
             f"{tile.file}: data.patient_pattern={pattern!r} finds no patient in this name; correct "
             "the pattern or rename the file"
         )
-    return dataclasses.replace(tile, known={**tile.known, "patient": patient})
+    return tile._replace(known={**tile.known, "patient": patient})

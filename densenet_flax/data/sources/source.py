@@ -14,15 +14,7 @@ from densenet_flax.data.images.stream import Reader, Row
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """What a source states about images, in their order; see `Dataset` for the meaning.
-
-    Attributes:
-      labels: the label of each image.
-      groups: as `Dataset.groups`.
-      columns: as `Dataset.columns`.
-      patients_known: as `Dataset.patients_known`.
-      notes: what a reader of results should know.
-    """
+    """What a source states about images, in their order; the attributes are those of `Dataset`."""
 
     labels: Sequence[int]
     groups: Mapping[str, Shaped[np.ndarray, "N"]]
@@ -34,18 +26,13 @@ class Annotations:
     def from_columns(
         cls, labels: Sequence[int], files: Sequence[str], columns: Mapping[str, Sequence[str]]
     ) -> "Annotations":
-        """Makes annotations of images that may or may not come with patients and sites.
+        """Makes annotations from what is known: `columns` may have 'patient', 'site' and 'split'.
 
-        Args:
-          labels: the label of each image.
-          files: the name of each image, which counts as its patient if there is no such column.
-          columns: what is known: 'patient', 'site', 'split'.
+        Without patients each of `files` counts as a patient of its own.
         """
         arrays = {name: np.array(column, str) for name, column in columns.items()}
         # A patient has one site, so sites are the coarser groups.
-        groups: dict[str, np.ndarray] = {
-            name: arrays.pop(name) for name in ("site", "patient") if name in arrays
-        }
+        groups = {name: arrays.pop(name) for name in ("site", "patient") if name in arrays}
         if "patient" in groups:
             return cls(labels, groups, arrays)
         groups["patient"] = np.array(files, str)

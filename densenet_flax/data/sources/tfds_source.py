@@ -1,5 +1,6 @@
 """Any image-classification data set of TFDS by name; images stay encoded."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,14 @@ from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_files import listing_digest
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources.record_reader import Record, RecordReader
 from densenet_flax.data.sources.source import Annotations, Source
-from densenet_flax.data.sources.tfds_preparation import local_files, quiet_unless_terminal
+from densenet_flax.data.sources.tfds_files import (
+    Record,
+    local_files,
+    open_split,
+    quiet_unless_terminal,
+    read_record_image,
+)
 
 # Other names that data sets have for the splits.
 _SPLITS = {"valid": "validation", "val": "validation"}
@@ -49,10 +55,9 @@ class TfdsSource(Source):
         # All splits are one data set, as most are split again by patient; `split.policy='given'`
         # goes back to the splits that TFDS has.
         self._records: dict[str, Sequence[Record]] = {}
-        decoders = {image_key: tfds.decode.SkipDecoding()}
         for split in sorted(builder.info.splits):
             try:
-                self._records[split] = builder.as_data_source(split=split, decoders=decoders)
+                self._records[split] = open_split(builder, split, image_key)
             except (NotImplementedError, ValueError, ImportError) as error:
                 reason = str(error).partition("\n")[0]
                 raise InputError(
@@ -60,7 +65,8 @@ class TfdsSource(Source):
                     "file_format='array_record'"
                 ) from error
         folder = Path(builder.data_path)
-        self.read = RecordReader(str(folder), image_key)
+        self.read = functools.partial(read_record_image, str(folder), image_key)
+        # The key of the patients is in the name as well, because the table keeps their column.
         key = listing_digest(folder, {path.name: path for path in sorted(folder.iterdir())})[:20]
         folder = cache / "tfds" / f"{key}-{self._patient_key or 'nobody'}"
         self.array_folder = options.array_folder(options.cache_folder(folder))
@@ -69,6 +75,7 @@ class TfdsSource(Source):
         """Lists the images in the order of splits and records."""
         rows = []
         for split, records in self._records.items():
+            # By number: a data source promises `len` and indexing, not iteration.
             for number in range(len(records)):
                 record = records[number]
                 row = {
@@ -100,6 +107,7 @@ def _open_builder(name: str, data_dir: str) -> Any:
     try:
         builder = tfds.builder(name, data_dir=folder)
         if not builder.data_path.exists():
+            # The default format, TFRecord, can be read at random only with TensorFlow.
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
             logging.info("Preparing %s with TFDS; this is done once", name)
             with quiet_unless_terminal(), local_files():

@@ -1,11 +1,11 @@
 """A CSV that says what each image of a folder is."""
 
 import csv
-import dataclasses
 import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.images.image_files import read_file
@@ -15,8 +15,7 @@ _OPTIONAL = ("patient", "site", "split")
 _SPLITS = ("train", "validation", "test")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One image file and what is known about it."""
 
     file: str  # relative to the folder, with '/' on every system

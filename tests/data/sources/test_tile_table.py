@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from PIL import Image
 
@@ -7,14 +9,16 @@ from densenet_flax.data.sources.folder import list_folder
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_encodings_and_separators(root, encoding, delimiter, write_table):
+def test_encodings_and_separators(root, encoding, delimiter, write_table, caplog):
     text = "File, Label ,patient\r\nn0_0.png,grün,Müller\r\n\r\ntumour\\t0_0.png,rot,Özil\r\n"
-    listing = list_folder(root, table=write_table(text.replace(",", delimiter), encoding))
-    assert [(t.file, t.label, t.known["patient"]) for t in listing.tiles] == [
+    with caplog.at_level(logging.INFO, "absl"):
+        tiles = list_folder(root, write_table(text.replace(",", delimiter), encoding))
+    assert [(tile.file, tile.label, tile.known["patient"]) for tile in tiles] == [
         ("normal/n0_0.png", "grün", "Müller"),
         ("tumour/t0_0.png", "rot", "Özil"),
     ]
-    assert listing.images_not_in_table == 18 and listing.tiles[0].known.keys() == {"patient"}
+    assert tiles[0].known.keys() == {"patient"}
+    assert "18 images are not in" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -38,15 +42,15 @@ def test_invalid_tables(root, text, message, write_table):
     for label in ("normal", "tumour"):
         Image.new("RGB", (9, 9)).save(root / label / "same.png")
     with pytest.raises(InputError, match=message) as caught:
-        list_folder(root, table=write_table(text))
+        list_folder(root, write_table(text))
     assert "tiles.csv: " in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_other_encodings_are_rejected(root, write_table):
     text = "file,label\nn0_0.png,normal\nn0_1.png,grün"
     with pytest.raises(InputError, match=r"tiles\.csv: row 3 is not UTF-8 \(byte 0xfc\)"):
-        list_folder(root, table=write_table(text, "latin-1"))
+        list_folder(root, write_table(text, "latin-1"))
     with pytest.raises(InputError, match="not a text file"):
-        list_folder(root, table=write_table("file,label", "utf-16-le"))
+        list_folder(root, write_table("file,label", "utf-16-le"))
     with pytest.raises(InputError, match=r"nowhere\.csv: cannot be read"):
-        list_folder(root, table=root / "nowhere.csv")
+        list_folder(root, root / "nowhere.csv")

@@ -1,14 +1,52 @@
-"""What has to be set around TFDS while it prepares a data set."""
+"""Preparing TFDS data sets without TensorFlow, and reading their images still encoded."""
 
 import contextlib
 import errno
+import functools
 import importlib.util
 import io
 import os
 import sys
 import types
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, TypeAlias
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.data.images.stream import Row
+
+# The features of one example; its image is encoded.
+Record: TypeAlias = dict[str, Any]
+
+# TFDS is imported in the functions that need it: that takes half a second, which a run with
+# prepared images saves.
+
+
+def open_split(builder: Any, split: str, image_key: str) -> Sequence[Record]:
+    """Opens a split of a prepared data set for random access; images stay encoded."""
+    import tensorflow_datasets as tfds
+
+    return builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
+
+
+def read_record_image(folder: str, image_key: str, row: Row) -> bytes:
+    """Returns the encoded image of record `number` of the split `source`, 'train' if not said.
+
+    Raises:
+      InputError: the data set in `folder` cannot be read.
+    """
+    records = _open_prepared(folder, row.get("source", "train"), image_key)
+    return records[row["number"]][image_key]
+
+
+@functools.lru_cache(maxsize=16)  # opened once in each process
+def _open_prepared(folder: str, split: str, image_key: str) -> Sequence[Record]:
+    import tensorflow_datasets as tfds
+
+    try:
+        return open_split(tfds.builder_from_directory(folder), split, image_key)
+    except Exception as error:  # TFDS documents no exceptions
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder}: cannot be read ({reason}); prepare it again") from error
 
 
 @contextlib.contextmanager
