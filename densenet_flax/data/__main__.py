@@ -28,26 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("table", help="print patients, images and the overlap of a split")
     show.add_argument("--path", required=True, help="folder, archive, or text file of file names")
-    show.add_argument("--split", help="a saved split.json, in place of a policy")
+    show.add_argument("--split", help="a saved split.json, instead of a policy")
     show.add_argument("--policy", default="patient", choices=POLICIES)
     show.add_argument("--labels", default="binary", choices=("binary", "subtype"))
-    show.add_argument("--group", default="case70")
-    show.add_argument("--fold", type=int, default=1)
-    show.add_argument("--folds", type=int, default=5)
-    show.add_argument("--test_fraction", type=float, default=0.2)
-    show.add_argument("--validation_fraction", type=float, default=0.15)
-    show.add_argument("--seed", type=int, default=0)
     show.add_argument("--mixed_patients", default="error", choices=("error", "rarest"))
+    for key in ("group", "fold", "folds", "test_fraction", "validation_fraction", "seed"):
+        default = getattr(SplitConfig, key)
+        show.add_argument(f"--{key}", type=type(default), default=default)
     options = parser.parse_args(arguments)
     try:
-        names = list_file_names(options.path)
-        dataset = dataset_of_names(names, options.labels, options.path)
+        dataset = dataset_of_names(list_file_names(options.path), options.labels, options.path)
         if options.split:
             split = load_split(options.split, dataset)
         else:
-            keys = SplitConfig.keys()
-            config = SplitConfig.from_config({key: getattr(options, key) for key in keys}, "split")
-            split = make_split(dataset, config)
+            settings = {key: getattr(options, key) for key in SplitConfig.keys()}  # noqa: SIM118
+            split = make_split(dataset, SplitConfig.from_config(settings, "split"))
         print(format_split(split, dataset))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

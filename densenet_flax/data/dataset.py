@@ -21,9 +21,9 @@ class Dataset:
       labels: the class of each image, an index into `class_names`.
       class_names: the name of each label.
       files: file names, sorted.
-      groups: the ways to tell patients apart, given by the source, from coarse to fine: the key
-        that `split.group` names, and for each image the name of its group. BreakHis has 'case70',
-        'slide81' and 'id82'; other data has 'patient', and 'site' before it if sites are known.
+      groups: the ways to tell patients apart, from coarse to fine: the key that `split.group`
+        names, and for each image the name of its group. BreakHis has 'case70', 'slide81' and
+        'id82'; other data has 'patient', and 'site' before it if sites are known.
       name: the data set's name in messages.
       fingerprint: SHA-256 of names, image bytes and the size they were resized to; the same
         images have the same fingerprint wherever they are stored.
@@ -53,14 +53,10 @@ class Dataset:
         return len(self.files)
 
     def patients(self, group: str) -> Shaped[np.ndarray, "N"]:
-        """Returns the patient of each image, told apart by one of `groups`.
-
-        Raises:
-          InputError: the data has no such group.
-        """
+        """Returns the patient of each image by one of `groups`, or raises an `InputError`."""
         if group not in self.groups:
+            known = ", ".join(self.groups)
             raise InputError(
-                f"config.split.group={group!r}: {self.name} has {', '.join(self.groups)}; choose "
-                "one of these"
+                f"config.split.group={group!r}: {self.name} has {known}; choose one of these"
             )
         return self.groups[group]

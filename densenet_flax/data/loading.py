@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,10 @@ from densenet_flax.data.sources.folder import FolderSource
 from densenet_flax.data.sources.source import Source
 from densenet_flax.data.sources.tfds_source import TfdsSource
 from densenet_flax.data.synthetic.breakhis_tree import VERSION, write_breakhis_tree
-from densenet_flax.data.synthetic.drawn_config import DrawnConfig
 
 
 def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Dataset:
-    """Opens the data set of a configuration, preparing it the first time.
-
-    Args:
-      config: which images, and how to prepare them.
-      cache_dir: where prepared data is kept for the next run.
+    """Opens the data set of a configuration; prepared once, it is kept in `cache_dir`.
 
     Raises:
       InputError: whatever is wrong with the configuration, the data or the disk.
@@ -42,7 +36,11 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
     prepared = prepare_images(
         source.array_folder, options, source.rows, source.read, source.skipped
     )
-    notes = _report_skipped(config.name, prepared.table.skipped)
+    skipped, notes = prepared.table.skipped, []
+    for line in skipped:
+        logging.warning("%s: left out: %s", config.name, line)
+    if skipped:
+        notes = [f"{len(skipped)} image(s) could not be used and were left out: {skipped[0]}"]
     annotations = source.annotate(prepared.table)
     prepared, rows, duplicate_notes = drop_duplicates(
         prepared, annotations.labels, config.duplicates, config.name
@@ -70,28 +68,16 @@ def _make_source(config: DataConfig, cache: Path, options: ImageOptions) -> Sour
     if config.name.startswith("tfds:"):
         return TfdsSource(config, cache, options)
     if config.name == "drawn":
-        return BreakHisSource(_draw_tiles(config.drawn, cache), config, cache, options)
+        # In a folder that the parameters name, so that other tiles are never taken for these.
+        digest = hashlib.sha256(repr((VERSION, config.drawn)).encode()).hexdigest()
+        tree = write_breakhis_tree(cache / "drawn" / digest[:16], config.drawn)
+        return BreakHisSource(tree, config, cache, options)
     if not config.path:
         raise InputError(
             "data.path is empty: give the folder that holds BreaKHis_v1, or the archive, with "
             "--config.data.path=..."
         )
     return BreakHisSource(Path(config.path), config, cache, options)
-
-
-def _draw_tiles(config: DrawnConfig, cache: Path) -> Path:
-    """Draws tiles into a folder of the cache that their parameters name."""
-    digest = hashlib.sha256(repr((VERSION, config)).encode()).hexdigest()
-    return write_breakhis_tree(cache / "drawn" / digest[:16], config)
-
-
-def _report_skipped(name: str, skipped: Sequence[str]) -> list[str]:
-    """Logs the images that were left out; returns a note about them."""
-    for line in skipped:
-        logging.warning("%s: left out: %s", name, line)
-    if not skipped:
-        return []
-    return [f"{len(skipped)} image(s) could not be used and were left out: {skipped[0]}"]
 
 
 def _log_summary(dataset: Dataset, location: object) -> None:

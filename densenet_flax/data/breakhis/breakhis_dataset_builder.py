@@ -42,7 +42,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Initializes the builder.
 
         Args:
-          source: a folder or archive to read in place of `manual_dir`.
+          source: a folder or archive to read instead of `manual_dir`.
           file_format: ArrayRecord can be written and read at random without TensorFlow.
           on_bad_image: 'error', or 'skip' to leave out images that are not whole; `skipped` then
             has a line for each.

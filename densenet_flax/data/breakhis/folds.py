@@ -41,11 +41,7 @@ IDS = _parse_table()
 
 
 def test_ids(fold: int) -> frozenset[str]:
-    """Returns the 28 ids that a fold tests on, each as `subtype/slide id`.
-
-    Raises:
-      InputError: there is no such fold.
-    """
+    """Returns the 28 ids that a fold tests on; raises an `InputError` if there is no such fold."""
     if fold not in FOLDS:
         raise InputError(f"config.split.fold={fold}: BreakHis has the official folds 1 to 5")
     return frozenset(patient for patient, tested in IDS.items() if fold in tested)

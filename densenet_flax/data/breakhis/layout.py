@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.prefetch import prefetch
 from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
-from densenet_flax.data.images.decode import DECODE_ERRORS, decode, is_plain_tile
+from densenet_flax.data.images.decode import DECODE_ERRORS, decode, describe_damage, is_plain_tile
 from densenet_flax.data.images.image_files import listing_digest, read_file, walk_images
 
 ROOT = "BreaKHis_v1"
@@ -42,6 +42,7 @@ def find_source(path: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{path}: no such folder or archive; give the folder that holds {ROOT}, or {ARCHIVE}"
         )
+    # Of an archive with its unpacked folder beside it, the folder is read.
     if walk_images(path, (".png",)):
         return path
     if (path / ARCHIVE).is_file():
@@ -124,20 +125,20 @@ def _check_images(
 ) -> Iterator[tuple[str, bytes]]:
     """Checks images on all cores (Pillow decodes outside the GIL), keeping their order."""
 
-    def check(item: tuple[str, bytes]) -> tuple[str, bytes | InputError]:
-        location, data = item
+    def check(item: tuple[str, bytes]) -> tuple[str, bytes] | InputError:
         try:
-            return location, _check_image(location, data)
+            return item[0], _check_image(*item)
         except InputError as error:
             if skipped is None:
                 raise
-            return location, error
+            return error
 
-    for location, result in prefetch(check, encoded, depth=4 * (os.cpu_count() or 1)):
-        if isinstance(result, bytes):
-            yield location, result
-        elif skipped is not None:
+    for result in prefetch(check, encoded, depth=4 * (os.cpu_count() or 1)):
+        if isinstance(result, InputError):
+            assert skipped is not None  # without it `check` raises
             skipped.append(str(result))
+        else:
+            yield result
 
 
 def _check_image(location: str, data: bytes) -> bytes:
@@ -145,17 +146,13 @@ def _check_image(location: str, data: bytes) -> bytes:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, to the last byte
+        # After `verify` Pillow needs the image opened again to decode it.
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if is_plain_tile(image):
                 image.load()  # the pixels
                 return data
-    except UnidentifiedImageError as error:
-        problem = "is not a PNG image" if data else "is empty"
-        raise InputError(f"{location}: {problem}; copy the file again or remove it") from error
     except DECODE_ERRORS as error:
-        raise InputError(
-            f"{location}: is damaged or cut short ({error}); copy the file again or remove it"
-        ) from error
+        raise InputError(f"{location}: {describe_damage(error, data, 'a PNG image')}") from error
     # Some tool saved it as gray, palette, with alpha, 16 bits or rotated; or it is no tile, which
     # raises.
     buffer = io.BytesIO()

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Shaped
 
-from densenet_flax.common.errors import InputError
-
 CLASS_NAMES = ("benign", "malignant")
 MAGNIFICATIONS = (40, 100, 200, 400)
 # The token in a file name -> (the name of its folder, the class it belongs to).
@@ -52,10 +50,8 @@ class ImageName:
 
 
 def parse_name(name: str) -> ImageName | None:
-    """Reads a file name; returns None if it is not one of BreakHis's.
-
-    Folders are not consulted: they write `SOB_B_A_14-…` where files write `SOB_B_A-14-…`.
-    """
+    """Reads a file name; returns None if it is not one of BreakHis's."""
+    # Folders are not consulted: they write `SOB_B_A_14-…` where files write `SOB_B_A-14-…`.
     match = _NAME.fullmatch(name)
     if not match:
         return None
@@ -69,13 +65,7 @@ def parse_name(name: str) -> ImageName | None:
 
 
 def class_names(labels: str) -> tuple[str, ...]:
-    """Returns the classes in the order of their labels: two, or the eight subtypes.
-
-    Raises:
-      InputError: `labels` is neither 'binary' nor 'subtype'.
-    """
-    if labels not in LABELS:
-        raise InputError(f"data.labels={labels!r}: expected one of {', '.join(LABELS)}")
+    """Returns the classes of 'binary' or 'subtype' in the order of their labels."""
     return CLASS_NAMES if labels == "binary" else tuple(name for name, _ in SUBTYPES.values())
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -53,11 +53,9 @@ class ImageOptions:
     on_bad_image: str = "error"
 
     def array_folder(self, folder: Path, selection: str = "all") -> Path:
-        """Returns the folder of the array, named by all that its pixels depend on.
+        """Returns the folder of the array in a source's cache, named by all its pixels depend on.
 
-        Args:
-          folder: a source's cache, which belongs to its images alone.
-          selection: which of the images are in the array.
+        `selection` names the images that are in the array.
         """
         height, width = self.size
         name = f"{height}x{width}-{selection}-{_PIXELS_VERSION}-{_COLUMNS_VERSION}"
@@ -69,8 +67,8 @@ class ImageOptions:
     def cache_folder(self, folder: Path, selection: str = "all") -> Path:
         """Returns the folder of a source's cache, or a second one for 'skip'.
 
-        What is prepared without the bad images must not be found by a run that wants all of them.
-        Where the array of all images exists, none of them is bad, and both use it.
+        A run with 'error' must not open what was prepared without the bad images. Where the array
+        of all images exists, none of them is bad, and both use it.
         """
         if self.on_bad_image == "skip" and not self.array_folder(folder, selection).is_dir():
             return folder.with_name(f"{folder.name}-skip")
@@ -88,17 +86,11 @@ class ImageOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedImages:
-    """Images with their table.
+    """Images with their table."""
 
-    Attributes:
-      images: mapped read-only, or streamed.
-      table: a row for each image.
-      folder: where the array is, or would be if the images were not streamed.
-    """
-
-    images: Images
+    images: Images  # mapped read-only, or streamed
     table: ImageTable
-    folder: Path
+    folder: Path  # where the array is, or would be if the images were not streamed
 
     def take(self, rows: Sequence[int], key: str) -> "PreparedImages":
         """Returns a subset; that of an array is copied to a folder of its own, named with `key`."""
@@ -123,18 +115,13 @@ def prepare_images(
 ) -> PreparedImages:
     """Opens the images of a data set, and prepares them first if that was not done before.
 
-    Args:
-      folder: of the array. If there is none and the images are streamed, a folder beside it.
-      options: how to prepare them.
-      rows: returns what is known about each image, in the order of the array; called only to
-        prepare.
-      read: returns the encoded image of a row.
-      skipped: returns a line for each image that `rows` had to leave out; called after it.
+    `rows`, `read` and `skipped` are those of a `Source`; `folder` is its `array_folder`.
 
     Raises:
       InputError: an image cannot be used, the folder cannot be written, or no image is left.
     """
     table_folder = folder
+    # The table beside an array serves streamed images too; without one they have their own.
     if options.storage == "stream" and not folder.is_dir():
         table_folder = folder.with_name(f"{folder.name}-stream")
     if not table_folder.is_dir():
@@ -167,7 +154,7 @@ def write_images(
             return error
 
     def processed_images() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        # Files are read in this thread, in order; only decoding and resizing are spread over cores.
+        # Files are read in this thread, in order; only decoding and resizing use all cores.
         encoded = ((row, read(row)) for row in rows)
         results = prefetch(process, encoded, depth=4 * (os.cpu_count() or 1))
         with tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty()) as bar:
@@ -192,7 +179,7 @@ def write_images(
 
 
 class _ProcessedImage(NamedTuple):
-    pixels: UInt8[np.ndarray, "H W 3"] | None
+    pixels: UInt8[np.ndarray, "H W 3"] | None  # None if no pixels are kept
     encoded_digest: str
     content_digest: str
 
@@ -210,29 +197,20 @@ def _process_image(
 
 
 def _write_array(
-    path: Path,
-    images: Iterable[UInt8[np.ndarray, "H W 3"]],
-    expected_count: int,
-    size: tuple[int, ...],
+    path: Path, images: Iterable[UInt8[np.ndarray, "H W 3"]], most: int, size: tuple[int, ...]
 ) -> None:
-    """Writes a .npy file of images; fewer may come than were expected.
-
-    As a stream and not through a mapping: a full disk is then an error and not a crash.
-    """
+    """Writes a .npy file of at most `most` images."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (most, *size, 3)}
     count = 0
+    # As a stream and not through a mapping: a full disk is then an error and not a crash.
     with open(path, "wb") as file:
-        _write_header(file, expected_count, size)
+        np.lib.format.write_array_header_1_0(file, header)
         for image in images:
             file.write(image.tobytes())
             count += 1
         # NumPy pads the header, so that one with another number of rows takes the same room.
         file.seek(0)
-        _write_header(file, count, size)
-
-
-def _write_header(file: IO[bytes], count: int, size: tuple[int, ...]) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size, 3)}
-    np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *size, 3)})
 
 
 def _map_array(folder: Path) -> UInt8[np.ndarray, "N H W 3"]:

@@ -32,15 +32,11 @@ _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def decode(data: bytes, name: object) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes an image.
+    """Decodes the content of a file, which messages call `name`.
 
     Gray, palette, CMYK and 16-bit images become RGB; transparent pixels are laid over white, the
     color of an empty slide; a rotation noted in EXIF is applied; of several pages the first is
     taken.
-
-    Args:
-      data: the content of the file.
-      name: the name of the image in messages.
 
     Raises:
       InputError: it is not a whole image, or not one that could be a tile.
@@ -49,19 +45,23 @@ def decode(data: bytes, name: object) -> UInt8[np.ndarray, "H W 3"]:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                problem = f"has {width}×{height} pixels: a slide and not a tile; cut tiles from it"
+                problem = ": a slide and not a tile; cut tiles from it"
             elif min(width, height) < MIN_SIDE:
-                problem = (
-                    f"has {width}×{height} pixels; expected at least {MIN_SIDE} each way; remove it"
-                )
+                problem = f"; expected at least {MIN_SIDE} each way; remove it"
             else:
                 return to_array(image)
-    except UnidentifiedImageError:
-        problem = "is not an image" if data else "is empty"
-        problem += "; copy the file again or remove it"
     except DECODE_ERRORS as error:
-        problem = f"is damaged or cut short ({error}); copy the file again or remove it"
-    raise InputError(f"{name}: {problem}")
+        raise InputError(f"{name}: {describe_damage(error, data, 'an image')}") from error
+    raise InputError(f"{name}: has {width}×{height} pixels{problem}")
+
+
+def describe_damage(error: Exception, data: bytes, expected: str) -> str:
+    """Says what is wrong with the content of a file that raised one of DECODE_ERRORS."""
+    if not isinstance(error, UnidentifiedImageError):
+        problem = f"is damaged or cut short ({error})"
+    else:
+        problem = f"is not {expected}" if data else "is empty"
+    return f"{problem}; copy the file again or remove it"
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

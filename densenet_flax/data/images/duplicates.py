@@ -12,16 +12,10 @@ from densenet_flax.data.images.array_cache import PreparedImages
 def drop_duplicates(
     prepared: PreparedImages, labels: Sequence[int], policy: str, name: str
 ) -> tuple[PreparedImages, list[int], list[str]]:
-    """Finds images with the same decoded pixels and applies a policy to them.
+    """Applies a policy, 'keep', 'drop' or 'error', to images with the same decoded pixels.
 
     With 'drop' the first of several stays, or none if their labels differ, as nobody can tell which
-    label is right.
-
-    Args:
-      prepared: the images.
-      labels: the label of each.
-      policy: 'keep', 'drop' or 'error'.
-      name: the data set's name in messages.
+    label is right. `name` is the data set's in messages.
 
     Returns:
       The images that are kept, their row numbers among all, and notes for a reader of results.

@@ -1,8 +1,9 @@
-"""Image files on disk: found in folders, read, and summed up in a digest."""
+"""Image files on disk: listing folders, reading files, and the digest of a listing."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
@@ -12,13 +13,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 def walk_images(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Finds all image files under `root`, except hidden ones.
-
-    Links to folders are followed, but no folder is entered twice, so circular links do no harm.
-
-    Args:
-      root: a folder.
-      suffixes: lower-case endings of the files to find.
+    """Finds the files under `root` with one of the lower-case suffixes, except hidden ones.
 
     Returns:
       Path of each image by its name relative to `root`, with '/' on every system; sorted by name.
@@ -26,14 +21,14 @@ def walk_images(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[
     images: dict[str, Path] = {}
     visited = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
+        # Links to folders are followed, but no folder is entered twice: links may be circular.
         real_path = os.path.realpath(folder)
         if real_path in visited:
             subfolders.clear()
             continue
         visited.add(real_path)
-        subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and name != "__MACOSX"
-        )
+        # In place, so that `os.walk` does not enter the others.
+        subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         for file in files:
             if file.lower().endswith(suffixes) and not file.startswith("."):
                 path = Path(folder, file)
@@ -41,16 +36,23 @@ def walk_images(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[
     return dict(sorted(images.items()))
 
 
-def read_file(path: Path) -> bytes:
-    """Returns the content of a file.
+@contextlib.contextmanager
+def reading(name: object) -> Iterator[None]:
+    """Raises an `InputError` where the operating system refuses to read a file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def read_file(path: Path, name: object = None) -> bytes:
+    """Returns the content of a file, which messages call `name`, by default its path.
 
     Raises:
       InputError: it cannot be read.
     """
-    try:
+    with reading(name or path):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def listing_digest(root: Path, files: Mapping[str, Path]) -> str:
@@ -61,9 +63,7 @@ def listing_digest(root: Path, files: Mapping[str, Path]) -> str:
     """
     digest = hashlib.sha256(os.fsencode(root.resolve()))
     for name, path in files.items():
-        try:
+        with reading(path):
             stat = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
         digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -27,9 +27,6 @@ class ImageTable:
     fingerprint: str
     skipped: Sequence[str] = ()
 
-    def __len__(self) -> int:
-        return len(self.columns["file"])
-
     def __getitem__(self, column: str) -> Sequence[Any]:
         return self.columns[column]
 

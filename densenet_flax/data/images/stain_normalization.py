@@ -5,13 +5,12 @@ is treated as the training images were. To add a method, add it to `_METHODS`. L
 imported when a method needs one.
 """
 
-import dataclasses
 import importlib
 import json
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -19,6 +18,7 @@ from jaxtyping import Float, UInt8
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.data.images.decode import decode
+from densenet_flax.data.images.image_files import read_file
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
 Normalizer: TypeAlias = Callable[[Pixels], Pixels]
@@ -27,8 +27,9 @@ Settings: TypeAlias = Mapping[str, Any]
 # Of Macenko et al.: the light through an empty slide, and the optical density below which a pixel
 # counts as empty.
 _LIGHT, _EMPTY = 240, 0.15
-# Hematoxylin and eosin of Ruifrok and Johnston.
+# Hematoxylin and eosin of Ruifrok and Johnston, and what is neither, as rows.
 _HE = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
+_STAIN_MATRIX = np.array([*_HE, np.cross(*_HE) / np.linalg.norm(np.cross(*_HE))])
 # scikit-image divides optical densities by log(1e-6); this brings them back to nepers.
 _SKIMAGE_UNIT = -np.log(1e-6)
 # Macenko's reference: the directions of the two dyes, and the 99th percentile of each.
@@ -119,13 +120,7 @@ def make_normalizer(settings: Settings) -> Normalizer:
 
 def _read_reference(reference: str, min_tissue: float) -> Pixels:
     path = Path(reference).expanduser()
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"data.stain.reference={path}: cannot be read ({error.strerror or error})"
-        ) from error
-    pixels = decode(data, path)
+    pixels = decode(read_file(path, f"data.stain.reference={path}"), path)
     if not _has_tissue(pixels, min_tissue):
         raise InputError(f"data.stain.reference={path}: shows no tissue; choose another tile")
     return pixels
@@ -136,13 +131,12 @@ def _to_plain_numbers(key: str, value: Any) -> Any:
     try:
         array = np.asarray(value, float)
     except (TypeError, ValueError):
-        array = np.full(1, np.nan)
+        array = np.full(1, np.nan)  # has no setting's shape, so that it is rejected below
     low = -np.inf if key in _MAY_BE_NEGATIVE else 0
     if array.shape != _SHAPES[key] or not np.isfinite(array).all() or not (array > low).all():
-        raise InputError(
-            f"data.stain.{key}={value}: expected {'x'.join(map(str, _SHAPES[key])) or 'one'} "
-            "number(s)" + (" above 0" if low == 0 else "")
-        )
+        count = "x".join(map(str, _SHAPES[key])) or "one"
+        minimum = " above 0" if low == 0 else ""
+        raise InputError(f"data.stain.{key}={value}: expected {count} number(s){minimum}")
     if key == "grid" and not 1 <= array <= _LARGEST_GRID:
         raise InputError(f"data.stain.grid={value}: expected a number from 1 to {_LARGEST_GRID}")
     return array.tolist()
@@ -153,7 +147,7 @@ def _has_tissue(pixels: Pixels, min_share: float) -> bool:
     stained = ~np.any(density < _EMPTY, axis=1)
     if np.count_nonzero(stained) < max(16, min_share * len(density)):
         return False
-    # In a single color there are no two stains to tell apart, and no spread to divide by.
+    # In a single color there are no two stains to tell apart, and no deviation to divide by.
     return bool(density[stained].std(0).max() > 0.02)
 
 
@@ -163,7 +157,7 @@ def _channel(settings: Settings) -> Normalizer:
 
     def change(pixels: Pixels) -> Pixels:
         flat = pixels.reshape(-1, 3).astype(np.float32)
-        own_std = np.maximum(flat.std(0), 1e-3)
+        own_std = np.maximum(flat.std(0), 1e-3)  # a constant channel stays finite
         return _to_uint8((pixels - flat.mean(0)) / own_std * std + mean)
 
     return change
@@ -189,12 +183,13 @@ def _reinhard(settings: Settings) -> Normalizer:
 
 
 def _measure_reinhard(pixels: Pixels) -> dict[str, np.ndarray]:
-    normalizer = _torchstain("ReinhardNormalizer", fit=pixels)
+    normalizer = _torchstain("ReinhardNormalizer")
+    normalizer.fit(pixels)
     return {"mean": normalizer.target_means, "std": normalizer.target_stds}
 
 
 def _macenko(settings: Settings) -> Normalizer:
-    """Exchanges the two dyes that a tile is found to have for given ones (Macenko et al. 2009)."""
+    """Exchanges the two dyes estimated from a tile for given ones (Macenko et al. 2009)."""
     normalizer = _torchstain("MacenkoNormalizer")
     normalizer.HERef = np.array(settings["stains"])
     normalizer.maxCRef = np.array(settings["maximum"])
@@ -202,29 +197,29 @@ def _macenko(settings: Settings) -> Normalizer:
 
 
 def _measure_macenko(pixels: Pixels) -> dict[str, np.ndarray]:
-    normalizer = _torchstain("MacenkoNormalizer", fit=pixels)
+    normalizer = _torchstain("MacenkoNormalizer")
+    normalizer.fit(pixels)
     return {"stains": normalizer.HERef, "maximum": normalizer.maxCRef}
 
 
 def _deconvolution(settings: Settings) -> Normalizer:
     """Scales hematoxylin and eosin, of known colors (Ruifrok and Johnston 2001), to a strength."""
-    color, stain_matrix = _library("skimage.color"), _stain_matrix()
-    maximum = np.array(settings["maximum"])
+    color, maximum = _library("skimage.color"), np.array(settings["maximum"])
 
     def change(pixels: Pixels) -> Pixels:
-        stains = color.separate_stains(pixels, np.linalg.inv(stain_matrix))
+        stains = color.separate_stains(pixels, np.linalg.inv(_STAIN_MATRIX))
         own_maximum = _maximum(stains)
         if own_maximum.min() < 0.05:  # a dye that is not there cannot be scaled to a strength
             return pixels
         stains[..., :2] *= maximum / own_maximum
-        return _to_uint8(color.combine_stains(stains, stain_matrix) * 255)
+        return _to_uint8(color.combine_stains(stains, _STAIN_MATRIX) * 255)
 
     return change
 
 
 def _measure_deconvolution(pixels: Pixels) -> dict[str, np.ndarray]:
-    inverse = np.linalg.inv(_stain_matrix())
-    return {"maximum": _maximum(_library("skimage.color").separate_stains(pixels, inverse))}
+    color = _library("skimage.color")
+    return {"maximum": _maximum(color.separate_stains(pixels, np.linalg.inv(_STAIN_MATRIX)))}
 
 
 def _clahe(settings: Settings) -> Normalizer:
@@ -245,12 +240,6 @@ def _clahe(settings: Settings) -> Normalizer:
     return change
 
 
-def _stain_matrix() -> Float[np.ndarray, "3 3"]:
-    """Hematoxylin, eosin and what is neither, as rows."""
-    residual = np.cross(*_HE)
-    return np.array([*_HE, residual / np.linalg.norm(residual)])
-
-
 def _maximum(stains: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "2"]:
     """The strength of each dye where it is strong, in nepers."""
     return np.percentile(stains[..., :2].reshape(-1, 2), 99, axis=0) * _SKIMAGE_UNIT
@@ -260,11 +249,8 @@ def _to_uint8(values: Float[np.ndarray, "H W 3"]) -> Pixels:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _torchstain(name: str, fit: Pixels | None = None) -> Any:
-    normalizer = getattr(_library("torchstain").normalizers, name)(backend="numpy")
-    if fit is not None:
-        normalizer.fit(fit)
-    return normalizer
+def _torchstain(name: str) -> Any:
+    return getattr(_library("torchstain").normalizers, name)(backend="numpy")
 
 
 def _library(name: str) -> types.ModuleType:
@@ -278,18 +264,10 @@ def _library(name: str) -> types.ModuleType:
         ) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _Method:
-    """A way to normalize.
-
-    Attributes:
-      defaults: the settings with their defaults; None for what a reference or the user must give.
-      make: makes the normalizer, from complete settings.
-      measure: measures settings on a reference image; None if the method has no reference.
-    """
-
-    defaults: Settings
-    make: Callable[[Settings], Normalizer]
+class _Method(NamedTuple):
+    defaults: Settings  # None for what a reference or the user must give
+    make: Callable[[Settings], Normalizer]  # from complete settings
+    # Measures settings on a reference image; None if the method has no reference.
     measure: Callable[[Pixels], dict[str, np.ndarray]] | None = None
 
 

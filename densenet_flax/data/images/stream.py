@@ -1,17 +1,16 @@
 """Images that are decoded when they are indexed, and batches of any images read ahead of their use.
 
-For data that is larger than memory or disk. The pixels are those that preparation would have
-written: the same decoding, stain normalization and resizing, repeated in each epoch.
+For data that is larger than memory or disk. The pixels are those that preparation would write:
+the same decoding, stain normalization and resizing, repeated in each epoch.
 """
 
 import dataclasses
 import functools
-import operator
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, SupportsIndex, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
@@ -64,7 +63,7 @@ class StreamedImages:
         Raises:
           InputError: an image cannot be read or is damaged; the message names it.
         """
-        rows = np.arange(len(self))[key]
+        rows = np.arange(len(self))[key]  # NumPy's rules for negative numbers, slices and masks
         if rows.ndim == 0:
             return self._decode(int(rows))
         images = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
@@ -108,10 +107,8 @@ def prefetch_images(
 
     Args:
       images: in memory, mapped or streamed.
-      batches: row numbers of the images of each batch. In a run of several processes, only those
-        of this process's part of it.
-      workers: processes that decode streamed images; 0 for threads of this process, which is also
-        what reads arrays.
+      batches: row numbers of the images of each batch that this process reads.
+      workers: processes that decode streamed images; 0 for threads. Arrays need none.
       depth: how many batches are read before they are asked for; with workers, by each.
 
     Raises:
@@ -123,20 +120,6 @@ def prefetch_images(
     else:
         # One thread: streamed images decode with all cores already, and arrays only copy.
         yield from prefetch(images.__getitem__, rows, depth=depth + 1, threads=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """The data source of Grain's workers: batch k is the images of the k-th array of rows."""
-
-    images: StreamedImages
-    rows: Sequence[Int[np.ndarray, "B"]]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, k: SupportsIndex) -> UInt8[np.ndarray, "B H W 3"]:
-        return self.images[self.rows[operator.index(k)]]
 
 
 def _prefetch_in_workers(
@@ -154,8 +137,8 @@ def _prefetch_in_workers(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     # A worker reads its next batch while Grain moves the last one: more threads would compete.
-    source = _Batches(dataclasses.replace(images, threads=1), rows)
-    batches: Any = grain.MapDataset.source(source)
+    images = dataclasses.replace(images, threads=1)
+    batches: Any = grain.MapDataset.source(rows).map(images.__getitem__)
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     batches = batches.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=depth),

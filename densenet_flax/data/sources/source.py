@@ -32,7 +32,9 @@ class Annotations:
         """
         arrays = {name: np.array(column, str) for name, column in columns.items()}
         # A patient has one site, so sites are the coarser groups.
-        groups = {name: arrays.pop(name) for name in ("site", "patient") if name in arrays}
+        groups: dict[str, np.ndarray] = {
+            name: arrays.pop(name) for name in ("site", "patient") if name in arrays
+        }
         if "patient" in groups:
             return cls(labels, groups, arrays)
         groups["patient"] = np.array(files, str)

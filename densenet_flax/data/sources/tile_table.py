@@ -50,14 +50,15 @@ def read_tile_table(table: Path, root: Path, images: Mapping[str, Path]) -> list
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
-        where = f"{table}: row {number}"
+        where = f"{table}: row {number}"  # as a spreadsheet counts them, with the header
         cells = _read_cells(where, header, row, (*_REQUIRED, *known))
         file = _find_image(where, cells["file"], root, images, images_by_name)
         if file in row_of_file:
             raise InputError(f"{where}: {file} is in row {row_of_file[file]} already; keep one")
         row_of_file[file] = number
-        known_cells = {name: cells[name] for name in known}
-        tiles.append(Tile(file, images[file], cells["label"], known_cells))
+        tiles.append(
+            Tile(file, images[file], cells["label"], {name: cells[name] for name in known})
+        )
     if not tiles:
         raise InputError(f"{table}: has a header and no rows")
     return tiles
@@ -101,15 +102,12 @@ def _find_image(
     if file in images:
         return file
     candidates = images_by_name.get(file, ())
-    if len(candidates) > 1:
-        raise InputError(
-            f"{where}: {cell} is the name of {candidates[0]} and of {candidates[1]}; write the path"
-        )
-    if not candidates:
-        raise InputError(
-            f"{where}: {cell} is not an image in {root}; correct the name or remove the row"
-        )
-    return candidates[0]
+    if len(candidates) == 1:
+        return candidates[0]
+    problem = f"is not an image in {root}; correct the name or remove the row"
+    if candidates:
+        problem = f"is the name of {candidates[0]} and of {candidates[1]}; write the path"
+    raise InputError(f"{where}: {cell} {problem}")
 
 
 def _read_text(table: Path) -> str:
