@@ -59,20 +59,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             super().download_and_prepare(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+            "subtype": tfds.features.ClassLabel(names=class_names("subtype")),
+            "magnification": tfds.features.Scalar(np.int32),
+            "year": tfds.features.Scalar(np.int32),
+            "slide_id": tfds.features.Text(),
+            "case": tfds.features.Text(),
+            "sequence": tfds.features.Scalar(np.int32),
+            "file": tfds.features.Text(),
+        }
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                    "subtype": tfds.features.ClassLabel(names=class_names("subtype")),
-                    "magnification": tfds.features.Scalar(np.int32),
-                    "year": tfds.features.Scalar(np.int32),
-                    "slide_id": tfds.features.Text(),
-                    "case": tfds.features.Text(),
-                    "sequence": tfds.features.Scalar(np.int32),
-                    "file": tfds.features.Text(),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
             homepage="https://web.inf.ufpr.br/vri/databases/breast-cancer-histopathological-database-breakhis/",
         )

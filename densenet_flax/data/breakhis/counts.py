@@ -41,12 +41,9 @@ def describe_difference(tiles: Iterable[tuple[str, int]], magnification: int = 0
 
 
 def _list_counts(counts: Counter[tuple[str, int]]) -> str:
-    by_subtype = {
-        subtype: " ".join(
-            f"{power}X {counts[subtype, power]}"
-            for power in MAGNIFICATIONS
-            if counts[subtype, power]
-        )
-        for subtype in KNOWN
-    }
-    return ", ".join(f"{subtype} {powers}" for subtype, powers in by_subtype.items() if powers)
+    lines = []
+    for subtype in KNOWN:
+        powers = [power for power in MAGNIFICATIONS if counts[subtype, power]]
+        if powers:
+            lines.append(" ".join([subtype, *(f"{p}X {counts[subtype, p]}" for p in powers)]))
+    return ", ".join(lines)

@@ -12,9 +12,14 @@ from pathlib import Path
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.prefetch import prefetch
 from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
-from densenet_flax.data.images.decode import DECODE_ERRORS, decode, describe_damage, is_plain_tile
+from densenet_flax.data.images.decode import (
+    DECODE_ERRORS,
+    decode,
+    decode_in_threads,
+    describe_damage,
+    is_plain_tile,
+)
 from densenet_flax.data.images.image_files import listing_digest, read_file, walk_images
 
 ROOT = "BreaKHis_v1"
@@ -100,10 +105,13 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
     Raises:
       InputError: an image or the archive is damaged, or two images have one name.
     """
+    if source.is_file():
+        encoded = _read_archive(source)
+    else:
+        encoded = ((str(path), read_file(path)) for path in list_images(source))
     # Copies of an image do no harm (an unpacked archive beside a backup), two contents do.
-    encoded = _read_archive(source) if source.is_file() else _read_folder(source)
     seen: dict[str, tuple[str, bytes]] = {}
-    for location, data in _check_images(encoded, skipped):
+    for location, data in decode_in_threads(_check_image, encoded, skipped):
         name = os.path.basename(location)
         digest = hashlib.sha256(data).digest()
         if name not in seen:
@@ -120,29 +128,9 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
         )
 
 
-def _check_images(
-    encoded: Iterator[tuple[str, bytes]], skipped: list[str] | None
-) -> Iterator[tuple[str, bytes]]:
-    """Checks images on all cores (Pillow decodes outside the GIL), keeping their order."""
-
-    def check(item: tuple[str, bytes]) -> tuple[str, bytes] | InputError:
-        try:
-            return item[0], _check_image(*item)
-        except InputError as error:
-            if skipped is None:
-                raise
-            return error
-
-    for result in prefetch(check, encoded, depth=4 * (os.cpu_count() or 1)):
-        if isinstance(result, InputError):
-            assert skipped is not None  # without it `check` raises
-            skipped.append(str(result))
-        else:
-            yield result
-
-
-def _check_image(location: str, data: bytes) -> bytes:
-    """Returns an RGB PNG of a size that a tile may have, or raises `InputError`."""
+def _check_image(image_file: tuple[str, bytes]) -> tuple[str, bytes]:
+    """Returns location and content, as an RGB PNG of a tile's size, or raises an `InputError`."""
+    location, data = image_file
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, to the last byte
@@ -150,19 +138,14 @@ def _check_image(location: str, data: bytes) -> bytes:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if is_plain_tile(image):
                 image.load()  # the pixels
-                return data
+                return image_file
     except DECODE_ERRORS as error:
         raise InputError(f"{location}: {describe_damage(error, data, 'a PNG image')}") from error
     # Some tool saved it as gray, palette, with alpha, 16 bits or rotated; or it is no tile, which
     # raises.
     buffer = io.BytesIO()
     Image.fromarray(decode(data, location)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in list_images(folder):
-        yield str(path), read_file(path)
+    return location, buffer.getvalue()
 
 
 def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:

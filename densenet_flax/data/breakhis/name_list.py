@@ -16,15 +16,10 @@ _COLUMNS = ("subtype", "magnification", "slide_id", "case", "sequence")
 
 
 def annotate_names(files: Sequence[str], labels: str, source: object) -> Annotations:
-    """Returns labels, groups and columns of images with these file names.
-
-    Args:
-      files: file names as BreakHis writes them.
-      labels: 'binary' or 'subtype'.
-      source: what messages call the data set.
+    """Returns labels ('binary' or 'subtype'), groups and columns of images by their file names.
 
     Raises:
-      InputError: a name is not one of BreakHis's.
+      InputError: a name is not one of BreakHis's; the message calls the data set `source`.
     """
     names = []
     for file in files:
@@ -66,11 +61,7 @@ def dataset_of_names(
 def list_file_names(path: str | os.PathLike[str]) -> list[str]:
     """Lists the BreakHis images of a folder, of an archive, or of a text file with their names.
 
-    A text file has one name per line; what follows a `|` is ignored, so that the official
-    `dsfold1.txt` can be given.
-
-    Raises:
-      InputError: there are none.
+    A text file has one name per line. Raises an `InputError` if there are none.
     """
     path = Path(path).expanduser()
     if not (path.is_file() and path.suffix == ".txt"):
@@ -79,4 +70,5 @@ def list_file_names(path: str | os.PathLike[str]) -> list[str]:
         lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
+    # What follows a `|` is ignored, so that the official `dsfold1.txt` can be given.
     return [name for line in lines if (name := line.partition("|")[0].strip())]

@@ -7,11 +7,9 @@ images need the second file only.
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,11 +17,10 @@ from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.prefetch import prefetch
 from densenet_flax.common.types import JsonDict
-from densenet_flax.data.images.decode import decode, resize
+from densenet_flax.data.images.decode import decode, decode_in_threads, resize
 from densenet_flax.data.images.image_table import ImageTable
-from densenet_flax.data.images.stain_normalization import Normalizer, make_normalizer
+from densenet_flax.data.images.stain_normalization import Pixels, make_normalizer
 from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages
 from densenet_flax.storage.atomic import atomic_dir, writing
 
@@ -60,7 +57,7 @@ class ImageOptions:
         height, width = self.size
         name = f"{height}x{width}-{selection}-{_PIXELS_VERSION}-{_COLUMNS_VERSION}"
         if self.stain:
-            digest = hashlib.sha256(self._stain_key.encode()).hexdigest()
+            digest = hashlib.sha256(self.stain_key.encode()).hexdigest()
             name += f"-{self.stain['method']}-{digest[:12]}"
         return folder / "arrays" / name
 
@@ -75,12 +72,8 @@ class ImageOptions:
         return folder
 
     @property
-    def fingerprint_prefix(self) -> str:
-        """What a fingerprint depends on besides the images."""
-        return f"{self.size} {_PIXELS_VERSION}" + (f" {self._stain_key}" if self.stain else "")
-
-    @property
-    def _stain_key(self) -> str:
+    def stain_key(self) -> str:
+        """The stain settings as text."""
         return json.dumps(self.stain, sort_keys=True)
 
 
@@ -141,31 +134,31 @@ def write_images(
 ) -> None:
     """Decodes all images once, in threads, and writes the array and the table."""
     normalize = make_normalizer(options.stain)
-    digest = hashlib.sha256(f"{options.fingerprint_prefix}\n".encode())
+    # What a fingerprint depends on besides the images.
+    stain = f" {options.stain_key}" if options.stain else ""
+    digest = hashlib.sha256(f"{options.size} {_PIXELS_VERSION}{stain}\n".encode())
     kept: list[Row] = []
     skipped = list(skipped)
 
-    def process(item: tuple[Row, bytes]) -> "_ProcessedImage | InputError":
-        try:
-            return _process_image(*item, options, normalize)
-        except InputError as error:
-            if options.on_bad_image == "error":
-                raise
-            return error
+    def process(item: tuple[Row, bytes]) -> tuple[Row, str, Pixels | None]:
+        row, encoded = item
+        decoded = decode(encoded, row["file"])
+        # Of the pixels and not of the file: a copy may be compressed in another way or renamed.
+        content = hashlib.sha256(f"{decoded.shape}\n".encode())
+        content.update(decoded.data)
+        pixels = resize(normalize(decoded), options.size) if options.storage == "array" else None
+        row = {**row, "content": content.hexdigest()}
+        return row, hashlib.sha256(encoded).hexdigest(), pixels
 
-    def processed_images() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        # Files are read in this thread, in order; only decoding and resizing use all cores.
-        encoded = ((row, read(row)) for row in rows)
-        results = prefetch(process, encoded, depth=4 * (os.cpu_count() or 1))
-        with tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty()) as bar:
-            for row, result in zip(bar, results, strict=True):
-                if isinstance(result, InputError):
-                    skipped.append(str(result))
-                    continue
-                digest.update(f"{row['file']}\t{result.encoded_digest}\n".encode())
-                kept.append({**row, "content": result.content_digest})
-                if result.pixels is not None:
-                    yield result.pixels
+    def processed_images() -> Iterator[Pixels]:
+        bar = tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty())
+        encoded = ((row, read(row)) for row in bar)
+        bad_images = skipped if options.on_bad_image == "skip" else None
+        for row, file_digest, pixels in decode_in_threads(process, encoded, bad_images):
+            digest.update(f"{row['file']}\t{file_digest}\n".encode())
+            kept.append(row)
+            if pixels is not None:
+                yield pixels
 
     if options.storage == "array":
         _write_array(folder / _ARRAY_FILE, processed_images(), len(rows), options.size)
@@ -178,27 +171,7 @@ def write_images(
     ImageTable(columns, digest.hexdigest(), skipped).save(folder)
 
 
-class _ProcessedImage(NamedTuple):
-    pixels: UInt8[np.ndarray, "H W 3"] | None  # None if no pixels are kept
-    encoded_digest: str
-    content_digest: str
-
-
-def _process_image(
-    row: Row, encoded: bytes, options: ImageOptions, normalize: Normalizer
-) -> _ProcessedImage:
-    decoded = decode(encoded, row["file"])
-    # Of the pixels and not of the file: a copy may be compressed in another way or renamed.
-    content = hashlib.sha256(f"{decoded.shape}\n".encode())
-    content.update(decoded.data)
-    is_kept = options.storage == "array"
-    pixels = resize(normalize(decoded), options.size) if is_kept else None
-    return _ProcessedImage(pixels, hashlib.sha256(encoded).hexdigest(), content.hexdigest())
-
-
-def _write_array(
-    path: Path, images: Iterable[UInt8[np.ndarray, "H W 3"]], most: int, size: tuple[int, ...]
-) -> None:
+def _write_array(path: Path, images: Iterable[Pixels], most: int, size: tuple[int, ...]) -> None:
     """Writes a .npy file of at most `most` images."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (most, *size, 3)}
     count = 0

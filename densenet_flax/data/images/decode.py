@@ -1,14 +1,21 @@
 """Encoded images to RGB pixels, whatever the file format, or one line that says why not."""
 
 import io
+import os
 import struct
 import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.prefetch import prefetch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # A tile has at most this many pixels (8192×8192): larger images are slides, and decoding one could
 # take all memory. Read from the header, before anything is decoded.
@@ -62,6 +69,33 @@ def describe_damage(error: Exception, data: bytes, expected: str) -> str:
     else:
         problem = f"is not {expected}" if data else "is empty"
     return f"{problem}; copy the file again or remove it"
+
+
+def decode_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], skipped: list[str] | None
+) -> Iterator[Result]:
+    """Yields `function(item)` of each item in order, computed on all cores.
+
+    Args:
+      function: decodes; Pillow does so outside the GIL. Raises an `InputError` for a bad image.
+      items: advanced in the caller's thread, so that files are read in order.
+      skipped: gets a line for each bad image, which is then left out; None to raise.
+    """
+
+    def attempt(item: Item) -> Result | InputError:
+        try:
+            return function(item)
+        except InputError as error:
+            if skipped is None:
+                raise
+            return error
+
+    for result in prefetch(attempt, items, depth=4 * (os.cpu_count() or 1)):
+        if isinstance(result, InputError):
+            assert skipped is not None  # without it `attempt` raises
+            skipped.append(str(result))
+        else:
+            yield result
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:

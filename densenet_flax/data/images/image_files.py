@@ -46,21 +46,13 @@ def reading(name: object) -> Iterator[None]:
 
 
 def read_file(path: Path, name: object = None) -> bytes:
-    """Returns the content of a file, which messages call `name`, by default its path.
-
-    Raises:
-      InputError: it cannot be read.
-    """
+    """Returns the content of a file, or raises an `InputError` that calls it `name` (its path)."""
     with reading(name or path):
         return path.read_bytes()
 
 
 def listing_digest(root: Path, files: Mapping[str, Path]) -> str:
-    """Returns a digest of where files are, their names, sizes and times, but not their content.
-
-    Raises:
-      InputError: a file cannot be read.
-    """
+    """Returns a digest of where files are, their names, sizes and times, but not their content."""
     digest = hashlib.sha256(os.fsencode(root.resolve()))
     for name, path in files.items():
         with reading(path):

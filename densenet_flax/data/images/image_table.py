@@ -45,11 +45,7 @@ class ImageTable:
 
     @classmethod
     def load(cls, folder: Path) -> "ImageTable":
-        """Reads the table of a folder.
-
-        Raises:
-          InputError: it is not there or is damaged.
-        """
+        """Reads the table of a folder; raises an `InputError` if it is not there or damaged."""
         try:
             content = json.loads((folder / _FILE).read_text())
             fingerprint, skipped = content.pop("fingerprint"), content.pop("skipped")

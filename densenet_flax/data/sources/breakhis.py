@@ -19,13 +19,8 @@ from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
+from densenet_flax.data.sources import tfds_files
 from densenet_flax.data.sources.source import Annotations, Source
-from densenet_flax.data.sources.tfds_files import (
-    Record,
-    open_split,
-    quiet_unless_terminal,
-    read_record_image,
-)
 from densenet_flax.storage.atomic import write_text, writing
 
 _SKIPPED = "skipped.json"
@@ -54,7 +49,7 @@ class BreakHisSource(Source):
         self.array_folder = options.array_folder(self._folder, selection)
         self.class_names = class_names(config.labels)
         records = self._folder / "breakhis" / VERSION  # where the builder puts them
-        self.read = functools.partial(read_record_image, str(records), "image")
+        self.read = functools.partial(tfds_files.read_record_image, str(records), "image")
         if options.storage == "stream" and not records.is_dir():
             self._prepare_records()
 
@@ -102,13 +97,13 @@ class BreakHisSource(Source):
             )
         return dataclasses.replace(annotations, notes=(f"not all of BreakHis: {difference}",))
 
-    def _prepare_records(self) -> Sequence[Record]:
+    def _prepare_records(self) -> Sequence[tfds_files.Record]:
         """Opens the prepared TFDS data set, prepared first if that was not done before."""
         builder = self._open_builder()
         if not builder.data_path.exists():
             logging.info("Preparing %s; this is done once", self._raw_files)
             try:
-                with writing(self._folder), quiet_unless_terminal():
+                with writing(self._folder), tfds_files.quiet_unless_terminal():
                     builder.download_and_prepare(download_dir=self._folder / "downloads")
                 if builder.skipped:
                     write_text(self._folder / _SKIPPED, json.dumps(builder.skipped))
@@ -124,7 +119,7 @@ class BreakHisSource(Source):
                 if not builder.data_path.exists():
                     raise
             builder = self._open_builder()
-        return open_split(builder, "train", "image")
+        return tfds_files.open_split(builder, "train", "image")
 
     def _open_builder(self) -> Any:
         from densenet_flax.data.breakhis.breakhis_dataset_builder import Builder

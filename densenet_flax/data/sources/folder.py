@@ -26,11 +26,7 @@ class FolderSource(Source):
     """The tiles of a folder."""
 
     def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):
-        """Lists the folder.
-
-        Raises:
-          InputError: see `list_folder`.
-        """
+        """Lists the folder; raises an `InputError` as `list_folder` does."""
         if not config.path:
             raise InputError("data.path is empty: give the folder of the images")
         root = Path(config.path).expanduser()

@@ -13,14 +13,8 @@ from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_files import listing_digest
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
+from densenet_flax.data.sources import tfds_files
 from densenet_flax.data.sources.source import Annotations, Source
-from densenet_flax.data.sources.tfds_files import (
-    Record,
-    local_files,
-    open_split,
-    quiet_unless_terminal,
-    read_record_image,
-)
 
 # Other names that data sets have for the splits.
 _SPLITS = {"valid": "validation", "val": "validation"}
@@ -54,10 +48,10 @@ class TfdsSource(Source):
         self.class_names = tuple(features[self._label_key].names)
         # All splits are one data set, as most are split again by patient; `split.policy='given'`
         # goes back to the splits that TFDS has.
-        self._records: dict[str, Sequence[Record]] = {}
+        self._records: dict[str, Sequence[tfds_files.Record]] = {}
         for split in sorted(builder.info.splits):
             try:
-                self._records[split] = open_split(builder, split, image_key)
+                self._records[split] = tfds_files.open_split(builder, split, image_key)
             except (NotImplementedError, ValueError, ImportError) as error:
                 reason = str(error).partition("\n")[0]
                 raise InputError(
@@ -65,7 +59,7 @@ class TfdsSource(Source):
                     "file_format='array_record'"
                 ) from error
         folder = Path(builder.data_path)
-        self.read = functools.partial(read_record_image, str(folder), image_key)
+        self.read = functools.partial(tfds_files.read_record_image, str(folder), image_key)
         # The key of the patients is in the name as well, because the table keeps their column.
         key = listing_digest(folder, {path.name: path for path in sorted(folder.iterdir())})[:20]
         folder = cache / "tfds" / f"{key}-{self._patient_key or 'nobody'}"
@@ -110,7 +104,7 @@ def _open_builder(name: str, data_dir: str) -> Any:
             # The default format, TFRecord, can be read at random only with TensorFlow.
             builder = tfds.builder(name, data_dir=folder, file_format="array_record")
             logging.info("Preparing %s with TFDS; this is done once", name)
-            with quiet_unless_terminal(), local_files():
+            with tfds_files.quiet_unless_terminal(), tfds_files.local_files():
                 builder.download_and_prepare()
         return builder
     except InputError:
