@@ -28,9 +28,8 @@ def check_batch_size(n_train: int, batch_size: int) -> None:
 def split_into_batches(
     ids: Int[np.ndarray, "N"], batch_size: int
 ) -> Iterator[tuple[Int32[np.ndarray, "B"], Float32[np.ndarray, "B"]]]:
-    """Yields the ids and the weights of batches that all have the same size."""
-    # The last batch is padded with its first id at weight 0, so that sums over weights count every
-    # example exactly once.
+    """Yields ids and weights of batches of one size; the last is padded with ids of weight 0."""
+    # One size, so that the step is compiled once; weights, so that sums count each example once.
     for start in range(0, len(ids), batch_size):
         batch = np.asarray(ids[start : start + batch_size], np.int32)
         weight = (np.arange(batch_size) < len(batch)).astype(np.float32)

@@ -27,9 +27,8 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
       InputError: whatever is wrong with the configuration, the data or the disk.
     """
     cache = Path(cache_dir).expanduser().resolve()
-    options = ImageOptions(
-        config.image_size, resolve_settings(config.stain), config.storage, config.on_bad_image
-    )
+    stain = resolve_settings(config.stain)
+    options = ImageOptions(config.image_size, stain, config.storage, config.on_bad_image)
     # The source annotates images in each run, and not once when they are prepared: a CSV, a pattern
     # or the kind of labels may change while the images stay the same.
     source = _make_source(config, cache, options)
@@ -55,7 +54,7 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
         name=config.name,
         fingerprint=prepared.table.fingerprint,
         patients_known=annotations.patients_known,
-        stain=options.stain,
+        stain=stain,
         notes=(*notes, *annotations.notes, *duplicate_notes),
     )
     _log_summary(dataset, config.path or cache)

@@ -1,4 +1,4 @@
-"""The configurations of data sets: that they hang together, without training anything."""
+"""The configurations of data sets: that they are consistent, without training anything."""
 
 import importlib
 

@@ -43,7 +43,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
         Args:
           source: a folder or archive to read instead of `manual_dir`.
-          file_format: ArrayRecord can be written and read at random without TensorFlow.
+          file_format: of the records. ArrayRecord needs no TensorFlow.
           on_bad_image: 'error', or 'skip' to leave out images that are not whole; `skipped` then
             has a line for each.
           **kwargs: as for every TFDS builder.

@@ -27,10 +27,7 @@ ARCHIVE = "BreaKHis_v1.tar.gz"
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:
-    """Finds what to read: a folder with images below it, or the archive.
-
-    Args:
-      path: any folder above the images, the archive, or the folder of the archive.
+    """Finds what to read: a folder above the images, or the archive if `path` is its folder.
 
     Raises:
       InputError: nothing is there, or nothing that looks like BreakHis.

@@ -28,10 +28,10 @@ def annotate_names(files: Sequence[str], labels: str, source: object) -> Annotat
             raise InputError(f"{source}: {file}: not a BreakHis file name")
         names.append(name)
     columns = {column: np.array([getattr(name, column) for name in names]) for column in _COLUMNS}
-    index = {class_name: i for i, class_name in enumerate(class_names(labels))}
     classes = [name.label if labels == "binary" else name.subtype for name in names]
+    label_ids = [class_names(labels).index(class_name) for class_name in classes]
     groups = patient_groups(columns["subtype"], columns["slide_id"], columns["case"])
-    return Annotations([index[class_name] for class_name in classes], groups, columns)
+    return Annotations(label_ids, groups, columns)
 
 
 def dataset_of_names(
@@ -59,9 +59,10 @@ def dataset_of_names(
 
 
 def list_file_names(path: str | os.PathLike[str]) -> list[str]:
-    """Lists the BreakHis images of a folder, of an archive, or of a text file with their names.
+    """Lists the BreakHis images of a folder, of an archive, or of a text file with a name a line.
 
-    A text file has one name per line. Raises an `InputError` if there are none.
+    Raises:
+      InputError: there are none.
     """
     path = Path(path).expanduser()
     if not (path.is_file() and path.suffix == ".txt"):

@@ -5,17 +5,13 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.prefetch import prefetch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from densenet_flax.common.prefetch import Item, Result, prefetch
 
 # A tile has at most this many pixels (8192×8192): larger images are slides, and decoding one could
 # take all memory. Read from the header, before anything is decoded.

@@ -90,13 +90,10 @@ def resolve_settings(settings: Settings | None) -> JsonDict:
 
 
 def make_normalizer(settings: Settings) -> Normalizer:
-    """Returns a function that normalizes one image; safe to call from threads.
+    """Returns a function that normalizes one image, by settings from `resolve_settings`.
 
-    A tile with hardly any tissue, or of a single color, is returned as it is: there is nothing in
-    it to estimate a stain from, and the methods would turn its noise into color.
-
-    Args:
-      settings: as `resolve_settings` returns them.
+    It is safe to call from threads. Tiles with hardly any tissue, or of a single color, stay as
+    they are.
 
     Raises:
       InputError: a library is not installed.
@@ -107,6 +104,7 @@ def make_normalizer(settings: Settings) -> Normalizer:
     min_tissue = settings["min_tissue"]
 
     def normalize(pixels: Pixels) -> Pixels:
+        # There is nothing to estimate a stain from, and a method would turn noise into color.
         if not _has_tissue(pixels, min_tissue):
             return pixels
         try:

@@ -27,7 +27,7 @@ _SKIPPED = "skipped.json"
 
 
 class BreakHisSource(Source):
-    """The images of a folder or archive with BreakHis's names.
+    """The images of an archive, or below any folder above them, with BreakHis's names.
 
     Everything is kept in `<cache>/tfds/<key of the listing>`: a folder that changed is prepared
     again, and two folders never mix.
@@ -35,8 +35,6 @@ class BreakHisSource(Source):
 
     def __init__(self, path: Path, config: DataConfig, cache: Path, options: ImageOptions):
         """Finds the images; if they are to be streamed, also prepares their records.
-
-        `path` is the archive, or any folder above the images.
 
         Raises:
           InputError: there are no images, one is bad, or the cache cannot be written.
@@ -50,6 +48,7 @@ class BreakHisSource(Source):
         self.class_names = class_names(config.labels)
         records = self._folder / "breakhis" / VERSION  # where the builder puts them
         self.read = functools.partial(tfds_files.read_record_image, str(records), "image")
+        # An array is prepared with its records; streaming needs them without it.
         if options.storage == "stream" and not records.is_dir():
             self._prepare_records()
 

@@ -32,8 +32,7 @@ class FolderSource(Source):
         root = Path(config.path).expanduser()
         table = Path(config.csv).expanduser() if config.csv else None
         self._tiles = list_folder(root, table, config.patient_pattern)
-        labels = {tile.label for tile in self._tiles}
-        self.class_names = config.class_names or tuple(sorted(labels))
+        self.class_names = config.class_names or tuple(sorted({tile.label for tile in self._tiles}))
         for tile in self._tiles:
             if tile.label not in self.class_names:
                 raise InputError(
@@ -63,15 +62,12 @@ def _read_tile(root: Path, row: Row) -> bytes:
 
 
 def list_folder(root: Path, table: Path | None = None, patient_pattern: str = "") -> Sequence[Tile]:
-    """Finds the images of a folder and what is known about each.
+    """Returns the images of a folder and what is known about each, sorted by file name.
 
     Args:
       root: the folder. Without `table`, each folder in it is a class.
       table: a CSV; see `read_tile_table`.
       patient_pattern: see `find_patient`. Not with a table that has a column patient.
-
-    Returns:
-      The tiles, sorted by file name.
 
     Raises:
       InputError: a file, a row or a setting is wrong; the message names it.

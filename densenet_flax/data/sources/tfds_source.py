@@ -26,16 +26,13 @@ class TfdsSource(Source):
     def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):
         """Opens the data set, and lets TFDS prepare it if that was not done before.
 
-        `config.name` is 'tfds:' and a name that `tfds.builder` takes, such as 'patch_camelyon' or
-        'colorectal_histology/1.0.0'.
-
         Raises:
           InputError: there is no such data set, it cannot be prepared or read, or it is not one of
             images and classes.
         """
         import tensorflow_datasets as tfds
 
-        name = config.name.removeprefix("tfds:")
+        name = config.name.removeprefix("tfds:")  # such as 'colorectal_histology/1.0.0'
         builder = _open_builder(name, config.path)
         features = builder.info.features
         image_key = _find_feature(name, features, tfds.features.Image, "image")

@@ -42,9 +42,11 @@ def read_tile_table(table: Path, root: Path, images: Mapping[str, Path]) -> list
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text)))
     header = _read_header(table, rows)
     known = [name for name in _OPTIONAL if name in header]
-    images_by_name = defaultdict(list)
+    files_by_name: dict[str, list[str]] = defaultdict(list)
     for file in images:
-        images_by_name[file.rpartition("/")[2]].append(file)
+        files_by_name[file.rpartition("/")[2]].append(file)
+    # A full path names one image, also where files in other folders have the same name.
+    files_by_name |= {file: [file] for file in images}
     row_of_file: dict[str, int] = {}
     tiles = []
     for number, row in enumerate(rows[1:], start=2):
@@ -52,7 +54,7 @@ def read_tile_table(table: Path, root: Path, images: Mapping[str, Path]) -> list
             continue
         where = f"{table}: row {number}"  # as a spreadsheet counts them, with the header
         cells = _read_cells(where, header, row, (*_REQUIRED, *known))
-        file = _find_image(where, cells["file"], root, images, images_by_name)
+        file = _find_image(where, cells["file"], root, files_by_name)
         if file in row_of_file:
             raise InputError(f"{where}: {file} is in row {row_of_file[file]} already; keep one")
         row_of_file[file] = number
@@ -92,16 +94,10 @@ def _read_cells(
 
 
 def _find_image(
-    where: str,
-    cell: str,
-    root: Path,
-    images: Mapping[str, Path],
-    images_by_name: Mapping[str, Sequence[str]],
+    where: str, cell: str, root: Path, files_by_name: Mapping[str, Sequence[str]]
 ) -> str:
-    file = cell.replace("\\", "/").removeprefix("./")
-    if file in images:
-        return file
-    candidates = images_by_name.get(file, ())
+    # Tables come from Windows, too, with backslashes in paths.
+    candidates = files_by_name.get(cell.replace("\\", "/").removeprefix("./"), ())
     if len(candidates) == 1:
         return candidates[0]
     problem = f"is not an image in {root}; correct the name or remove the row"

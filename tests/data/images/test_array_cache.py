@@ -54,7 +54,7 @@ def test_the_table_has_the_columns_of_the_source(prepare):
     table = prepare().table
     assert table["file"] == ["a.bmp", "b.bmp", "c.bmp", "d.bmp"] and table["note"] == list("abcd")
     assert table["content"][1] == table["content"][3] and len(set(table["content"])) == 3
-    assert len(table) == 4 and list(table.skipped) == []
+    assert list(table.skipped) == []
 
 
 def test_a_run_that_skips_is_kept_apart_until_all_images_are_known_to_be_good(prepare, encoded):

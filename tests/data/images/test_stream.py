@@ -117,7 +117,7 @@ def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
     dataset = open_dataset(config, tmp_path)
     lists = shuffled_batches(dataset, size=4)
     whole = list(prefetch_images(dataset.images, lists))
-    halves, read = [], []
+    batches, read = [], []
     for process in range(2):
         share = [ids[2 * process : 2 * process + 2] for ids in lists]
         seen = set()
@@ -127,11 +127,11 @@ def test_each_process_reads_only_its_rows(make_config, drawn_tree, tmp_path):
             return dataset.images.read(row)
 
         images = dataclasses.replace(dataset.images, read=reading)
-        halves.append(list(prefetch_images(images, share)))
+        batches.append(list(prefetch_images(images, share)))
         assert seen == set(dataset.files[np.concatenate(share)])
         read.append(seen)
     assert not read[0] & read[1]
-    for both, one, two in zip(whole, *halves, strict=True):
+    for both, one, two in zip(whole, *batches, strict=True):
         np.testing.assert_array_equal(both, np.concatenate([one, two]))
 
 
@@ -256,7 +256,7 @@ if __name__ == "__main__":
 
 
 def test_workers_of_a_program_with_flags(drawn_tree, tmp_path):
-    """As in main.py: a worker imports the program anew and must not run it."""
+    """As in main.py: a worker imports the program again and must not run it."""
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "program.py"), f"--path={drawn_tree}"],
