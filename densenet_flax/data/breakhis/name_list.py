@@ -8,7 +8,7 @@ import numpy as np
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.layout import find_source, list_names
-from densenet_flax.data.breakhis.names import class_names, parse_name, patient_groups
+from densenet_flax.data.breakhis.names import LABELS, class_names, parse_name, patient_groups
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.sources.source import Annotations
 
@@ -40,8 +40,10 @@ def dataset_of_names(
     """Makes a data set of BreakHis file names, with empty images; `labels` is that of `DataConfig`.
 
     Raises:
-      InputError: a name is not one of BreakHis's, or there is none.
+      InputError: a name is not one of BreakHis's, there is none, or no such labels.
     """
+    if labels not in LABELS:
+        raise InputError(f"data.labels={labels!r}: expected one of {', '.join(LABELS)}")
     files = sorted(set(names))
     if not files:
         raise InputError(f"{name}: no file names in it")

@@ -46,7 +46,7 @@ def reading(name: object) -> Iterator[None]:
 
 
 def read_file(path: Path, name: object = None) -> bytes:
-    """Returns the content of a file, or raises an `InputError` that calls it `name` (its path)."""
+    """Returns the content of a file; an `InputError` calls it `name`, by default its path."""
     with reading(name or path):
         return path.read_bytes()
 

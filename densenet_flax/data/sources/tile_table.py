@@ -58,9 +58,8 @@ def read_tile_table(table: Path, root: Path, images: Mapping[str, Path]) -> list
         if file in row_of_file:
             raise InputError(f"{where}: {file} is in row {row_of_file[file]} already; keep one")
         row_of_file[file] = number
-        tiles.append(
-            Tile(file, images[file], cells["label"], {name: cells[name] for name in known})
-        )
+        known_cells = {name: cells[name] for name in known}
+        tiles.append(Tile(file, images[file], cells["label"], known_cells))
     if not tiles:
         raise InputError(f"{table}: has a header and no rows")
     return tiles
