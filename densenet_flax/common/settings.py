@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, Self
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, errors_in
 
 # Metadata of a field that holds a block whose keys stand beside its own in the configuration.
 INLINE = {"inline": True}
@@ -102,10 +102,8 @@ class Settings:
             close = difflib.get_close_matches(key, known, n=1)
             advice = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
             raise InputError(f"{path}.{key}: no such key; {advice}")
-        try:
+        with errors_in(f"{path}."):
             return cls(**values)
-        except InputError as error:
-            raise InputError(f"{path}.{error}") from error
 
     @classmethod
     def keys(cls) -> list[str]:

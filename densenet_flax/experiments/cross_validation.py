@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 from absl import logging
@@ -11,20 +10,18 @@ from ml_collections import ConfigDict
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
 from densenet_flax.common.types import JsonDict
+from densenet_flax.data.breakhis.folds import FOLDS
 from densenet_flax.evaluation.report import cautions
 from densenet_flax.experiments.experiment import Experiment
 from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.run import train_and_evaluate
 from densenet_flax.storage.workdir import Workdir
 
-OFFICIAL_FOLDS = 5
-
 
 def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
     """Trains and evaluates every fold in a work directory of its own, then pools them.
 
-    Complete folds are skipped and an interrupted one is resumed, so the same command can be run
-    again at any time.
+    The same command can be run again: complete folds are skipped, an interrupted one is resumed.
 
     Args:
       config: as for `train_and_evaluate`. `split.policy` 'official' takes BreakHis's five folds;
@@ -35,8 +32,7 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
       The content of `report/metrics.json`; {} in all processes but the first.
 
     Raises:
-      InputError: as `train_and_evaluate`; or the policy has no folds.
-      Stopped: as `train_and_evaluate`.
+      InputError, Stopped: as `train_and_evaluate`; or the policy has no folds.
     """
     count = count_folds(config)
     resolve(config_of_fold(config, 1))  # a mistake is found before the directory is created
@@ -60,14 +56,10 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
 
 
 def count_folds(config: ConfigDict) -> int:
-    """The number of folds of the split of a configuration.
-
-    Raises:
-      InputError: its policy has no folds, or there are fewer than two.
-    """
+    """The number of folds; an InputError if the policy has none, or fewer than two."""
     policy, folds = config.split.policy, config.split.folds
     if policy == "official":
-        return OFFICIAL_FOLDS
+        return len(FOLDS)
     if policy not in ("kfold", "patient"):
         raise InputError(
             f"config.split.policy={policy!r}: has no folds; cross-validation takes 'kfold', "
@@ -101,16 +93,12 @@ def _report_on_folds(directory: Workdir, folders: list[Path], config: JsonDict) 
         read_csv(folder / "report" / "predictions.csv", tuple(report["class_names"]))
         for folder, report in zip(folders, reports, strict=True)
     ]
-    metrics = write_folds_report(
-        directory.report,
-        tables,
-        [f"fold {number}" for number in range(1, len(folders) + 1)],
-        {"title": directory.path.name, "warnings": _common_warnings(reports), "config": config},
-        links=[
-            os.path.relpath(folder / "report" / "report.html", directory.report)
-            for folder in folders
-        ],
-    )
+    names = [f"fold {number}" for number in range(1, len(folders) + 1)]
+    warnings = _common_warnings(reports)
+    info = {"title": directory.path.name, "warnings": warnings, "config": config}
+    # Relative, so that the directory can be moved.
+    links = [f"../{folder.name}/report/report.html" for folder in folders]
+    metrics = write_folds_report(directory.report, tables, names, info, links=links)
     logging.info("%s", folds_verdict(metrics))
     logging.info("report: %s", directory.report / "report.html")
     return metrics
@@ -130,13 +118,9 @@ def _is_done(folder: Path, config: ConfigDict) -> bool:
 def _comparable(config: ConfigDict | JsonDict) -> Experiment:
     """The experiment but for where data is and how it is read."""
     experiment = resolve(config)
+    data = dataclasses.replace(experiment.data, path="")
     return dataclasses.replace(
-        experiment,
-        config={},
-        cache="auto",
-        cache_dir="",
-        tensorboard=False,
-        data=dataclasses.replace(experiment.data, path=""),
+        experiment, config={}, cache="auto", cache_dir="", tensorboard=False, data=data
     )
 
 

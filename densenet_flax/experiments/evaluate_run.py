@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Int
 from tqdm import tqdm
 
 from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
@@ -17,7 +16,7 @@ from densenet_flax.common.types import JsonDict, Variables
 from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.experiments.gallery import Gallery, make_gallery
+from densenet_flax.experiments.gallery import make_gallery
 from densenet_flax.experiments.initial_weights import with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
@@ -33,9 +32,7 @@ _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", 
 def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     """Chooses the operating point on the validation images, tests, and writes the report.
 
-    Args:
-      run: with a checkpoint.
-      seconds: what the phases of the run before this one took, for the report.
+    `seconds` are those of the phases before this one, for the report.
 
     Returns:
       The content of `report/metrics.json`; {} in all processes but the first.
@@ -48,79 +45,54 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     settings = run.experiment.evaluation
     last = run.checkpoints.restore(run.checkpoints.steps[-1])
     history = last.meta["position"]["history"]
-    best = best_step(history)
-    checkpoint = last
+    best = best_step(history) if settings.evaluate == "best" else None
     # The trainer always keeps the checkpoint of the best epoch besides the last one.
-    if settings.evaluate == "best" and best not in (None, last.step):
-        checkpoint = run.checkpoints.restore(best)
+    checkpoint = last if best in (None, last.step) else run.checkpoints.restore(best)
     info = WeightsInfo.from_dict(checkpoint.meta["network"])
     mesh = make_mesh()
-    network = SegmentedModel(
-        with_weights_info(run.model, info),
-        mesh,
-        cuts=[stage.frontier.cut for stage in run.stages],
-        preprocessing=info.preprocessing,
-    )
+    model, cuts = with_weights_info(run.model, info), [stage.frontier.cut for stage in run.stages]
+    network = SegmentedModel(model, mesh, cuts=cuts, preprocessing=info.preprocessing)
     variables = replicate(checkpoint.variables, mesh)
 
-    test = _predict(run, network, variables, run.split.test, "test")
-    validation = _predict(run, network, variables, run.split.validation, "validation")
+    test = _predict(run, network, variables, "test")
+    validation = _predict(run, network, variables, "validation")
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
-    gallery = Gallery()
-    if settings.explain:
-        gallery = make_gallery(
-            network,
-            variables,
-            run.dataset,
-            run.split.test,
-            operating_point.apply(test),
-            unit=settings.explain,
-            batch_size=run.experiment.batch_size,
-        )
+    pictures, note = make_gallery(
+        network,
+        variables,
+        run.dataset,
+        run.split.test,
+        operating_point.apply(test),
+        unit=settings.explain,
+        batch_size=run.experiment.batch_size,
+    )
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
     if not is_first_process():  # all compute, one writes
         return {}
 
     point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
     write_text(run.workdir.operating_point, json.dumps(point, indent=2) + "\n")
-    summary = {
-        **_summary(run, checkpoint, last.step, info),
-        "seconds": seconds,
-        "gallery": gallery.pictures,
-        "gallery_note": gallery.note,
-    }
+    summary = _summary(run, checkpoint, last.step, info)
+    summary |= {"seconds": seconds, "gallery": pictures, "gallery_note": note}
+    directory = run.workdir.report
     metrics = write_report(
-        run.workdir.report,
-        test,
-        history,
-        summary,
-        validation=validation,
-        operating_point=operating_point,
+        directory, test, history, summary, validation=validation, operating_point=operating_point
     )
     logging.info("%s", verdict(metrics))
-    logging.info("report: %s", run.workdir.report / "report.html")
+    logging.info("report: %s", directory / "report.html")
     return metrics
 
 
 def _predict(
-    run: PreparedRun,
-    network: SegmentedModel,
-    variables: Variables,
-    rows: Int[np.ndarray, " N"],
-    subset: str,
+    run: PreparedRun, network: SegmentedModel, variables: Variables, subset: str
 ) -> Predictions:
     """The predictions table of a subset of the split."""
-    dataset, experiment = run.dataset, run.experiment
+    rows = run.split.test if subset == "test" else run.split.validation
+    dataset, size, tta = run.dataset, run.experiment.batch_size, run.experiment.evaluation.tta
     with tqdm(total=len(rows), desc=subset, unit="img", disable=None) as bar:
         probability = predict_probabilities(
-            network,
-            variables,
-            dataset,
-            rows,
-            experiment.batch_size,
-            tta=experiment.evaluation.tta,
-            progress=bar.update,
+            network, variables, dataset, rows, size, tta=tta, progress=bar.update
         )
     # predictions.csv has these columns for all data. Where the data lacks one, it holds the class,
     # 0 and the patient.
@@ -145,11 +117,12 @@ def _predict(
 def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: WeightsInfo) -> JsonDict:
     """The `info` of `write_report`: what the run was."""
     experiment, dataset, split = run.experiment, run.dataset, run.split
-    warnings = []
-    if experiment.model.weights == "random":
-        warnings.append("The network started from random weights, not from ImageNet.")
+    warnings = list(dataset.notes)
     if dataset.name == "drawn":
-        warnings.append("The images are drawn by a program. They are not tissue.")
+        warnings.insert(0, "The images are drawn by a program. They are not tissue.")
+    if experiment.model.weights == "random":
+        warnings.insert(0, "The network started from random weights, not from ImageNet.")
+    # Empty values are left out.
     weights = {
         "network": experiment.model.name,
         "started from": info.source,
@@ -160,7 +133,7 @@ def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: Weigh
     params = checkpoint.variables["params"]
     return {
         "title": run.workdir.path.name,
-        "warnings": [*warnings, *dataset.notes],
+        "warnings": warnings,
         "split": {
             **split.policy.to_dict(),
             "hash": split.hash,

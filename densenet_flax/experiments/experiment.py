@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.common.settings import INLINE, Settings, at_least, choice, setting
 from densenet_flax.common.types import JsonDict
 from densenet_flax.data.augmentation.settings import AugmentConfig
@@ -84,19 +84,13 @@ class EvaluationConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
+        with errors_in("threshold: "):
             check_rule(self.threshold)
-        except InputError as error:
-            raise InputError(f"threshold: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig(Settings):
-    """A block of `config.stages`.
-
-    `from_config.build_stages` makes a frontier, a duration and `OptimizerSettings` of it, whose
-    rules hold for the values.
-    """
+    """A block of `config.stages`; `from_config.build_stages` checks most of the values."""
 
     unfreeze_from: int | str
     bn_mode: str = choice("keras", BN_MODES)
@@ -148,7 +142,7 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        order, defined = self.stage_order, ", ".join(self.stages)
+        order = self.stage_order
         if not order:
             raise InputError("stage_order=(): expected at least one stage")
         if len(set(order)) < len(order):  # epochs in metrics.jsonl are told apart by these names
@@ -158,6 +152,7 @@ class Experiment(Settings):
             )
         for name in order:
             if name not in self.stages:
+                defined = ", ".join(self.stages)
                 raise InputError(f"stage_order={order}: no {name!r} in config.stages ({defined})")
 
     @property

@@ -1,7 +1,7 @@
 """The report's gallery: test images with their saliency maps, and a check of the maps."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -14,23 +14,13 @@ from densenet_flax.inference.overlay import draw_panel, to_png
 from densenet_flax.inference.saliency import is_cam, saliency_maps, sanity_check
 from densenet_flax.inference.segments import SegmentedModel
 
+# With 'group', 'caption' and 'png', as `write_report` takes them.
+Picture: TypeAlias = Mapping[str, str | bytes]
+
 IMAGES_PER_GROUP = 3
 _FEW_POSITIONS = 16
 # Maps that correlate more with those of shuffled weights show the image and not the network.
 _HIGH_CORRELATION = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Gallery:
-    """What the report shows of the network at work.
-
-    Attributes:
-      pictures: each with 'group', 'caption' and 'png', as `write_report` takes them.
-      note: how to read the maps, and what the check of them found.
-    """
-
-    pictures: Sequence[Mapping[str, str | bytes]] = ()
-    note: str = ""
 
 
 def make_gallery(
@@ -40,48 +30,42 @@ def make_gallery(
     rows: Int[np.ndarray, " N"],
     table: Predictions,
     *,
-    unit: str = "norm",
-    batch_size: int = 32,
-) -> Gallery:
-    """Draws the most confident correct, most confident wrong and least confident images.
+    unit: str,
+    batch_size: int,
+) -> tuple[list[Picture], str]:
+    """Draws the most confident correct, most confident wrong and least confident test images.
 
-    Args:
-      network: the network that was evaluated.
-      variables: its variables, on the devices.
-      dataset: where the images are.
-      rows: of the test images.
-      table: the predictions of these, with the threshold that decides.
-      unit: whose maps are shown.
-      batch_size: images that the network is compiled for; as many are used to check the maps.
+    `table` has the predictions of `rows`, with the threshold that decides. As many images as the
+    network was compiled for, `batch_size`, serve to check the maps of `unit`; '' is for no gallery.
+
+    Returns:
+      The pictures, and a note on how to read the maps and on the result of the check.
     """
+    if not unit:
+        return [], ""
     predicted, probability = table.prediction, table.probability
     if probability.ndim == 1:  # of two classes the table has that of the second one
         probability = np.stack([1 - probability, probability], axis=1)
     groups = choose_images(
         confidence(probability, table.threshold), predicted == table.label, table.patient
     )
-    # Images that are not shown fill the batch, so that the check of the maps rests on more images.
     batch = _batch_to_explain(groups, len(rows), batch_size)
     # The network is compiled for whole batches, so a short one is filled up by repetition.
-    images = put_batch(
-        np.resize(rows[batch], batch_size),
-        np.ones(batch_size, np.float32),
-        lambda ids: {"x": dataset.images[ids]},
-        network.mesh,
-    )["x"]
+    ids, weight = np.resize(rows[batch], batch_size), np.ones(batch_size, np.float32)
+    images = put_batch(ids, weight, lambda ids: {"x": dataset.images[ids]}, network.mesh)["x"]
     target = np.resize(predicted[batch], len(images))
     maps = saliency_maps(network, variables, images, target, unit=unit)
     if maps[0].size < 2:
         height, width = dataset.images.shape[1:3]
-        return Gallery(
-            note=f"No maps: at {height} × {width} pixels the unit {unit!r} has a single position. "
+        return [], (
+            f"No maps: at {height} × {width} pixels the unit {unit!r} has a single position. "
             "Choose an earlier one with config.explain, such as 'pool2'."
         )
     maps = maps[: len(batch)]
     correlations = sanity_check(network, variables, images, target, maps, unit=unit)
     map_of_index = dict(zip(batch.tolist(), maps, strict=True))
     names = table.class_names
-    pictures: list[Mapping[str, str | bytes]] = [
+    pictures: list[Picture] = [
         {
             "group": group,
             "caption": (
@@ -95,7 +79,7 @@ def make_gallery(
         for i in indices
         if i in map_of_index  # a small batch may not hold all groups
     ]
-    return Gallery(pictures, _note(network, unit, maps, correlations))
+    return pictures, _note(network, unit, maps, correlations)
 
 
 def confidence(
@@ -130,15 +114,12 @@ def choose_images(
     }
     groups = {}
     for name, ranking in rankings.items():
-        seen: set[str] = set()
-        new_patients: list[int] = []
-        repeated_patients: list[int] = []
-        for index in ranking.tolist():
-            patient = str(patients[index])
-            (repeated_patients if patient in seen else new_patients).append(index)
-            seen.add(patient)
-        if new_patients:
-            groups[name] = [*new_patients, *repeated_patients][:IMAGES_PER_GROUP]
+        # The best image of each patient comes before the second best of any.
+        _, first = np.unique(np.asarray(patients)[ranking], return_index=True)
+        is_first = np.isin(np.arange(len(ranking)), first)
+        chosen = np.concatenate([ranking[is_first], ranking[~is_first]])[:IMAGES_PER_GROUP]
+        if len(chosen):
+            groups[name] = chosen.tolist()
     return groups
 
 
@@ -146,6 +127,7 @@ def _batch_to_explain(
     groups: Mapping[str, list[int]], count: int, batch_size: int
 ) -> Int[np.ndarray, " N"]:
     """The images of the groups, and others evenly spaced over the test subset."""
+    # The check of the maps rests on more images than are shown.
     shown = [index for indices in groups.values() for index in indices][:batch_size]
     spaced = np.linspace(0, count - 1, min(count, batch_size)).astype(int)
     others = [index for index in np.unique(spaced).tolist() if index not in shown]
@@ -161,7 +143,7 @@ def _note(
     height, width = maps.shape[1:]
     method = "class-activation map" if is_cam(network.model, unit) else "Grad-CAM"
     steps = [f"{name} {value:.2f}" for name, value in correlations.items() if value is not None]
-    last = list(correlations.values())[-1]
+    *_, last = correlations.values()
     is_coarse = height * width < _FEW_POSITIONS
     note = (
         f"In color: the regions that support the predicted class ({method} at unit {unit!r}, "

@@ -25,10 +25,7 @@ _CALIBRATION_IMAGES = 64
 def initial_variables(
     experiment: Experiment, model: DenseNet, dataset: Dataset, split: Split
 ) -> tuple[Variables, WeightsInfo]:
-    """A pretrained backbone with a random head, or all random, as `config.model.weights` says.
-
-    Returns:
-      The variables, and the description that is kept with every checkpoint.
+    """A pretrained backbone with a random head, or all random; and what checkpoints say of them.
 
     Raises:
       InputError: the weights file cannot be read or is of another network.
@@ -68,13 +65,12 @@ def measure_batch_stats(
     # Momentum 0 replaces the statistics by those of the batch.
     backbone = model.clone(num_classes=0, momentum=0.0)
 
-    @jax.jit
     def measure(variables: Variables, images: jax.Array) -> Variables:
         x = preprocess_input(images)
         _, updated = backbone.apply(variables, x, train_norms=all_norms, mutable=["batch_stats"])
         return updated["batch_stats"]
 
-    return jax.tree.map(np.asarray, measure(variables, images))
+    return jax.tree.map(np.asarray, jax.jit(measure)(variables, images))
 
 
 def with_weights_info(model: DenseNet, info: WeightsInfo) -> DenseNet:

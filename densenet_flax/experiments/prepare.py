@@ -21,75 +21,56 @@ from densenet_flax.training.stage import Stage
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """An experiment with all that follows from its data.
-
-    Attributes:
-      experiment: the resolved configuration.
-      workdir: where the run is kept.
-      dataset: the images.
-      split: which of them train, validate and test.
-      sampler: which training images an epoch shows.
-      stages: with their lengths in steps.
-    """
+    """An experiment with all that follows from its data."""
 
     experiment: Experiment
     workdir: Workdir
     dataset: Dataset
     split: Split
-    sampler: Sampler
-    stages: list[Stage]
+    sampler: Sampler  # which training images an epoch shows
+    stages: list[Stage]  # with their lengths in steps
 
     @property
     def model(self) -> DenseNet:
         """The network with a head for the classes of the data."""
         return build_model(self.experiment.model, len(self.dataset.class_names))
 
-    @functools.cached_property
+    @functools.cached_property  # opening them creates the directory
     def checkpoints(self) -> Checkpoints:
-        """Those of the work directory, which is created if it does not exist."""
+        """The checkpoints in the work directory."""
         return Checkpoints(self.workdir.checkpoints)
 
 
 def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
     """Opens and splits the data, checking all that depends on it.
 
-    The split is that of the work directory once a run has begun there; before, it is made by the
-    configuration and kept.
-
     Raises:
       InputError: the configuration, the data or the work directory.
     """
-    has_begun = workdir.has_begun
-    if has_begun:  # checked first, as data may take minutes to prepare
+    if workdir.has_begun:  # checked first, as data may take minutes to prepare
         workdir.check(experiment.config, ADDED_KEYS)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
+    split = load_or_make_split(experiment, dataset, workdir, save=True)
+    batch_size, group = experiment.batch_size, experiment.split.group
+    check_batch_size(len(split.train), batch_size)
+    sampler = make_sampler(dataset, split.train, experiment.sampling, experiment.seed, group=group)
+    # The frontiers of the stages do not depend on the number of classes.
+    model, stages = build_model(experiment.model), experiment.ordered_stages
+    built = build_stages(stages, model, examples=sampler.size, batch_size=batch_size)
+    return PreparedRun(experiment, workdir, dataset, split, sampler, built)
+
+
+def load_or_make_split(
+    experiment: Experiment, dataset: Dataset, workdir: Workdir, *, save: bool
+) -> Split:
+    """The split of the work directory once a run has begun there; before, by the configuration."""
     # Once there are checkpoints the file decides and not the rule that made it: no image may ever
     # move from training to test, whatever later versions of the rule would do.
-    if has_begun and workdir.split.exists():
-        split = load_split(workdir.split, dataset)
-    else:
-        split = _make_and_save_split(experiment, dataset, workdir)
-    check_batch_size(len(split.train), experiment.batch_size)
-    sampler = make_sampler(
-        dataset,
-        split.train,
-        experiment.sampling,
-        experiment.seed,
-        group=experiment.split.group,
-    )
-    stages = build_stages(
-        experiment.ordered_stages,
-        build_model(experiment.model),
-        examples=sampler.size,
-        batch_size=experiment.batch_size,
-    )
-    return PreparedRun(experiment, workdir, dataset, split, sampler, stages)
-
-
-def _make_and_save_split(experiment: Experiment, dataset: Dataset, workdir: Workdir) -> Split:
+    if workdir.has_begun and workdir.split.exists():
+        return load_split(workdir.split, dataset)
     split = make_split(dataset, experiment.split)
-    if not is_first_process():
-        return split  # the first one writes the same
+    if not save or not is_first_process():  # the first one writes the same
+        return split
     split.save(workdir.split)
     return load_split(workdir.split, dataset)  # and checks what was written

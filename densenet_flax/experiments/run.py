@@ -11,15 +11,15 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import EVALUATION_BEGINS
 from densenet_flax.common.sharding import is_first_process, make_mesh
 from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.data.augmentation.color import with_stain_statistics
 from densenet_flax.data.augmentation.preview import write_preview
 from densenet_flax.data.loading import open_dataset
-from densenet_flax.data.splits.policies import make_split
-from densenet_flax.data.splits.split import load_split
 from densenet_flax.experiments.evaluate_run import evaluate_run
-from densenet_flax.experiments.from_config import build_loss, build_views, resolve
+from densenet_flax.experiments.from_config import build_loss, resolve
 from densenet_flax.experiments.initial_weights import initial_variables, with_weights_info
-from densenet_flax.experiments.prepare import PreparedRun, prepare_run
+from densenet_flax.experiments.prepare import PreparedRun, load_or_make_split, prepare_run
 from densenet_flax.storage.workdir import Workdir
+from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.trainer import Trainer
 from densenet_flax.weights.info import WeightsInfo
@@ -29,15 +29,14 @@ def train_and_evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
     """Trains, or resumes training, then evaluates and writes the report.
 
     Args:
-      config: see `configs/`.
+      config: the experiment; `configs/keras_recipe.py` describes the keys.
       workdir: created if it does not exist.
 
     Returns:
       The content of `report/metrics.json`.
 
     Raises:
-      InputError: anything in the configuration, the data, the weights or the work directory that
-        the user can correct.
+      InputError: what the user can correct in configuration, data, weights or work directory.
       Stopped: the process was asked to stop; the run is saved.
     """
     experiment, directory = resolve(config), Workdir(workdir)
@@ -51,10 +50,7 @@ def train_and_evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
 
 
 def evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
-    """Evaluates the network of a work directory on its test images and writes the report.
-
-    Returns:
-      The content of `report/metrics.json`.
+    """Writes the report on the network of a work directory; returns its `metrics.json`.
 
     Raises:
       InputError: there is no checkpoint, or as `train_and_evaluate`.
@@ -77,7 +73,6 @@ def evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
 def preview(config: ConfigDict | JsonDict, workdir: str) -> Path:
     """Writes `preview.png`, training images beside views of them, and returns its path.
 
-    The split is that of the work directory if it has one, else the one that training would make.
     Nothing else is written, and a run in progress there is not disturbed.
 
     Raises:
@@ -85,27 +80,22 @@ def preview(config: ConfigDict | JsonDict, workdir: str) -> Path:
     """
     experiment, directory = resolve(config), Workdir(workdir)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
-    if directory.has_begun and directory.split.exists():
-        split = load_split(directory.split, dataset)
-    else:
-        split = make_split(dataset, experiment.split)
-    views = build_views(experiment.augment, dataset, split.train, experiment.seed)
+    split = load_or_make_split(experiment, dataset, directory, save=False)
+    settings = with_stain_statistics(experiment.augment.settings, dataset, split.train)
     path, group = directory.path / "preview.png", split.policy.group
     if is_first_process():
-        write_preview(path, dataset, split.train, views.settings, group=group, seed=experiment.seed)
+        write_preview(path, dataset, split.train, settings, group=group, seed=experiment.seed)
         logging.info("preview: %s", path)
     return path
 
 
 def _train(run: PreparedRun, started: float) -> dict[str, float]:
-    """Trains from the last checkpoint, or from the initial weights, to the end of the last stage.
-
-    Returns:
-      Seconds from `started` until training began, and of the training.
-    """
+    """Trains to the end of the last stage; returns the seconds since `started` by phase."""
     experiment, directory, checkpoints = run.experiment, run.workdir, run.checkpoints
-    views = build_views(experiment.augment, run.dataset, run.split.train, experiment.seed)
-    loss = build_loss(experiment.loss, run.dataset.labels[run.split.train])
+    augment, rows = experiment.augment, run.split.train
+    # As in RandStainNA the stains are measured on the training images alone.
+    settings = with_stain_statistics(augment.settings, run.dataset, rows)
+    loss = build_loss(experiment.loss, run.dataset.labels[rows])
     restored = None
     if checkpoints.steps:
         restored = checkpoints.restore(checkpoints.steps[-1])
@@ -135,7 +125,7 @@ def _train(run: PreparedRun, started: float) -> dict[str, float]:
         cache=experiment.cache,
         cache_directory=directory.path / "prefix_cache",
         kept_features=experiment.cache_directory / "features",
-        views=views,
+        views=Views(settings, augment.views, experiment.seed),
         sampler=run.sampler,
         workers=experiment.data.workers,
         preprocessing=info.preprocessing,
