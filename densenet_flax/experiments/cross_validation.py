@@ -42,6 +42,7 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
             f"{directory.path}: holds a run of its own; choose another --workdir for the folds"
         )
     folders = [directory.path / f"fold{number}" for number in range(1, count + 1)]
+    # A fold locks its own directory; this lock keeps another cross-validation away.
     with directory.lock():
         for number, folder in enumerate(folders, start=1):
             fold_config = config_of_fold(config, number)

@@ -58,15 +58,9 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     validation = _predict(run, network, variables, "validation")
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
-    pictures, note = make_gallery(
-        network,
-        variables,
-        run.dataset,
-        run.split.test,
-        operating_point.apply(test),
-        unit=settings.explain,
-        batch_size=run.experiment.batch_size,
-    )
+    pictures, note = [], ""
+    if settings.explain:
+        pictures, note = make_gallery(run, network, variables, operating_point.apply(test))
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
     if not is_first_process():  # all compute, one writes
         return {}

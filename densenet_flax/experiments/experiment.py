@@ -134,6 +134,7 @@ class Experiment(Settings):
     split: SplitConfig = dataclasses.field(default_factory=SplitConfig)
     sampling: str = choice("shuffle", SAMPLINGS)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    # Configurations have the keys of loss and evaluation at the top, not in blocks of their own.
     loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=INLINE)
     ema_decay: float = _share(0.0)
     evaluation: EvaluationConfig = dataclasses.field(

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from densenet_flax.common.sharding import put_batch
 from densenet_flax.common.types import Variables
-from densenet_flax.data.dataset import Dataset
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.overlay import draw_panel, to_png
 from densenet_flax.inference.saliency import is_cam, saliency_maps, sanity_check
 from densenet_flax.inference.segments import SegmentedModel
@@ -24,31 +24,27 @@ _HIGH_CORRELATION = 0.5
 
 
 def make_gallery(
-    network: SegmentedModel,
-    variables: Variables,
-    dataset: Dataset,
-    rows: Int[np.ndarray, " N"],
-    table: Predictions,
-    *,
-    unit: str,
-    batch_size: int,
+    run: PreparedRun, network: SegmentedModel, variables: Variables, table: Predictions
 ) -> tuple[list[Picture], str]:
     """Draws the most confident correct, most confident wrong and least confident test images.
 
-    `table` has the predictions of `rows`, with the threshold that decides. As many images as the
-    network was compiled for, `batch_size`, serve to check the maps of `unit`; '' is for no gallery.
+    Args:
+      run: says which unit's maps are shown.
+      network: the network that was evaluated.
+      variables: its variables, on the devices.
+      table: its predictions of the test images, with the threshold that decides.
 
     Returns:
       The pictures, and a note on how to read the maps and on the result of the check.
     """
-    if not unit:
-        return [], ""
+    dataset, rows, unit = run.dataset, run.split.test, run.experiment.evaluation.explain
     predicted, probability = table.prediction, table.probability
     if probability.ndim == 1:  # of two classes the table has that of the second one
         probability = np.stack([1 - probability, probability], axis=1)
     groups = choose_images(
         confidence(probability, table.threshold), predicted == table.label, table.patient
     )
+    batch_size = run.experiment.batch_size
     batch = _batch_to_explain(groups, len(rows), batch_size)
     # The network is compiled for whole batches, so a short one is filled up by repetition.
     ids, weight = np.resize(rows[batch], batch_size), np.ones(batch_size, np.float32)

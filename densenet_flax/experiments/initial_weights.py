@@ -19,6 +19,7 @@ from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.load import load_backbone
 
+# Each gives many positions to the mean and the variance of a channel.
 _CALIBRATION_IMAGES = 64
 
 
@@ -35,11 +36,13 @@ def initial_variables(
     if source == "random":
         logging.warning("starting from random weights: config.model.weights is 'random'")
         order = epoch_order(len(split.train), seed, 0)
+        # Sorted, because the images may lie in a file, which is read fastest in its order.
         images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
         variables = {**variables, "batch_stats": measure_batch_stats(model, variables, images)}
         origin: InfoFields = {"source": "random"}
     else:
         backbone, origin = load_backbone(source, model)
+        # A backbone has no head, so the one that was drawn stays.
         variables = {kind: {**tree, **backbone[kind]} for kind, tree in variables.items()}
     height, width = dataset.images.shape[1:3]
     inference = InferenceSettings(
