@@ -16,7 +16,7 @@ from densenet_flax.common.types import JsonDict, Variables
 from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.experiments.gallery import make_gallery
+from densenet_flax.experiments.gallery import Picture, make_gallery
 from densenet_flax.experiments.initial_weights import with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
@@ -58,7 +58,8 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     validation = _predict(run, network, variables, "validation")
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
-    pictures, note = [], ""
+    pictures: list[Picture] = []
+    note = ""
     if settings.explain:
         pictures, note = make_gallery(run, network, variables, operating_point.apply(test))
     seconds = {**seconds, "evaluation": time.perf_counter() - started}
