@@ -31,12 +31,7 @@ def describe(classifier: Classifier) -> JsonDict:
 
 
 def render_readme(description: JsonDict) -> str:
-    """Renders the README of a folder.
-
-    Args:
-      description: what `describe` returned, and `files`, a mapping whose keys are the exported
-        files.
-    """
+    """Renders the README of a folder from what `describe` returned and the `files` by name."""
     environment = Environment(
         loader=PackageLoader("densenet_flax.export"),
         trim_blocks=True,

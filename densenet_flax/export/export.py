@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt8
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
-from densenet_flax.export import onnx_graph, stablehlo
+from densenet_flax.export import stablehlo
 from densenet_flax.export.description import describe, render_readme
 from densenet_flax.export.predict_fn import PredictFn, check_exclusive_classes
 from densenet_flax.inference.classifier import Classifier, load_classifier
@@ -43,9 +43,9 @@ class ExportResult:
 
     Attributes:
       folder: the folder that was written.
-      differences: for each format that was written, the largest difference of a probability from
-        this package's; None where nothing is installed that runs the file.
-      skipped: for each format that was not written, the reason.
+      differences: of each format written, the largest difference of a probability from this
+        package's; None where nothing is installed that runs the file.
+      skipped: of each other format, why it was not written.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ def export_classifier(
     Args:
       network: a work directory or a weights file, as for `load_classifier`.
       output: the folder to write.
-      formats: some of `FORMATS`; by default all that can be written here.
+      formats: those of `FORMATS` to write; by default all that can be written here.
       overwrite: whether to replace an export that the folder holds.
 
     Returns:
@@ -111,18 +111,28 @@ def export_classifier(
         for name, data in contents.items()
     }
     description["largest_difference"] = {FILE_NAMES[k]: v for k, v in differences.items()}
-    _write(folder, contents, description, _examples_file(images, expected))
-    _log(folder, contents, differences, skipped)
-    return ExportResult(folder, differences, skipped)
+    files = {
+        **contents,
+        "examples.npz": _examples_file(images, expected),
+        _DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
+        "README.md": render_readme(description).encode(),
+    }
+    replace_files(folder, files)
+    # Formats of an earlier export: their weights may be those of another network.
+    for name in set(FILE_NAMES.values()) - contents.keys():
+        (folder / name).unlink(missing_ok=True)
+    result = ExportResult(folder, differences, skipped)
+    _log(result)
+    return result
 
 
 def _check_request(folder: Path, formats: Collection[str], overwrite: bool) -> None:
     """Rejects what would fail, before the network is loaded and compiled."""
     for name in formats:
         if name not in FORMATS:
-            raise InputError(f"format {name!r}: expected some of {', '.join(FORMATS)}")
+            raise InputError(f"format {name!r}: expected one of {', '.join(FORMATS)}")
     if "onnx" in formats:
-        onnx_graph.require_onnx()
+        _require_onnx()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; choose another folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -134,6 +144,15 @@ def _check_request(folder: Path, formats: Collection[str], overwrite: bool) -> N
             )
 
 
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401  # by `onnx_graph`
+    except ImportError as error:
+        raise InputError(
+            "ONNX files need the package onnx; install it: pip install onnx onnxruntime"
+        ) from error
+
+
 def _serialize(
     name: str, classifier: Classifier, description: JsonDict
 ) -> tuple[bytes, PredictFn | None]:
@@ -142,6 +161,9 @@ def _serialize(
         data = stablehlo.serialize(classifier)
         return data, stablehlo.load(data)
     if name == "onnx":
+        _require_onnx()
+        from densenet_flax.export import onnx_graph  # here, because onnx is optional
+
         data = onnx_graph.serialize(classifier, description)
         return data, onnx_graph.load(data)
     return _keras_weights(classifier), None
@@ -149,14 +171,13 @@ def _serialize(
 
 def _keras_weights(classifier: Classifier) -> bytes:
     """A file that Keras loads, read back by our own reader."""
-    info = classifier.info
-    if info.network not in _KERAS_NETWORKS:
+    if classifier.info.network not in _KERAS_NETWORKS:
         raise InputError(f"keras.applications has only {', '.join(_KERAS_NETWORKS)}")
     variables = jax.tree.map(np.asarray, classifier.variables)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE_NAMES["keras"]
         # Keras need not be installed: our writer made the file, and our reader checks it.
-        export_weights(path, variables, info)
+        export_weights(path, variables, classifier.info)
         check_written(path, variables)
         return path.read_bytes()
 
@@ -168,20 +189,16 @@ def _compare(
     expected: Prediction,
     threshold: float,
 ) -> float:
-    """Runs a file on all images and on one; returns the largest difference of a probability.
-
-    Raises:
-      InputError: it is too large, or a decision differs.
-    """
+    """Returns the largest difference of a probability; InputError if it or a decision is wrong."""
     is_clear = _is_clear(expected, threshold)
     largest = 0.0
     for rows in (slice(None), slice(1)):  # two batch sizes: the file has to take any
         outputs = exported(images[rows])
         for values, ours in (
-            (outputs["probability"], expected.probability[rows]),
-            (outputs["calibrated"], expected.calibrated[rows]),
+            (outputs["probability"], expected.probability),
+            (outputs["calibrated"], expected.calibrated),
         ):
-            difference = np.abs(np.asarray(values) - ours).max()
+            difference = np.abs(np.asarray(values) - ours[rows]).max()
             largest = max(largest, float(np.nan_to_num(difference, nan=np.inf)))
         same_decision = np.asarray(outputs["decision"]) == expected.label[rows]
         if largest > TOLERANCE or not same_decision[is_clear[rows]].all():
@@ -195,19 +212,16 @@ def _compare(
 def _is_clear(expected: Prediction, threshold: float) -> Bool[np.ndarray, "N"]:
     """Whether each decision holds for all probabilities within the tolerance."""
     if len(expected.class_names) == 2:
-        margin = np.abs(expected.probability[:, 1] - threshold)
-    else:
-        second, first = np.sort(expected.probability, axis=1)[:, -2:].T
-        margin = first - second
-    return margin > TOLERANCE
+        return np.abs(expected.probability[:, 1] - threshold) > TOLERANCE
+    second, first = np.sort(expected.probability, axis=1)[:, -2:].T
+    return first - second > TOLERANCE
 
 
 def _draw_examples(size: tuple[int, int]) -> UInt8[np.ndarray, "N H W 3"]:
     """Synthetic tiles of both classes, of (height, width)."""
     rng = np.random.default_rng(0)
-    width_height = size[::-1]
-    tiles = [draw_tile(rng, i % 2, draw_stain(rng), width_height)[0] for i in range(_NUM_EXAMPLES)]
-    return np.stack(tiles)
+    tiles = (draw_tile(rng, i % 2, draw_stain(rng), size[::-1]) for i in range(_NUM_EXAMPLES))
+    return np.stack([image for image, _ in tiles])
 
 
 def _predict(classifier: Classifier, images: UInt8[np.ndarray, "N H W 3"]) -> Prediction:
@@ -229,36 +243,16 @@ def _examples_file(images: UInt8[np.ndarray, "N H W 3"], expected: Prediction) -
     return buffer.getvalue()
 
 
-def _write(
-    folder: Path, contents: Mapping[str, bytes], description: JsonDict, examples: bytes
-) -> None:
-    files = {
-        **contents,
-        "examples.npz": examples,
-        _DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
-        "README.md": render_readme(description).encode(),
-    }
-    replace_files(folder, files)
-    # Formats of an earlier export: their weights may be those of another network.
-    for name in set(FILE_NAMES.values()) - contents.keys():
-        (folder / name).unlink(missing_ok=True)
-
-
-def _log(
-    folder: Path,
-    contents: Mapping[str, bytes],
-    differences: Mapping[str, float | None],
-    skipped: Mapping[str, str],
-) -> None:
-    for name, difference in differences.items():
-        path, megabytes = folder / FILE_NAMES[name], len(contents[FILE_NAMES[name]]) / 1e6
+def _log(result: ExportResult) -> None:
+    for name, difference in result.differences.items():
+        path = result.folder / FILE_NAMES[name]
         if difference is not None:
             check = f"largest difference from this package {difference:.1e}"
         elif name == "keras":
             check = "read back: all values identical"
         else:
             check = "not run: onnxruntime is not installed"
-        logging.info("%s: %.1f MB, %s", path, megabytes, check)
-    for name, reason in skipped.items():
+        logging.info("%s: %.1f MB, %s", path, path.stat().st_size / 1e6, check)
+    for name, reason in result.skipped.items():
         logging.warning("%s: skipped: %s", FILE_NAMES[name], reason)
-    logging.info("How to use the files: %s", folder / "README.md")
+    logging.info("How to use the files: %s", result.folder / "README.md")

@@ -5,18 +5,19 @@ the maintained one from JAX, fails on Flax's call of max pooling and holds Orbax
 DenseNet in inference is a few types of nodes, and in this form runtimes recognize and fuse them.
 
 The functions below have the order and the names of `models.densenet` and `export.predict_fn`, so
-that they can be read side by side. Each adds nodes and returns the name of their output tensor.
+that they can be read beside them. Each adds nodes and returns the name of their output tensor.
 Every exported file is run and compared with the network before it is written.
 """
 
 import json
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
+import onnx
 from numpy.typing import ArrayLike, DTypeLike
+from onnx import TensorProto, helper, numpy_helper
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict, PyTree
 from densenet_flax.export.predict_fn import Outputs, PredictFn
 from densenet_flax.inference.classifier import Classifier
@@ -24,46 +25,14 @@ from densenet_flax.inference.tta import num_views
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.models.units import param_key, unit_names
 
-if TYPE_CHECKING:
-    import onnx
-
 OPSET = 17
 _IR_VERSION = 8  # of opset 17's time, so that runtimes since 2022 read it
 
 Tensor: TypeAlias = str  # a tensor's name
 
 
-def require_onnx() -> None:
-    """Checks that the `onnx` package is installed.
-
-    Raises:
-      InputError: it is not.
-    """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "ONNX files need the package onnx; install it: pip install onnx onnxruntime"
-        ) from error
-
-
 def serialize(classifier: Classifier, description: JsonDict) -> bytes:
-    """Writes the classifier as an ONNX model, for images uint8 [batch, height, width, 3].
-
-    Args:
-      classifier: the network and its settings.
-      description: goes into the metadata of the model.
-
-    Returns:
-      A serialized model of opset 17, checked by `onnx.checker`.
-
-    Raises:
-      InputError: the `onnx` package is not installed.
-    """
-    require_onnx()
-    import onnx
-    from onnx import TensorProto, helper
-
+    """Returns the classifier as an ONNX model, with the description in its metadata."""
     graph = _Graph(classifier.info.epsilon)
     _predict_fn(graph, "images", classifier)
     height, width = classifier.image_size
@@ -74,9 +43,9 @@ def serialize(classifier: Classifier, description: JsonDict) -> bytes:
         tensor_info("decision", TensorProto.INT32, ["batch"]),
     ]
     images = tensor_info("images", TensorProto.UINT8, ["batch", height, width, 3])
-    network = classifier.info.network
+    name = classifier.info.network
     model = helper.make_model(
-        helper.make_graph(graph.nodes, network, [images], outputs, graph.weights),
+        helper.make_graph(graph.nodes, name, [images], outputs, graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
         producer_name="densenet_flax",
@@ -113,15 +82,11 @@ class _Graph:
         self.weights: list[onnx.TensorProto] = []
 
     def add(self, op: str, *inputs: Tensor, name: str, **attributes: Any) -> Tensor:
-        from onnx.helper import make_node
-
-        self.nodes.append(make_node(op, inputs, [name], name=name, **attributes))
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, values: ArrayLike, dtype: DTypeLike = np.float32) -> Tensor:
-        from onnx.numpy_helper import from_array
-
-        self.weights.append(from_array(np.array(values, dtype, order="C"), name))
+        self.weights.append(numpy_helper.from_array(np.array(values, dtype, order="C"), name))
         return name
 
     def conv(
@@ -129,9 +94,7 @@ class _Graph:
     ) -> Tensor:
         # Flax keeps kernels as [height, width, in, out], ONNX as [out, in, height, width].
         kernel = self.constant(f"{name}/kernel", np.transpose(params["kernel"], (3, 2, 0, 1)))
-        return self.add(
-            "Conv", x, kernel, name=name, pads=[padding] * 4, strides=[strides, strides]
-        )
+        return self.add("Conv", x, kernel, name=name, pads=[padding] * 4, strides=[strides] * 2)
 
     def batch_norm(self, x: Tensor, name: str, params: PyTree, stats: PyTree) -> Tensor:
         inputs = [
@@ -180,8 +143,8 @@ def _transition(graph: _Graph, x: Tensor, name: str, params: PyTree, stats: PyTr
 def _head(graph: _Graph, x: Tensor, hidden: int, params: PyTree) -> Tensor:
     x = graph.add("GlobalAveragePool", x, name="avg_pool")
     x = graph.add("Flatten", x, name="features")
-    for name in [f"dense_{i}" for i in range(1, hidden + 1)]:
-        x = graph.relu(graph.dense(x, name, params[name]))
+    for i in range(1, hidden + 1):
+        x = graph.relu(graph.dense(x, f"dense_{i}", params[f"dense_{i}"]))
     return graph.dense(x, "predictions", params["predictions"])
 
 
@@ -211,8 +174,7 @@ def _symmetric_views(graph: _Graph, x: Tensor, size: tuple[int, int]) -> Tensor:
     for axis in (1, 2):
         backward = {"starts": -1, "ends": np.iinfo(np.int64).min, "axes": axis, "steps": -1}
         inputs = [
-            graph.constant(f"flip_{axis}/{key}", [value], np.int64)
-            for key, value in backward.items()
+            graph.constant(f"flip_{axis}/{key}", [v], np.int64) for key, v in backward.items()
         ]
         flipped = graph.add("Slice", x, *inputs, name=f"flip_{axis}")
         x = graph.add("Concat", x, flipped, name=f"with_flip_{axis}", axis=0)
@@ -224,8 +186,6 @@ def _symmetric_views(graph: _Graph, x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _preprocess_input(graph: _Graph, x: Tensor, mode: str) -> Tensor:
     """Preprocessed images, channels first, as ONNX's convolutions take them."""
-    from onnx import TensorProto
-
     x = graph.add("Cast", x, name="pixels", to=TensorProto.FLOAT)
     x = graph.add("Div", x, graph.constant("levels", 255.0), name="scaled")
     if mode == "torch":
@@ -236,8 +196,6 @@ def _preprocess_input(graph: _Graph, x: Tensor, mode: str) -> Tensor:
 
 def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
     """From images to the outputs `probability`, `calibrated` and `decision`."""
-    from onnx import TensorProto
-
     info, point, classes = classifier.info, classifier.operating_point, len(classifier.class_names)
     x = _symmetric_views(graph, images, classifier.image_size) if classifier.tta else images
     x = _preprocess_input(graph, x, info.preprocessing)

@@ -32,11 +32,7 @@ PredictFn: TypeAlias = Callable[[UInt8[np.ndarray, "N H W 3"]], Outputs]
 
 
 def check_exclusive_classes(classifier: Classifier) -> None:
-    """Rejects a network with independent outputs, for which one decision means nothing.
-
-    Raises:
-      InputError: it has several sigmoid outputs.
-    """
+    """Raises InputError for several sigmoid outputs: one decision means nothing for them."""
     info = classifier.info
     if info.activation == "sigmoid" and info.num_classes > 1:
         raise InputError(
@@ -49,9 +45,6 @@ def predict_fn(
     classifier: Classifier, variables: Variables, images: UInt8[Array, "N H W 3"]
 ) -> Outputs:
     """Computes probabilities, calibrated probabilities and decisions in float32.
-
-    It works with logarithms of probabilities, which do not underflow in float32 where the network
-    is sure.
 
     Args:
       classifier: the network and its settings.
@@ -67,6 +60,7 @@ def predict_fn(
     logits = cast(Array, model.apply(variables, x))
     if info.num_classes == 1:  # a single sigmoid output: two classes whose logits differ by it
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+    # Logarithms do not underflow in float32 where the network is sure.
     log_probability = jax.nn.log_softmax(logits, axis=-1)
     if classifier.tta:
         views = num_views(images.shape[1:3])
@@ -79,8 +73,5 @@ def predict_fn(
         decision = log_probability.argmax(axis=-1)
     # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
     calibrated = jax.nn.softmax(log_probability / jnp.float32(point.temperature), axis=-1)
-    return {
-        "probability": probability,
-        "calibrated": calibrated,
-        "decision": decision.astype(jnp.int32),
-    }
+    decision = decision.astype(jnp.int32)
+    return {"probability": probability, "calibrated": calibrated, "decision": decision}

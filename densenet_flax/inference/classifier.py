@@ -23,7 +23,7 @@ from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_vi
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.workdir import Workdir
-from densenet_flax.weights.inference_settings import DTYPES
+from densenet_flax.weights.inference_settings import DTYPES, StoredOperatingPoint
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.load import read_weights
 
@@ -38,8 +38,8 @@ class ForwardOutput:
     Attributes:
       probability: float64, the network's own probabilities.
       features: float32, pooled features.
-      norm_input: the input of the last norm on the devices, with the padding of the batch, M >= N
-        rows; saliency maps are computed from it.
+      norm_input: the input of the last norm, on the devices and with the padding of the batch, so
+        M ≥ N rows; saliency maps are computed from it.
     """
 
     probability: Float[np.ndarray, "N K"]
@@ -93,15 +93,14 @@ class Classifier:
             compiled segments are those of the run, which JAX's compilation cache holds.
 
         Raises:
-          InputError: there is no head, a size cannot be used, or a library for the stain
-            normalization is not installed.
+          InputError: no head, an unusable size, or a missing library for the stain normalization.
         """
         if not info.num_classes:
             raise InputError(
                 f"{info.source or 'the weights'}: a backbone without a head cannot classify; train "
                 "one with main.py --config.model.weights=…"
             )
-        settings = info.inference
+        settings, point = info.inference, info.inference.operating_point
         height, width = image_size or settings.image_size or DEFAULT_IMAGE_SIZE
         if min(height, width) < 32:
             raise InputError(f"image_size=({height}, {width}): expected at least 32 each way")
@@ -110,15 +109,13 @@ class Classifier:
         self.info = info
         self.class_names = _class_names(info)
         self.image_size = (int(height), int(width))
-        self.operating_point = _operating_point(info)
-        self.tta = settings.operating_point is not None and settings.operating_point.tta
+        self.operating_point = _operating_point(point)
+        self.tta = point is not None and point.tta
         self._views = num_views(self.image_size) if self.tta else 1
         self.images_per_batch = max(1, batch_size // self._views)
         self._normalize = make_normalizer(resolve_settings(settings.stain))
-        model = info.build_model(dtype=jnp.dtype(settings.dtype))
-        self.network = SegmentedModel(
-            model, make_mesh(), cuts=cuts, preprocessing=info.preprocessing
-        )
+        model, mode = info.build_model(dtype=jnp.dtype(settings.dtype)), info.preprocessing
+        self.network = SegmentedModel(model, make_mesh(), cuts=cuts, preprocessing=mode)
         self.variables = replicate(dict(variables), self.network.mesh)
 
     @property
@@ -133,9 +130,6 @@ class Classifier:
           images: uint8 [N, H, W, 3] or one [H, W, 3], RGB from 0 to 255, not preprocessed; or
             one or several of any size: arrays, Pillow images, bytes of image files, or paths.
 
-        Returns:
-          Probabilities float64 [N, K], calibrated ones, and the index of the decided class.
-
         Raises:
           InputError: something cannot be read as an image.
         """
@@ -143,16 +137,9 @@ class Classifier:
         return self.decide(np.concatenate([np.empty((0, len(self.class_names))), *outputs]))
 
     def embed(self, images: ImagesLike) -> Float[np.ndarray, "N C"]:
-        """Computes the pooled features that enter the head, of the images without symmetric views.
+        """Computes the pooled features that enter the head, float32; DenseNet201 has C = 1,920.
 
-        Args:
-          images: as for `predict`.
-
-        Returns:
-          float32; DenseNet201 has C = 1,920 features.
-
-        Raises:
-          InputError: something cannot be read as an image.
+        Images and errors are those of `predict`. Symmetric views are not averaged.
         """
         outputs = [output.features for _, _, output in self._batches(list_images(images))]
         return np.concatenate([np.empty((0, self.info.layout.features), np.float32), *outputs])
@@ -170,11 +157,8 @@ class Classifier:
           images: as for `predict`.
           target: a class, by name or index, or one for each image; by default the decided class.
           unit: a unit of the backbone, such as 'conv4_block48'. Earlier units give maps of more
-            positions, of features that determine the decision less.
-
-        Returns:
-          Maps float32 [N, h, w]; h and w are those of the unit, 7 × 7 for the last one at 224 ×
-          224 pixels.
+            positions, of features that determine the decision less. The last one has 7 × 7 at
+            224 × 224 pixels.
 
         Raises:
           InputError: something cannot be read as an image, or there is no such class or unit.
@@ -198,23 +182,16 @@ class Classifier:
     def prepare(self, image: ImageLike, name: object = "image") -> UInt8[np.ndarray, "H W 3"]:
         """Decodes, stain-normalizes and resizes an image as in training. Safe to call from threads.
 
-        Args:
-          image: an array, a Pillow image, the bytes of an image file, or a path.
-          name: name of the image in error messages.
-
-        Returns:
-          An image of `image_size`.
-
         Raises:
-          InputError: it cannot be read as an image.
+          InputError: `image` cannot be read as an image; the message calls it `name`.
         """
         # In the order of training: the stain is estimated before pixels are averaged.
         return resize(self._normalize(read_pixels(image, name)), self.image_size)
 
     def forward(self, batch: UInt8[np.ndarray, "N H W 3"]) -> ForwardOutput:
         """Runs the network on at most `images_per_batch` images that `prepare` returned."""
-        # In three segments, because the input of the norm and the features are kept. They are also
-        # the segments of the evaluation, so the compilation cache of the run has them.
+        # In three segments, because the input of the norm and the features are returned as well.
+        # They are the segments of the evaluation, so the compilation cache of the run has them.
         x = self._to_devices(batch, self.images_per_batch)
         x = symmetric_views(x) if self.tta else x
         norm_input = self.network.run(self.variables, x, stop="norm")
@@ -235,7 +212,7 @@ class Classifier:
         *,
         unit: str = "norm",
     ) -> Float[np.ndarray, "N h w"]:
-        """Computes the saliency maps of prepared images and the output of `forward` for them."""
+        """Computes the maps of prepared images from the output of `forward` for them."""
         size = len(output.norm_input)  # with the padding: a shape that is compiled already
         target = np.zeros(size, np.int64)
         target[: len(label)] = label
@@ -262,11 +239,9 @@ class Classifier:
     def _to_devices(
         self, batch: UInt8[np.ndarray, "N H W 3"], size: int
     ) -> UInt8[Array, "M H W 3"]:
-        """Pads a batch to `size` with its last image and spreads it over the devices."""
-        ids = np.minimum(np.arange(size), len(batch) - 1)
-        weight = np.ones(size, np.float32)
-        arrays = put_batch(ids, weight, lambda rows: {"x": batch[rows]}, self.network.mesh)
-        return arrays["x"]
+        """Pads a batch to `size` with its last image and splits it over the devices."""
+        ids, weight = np.minimum(np.arange(size), len(batch) - 1), np.ones(size, np.float32)
+        return put_batch(ids, weight, lambda rows: {"x": batch[rows]}, self.network.mesh)["x"]
 
 
 def load_classifier(
@@ -279,16 +254,13 @@ def load_classifier(
     """Loads a trained network with its classes, preprocessing, threshold and temperature.
 
     Args:
-      path: a work directory of `main.py`, or a weights file with a head: one that
-        `python -m densenet_flax.weights convert RUN model.safetensors` wrote, or any other that
-        the package reads. Of a work directory, the checkpoint that was evaluated is loaded.
+      path: a work directory of `main.py`, whose evaluated checkpoint is loaded, or a weights file
+        with a head: one that `python -m densenet_flax.weights convert RUN model.safetensors`
+        wrote, or any other that the package reads.
       image_size: (height, width); by default that of training, or 224 × 224 if unknown.
       batch_size: images at a time; by default that of training, or 32. Each call is padded to
         whole batches, so single images are answered sooner with 1.
       dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
-
-    Returns:
-      A classifier, on all devices of this process.
 
     Raises:
       InputError: there is no network, it has no head, or a size or the dtype cannot be used.
@@ -308,8 +280,8 @@ def load_classifier(
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype={dtype!r}: expected 'float32' or 'bfloat16'")
     if dtype:
-        inference = dataclasses.replace(info.inference, dtype=dtype)
-        info = dataclasses.replace(info, inference=inference)
+        settings = dataclasses.replace(info.inference, dtype=dtype)
+        info = dataclasses.replace(info, inference=settings)
     config = Workdir(path).read_config()  # {} for a file
     return Classifier(
         variables,
@@ -339,15 +311,12 @@ def _class_names(info: WeightsInfo) -> tuple[str, ...]:
     return names or tuple(f"class {index}" for index in range(info.num_classes))
 
 
-def _operating_point(info: WeightsInfo) -> OperatingPoint:
+def _operating_point(point: StoredOperatingPoint | None) -> OperatingPoint:
     """Threshold and temperature of the evaluation; 0.5 and 1 if there was none."""
-    stored = info.inference.operating_point
-    if stored is None:
+    if point is None:
         return OperatingPoint()
-    threshold = 0.5 if stored.threshold is None else stored.threshold  # None: more than two classes
-    return OperatingPoint(
-        threshold, stored.temperature, stored.rule, stored.chosen_on, stored.notes
-    )
+    threshold = 0.5 if point.threshold is None else point.threshold  # None: more than two classes
+    return OperatingPoint(threshold, point.temperature, point.rule, point.chosen_on, point.notes)
 
 
 def _class_indices(

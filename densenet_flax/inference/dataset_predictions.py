@@ -32,7 +32,7 @@ def predict_logits(
     batches: Iterable[Batch] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, "N K"]:
-    """Computes the logits of some rows of a data set, in the order of `ids`.
+    """Computes the logits of these rows of a data set, in the order of `ids`.
 
     Args:
       segmented: the compiled network.
@@ -64,21 +64,14 @@ def predict_probabilities(
     tta: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, "N K"]:
-    """Computes float64 probabilities of some rows of a data set, in the order of `ids`.
+    """Computes float64 probabilities of these rows of a data set, in the order of `ids`.
 
-    Args:
-      segmented: the compiled network.
-      variables: those of the whole network, on the devices.
-      dataset: the images.
-      ids: row numbers.
-      batch_size: images, or views of them, that the network takes at a time.
-      tta: whether to average the probabilities over each image's symmetric views.
-      progress: called after each batch with the number of images done in it.
+    Args are those of `predict_logits`, and `tta`: whether to average the probabilities over each
+    image's symmetric views. `batch_size` counts the views.
     """
     if not tta:
-        return to_probabilities(
-            predict_logits(segmented, variables, dataset, ids, batch_size, progress=progress)
-        )
+        logits = predict_logits(segmented, variables, dataset, ids, batch_size, progress=progress)
+        return to_probabilities(logits)
     views = num_views(dataset.images.shape[1:3])
     # As many images as give one batch of views: a shape that is compiled already.
     images_per_batch = max(1, batch_size // views)

@@ -21,18 +21,12 @@ ImagesLike: TypeAlias = ImageLike | jax.Array | Iterable[ImageLike]
 
 
 def list_images(images: ImagesLike) -> Sequence[ImageLike]:
-    """Makes a sequence of images, of one image or of several.
-
-    Raises:
-      InputError: an array is neither [N, H, W, 3] nor [H, W, 3].
-    """
+    """Makes a sequence of one image or several; InputError for an array of another rank."""
     if isinstance(images, np.ndarray | jax.Array):
         array = np.asarray(images)
-        if array.ndim == 3:
-            array = array[None]
-        if array.ndim != 4:
+        if array.ndim not in (3, 4):
             raise InputError(f"images: shape {array.shape}; expected [N, H, W, 3] or [H, W, 3]")
-        return array  # type: ignore[return-value]  # a sequence of its images
+        return list(array) if array.ndim == 4 else [array]
     if isinstance(images, str | bytes | os.PathLike | Image.Image):
         return [images]
     return list(images)
@@ -41,12 +35,8 @@ def list_images(images: ImagesLike) -> Sequence[ImageLike]:
 def read_pixels(image: ImageLike, name: object) -> UInt8[np.ndarray, "H W 3"]:
     """Reads or decodes one image.
 
-    Args:
-      image: see `ImageLike`.
-      name: name of the image in error messages; a path is named by itself.
-
     Raises:
-      InputError: it is not an image.
+      InputError: it is not an image; the message calls it `name`, or by its path if it has one.
     """
     if isinstance(image, str | os.PathLike):
         return decode(read_file(Path(image).expanduser()), image)

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-# From violet, transparent, to yellow over violet tissue: the steps can be told apart with any
+# From violet, transparent, to yellow over violet tissue: the steps can be distinguished with any
 # color vision, and in print.
 _COLORMAP = "viridis"
 _MAX_OPACITY = 0.62  # of the color at the maximum of a map
-_MIN_SIDE, _MAX_SIDE = 200, 1024  # pixels of the longer side of a tile in a panel
+_MIN_LENGTH, _MAX_LENGTH = 200, 1024  # pixels of the longer edge of a tile in a panel
 _GAP, _BAR, _LABELS, _CAPTION = 8, 14, 62, 22  # pixels, at the scale of a small tile
 
 
@@ -33,12 +33,7 @@ def relative_strength(values: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 
 def overlay_map(
     image: UInt8[np.ndarray, "H W 3"], values: Float[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Colors the regions of positive values and draws a contour at half the maximum.
-
-    Args:
-      image: RGB.
-      values: a map of the image, at any resolution.
-    """
+    """Colors the regions of positive values and draws a contour at half the maximum."""
     strength = np.clip(upsample(relative_strength(values), image.shape[:2]), 0, 1)
     blended = _blend(image, strength)
     inside = Image.fromarray((255 * (strength >= 0.5)).astype(np.uint8))
@@ -100,15 +95,15 @@ def to_png(image: Image.Image) -> bytes:
 def shrink_to_display(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """Reduces an image to the largest size that a panel shows; smaller ones are returned as is."""
     longer = max(image.shape[:2])
-    return _resize(image, _MAX_SIDE / longer) if longer > _MAX_SIDE else image
+    return _resize(image, _MAX_LENGTH / longer) if longer > _MAX_LENGTH else image
 
 
 def _fit_to_display(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
     longer = max(image.shape[:2])
-    if longer >= _MIN_SIDE:
+    if longer >= _MIN_LENGTH:
         return shrink_to_display(image)
     # By a whole number, so that all pixels of a small tile are shown at the same size.
-    return _resize(image, math.ceil(_MIN_SIDE / longer))
+    return _resize(image, math.ceil(_MIN_LENGTH / longer))
 
 
 def _resize(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,13 +14,12 @@ from densenet_flax.inference.overlay import draw_panel
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """Probabilities and decisions for some images.
+    """Probabilities and decisions for N images.
 
     Attributes:
       class_names: names of the K classes, in the order of the columns.
       probability: float64, the network's own probabilities; decisions are made with these.
-      calibrated: float64, the probabilities after temperature scaling; equal to `probability`
-        where no temperature is known.
+      calibrated: float64, after temperature scaling; `probability` where no temperature is known.
       label: int64, index of the decided class. Of two classes the second where its probability
         reaches the threshold; of more the most probable.
     """
@@ -41,12 +40,11 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Explanation:
-    """Saliency maps of some images: which regions support a class.
+    """Saliency maps of N images: which regions support a class.
 
     Attributes:
-      maps: float32, at the resolution of the unit. Each value is the contribution of a position to
-        the score of the class: positive where it increases the score, negative where it lowers
-        it. See `densenet_flax.inference.saliency`.
+      maps: float32, at the resolution of the unit: the contribution of each position to the score
+        of the class, which it increases or lowers. See `densenet_flax.inference.saliency`.
       label: int64, index of the class that is explained.
       class_names: names of the classes.
       unit: name of the unit whose channels are weighted.
@@ -67,10 +65,7 @@ class Explanation:
 
         Args:
           index: number of the map.
-          image: the image that the map explains, of any size.
-
-        Raises:
-          InputError: `image` cannot be read as an image.
+          image: the image that the map explains, of any size; InputError if it cannot be read.
         """
         return draw_panel(read_pixels(image, f"image {index}"), self.maps[index])
 
@@ -78,16 +73,12 @@ class Explanation:
 def to_probabilities(
     logits: Float[np.ndarray, "N outputs"], activation: str = "softmax"
 ) -> Float[np.ndarray, "N K"]:
-    """Applies softmax or sigmoid, in float64 so that confident predictions stay distinguishable.
+    """Applies softmax over the outputs or sigmoid to each.
 
-    Args:
-      logits: one column for each output. A single output is P(positive), whatever the activation.
-      activation: 'softmax' over the outputs, or 'sigmoid' of each.
-
-    Returns:
-      float64; K = 2, negative and positive, for a single output, else one column per output.
+    A single output is P(positive), whatever the activation, and makes K = 2 columns: negative and
+    positive. Else there is one for each output.
     """
-    logits = np.asarray(logits, np.float64)
+    logits = np.asarray(logits, np.float64)  # in which confident predictions stay distinguishable
     if activation == "softmax" and logits.shape[-1] > 1:
         return scipy.special.softmax(logits, axis=-1)
     positive = scipy.special.expit(logits)

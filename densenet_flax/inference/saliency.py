@@ -14,7 +14,7 @@ with the weights of one of two methods:
   exact: the mean of the map over all positions, plus the contrasted bias, is S.
 * **Grad-CAM** (Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via
   Gradient-based Localization", ICCV 2017) everywhere else: the sum over all positions of ∂S/∂A.
-  It differs from the publication twice: the sum replaces the mean, so that both methods agree
+  It differs from the publication twice: the sum replaces the mean, so that the two methods agree
   where both exist; and there is no ReLU, so that positions which lower the score are negative.
 
 (HiResCAM would multiply ∂S/∂A and A at each position before it sums over channels.)
@@ -24,6 +24,7 @@ NeurIPS 2018: maps that explain what was learned change when the weights are shu
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -42,11 +43,7 @@ from densenet_flax.models.units import param_key, select_units
 
 
 def next_unit(model: DenseNet, unit: str) -> str:
-    """Name of the unit that takes the output of this one.
-
-    Raises:
-      InputError: `unit` is no unit of the backbone; the message names some.
-    """
+    """Name of the unit that takes the output of this one; InputError if there is none."""
     backbone = [name for name in model.units if name != "head"]
     if unit not in backbone:
         raise InputError(
@@ -70,10 +67,7 @@ def saliency_maps(
     unit: str = "norm",
     norm_input: Float[Array, "N h w C"] | None = None,
 ) -> Float[np.ndarray, "N h w"]:
-    """Computes the contribution of each position to the score of a class.
-
-    CAM at the last unit of a network with a linear head, signed Grad-CAM elsewhere; the formulas
-    are at the top of this module.
+    """Computes the contribution of each position to the score of a class, as the module defines it.
 
     Args:
       segmented: the compiled network; a cut at `next_unit(unit)` saves a compilation.
@@ -145,14 +139,6 @@ def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -
 
     What was learned is lost, while every tensor keeps its values, so activations keep scales that
     the layers work with. (Adebayo et al. draw new initial values.)
-
-    Args:
-      variables: those of the whole network.
-      units: names of the units to shuffle.
-      seed: of the random order.
-
-    Returns:
-      Variables of the same shapes, NumPy arrays where they were shuffled.
     """
     keys = {param_key(unit) for unit in units}
     rng = np.random.default_rng(seed)
@@ -170,26 +156,18 @@ def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -
 
 
 def cascading_units(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
-    """The steps of a cascading randomization, from the head down to the stem.
+    """The steps of a cascading randomization: their names, and all units shuffled by then.
 
-    Returns:
-      For each step its name, which is 'head', a dense block with the norm or transition after it
-      ('conv5', …, 'conv2') or 'stem'; and all units that are shuffled by then.
+    A step is 'head', a dense block with the norm or transition after it ('conv5', …, 'conv2'), or
+    'stem'.
     """
-    groups: dict[str, list[str]] = {"head": ["head"]}
-    for unit in reversed([name for name in model.units if name != "head"]):
-        group = unit.partition("_block")[0]
+    groups: dict[str, tuple[str, ...]] = {}
+    for unit in reversed(model.units):
+        group = unit.partition("_block")[0].replace("pool", "conv")
         if unit == "norm":
             group = f"conv{len(model.blocks) + 1}"
-        elif unit.startswith("pool"):
-            group = unit.replace("pool", "conv")
-        groups.setdefault(group, []).append(unit)
-    steps = []
-    shuffled: tuple[str, ...] = ()
-    for name, units in groups.items():
-        shuffled = (*shuffled, *units)
-        steps.append((name, shuffled))
-    return steps
+        groups[group] = (*groups.get(group, ()), unit)
+    return list(zip(groups, itertools.accumulate(groups.values()), strict=True))
 
 
 def mean_rank_correlation(
@@ -203,9 +181,8 @@ def mean_rank_correlation(
         return None
     correlations = []
     for a, b in zip(maps, others, strict=True):
-        ranks_nothing = not np.ptp(a) > 0 or not np.ptp(b) > 0  # true of NaN as well
-        correlation = 0.0 if ranks_nothing else scipy.stats.spearmanr(a, b, axis=None).statistic
-        correlations.append(correlation)
+        varies = np.ptp(a) > 0 and np.ptp(b) > 0  # of NaN: false
+        correlations.append(scipy.stats.spearmanr(a, b, axis=None).statistic if varies else 0.0)
     return float(np.mean(correlations))
 
 
@@ -225,14 +202,8 @@ def sanity_check(
     good news. High ones say that the maps show the image, as an edge detector does, and not the
     network.
 
-    Args:
-      segmented: as for `saliency_maps`.
-      variables: as for `saliency_maps`.
-      images: as for `saliency_maps`.
-      target: as for `saliency_maps`.
-      maps: the result of `saliency_maps`, or its first M rows if the rest are padding.
-      unit: as for `saliency_maps`.
-      seed: of the random order.
+    Args are those of `saliency_maps`; `maps`, what it returned, or its first M rows if the rest are
+    padding; and the `seed` of the random order.
 
     Returns:
       For each step of `cascading_units`, in that order, the mean rank correlation with `maps`;

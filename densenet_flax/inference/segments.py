@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -26,7 +26,7 @@ class SegmentedModel:
 
     Attributes:
       model: a network with a head.
-      mesh: the devices to spread batches over.
+      mesh: the devices to split batches over.
       cuts: names of the units at which segments begin. Always among them are the stem, the last
         norm, whose input the saliency maps need, and the head, whose input is the pooled features.
       preprocessing: mode of `preprocess_input`.
@@ -67,27 +67,18 @@ class SegmentedModel:
         Returns:
           The input of `stop`; logits `[N, num_classes]` if that is None.
         """
-        for begin, end in self._segments(start, stop):
-            x = _run_segment(
-                self.model,
-                self._select(variables, begin, end),
-                x,
-                start=begin,
-                stop=end,
-                preprocessing=self.preprocessing,
-            )
+        ends = (*self.cuts, None)  # None is the end of the network
+        mode = self.preprocessing
+        for begin, end in pairwise(ends[ends.index(start) : ends.index(stop) + 1]):
+            assert begin is not None
+            used = self._select(variables, begin, end)
+            x = _run_segment(self.model, used, x, start=begin, stop=end, preprocessing=mode)
         return x
 
     def input_spec(self, cut: str, image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the input of a cut after the stem, for images `[N, H, W, 3]`."""
         dtype = np.float32 if cut == "head" else self.model.dtype
         return jax.ShapeDtypeStruct(self.model.input_shape(cut, image_shape), np.dtype(dtype))
-
-    def _segments(self, start: str, stop: str | None) -> Iterator[tuple[str, str | None]]:
-        ends = (*self.cuts, None)  # None is the end of the network
-        for begin, end in pairwise(ends[ends.index(start) : ends.index(stop) + 1]):
-            assert begin is not None
-            yield begin, end
 
     def _select(self, variables: Variables, begin: str, end: str | None) -> dict[str, PyTree]:
         units = self.model.units

@@ -21,11 +21,7 @@ def num_views(size: Sequence[int]) -> int:
 
 @jax.jit
 def symmetric_views(images: UInt8[Array, "N H W 3"]) -> UInt8[Array, "NV H W 3"]:
-    """Turns and mirrors images without interpolation.
-
-    Returns:
-      The V views of the first image, beginning with itself, then those of the next; NV = N · V.
-    """
+    """The V views of the first image, beginning with itself, then those of the next; NV = N · V."""
     # The first four keep rows as rows; the others exchange them with columns.
     matrices = jnp.asarray(SYMMETRIES[: num_views(images.shape[1:3])])
 

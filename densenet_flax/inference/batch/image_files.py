@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import itertools
 import os
 from pathlib import Path
 
@@ -28,13 +29,10 @@ class ImageFile:
 
 
 def find_images(images: str) -> list[ImageFile]:
-    """Finds the images of a folder and its subfolders, of a pattern, or one file.
+    """Finds the images of a folder and its subfolders, of a pattern, or one file; sorted by name.
 
     Args:
       images: a path, or a pattern with `*`, `?`, `[…]`, and `**` for any depth.
-
-    Returns:
-      At least one image, sorted by name.
 
     Raises:
       InputError: there is none.
@@ -59,28 +57,18 @@ def _match(pattern: Path) -> list[ImageFile]:
     images = sorted(path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES))
     if images and len(images) < len(paths):
         logging.info("%s: ignored %d other files", pattern, len(paths) - len(images))
-    base = _fixed_folder(pattern)
+    # Names are relative to the folder above the first part of the pattern that may match several.
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1])
+    base = Path(*fixed)
     return [ImageFile(path, path.relative_to(base).as_posix()) for path in images]
-
-
-def _fixed_folder(pattern: Path) -> Path:
-    """The folder above the first part of a pattern that may match several."""
-    folder = Path()
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        folder /= part
-    return folder
 
 
 def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
     """The patient that the name of a file states; '' if it states none.
 
-    Args:
-      file: the image file.
-      settings: those of the network. Its `patient_pattern` is searched in the path, with the
-        meaning of `data.patient_pattern`: the first group, or all that matches. Without a pattern,
-        names of BreakHis state the patient, by `patient_group`, 'case70' if that is unknown.
+    `patient_pattern` is searched in the path, with the meaning of `data.patient_pattern`: the first
+    group, or all that matches. Without a pattern, names of BreakHis state the patient, by
+    `patient_group`, 'case70' if that is unknown.
     """
     if pattern := settings.patient_pattern:
         return find_patient(pattern, os.path.join("/", file.path.as_posix()))

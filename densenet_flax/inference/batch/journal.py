@@ -28,11 +28,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, key: str):
-        """Opens the journal to append to it, or starts it over if it belongs to another job.
-
-        Args:
-          path: of its file, which is created if necessary.
-          key: identifies the job.
+        """Opens the journal to append to it, or starts it over if it has the key of another job.
 
         Raises:
           InputError: another process has it open, or it cannot be written.

@@ -27,24 +27,18 @@ class OutputOptions:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Checks the file names, and that the table may be written, before anything takes time.
-
-        Raises:
-          InputError: the format of a file name is unknown, or the table exists.
-        """
+        """Raises InputError for an unknown format or an existing table, before anything else."""
         check_format("--output", self.output, (".csv", ".parquet"))
         if self.embeddings:
             check_format("--embeddings", self.embeddings, (".npy", ".parquet"))
         self._check_free("--output", self.output)
 
     def check_other_outputs(self) -> None:
-        """Checks that a new job finds no embeddings or overlays; one that resumes has its own.
-
-        Raises:
-          InputError: one of them exists.
-        """
+        """Raises InputError if embeddings or overlays exist. A job that resumes has its own."""
         self._check_free("--embeddings", self.embeddings)
-        self._check_free("--overlays", self.overlays)
+        # An empty folder is free.
+        if self.overlays and not (self.overlays.is_dir() and not any(self.overlays.iterdir())):
+            self._check_free("--overlays", self.overlays)
 
     def overlay_path(self, file: ImageFile) -> Path:
         """The PNG file of an image's overlay, under the name that the image has in its folder."""
@@ -52,13 +46,9 @@ class OutputOptions:
         return path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
 
     def _check_free(self, flag: str, path: Path | None) -> None:
-        if path is None or self.overwrite or not path.exists():
-            return
-        if path.is_dir() and flag == "--overlays" and not any(path.iterdir()):
-            return
-        raise InputError(
-            f"{flag}={path}: already exists; choose another name, or replace it with --overwrite"
-        )
+        if path and path.exists() and not self.overwrite:
+            expected = "choose another name, or replace it with --overwrite"
+            raise InputError(f"{flag}={path}: already exists; {expected}")
 
 
 def partial_path(path: Path) -> Path:

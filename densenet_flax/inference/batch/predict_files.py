@@ -15,7 +15,6 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import FrameType
 from typing import BinaryIO, TypeAlias
 
 import jax
@@ -70,20 +69,10 @@ def predict(
 ) -> Summary:
     """Predicts image files with a trained network, as `main.py --mode=predict` does.
 
-    Args:
-      network: a work directory or a weights file, as for `load_classifier`.
-      images: a folder, a file or a pattern, as for `find_images`.
-      options: the outputs.
-      batch_size: images at a time; by default that of training, or 32.
-
-    Returns:
-      A summary, which is also logged.
-
-    Raises:
-      InputError: as `load_classifier`, `find_images` and `predict_files`.
-      Stopped: as `predict_files`.
+    Args and errors are those of `load_classifier`, `find_images` and `predict_files`. The summary
+    is also logged.
     """
-    options.check()
+    options.check()  # before the network is loaded
     files = find_images(images)
     classifier = load_classifier(network, batch_size=batch_size)
     summary = predict_files(classifier, files, options)
@@ -99,17 +88,7 @@ def predict(
 def predict_files(
     classifier: Classifier, files: Sequence[ImageFile], options: OutputOptions
 ) -> Summary:
-    """Predicts image files and writes the table.
-
-    Files that cannot be read are logged and have no row.
-
-    Args:
-      classifier: the network.
-      files: the images; see `find_images`.
-      options: the outputs.
-
-    Returns:
-      A summary.
+    """Predicts image files and writes the table. Unreadable files are logged and have no row.
 
     Raises:
       InputError: an output exists or cannot be written, or no file can be read.
@@ -130,10 +109,8 @@ def predict_files(
                 job.process_remaining()
                 summary = job.write_tables()
         except KeyboardInterrupt:
-            raise Stopped(
-                f"stopped; what is done is kept in {journal.path}; run the same command again to "
-                "resume"
-            ) from None
+            kept = f"what is done is kept in {journal.path}"
+            raise Stopped(f"stopped; {kept}; run the same command again to resume") from None
     journal.path.unlink(missing_ok=True)
     return summary
 
@@ -165,9 +142,8 @@ class _Job:
             prepared = self.classifier.prepare(pixels)
         except InputError as error:
             return error
-        return _LoadedImage(
-            prepared, shrink_to_display(pixels) if self.options.overlays else prepared
-        )
+        displayed = shrink_to_display(pixels) if self.options.overlays else prepared
+        return _LoadedImage(prepared, displayed)
 
     def _process(self, batch: Sequence[_Item], features: BinaryIO | None) -> None:
         """Runs the network on the readable images of a batch and writes all about them."""
@@ -202,15 +178,12 @@ class _Job:
         prepared: UInt8[np.ndarray, "N H W 3"],
         output: ForwardOutput,
     ) -> None:
-        prediction = self.classifier.decide(output.probability)
-        maps = self.classifier.explain_batch(
-            prepared, prediction.label, output, unit=self.options.unit
-        )
+        prediction, unit = self.classifier.decide(output.probability), self.options.unit
+        maps = self.classifier.explain_batch(prepared, prediction.label, output, unit=unit)
         for i, (file, image) in enumerate(images):
             name, p = prediction.decision[i], prediction.probability[i, prediction.label[i]]
-            panel = draw_panel(
-                image.displayed, maps[i], caption=f"called {name}: P({name}) = {p:.3f}"
-            )
+            caption = f"called {name}: P({name}) = {p:.3f}"
+            panel = draw_panel(image.displayed, maps[i], caption=caption)
             with atomic_file(self.options.overlay_path(file)) as temporary:
                 panel.save(temporary, "PNG")
 
@@ -239,17 +212,12 @@ class _Job:
                 yield file, value
 
     def write_tables(self) -> Summary:
-        """Writes the table and the embeddings from what is on disk.
-
-        Raises:
-          InputError: no file can be read, or an output cannot be written.
-        """
+        """Writes the table and the embeddings from what is on disk; InputError if it is nothing."""
         skipped = [value for _, value in self.journal.entries() if isinstance(value, str)]
         if len(skipped) == len(self.files):
             self.journal.path.unlink(missing_ok=True)  # so that repaired files are read again
-            raise InputError(
-                f"none of the {len(self.files)} images can be read, such as {skipped[0]}"
-            )
+            message = f"none of the {len(self.files)} images can be read, such as {skipped[0]}"
+            raise InputError(message)
         # The table comes last: as long as it is missing, the same command resumes.
         embeddings, width = self.options.embeddings, self.classifier.info.layout.features
         if embeddings:
@@ -287,8 +255,8 @@ def _columns(
 def _group(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
     """Groups images so that the readable ones of each group are one batch for the network.
 
-    A group ends after 4 · batch_size files at the latest, so that a long row of unreadable files
-    is noted in the journal too.
+    A group ends after 4 · batch_size files at the latest, so that the journal has many unreadable
+    files in a row too.
     """
     group: list[_Item] = []
     readable = 0
@@ -332,11 +300,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Tables that are written part by part, as CSV, Parquet or NumPy: each file complete or absent."""
 
+import contextlib
 import csv
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,16 +14,12 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import atomic_file
 
 Item = TypeVar("Item")
-Column: TypeAlias = Sequence[str] | Float[np.ndarray, "N"]
-Part: TypeAlias = Mapping[str, Column]  # some rows of a table: their columns by name
+# Rows of a table: their columns by name, each a list of texts or an array of numbers.
+Part: TypeAlias = Mapping[str, list[str] | Float[np.ndarray, "N"]]
 
 
 def check_format(flag: str, path: Path, suffixes: Sequence[str]) -> None:
-    """Checks that the suffix of a file names a format, and that its library is installed.
-
-    Raises:
-      InputError: it does not, or it is not.
-    """
+    """Raises InputError if the suffix names no format, or if its library is not installed."""
     if path.suffix not in suffixes:
         raise InputError(f"{flag}={path}: expected a name that ends in {' or '.join(suffixes)}")
     if path.suffix == ".parquet":
@@ -37,22 +34,14 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def write_table(path: Path, parts: Iterable[Part]) -> None:
-    """Writes a table.
-
-    Args:
-      path: a `.csv` or `.parquet` file.
-      parts: its rows, at least one part; all parts have the same columns.
+    """Writes a `.csv` or `.parquet` file of at least one part; all have the same columns.
 
     Raises:
       InputError: it cannot be written.
     """
+    write = _write_csv if path.suffix == ".csv" else _write_parquet
     with atomic_file(path) as temporary:
-        if path.suffix == ".csv":
-            _write_csv(temporary, parts)
-        else:
-            pyarrow, _ = _import_pyarrow()
-            tables = ({k: _to_arrow(pyarrow, v) for k, v in part.items()} for part in parts)
-            _write_parquet(temporary, tables)
+        write(temporary, parts)
 
 
 def write_features(
@@ -73,24 +62,24 @@ def write_features(
     """
     rows = raw.stat().st_size // (4 * width)  # 4 bytes a number
     with open(raw, "rb") as source, atomic_file(path) as temporary:
-        parts = iter(lambda: source.read(4 * width * rows_per_chunk), b"")
+        data = iter(lambda: source.read(4 * width * rows_per_chunk), b"")
         if path.suffix == ".npy":
             with open(temporary, "wb") as file:
                 # The header needs the number of rows, which is why the features were raw until now.
                 header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
                 np.lib.format.write_array_header_1_0(file, header)
-                file.writelines(parts)
-            return
-        pyarrow, _ = _import_pyarrow()
-
-        def tables() -> Iterator[Mapping[str, Any]]:
-            for data, names in zip(parts, chunks(files, rows_per_chunk), strict=True):
-                values = pyarrow.array(np.frombuffer(data, np.float32))
-                # Lists of one length, without an offset for each row.
-                features = pyarrow.FixedSizeListArray.from_arrays(values, width)
-                yield {"file": _to_arrow(pyarrow, names), "features": features}
-
-        _write_parquet(temporary, tables())
+                file.writelines(data)
+        else:
+            names = chunks(files, rows_per_chunk)
+            # Lists of one length, without an offset for each row.
+            to_lists = _import_pyarrow().FixedSizeListArray.from_arrays
+            _write_parquet(
+                temporary,
+                (
+                    {"file": file, "features": to_lists(np.frombuffer(values, np.float32), width)}
+                    for file, values in zip(names, data, strict=True)
+                ),
+            )
 
 
 def _write_csv(path: Path, parts: Iterable[Part]) -> None:
@@ -100,42 +89,36 @@ def _write_csv(path: Path, parts: Iterable[Part]) -> None:
         for number, part in enumerate(parts):
             if not number:
                 writer.writerow(part)
-            writer.writerows(zip(*map(_to_cells, part.values()), strict=True))
+            # `repr` writes as many digits as reading a number back exactly takes.
+            cells = (x if isinstance(x, list) else map(repr, x.tolist()) for x in part.values())
+            writer.writerows(zip(*cells, strict=True))
 
 
-def _to_cells(column: Column) -> Iterable[str]:
-    """The cells of a column; numbers with as many digits as reading them back exactly takes."""
-    return map(repr, column.tolist()) if isinstance(column, np.ndarray) else column
-
-
-def _write_parquet(path: Path, tables: Iterable[Mapping[str, Any]]) -> None:
-    pyarrow, parquet = _import_pyarrow()
-    writer = None
-    try:
-        for columns in tables:
-            table = pyarrow.table(dict(columns))
-            # The schema is known with the first part.
-            writer = writer or parquet.ParquetWriter(path, table.schema)
+def _write_parquet(path: Path, parts: Iterable[Mapping[str, Any]]) -> None:
+    pyarrow = _import_pyarrow()
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for part in parts:
+            table = pyarrow.table(
+                {name: _escape(x) if isinstance(x, list) else x for name, x in part.items()}
+            )
+            if writer is None:  # the schema is known with the first part
+                new_writer = pyarrow.parquet.ParquetWriter(path, table.schema)
+                writer = stack.enter_context(new_writer)
             writer.write_table(table)
-    finally:
-        if writer:
-            writer.close()
 
 
-def _to_arrow(pyarrow: Any, column: Column) -> Any:
-    if isinstance(column, np.ndarray):
-        return pyarrow.array(column)
+def _escape(texts: list[str]) -> list[str]:
     # Parquet's strings are UTF-8: bytes of a file name that are not are written as escapes.
-    return pyarrow.array([text.encode("utf-8", "backslashreplace").decode() for text in column])
+    return [text.encode("utf-8", "backslashreplace").decode() for text in texts]
 
 
-def _import_pyarrow() -> tuple[Any, Any]:
+def _import_pyarrow() -> Any:
     try:
-        import pyarrow  # when it is needed: it takes half a second and is optional
-        import pyarrow.parquet as parquet
+        import pyarrow.parquet  # when it is needed: it takes half a second and is optional
     except ImportError as error:
         raise InputError(
             "Parquet needs pyarrow, which is not installed: pip install 'densenet_flax[parquet]', "
             "or choose .csv or .npy"
         ) from error
-    return pyarrow, parquet
+    return pyarrow
