@@ -87,7 +87,7 @@ class Classifier:
         Args:
           variables: those of the whole network, with a head.
           info: which network it is and how to use it.
-          image_size: (height, width); by default that of `info`, or 224 × 224.
+          image_size: as for `load_classifier`.
           batch_size: images, or views of them, that the network takes at a time.
           cuts: names of the units at which the run's stages cut the network. With them the
             compiled segments are those of the run, which JAX's compilation cache holds.
@@ -102,7 +102,7 @@ class Classifier:
             )
         settings, point = info.inference, info.inference.operating_point
         height, width = image_size or settings.image_size or DEFAULT_IMAGE_SIZE
-        if min(height, width) < 32:
+        if min(height, width) < 32:  # the network halves an image five times
             raise InputError(f"image_size=({height}, {width}): expected at least 32 each way")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: expected at least 1")
@@ -171,13 +171,10 @@ class Classifier:
             decided = self.decide(output.probability).label
             labels.append(decided if targets is None else targets[rows])
             maps.append(self.explain_batch(batch, labels[-1], output, unit=unit))
-        return Explanation(
-            np.concatenate(maps) if maps else np.empty((0, 1, 1), np.float32),
-            np.concatenate([np.empty(0, np.int64), *labels]),
-            self.class_names,
-            unit,
-            "CAM" if is_cam(self.model, unit) else "Grad-CAM",
-        )
+        all_maps = np.concatenate(maps) if maps else np.empty((0, 1, 1), np.float32)
+        label = np.concatenate([np.empty(0, np.int64), *labels])
+        method = "CAM" if is_cam(self.model, unit) else "Grad-CAM"
+        return Explanation(all_maps, label, self.class_names, unit, method)
 
     def prepare(self, image: ImageLike, name: object = "image") -> UInt8[np.ndarray, "H W 3"]:
         """Decodes, stain-normalizes and resizes an image as in training. Safe to call from threads.
@@ -283,13 +280,9 @@ def load_classifier(
         settings = dataclasses.replace(info.inference, dtype=dtype)
         info = dataclasses.replace(info, inference=settings)
     config = Workdir(path).read_config()  # {} for a file
-    return Classifier(
-        variables,
-        info,
-        image_size=image_size,
-        batch_size=batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE),
-        cuts=_stage_cuts(config, info),
-    )
+    batch_size = batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
+    cuts = _stage_cuts(config, info)
+    return Classifier(variables, info, image_size=image_size, batch_size=batch_size, cuts=cuts)
 
 
 def _stage_cuts(config: JsonDict, info: WeightsInfo) -> list[str]:
@@ -328,15 +321,12 @@ def _class_indices(
         raise InputError(
             f"target: {len(targets)} classes for {count} images; expected one for each, or one"
         )
-    indices = []
+    index_of: dict[int | str, int] = {i: i for i in range(len(class_names))}
+    index_of |= {name: i for i, name in enumerate(class_names)}
     for name in targets:
-        if isinstance(name, str) and name in class_names:
-            indices.append(class_names.index(name))
-        elif not isinstance(name, str) and 0 <= int(name) < len(class_names):
-            indices.append(int(name))
-        else:
+        if name not in index_of:
             raise InputError(
                 f"target {name!r}: expected a class, {', '.join(class_names)}, or its index from "
                 f"0 to {len(class_names) - 1}"
             )
-    return np.resize(np.array(indices, np.int64), count)
+    return np.resize(np.array([index_of[name] for name in targets], np.int64), count)

@@ -47,11 +47,13 @@ def predict_logits(
     """
     if batches is None:
         batches = image_batches(dataset, ids, batch_size, segmented.mesh)
-
-    def predict(inputs: jax.Array) -> Float[np.ndarray, "N K"]:
-        return to_host(segmented.run(variables, inputs, start=start))
-
-    return _predict_batches(predict, batches, progress)
+    logits = []
+    for _, weight, batch in batches:
+        count = int(weight.sum())  # the padding comes last
+        logits.append(to_host(segmented.run(variables, batch["inputs"], start=start))[:count])
+        if progress:
+            progress(count)
+    return np.concatenate(logits)
 
 
 def predict_probabilities(
@@ -75,13 +77,19 @@ def predict_probabilities(
     views = num_views(dataset.images.shape[1:3])
     # As many images as give one batch of views: a shape that is compiled already.
     images_per_batch = max(1, batch_size // views)
+    batches = (
+        (rows, np.repeat(weight, views), {"inputs": symmetric_views(batch["inputs"])})
+        for rows, weight, batch in image_batches(dataset, ids, images_per_batch, segmented.mesh)
+    )
 
-    def predict(images: jax.Array) -> Float[np.ndarray, "N K"]:
-        logits = to_host(segmented.run(variables, symmetric_views(images)))
-        return mean_over_views(to_probabilities(logits), views)
+    def count_images(views_done: int) -> None:
+        if progress:
+            progress(views_done // views)
 
-    batches = image_batches(dataset, ids, images_per_batch, segmented.mesh)
-    return _predict_batches(predict, batches, progress)
+    logits = predict_logits(
+        segmented, variables, dataset, ids, batch_size, batches=batches, progress=count_images
+    )
+    return mean_over_views(to_probabilities(logits), views)
 
 
 def image_batches(
@@ -93,17 +101,3 @@ def image_batches(
     images = prefetch_images(dataset.images, [process_slice(rows, mesh) for rows, _ in batches])
     for rows, weight in batches:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
-
-
-def _predict_batches(
-    predict: Callable[[jax.Array], Float[np.ndarray, "N K"]],
-    batches: Iterable[Batch],
-    progress: Callable[[int], object] | None,
-) -> Float[np.ndarray, "N K"]:
-    predictions = []
-    for _, weight, batch in batches:
-        count = int(weight.sum())  # the padding comes last
-        predictions.append(predict(batch["inputs"])[:count])
-        if progress:
-            progress(count)
-    return np.concatenate(predictions)

@@ -56,7 +56,7 @@ def draw_panel(
       image: RGB; a small one is enlarged, a large one reduced.
       values: a map of the image, at any resolution.
       stacked: whether the copy lies below the image instead of beside it.
-      caption: a line of text below both.
+      caption: a line of text below them.
     """
     tile = _fit_to_display(image)
     height, width = tile.shape[:2]
@@ -74,12 +74,10 @@ def draw_panel(
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12 * scale)
     middle = y + height // 2
     draw.line([(bar_x, middle), (bar_x + bar, middle)], "white", 2 * scale)
-    for text, text_y, anchor in (
-        ("strongest", y + 1, "la"),
-        ("half", middle, "lm"),
-        ("none", y + height - 1, "ld"),
-    ):
-        draw.text((bar_x + bar + 4, text_y), text, "black", font, anchor=anchor)
+    labels_x = bar_x + bar + 4
+    draw.text((labels_x, y + 1), "strongest", "black", font, anchor="la")
+    draw.text((labels_x, middle), "half", "black", font, anchor="lm")
+    draw.text((labels_x, y + height - 1), "none", "black", font, anchor="ld")
     if caption:
         draw.text((0, y + height + caption_height // 2), caption, "black", font, anchor="lm")
     return canvas

@@ -36,9 +36,9 @@ class OutputOptions:
     def check_other_outputs(self) -> None:
         """Raises InputError if embeddings or overlays exist. A job that resumes has its own."""
         self._check_free("--embeddings", self.embeddings)
-        # An empty folder is free.
-        if self.overlays and not (self.overlays.is_dir() and not any(self.overlays.iterdir())):
-            self._check_free("--overlays", self.overlays)
+        folder = self.overlays
+        if folder and not (folder.is_dir() and not any(folder.iterdir())):  # an empty one is free
+            self._check_free("--overlays", folder)
 
     def overlay_path(self, file: ImageFile) -> Path:
         """The PNG file of an image's overlay, under the name that the image has in its folder."""
