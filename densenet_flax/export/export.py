@@ -6,20 +6,21 @@ import io
 import json
 import tempfile
 from collections.abc import Collection, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import JsonDict
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
 from densenet_flax.export import stablehlo
-from densenet_flax.export.description import describe, render_readme
-from densenet_flax.export.predict_fn import PredictFn, check_exclusive_classes
-from densenet_flax.inference.classifier import Classifier, load_classifier
+from densenet_flax.export.predict_fn import PredictFn
+from densenet_flax.inference.classifier import Classifier, ImageBatch, load_classifier
 from densenet_flax.inference.results import Prediction
 from densenet_flax.storage.atomic import replace_files
 from densenet_flax.weights.conversion import check_written
@@ -60,7 +61,7 @@ def export_classifier(
     formats: Collection[str] | None = None,
     overwrite: bool = False,
 ) -> ExportResult:
-    """Writes a trained classifier as files that work without this package.
+    """Writes a trained classifier as files that work without this package; logs the result.
 
     The files take prepared images and return probabilities, calibrated probabilities and decisions:
     they include preprocessing, test-time augmentation, temperature and threshold, and compute in
@@ -73,9 +74,6 @@ def export_classifier(
       formats: those of `FORMATS` to write; by default all that can be written here.
       overwrite: whether to replace an export that the folder holds.
 
-    Returns:
-      What was written, which is also logged.
-
     Raises:
       InputError: there is no network; a format is unknown or cannot be written; the folder holds
         something else or cannot be written; or a file does not compute our probabilities. The
@@ -83,9 +81,8 @@ def export_classifier(
     """
     folder = Path(output).expanduser()
     _check_request(folder, formats or (), overwrite)
-    classifier = load_classifier(network, dtype="float32")
-    check_exclusive_classes(classifier)
-    description = describe(classifier)
+    classifier = _load(network)
+    description = _describe(classifier)
     images = _draw_examples(classifier.image_size)
     expected = _predict(classifier, images)
 
@@ -115,7 +112,7 @@ def export_classifier(
         **contents,
         "examples.npz": _examples_file(images, expected),
         _DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
-        "README.md": render_readme(description).encode(),
+        "README.md": _render_readme(description).encode(),
     }
     replace_files(folder, files)
     # Formats of an earlier export: their weights may be those of another network.
@@ -153,6 +150,18 @@ def _require_onnx() -> None:
         ) from error
 
 
+def _load(network: str) -> Classifier:
+    classifier = load_classifier(network, dtype="float32")
+    info = classifier.info
+    if info.activation == "sigmoid" and info.num_classes > 1:
+        # One decision means nothing for classes that do not exclude each other.
+        raise InputError(
+            f"{info.source or 'the weights'}: {info.num_classes} independent sigmoid outputs; "
+            "only networks with mutually exclusive classes can be exported"
+        )
+    return classifier
+
+
 def _serialize(
     name: str, classifier: Classifier, description: JsonDict
 ) -> tuple[bytes, PredictFn | None]:
@@ -183,11 +192,7 @@ def _keras_weights(classifier: Classifier) -> bytes:
 
 
 def _compare(
-    name: str,
-    exported: PredictFn,
-    images: UInt8[np.ndarray, "N H W 3"],
-    expected: Prediction,
-    threshold: float,
+    name: str, exported: PredictFn, images: ImageBatch, expected: Prediction, threshold: float
 ) -> float:
     """Returns the largest difference of a probability; InputError if it or a decision is wrong."""
     is_clear = _is_clear(expected, threshold)
@@ -217,21 +222,21 @@ def _is_clear(expected: Prediction, threshold: float) -> Bool[np.ndarray, "N"]:
     return first - second > TOLERANCE
 
 
-def _draw_examples(size: tuple[int, int]) -> UInt8[np.ndarray, "N H W 3"]:
+def _draw_examples(size: tuple[int, int]) -> ImageBatch:
     """Synthetic tiles of both classes, of (height, width)."""
     rng = np.random.default_rng(0)
     tiles = (draw_tile(rng, i % 2, draw_stain(rng), size[::-1]) for i in range(_NUM_EXAMPLES))
     return np.stack([image for image, _ in tiles])
 
 
-def _predict(classifier: Classifier, images: UInt8[np.ndarray, "N H W 3"]) -> Prediction:
+def _predict(classifier: Classifier, images: ImageBatch) -> Prediction:
     """The classifier's own prediction of prepared images."""
     size = classifier.images_per_batch
     outputs = [classifier.forward(images[i : i + size]) for i in range(0, len(images), size)]
     return classifier.decide(np.concatenate([output.probability for output in outputs]))
 
 
-def _examples_file(images: UInt8[np.ndarray, "N H W 3"], expected: Prediction) -> bytes:
+def _examples_file(images: ImageBatch, expected: Prediction) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -241,6 +246,42 @@ def _examples_file(images: UInt8[np.ndarray, "N H W 3"], expected: Prediction) -
         decision=expected.label.astype(np.int32),
     )
     return buffer.getvalue()
+
+
+def _describe(classifier: Classifier) -> JsonDict:
+    """The classes, the network, how to prepare its input and how its outputs were chosen."""
+    info = classifier.info
+    return {
+        "class_names": list(classifier.class_names),
+        "image_size": list(classifier.image_size),
+        "network": info.network,
+        "layout": info.layout.describe(),
+        "head": {
+            "hidden": list(info.hidden),
+            "outputs": info.num_classes,
+            "activation": info.activation,
+        },
+        "preprocessing": info.preprocessing,
+        "test_time_augmentation": classifier.tta,
+        "operating_point": classifier.operating_point.to_dict(),
+        "stain": dict(info.inference.stain),
+        "weights": {"source": info.source, "sha256": info.sha256, "licence": info.license},
+        "versions": {name: version(name) for name in ("jax", "flax", "numpy")},
+    }
+
+
+def _render_readme(description: JsonDict) -> str:
+    """Renders the README of a folder from what `_describe` returned and the `files` by name."""
+    environment = Environment(
+        loader=PackageLoader("densenet_flax.export"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    height, width = description["image_size"]
+    template = environment.get_template("README.md")
+    return template.render(description, height=height, width=width)
 
 
 def _log(result: ExportResult) -> None:

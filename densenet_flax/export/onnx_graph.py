@@ -1,9 +1,5 @@
 """ONNX: the network written node by node, with Keras's layer names.
 
-This writes the network once more beside `models.densenet` because no converter can: jax2onnx 0.17,
-the maintained one from JAX, fails on Flax's call of max pooling and holds Orbax back at 0.11. A
-DenseNet in inference is a few types of nodes, and in this form runtimes recognize and fuse them.
-
 The functions below have the order and the names of `models.densenet` and `export.predict_fn`, so
 that they can be read beside them. Each adds nodes and returns the name of their output tensor.
 Every exported file is run and compared with the network before it is written.
@@ -24,6 +20,10 @@ from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.tta import num_views
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.models.units import param_key, unit_names
+
+# The network is written once more beside `models.densenet` because no converter can: jax2onnx 0.17,
+# the maintained one from JAX, fails on Flax's call of max pooling and holds Orbax back at 0.11. A
+# DenseNet in inference is a few types of nodes, and in this form runtimes recognize and fuse them.
 
 OPSET = 17
 _IR_VERSION = 8  # of opset 17's time, so that runtimes since 2022 read it
@@ -116,9 +116,7 @@ class _Graph:
         return self.add("Gemm", x, kernel, self.constant(f"{name}/bias", params["bias"]), name=name)
 
 
-# The network, as in `models.densenet`.
-
-
+# The network, as in `models.densenet`: units, then `_densenet`.
 def _stem(graph: _Graph, x: Tensor, params: PyTree, stats: PyTree) -> Tensor:
     x = graph.conv(x, "conv1_conv", params["conv"], strides=2, padding=3)
     x = graph.relu(graph.batch_norm(x, "conv1_bn", params["bn"], stats["bn"]))
@@ -166,12 +164,11 @@ def _densenet(graph: _Graph, x: Tensor, classifier: Classifier) -> Tensor:
     return _head(graph, x, len(info.hidden), variables["params"]["head"])
 
 
-# What comes before and after it, as in `export.predict_fn`.
-
-
+# What comes before and after the network, as in `export.predict_fn`: parts, then `_predict_fn`.
 def _symmetric_views(graph: _Graph, x: Tensor, size: tuple[int, int]) -> Tensor:
     """All symmetries of all images, [V · N, H, W, 3]: by view first, not by image as in `tta`."""
     for axis in (1, 2):
+        # Backward to before the first row; an end of -1 would be the last one.
         backward = {"starts": -1, "ends": np.iinfo(np.int64).min, "axes": axis, "steps": -1}
         inputs = [
             graph.constant(f"flip_{axis}/{key}", [v], np.int64) for key, v in backward.items()

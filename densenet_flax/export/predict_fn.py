@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import Variables
 from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.tta import num_views, symmetric_views
@@ -29,16 +28,6 @@ class Outputs(TypedDict):
 
 # An exported file that was loaded.
 PredictFn: TypeAlias = Callable[[UInt8[np.ndarray, "N H W 3"]], Outputs]
-
-
-def check_exclusive_classes(classifier: Classifier) -> None:
-    """Raises InputError for several sigmoid outputs: one decision means nothing for them."""
-    info = classifier.info
-    if info.activation == "sigmoid" and info.num_classes > 1:
-        raise InputError(
-            f"{info.source or 'the weights'}: {info.num_classes} independent sigmoid outputs; "
-            "only networks with mutually exclusive classes can be exported"
-        )
 
 
 def predict_fn(

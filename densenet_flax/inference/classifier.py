@@ -4,9 +4,11 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+import scipy  # its parts are imported when they are first used
 from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
@@ -16,7 +18,7 @@ from densenet_flax.data.images.decode import resize
 from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.inference.inputs import ImageLike, ImagesLike, list_images, read_pixels
-from densenet_flax.inference.results import Explanation, Prediction, decide, to_probabilities
+from densenet_flax.inference.results import Explanation, Prediction, to_probabilities
 from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
@@ -29,6 +31,9 @@ from densenet_flax.weights.load import read_weights
 
 DEFAULT_IMAGE_SIZE = (224, 224)  # of most published DenseNets; for weights that do not state it
 DEFAULT_BATCH_SIZE = 32
+
+ImageBatch: TypeAlias = UInt8[np.ndarray, "N H W 3"]  # images as `Classifier.prepare` returns them
+Target: TypeAlias = int | str | Sequence[int | str]  # a class, or one for each image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,8 +64,7 @@ class Classifier:
         classifier.embed(["a.png"])  # float32 [1, 1920]
         classifier.explain(["a.png"]).picture(0, "a.png").save("a-map.png")
 
-    The first call compiles the network. Every batch is padded to one shape, so that nothing is
-    compiled again.
+    The first call compiles the network, for one shape: every batch is padded to it.
 
     Attributes:
       class_names: names of the K classes, in the order of the probabilities.
@@ -82,18 +86,14 @@ class Classifier:
         batch_size: int = DEFAULT_BATCH_SIZE,
         cuts: Sequence[str] = (),
     ):
-        """Puts a network on the devices.
+        """Puts a network on the devices; the sizes and errors are those of `load_classifier`.
 
         Args:
           variables: those of the whole network, with a head.
           info: which network it is and how to use it.
-          image_size: as for `load_classifier`.
+          image_size: (height, width).
           batch_size: images, or views of them, that the network takes at a time.
-          cuts: names of the units at which the run's stages cut the network. With them the
-            compiled segments are those of the run, which JAX's compilation cache holds.
-
-        Raises:
-          InputError: no head, an unusable size, or a missing library for the stain normalization.
+          cuts: names of the units at which the run's stages cut the network.
         """
         if not info.num_classes:
             raise InputError(
@@ -115,6 +115,7 @@ class Classifier:
         self.images_per_batch = max(1, batch_size // self._views)
         self._normalize = make_normalizer(resolve_settings(settings.stain))
         model, mode = info.build_model(dtype=jnp.dtype(settings.dtype)), info.preprocessing
+        # With the cuts of the run the segments are the run's, which JAX's compilation cache holds.
         self.network = SegmentedModel(model, make_mesh(), cuts=cuts, preprocessing=mode)
         self.variables = replicate(dict(variables), self.network.mesh)
 
@@ -145,11 +146,7 @@ class Classifier:
         return np.concatenate([np.empty((0, self.info.layout.features), np.float32), *outputs])
 
     def explain(
-        self,
-        images: ImagesLike,
-        target: int | str | Sequence[int | str] | None = None,
-        *,
-        unit: str = "norm",
+        self, images: ImagesLike, target: Target | None = None, *, unit: str = "norm"
     ) -> Explanation:
         """Computes saliency maps: which regions of the images are evidence for a class.
 
@@ -179,13 +176,12 @@ class Classifier:
     def prepare(self, image: ImageLike, name: object = "image") -> UInt8[np.ndarray, "H W 3"]:
         """Decodes, stain-normalizes and resizes an image as in training. Safe to call from threads.
 
-        Raises:
-          InputError: `image` cannot be read as an image; the message calls it `name`.
+        Raises InputError with `name` for an image that cannot be read.
         """
         # In the order of training: the stain is estimated before pixels are averaged.
         return resize(self._normalize(read_pixels(image, name)), self.image_size)
 
-    def forward(self, batch: UInt8[np.ndarray, "N H W 3"]) -> ForwardOutput:
+    def forward(self, batch: ImageBatch) -> ForwardOutput:
         """Runs the network on at most `images_per_batch` images that `prepare` returned."""
         # In three segments, because the input of the norm and the features are returned as well.
         # They are the segments of the evaluation, so the compilation cache of the run has them.
@@ -202,12 +198,7 @@ class Classifier:
         return ForwardOutput(probability[:n], to_host(features).astype(np.float32)[:n], norm_input)
 
     def explain_batch(
-        self,
-        batch: UInt8[np.ndarray, "N H W 3"],
-        label: Int[np.ndarray, "N"],
-        output: ForwardOutput,
-        *,
-        unit: str = "norm",
+        self, batch: ImageBatch, label: Int[np.ndarray, "N"], output: ForwardOutput, *, unit: str
     ) -> Float[np.ndarray, "N h w"]:
         """Computes the maps of prepared images from the output of `forward` for them."""
         size = len(output.norm_input)  # with the padding: a shape that is compiled already
@@ -221,21 +212,30 @@ class Classifier:
 
     def decide(self, probability: Float[np.ndarray, "N K"]) -> Prediction:
         """Calibrates the network's own probabilities and decides, at the operating point."""
-        return decide(probability, self.class_names, self.operating_point)
+        point = self.operating_point
+        if len(self.class_names) == 2:
+            label = point.decide(probability[:, 1])
+            positive = point.calibrate(probability[:, 1])
+            calibrated = np.stack([1 - positive, positive], axis=1)
+        else:
+            label, calibrated = probability.argmax(axis=1), probability
+            if point.temperature != 1:
+                with np.errstate(divide="ignore"):  # log(0) is -inf, whose softmax is 0 again
+                    scores = np.log(probability) / point.temperature
+                calibrated = scipy.special.softmax(scores, axis=1)
+        return Prediction(self.class_names, probability, calibrated, label)
 
     def _batches(
         self, images: Sequence[ImageLike]
-    ) -> Iterator[tuple[slice, UInt8[np.ndarray, "N H W 3"], ForwardOutput]]:
+    ) -> Iterator[tuple[slice, ImageBatch, ForwardOutput]]:
         """Yields the rows of each batch, its prepared images and the output for them."""
         for start in range(0, len(images), self.images_per_batch):
             rows = slice(start, start + self.images_per_batch)
-            prepared = [self.prepare(x, f"image {i}") for i, x in enumerate(images[rows], start)]
-            batch = np.stack(prepared)
+            numbered = enumerate(images[rows], start)
+            batch = np.stack([self.prepare(image, f"image {i}") for i, image in numbered])
             yield rows, batch, self.forward(batch)
 
-    def _to_devices(
-        self, batch: UInt8[np.ndarray, "N H W 3"], size: int
-    ) -> UInt8[Array, "M H W 3"]:
+    def _to_devices(self, batch: ImageBatch, size: int) -> UInt8[Array, "M H W 3"]:
         """Pads a batch to `size` with its last image and splits it over the devices."""
         ids, weight = np.minimum(np.arange(size), len(batch) - 1), np.ones(size, np.float32)
         return put_batch(ids, weight, lambda rows: {"x": batch[rows]}, self.network.mesh)["x"]
@@ -312,14 +312,12 @@ def _operating_point(point: StoredOperatingPoint | None) -> OperatingPoint:
     return OperatingPoint(threshold, point.temperature, point.rule, point.chosen_on, point.notes)
 
 
-def _class_indices(
-    target: int | str | Sequence[int | str], class_names: tuple[str, ...], count: int
-) -> Int[np.ndarray, "N"]:
-    """The index of the target class of each of `count` images."""
+def _class_indices(target: Target, class_names: tuple[str, ...], n: int) -> Int[np.ndarray, "N"]:
+    """The index of the target class of each of `n` images."""
     targets = [target] if isinstance(target, int | str | np.integer) else list(target)
-    if len(targets) not in (1, count):
+    if len(targets) not in (1, n):
         raise InputError(
-            f"target: {len(targets)} classes for {count} images; expected one for each, or one"
+            f"target: {len(targets)} classes for {n} images; expected one for each, or one"
         )
     index_of: dict[int | str, int] = {i: i for i in range(len(class_names))}
     index_of |= {name: i for i, name in enumerate(class_names)}
@@ -329,4 +327,4 @@ def _class_indices(
                 f"target {name!r}: expected a class, {', '.join(class_names)}, or its index from "
                 f"0 to {len(class_names) - 1}"
             )
-    return np.resize(np.array([index_of[name] for name in targets], np.int64), count)
+    return np.resize(np.array([index_of[name] for name in targets], np.int64), n)

@@ -77,6 +77,7 @@ def predict_probabilities(
     views = num_views(dataset.images.shape[1:3])
     # As many images as give one batch of views: a shape that is compiled already.
     images_per_batch = max(1, batch_size // views)
+    # The views of an image follow each other, so those of the padding are last again.
     batches = (
         (rows, np.repeat(weight, views), {"inputs": symmetric_views(batch["inputs"])})
         for rows, weight, batch in image_batches(dataset, ids, images_per_batch, segmented.mesh)

@@ -7,7 +7,6 @@ import scipy  # its parts are imported when they are first used
 from jaxtyping import Float, Int, Shaped
 from PIL import Image
 
-from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.inference.inputs import ImageLike, read_pixels
 from densenet_flax.inference.overlay import draw_panel
 
@@ -61,12 +60,7 @@ class Explanation:
         return len(self.maps)
 
     def picture(self, index: int, image: ImageLike) -> Image.Image:
-        """Draws an image beside a copy with its map laid over, and the color scale.
-
-        Args:
-          index: number of the map.
-          image: the image that the map explains, of any size; InputError if it cannot be read.
-        """
+        """Draws the image of a map, of any size, beside a copy with the map laid over."""
         return draw_panel(read_pixels(image, f"image {index}"), self.maps[index])
 
 
@@ -83,21 +77,3 @@ def to_probabilities(
         return scipy.special.softmax(logits, axis=-1)
     positive = scipy.special.expit(logits)
     return np.concatenate([1 - positive, positive], -1) if logits.shape[-1] == 1 else positive
-
-
-def decide(
-    probability: Float[np.ndarray, "N K"], class_names: tuple[str, ...], point: OperatingPoint
-) -> Prediction:
-    """Calibrates the network's own probabilities and decides on a class for each row."""
-    if len(class_names) == 2:
-        positive = probability[:, 1]
-        calibrated = point.calibrate(positive)
-        calibrated = np.stack([1 - calibrated, calibrated], axis=1)
-        label = point.decide(positive)
-    else:
-        calibrated, label = probability, probability.argmax(axis=1)
-        if point.temperature != 1:
-            with np.errstate(divide="ignore"):  # log(0) is -inf, whose softmax is 0 again
-                scores = np.log(probability) / point.temperature
-            calibrated = scipy.special.softmax(scores, axis=1)
-    return Prediction(class_names, probability, calibrated, label)

@@ -26,7 +26,7 @@ NeurIPS 2018: maps that explain what was learned change when the weights are shu
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,8 @@ from densenet_flax.common.types import PyTree, Variables
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.units import param_key, select_units
+
+Maps: TypeAlias = Float[np.ndarray, "N h w"]
 
 
 def next_unit(model: DenseNet, unit: str) -> str:
@@ -66,7 +68,7 @@ def saliency_maps(
     *,
     unit: str = "norm",
     norm_input: Float[Array, "N h w C"] | None = None,
-) -> Float[np.ndarray, "N h w"]:
+) -> Maps:
     """Computes the contribution of each position to the score of a class, as the module defines it.
 
     Args:
@@ -74,16 +76,14 @@ def saliency_maps(
       variables: those of the whole network, on the devices.
       images: on the devices; not needed where `norm_input` is given and used.
       target: index of the class to explain, for each image.
-      unit: name of a unit of the backbone, whose output channels are weighted.
+      unit: name of a unit of the backbone, whose output channels are weighted; InputError for any
+        other.
       norm_input: the input of the last norm, if it is known; for unit 'norm' the backbone then
         does not run again.
 
     Returns:
       float32, at the resolution of the unit: positive where a position is evidence for the class,
       negative where it lowers the score.
-
-    Raises:
-      InputError: there is no such unit.
     """
     model, after = segmented.model, next_unit(segmented.model, unit)
     # The last norm runs in `_weighted_channels`, because its input is what callers have at hand.
@@ -115,6 +115,7 @@ def _weighted_channels(
     contrast = _contrast(target, model.num_classes)
     if after == "head" and not model.hidden:
         kernel = variables["params"]["head"]["predictions"]["kernel"]  # [C, K]
+        # By default sums are in bfloat16 on a TPU and in TF32 on a GPU.
         return jnp.einsum("nhwc,ck,nk->nhw", x, kernel, contrast, precision="highest")
 
     def total_score(features: Float[Array, "N h w C"]) -> Float[Array, ""]:
@@ -135,11 +136,9 @@ def _contrast(target: Int[Array, "N"], outputs: int) -> Float[Array, "N outputs"
 
 
 def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -> Variables:
-    """Puts the values of each tensor of these units in random order.
-
-    What was learned is lost, while every tensor keeps its values, so activations keep scales that
-    the layers work with. (Adebayo et al. draw new initial values.)
-    """
+    """Puts the values of each tensor of these units in random order."""
+    # What was learned is lost, while every tensor keeps its values, so activations keep scales that
+    # the layers work with. (Adebayo et al. draw new initial values.)
     keys = {param_key(unit) for unit in units}
     rng = np.random.default_rng(seed)
 
@@ -149,10 +148,8 @@ def shuffle_weights(variables: Variables, units: Sequence[str], seed: int = 0) -
         values = np.asarray(leaf)
         return rng.permutation(values.reshape(-1)).reshape(values.shape)
 
-    return {
-        name: jax.tree_util.tree_map_with_path(shuffle, dict(tree))
-        for name, tree in variables.items()
-    }
+    shuffle_tree = functools.partial(jax.tree_util.tree_map_with_path, shuffle)
+    return {name: shuffle_tree(dict(tree)) for name, tree in variables.items()}
 
 
 def cascading_units(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
@@ -170,18 +167,14 @@ def cascading_units(model: DenseNet) -> list[tuple[str, tuple[str, ...]]]:
     return list(zip(groups, itertools.accumulate(groups.values()), strict=True))
 
 
-def mean_rank_correlation(
-    maps: Float[np.ndarray, "N h w"], others: Float[np.ndarray, "N h w"]
-) -> float | None:
-    """Spearman's rank correlation of two maps of an image, averaged over the images.
-
-    A constant map ranks no position and counts as 0. None if the maps have a single position.
-    """
+def mean_rank_correlation(maps: Maps, others: Maps) -> float | None:
+    """Mean over images of Spearman's rank correlation of two maps; None of a single position."""
     if maps[0].size < 2:
         return None
     correlations = []
     for a, b in zip(maps, others, strict=True):
-        varies = np.ptp(a) > 0 and np.ptp(b) > 0  # of NaN: false
+        # A constant map ranks no position and counts as 0, as a map with NaN does.
+        varies = np.ptp(a) > 0 and np.ptp(b) > 0
         correlations.append(scipy.stats.spearmanr(a, b, axis=None).statistic if varies else 0.0)
     return float(np.mean(correlations))
 
@@ -194,7 +187,6 @@ def sanity_check(
     maps: Float[np.ndarray, "M h w"],
     *,
     unit: str = "norm",
-    seed: int = 0,
 ) -> dict[str, float | None]:
     """Compares maps with those of the network whose weights are shuffled from the head down.
 
@@ -202,8 +194,8 @@ def sanity_check(
     good news. High ones say that the maps show the image, as an edge detector does, and not the
     network.
 
-    Args are those of `saliency_maps`; `maps`, what it returned, or its first M rows if the rest are
-    padding; and the `seed` of the random order.
+    Args are those of `saliency_maps`, and `maps`: what it returned, or its first M rows if the rest
+    are padding.
 
     Returns:
       For each step of `cascading_units`, in that order, the mean rank correlation with `maps`;
@@ -211,7 +203,7 @@ def sanity_check(
     """
     correlations = {}
     for name, units in cascading_units(segmented.model):
-        shuffled = replicate(shuffle_weights(variables, units, seed), segmented.mesh)
+        shuffled = replicate(shuffle_weights(variables, units), segmented.mesh)
         others = saliency_maps(segmented, shuffled, images, target, unit=unit)
         correlations[name] = mean_rank_correlation(maps, others[: len(maps)])
     return correlations

@@ -201,10 +201,10 @@ def test_a_refused_export_changes_nothing_and_says_why(network, tmp_path, monkey
         patch.setattr(stablehlo, "load", lambda data: lambda x: {**load(data)(x), **wrong})
         with pytest.raises(InputError, match="stablehlo: differs by inf"):
             export_classifier(str(network), folder, overwrite=True)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "README.md").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "README.md").write_text("other")
     with pytest.raises(InputError, match="other files than an export"):
-        export_classifier(str(network), tmp_path / "mine", overwrite=True)
+        export_classifier(str(network), tmp_path / "other", overwrite=True)
     with pytest.raises(InputError, match="float16"):
         densenet_flax.load_classifier(network, dtype="float16")
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}

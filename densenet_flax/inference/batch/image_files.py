@@ -29,13 +29,9 @@ class ImageFile:
 
 
 def find_images(images: str) -> list[ImageFile]:
-    """Finds the images of a folder and its subfolders, of a pattern, or one file; sorted by name.
+    """Finds the images of a path or a pattern with `*`, `?`, `[…]`, and `**` for any depth.
 
-    Args:
-      images: a path, or a pattern with `*`, `?`, `[…]`, and `**` for any depth.
-
-    Raises:
-      InputError: there is none.
+    Subfolders are searched too. The images are sorted by name. InputError if there is none.
     """
     root = Path(images).expanduser()
     if root.is_file():
@@ -71,6 +67,7 @@ def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
     `patient_group`, 'case70' if that is unknown.
     """
     if pattern := settings.patient_pattern:
+        # With '/' in front, so that a pattern with '/' also matches the first part of a path.
         return find_patient(pattern, os.path.join("/", file.path.as_posix()))
     name = parse_name(file.path.name)
     if name is None:

@@ -1,8 +1,7 @@
 """A journal of a long job on disk, one line per file, so that a stopped job can resume.
 
 The first line is the key of the job, each other line an entry, all as JSON. Entries are appended
-and synced to disk batch by batch. A kill can only cut the last line short; a line without its line
-feed is dropped when the journal is opened, and its file is processed again.
+and synced to disk batch by batch.
 """
 
 import fcntl
@@ -49,11 +48,13 @@ class Journal:
         self.done, size = self._complete_lines(json.dumps(key))
         with writing(path):
             self._file.truncate(size)
-            if not size:
-                self._append_lines([key])
+        if not size:
+            self.append([key])
 
     def _complete_lines(self, first_line: str) -> tuple[int, int]:
         """Number of complete entries, and of bytes up to their end; 0, 0 for another job."""
+        # A kill can only cut the last line short. Without its line feed it is dropped, and its file
+        # is processed again.
         self._file.seek(0)
         size = 0
         number = -1
@@ -63,15 +64,13 @@ class Journal:
             size += len(line)
         return max(0, number), size
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        """Adds entries and waits until they are on disk."""
+    def append(self, entries: Iterable[Entry | str]) -> None:
+        """Adds entries and waits until they are on disk; not text, which is the key."""
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
         with writing(self.path):
-            self._append_lines(entries)
-
-    def _append_lines(self, values: Iterable[Entry | str]) -> None:
-        self._file.write("".join(json.dumps(value) + "\n" for value in values).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+            self._file.write(lines)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def entries(self) -> Iterator[Entry]:
         """Yields all entries in the order in which they were added."""

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.inference.batch.image_files import ImageFile
 from densenet_flax.inference.batch.table_writer import check_format
 
 
@@ -34,16 +33,12 @@ class OutputOptions:
         self._check_free("--output", self.output)
 
     def check_other_outputs(self) -> None:
-        """Raises InputError if embeddings or overlays exist. A job that resumes has its own."""
+        """Raises InputError if embeddings or overlays exist."""
+        # Not a part of `check`: a job that resumes has written its own.
         self._check_free("--embeddings", self.embeddings)
         folder = self.overlays
         if folder and not (folder.is_dir() and not any(folder.iterdir())):  # an empty one is free
             self._check_free("--overlays", folder)
-
-    def overlay_path(self, file: ImageFile) -> Path:
-        """The PNG file of an image's overlay, under the name that the image has in its folder."""
-        path = (self.overlays or Path()) / file.name
-        return path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
 
     def _check_free(self, flag: str, path: Path | None) -> None:
         if path and path.exists() and not self.overwrite:

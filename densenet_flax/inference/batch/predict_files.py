@@ -3,7 +3,7 @@
 An image travels from its file to the table in these steps: threads decode and prepare it ahead of
 the network (`_load`); images are grouped into batches of one shape (`_group`); the network runs,
 and features, overlays and a journal entry are written for the batch (`_process`). At the end the
-table is made from the journal (`_write_tables`), so it appears only when it is complete.
+table is made from the journal (`write_tables`), so it appears only when it is complete.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import jax
@@ -164,7 +165,7 @@ class _Job:
                     features.flush()
                     os.fsync(features.fileno())
             if self.options.overlays:
-                self._write_overlays(readable, prepared, output)
+                self._write_overlays(self.options.overlays, readable, prepared, output)
         # The journal comes last: after a kill before this line the batch is processed again, and
         # `_open_features` drops what it had appended.
         self.journal.append(
@@ -174,6 +175,7 @@ class _Job:
 
     def _write_overlays(
         self,
+        folder: Path,
         images: Sequence[tuple[ImageFile, _LoadedImage]],
         prepared: UInt8[np.ndarray, "N H W 3"],
         output: ForwardOutput,
@@ -181,10 +183,12 @@ class _Job:
         prediction, unit = self.classifier.decide(output.probability), self.options.unit
         maps = self.classifier.explain_batch(prepared, prediction.label, output, unit=unit)
         for i, (file, image) in enumerate(images):
-            name, p = prediction.decision[i], prediction.probability[i, prediction.label[i]]
-            caption = f"called {name}: P({name}) = {p:.3f}"
+            decision, p = prediction.decision[i], prediction.probability[i, prediction.label[i]]
+            caption = f"called {decision}: P({decision}) = {p:.3f}"
             panel = draw_panel(image.displayed, maps[i], caption=caption)
-            with atomic_file(self.options.overlay_path(file)) as temporary:
+            # The suffix stays in the name: a folder may hold both x.jpg and x.png.
+            name = file.name if file.name.endswith(".png") else f"{file.name}.png"
+            with atomic_file(folder / name) as temporary:
                 panel.save(temporary, "PNG")
 
     @contextlib.contextmanager
@@ -253,16 +257,13 @@ def _columns(
 
 
 def _group(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    """Groups images so that the readable ones of each group are one batch for the network.
-
-    A group ends after 4 · batch_size files at the latest, so that the journal has many unreadable
-    files in a row too.
-    """
+    """Groups images so that the readable ones of each group are one batch for the network."""
     group: list[_Item] = []
     readable = 0
     for item in items:
         group.append(item)
         readable += isinstance(item[1], _LoadedImage)
+        # The limit lets the journal have many unreadable files in a row, too.
         if readable == batch_size or len(group) >= 4 * batch_size:
             yield group
             group, readable = [], 0
@@ -296,7 +297,8 @@ def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: Out
 
 @contextlib.contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM raise KeyboardInterrupt, as SIGINT does; signals reach the main thread only."""
+    """Lets SIGTERM raise KeyboardInterrupt, as SIGINT does."""
+    # Only the main thread may set handlers, and gets the signals.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,7 @@
-"""Tables that are written part by part, as CSV, Parquet or NumPy: each file complete or absent."""
+"""Tables that are written part by part, as CSV, Parquet or NumPy: each file complete or absent.
+
+The functions raise InputError where a file cannot be written.
+"""
 
 import contextlib
 import csv
@@ -34,11 +37,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def write_table(path: Path, parts: Iterable[Part]) -> None:
-    """Writes a `.csv` or `.parquet` file of at least one part; all have the same columns.
-
-    Raises:
-      InputError: it cannot be written.
-    """
+    """Writes a `.csv` or `.parquet` file of parts, at least one, that have the same columns."""
     write = _write_csv if path.suffix == ".csv" else _write_parquet
     with atomic_file(path) as temporary:
         write(temporary, parts)
@@ -56,9 +55,6 @@ def write_features(
       width: numbers in a row.
       files: names of the files of the rows.
       rows_per_chunk: number of rows in memory at a time.
-
-    Raises:
-      InputError: it cannot be written.
     """
     rows = raw.stat().st_size // (4 * width)  # 4 bytes a number
     with open(raw, "rb") as source, atomic_file(path) as temporary:
