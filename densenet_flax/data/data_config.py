@@ -8,7 +8,7 @@ from typing import Any
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.data.breakhis.names import LABELS, MAGNIFICATIONS
-from densenet_flax.data.synthetic.drawn_config import DrawnConfig
+from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig
 
 _BREAKHIS_NAMES = ("breakhis", "drawn")
 

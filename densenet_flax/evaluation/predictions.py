@@ -65,6 +65,7 @@ class Predictions:
 
     def __post_init__(self) -> None:
         """Converts the columns, which may be lists, and rejects a table that contradicts itself."""
+        # A frozen dataclass takes no assignment, hence `object.__setattr__`.
         for name in COLUMNS:
             dtype = np.str_ if name in TEXT_COLUMNS else np.int64
             values = getattr(self, name)
@@ -74,6 +75,7 @@ class Predictions:
         object.__setattr__(self, "threshold", float(self.threshold))
         for name in self._probability_fields:
             values = np.asarray(getattr(self, name), np.float64)
+            # As a network returns it; with two classes one number says both.
             if len(self.class_names) == 2 and values.shape == (len(self), 2):
                 values = values[:, 1]
             object.__setattr__(self, name, values)

@@ -90,6 +90,7 @@ class _Cells(NamedTuple):
 
 def _read_cells(path: Path) -> _Cells:
     try:
+        # Excel begins UTF-8 files with a byte order mark, which 'utf-8-sig' drops.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream)
             rows = list(reader)

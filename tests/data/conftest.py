@@ -8,8 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from densenet_flax.data.data_config import DataConfig
-from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
-from densenet_flax.data.synthetic.drawn_config import DrawnConfig
+from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig, write_breakhis_tree
 
 _PARAMETERS = {
     "benign_patients": 4,

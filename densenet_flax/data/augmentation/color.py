@@ -9,12 +9,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.augmentation.color_spaces import change_dyes, lab_to_rgb, rgb_to_lab
-from densenet_flax.data.augmentation.settings import (
-    AugmentSettings,
-    Image,
-    Pixels,
-    StainStatistics,
-)
+from densenet_flax.data.augmentation.settings import NO_FACTOR, AugmentSettings, Image, Pixels
 from densenet_flax.data.augmentation.streams import Stream, ViewKey, stream_key
 from densenet_flax.data.dataset import Dataset
 
@@ -25,13 +20,8 @@ _GRAY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as in Pillow
 def random_color(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
     """Draws stain, brightness and contrast, in this order.
 
-    Args:
-      settings: how far to go, and each distribution.
-      x: an image, 0 to 255.
-      key: the key of the view.
-
     Returns:
-      float32, in places outside of 0 to 255; `x` itself if no color changes.
+      float32, which may lie outside of 0 to 255; `x` itself if no color changes.
     """
 
     def draw(stream: Stream, limits: tuple[float, ...], *shape: int) -> Float[Array, "..."]:
@@ -43,12 +33,12 @@ def random_color(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
         x = change_dyes(x, 1 + change[0], change[1])
     if settings.stain_jitter:
         x = _random_stain(settings, x, stream_key(key, Stream.STAIN))
-    if settings.brightness != (1, 1):
-        x = x * draw(Stream.BRIGHTNESS, settings.brightness)
-    if settings.contrast != (1, 1):
+    if settings.brightness_range not in NO_FACTOR:
+        x = x * draw(Stream.BRIGHTNESS, settings.brightness_range)
+    if settings.contrast_range not in NO_FACTOR:
         x = jnp.clip(x, 0, 255)
         gray = jnp.matmul(x, jnp.array(_GRAY), precision="highest").mean()
-        x = gray + (x - gray) * draw(Stream.CONTRAST, settings.contrast)
+        x = gray + (x - gray) * draw(Stream.CONTRAST, settings.contrast_range)
     return x
 
 
@@ -77,7 +67,9 @@ def mean_and_std(lab: Float[Array, "H W 3"]) -> Float[Array, "2 3"]:
     return jnp.stack([lab.mean((0, 1)), lab.std((0, 1))])
 
 
-def stain_statistics(images: UInt8[np.ndarray, "N H W 3"]) -> StainStatistics:
+def stain_statistics(
+    images: UInt8[np.ndarray, "N H W 3"],
+) -> tuple[tuple[float, float, float], ...]:
     """Measures how colors vary between images, for `AugmentSettings.stain_statistics`."""
 
     @jax.jit
@@ -95,11 +87,9 @@ def with_stain_statistics(
 ) -> AugmentSettings:
     """Returns the settings with statistics of the training images, where they are needed.
 
-    Args:
-      settings: returned as they are if they jitter no stains or state the statistics.
-      dataset: the images.
-      rows: the rows to train on, of which some are measured.
+    At most `_MEASURED_IMAGES` of the training rows are measured.
     """
+    # Statistics that the configuration states are kept.
     if not settings.stain_jitter or settings.stain_statistics:
         return settings
     images = dataset.images[rows[_evenly_spaced(len(rows))]]

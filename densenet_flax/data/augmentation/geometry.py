@@ -11,19 +11,9 @@ from densenet_flax.data.augmentation.settings import AugmentSettings, Image, Pix
 from densenet_flax.data.augmentation.streams import Scalar, Stream, ViewKey, stream_key
 
 # The eight symmetries of a square, as matrices on (row, column); the first four keep any image.
-SYMMETRIES = np.array(
-    [
-        [[1, 0], [0, 1]],
-        [[-1, 0], [0, 1]],
-        [[1, 0], [0, -1]],
-        [[-1, 0], [0, -1]],
-        [[0, 1], [1, 0]],
-        [[0, 1], [-1, 0]],
-        [[0, -1], [1, 0]],
-        [[0, -1], [-1, 0]],
-    ],
-    np.float32,
-)
+_FLIPS = ([[1, 0], [0, 1]], [[-1, 0], [0, 1]], [[1, 0], [0, -1]], [[-1, 0], [0, -1]])
+_TURNS = ([[0, 1], [1, 0]], [[0, 1], [-1, 0]], [[0, -1], [1, 0]], [[0, -1], [-1, 0]])
+SYMMETRIES = np.array([*_FLIPS, *_TURNS], np.float32)
 
 
 def num_symmetries(size: Sequence[int]) -> int:
@@ -34,11 +24,7 @@ def num_symmetries(size: Sequence[int]) -> int:
 def random_warp(settings: AugmentSettings, image: Image, key: ViewKey, symmetry: Scalar) -> Pixels:
     """Draws symmetry, flips, rotation, shift, shear and zoom, and looks the pixels up once.
 
-    Args:
-      settings: how far to go.
-      image: the image.
-      key: the key of the view.
-      symmetry: index into `SYMMETRIES`, used if `settings.symmetries`.
+    With `settings.symmetries`, `symmetry` is an index into `SYMMETRIES`.
 
     Returns:
       float32 with pixels that were interpolated; else uint8.
@@ -51,6 +37,7 @@ def random_warp(settings: AugmentSettings, image: Image, key: ViewKey, symmetry:
         coins = jax.random.bernoulli(flip_key, shape=(2,))
         allowed = jnp.array([settings.vertical_flip, settings.horizontal_flip])
         turn = jnp.diag(jnp.where(coins & allowed, -1.0, 1.0))
+    # Turns and flips alone move whole pixels and stay uint8.
     if settings.interpolates:
         matrix, shift = _random_affine_map(settings, image.shape, keys)
         matrix, shift = _matmul(turn, matrix), _matmul(turn, shift[:, None])[:, 0]
@@ -95,7 +82,7 @@ def affine_transform(
     """Looks up, for each output pixel, the input at `matrix · (pixel - center) + shift + center`.
 
     The result is that of `scipy.ndimage.affine_transform` of order 1. The three channels of a pixel
-    are next to each other in memory and are looked up together: on two CPU cores more than twice as
+    are next to each other in memory and are looked up at once: on two CPU cores more than twice as
     fast as `jax.scipy.ndimage.map_coordinates` for each channel.
 
     Args:
@@ -103,10 +90,7 @@ def affine_transform(
       matrix: on (row, column).
       shift: in pixels.
       fill_mode: see `AugmentSettings`.
-      interpolate: whether to interpolate between four pixels; else the nearest one is copied.
-
-    Returns:
-      float32, or uint8 without interpolation.
+      interpolate: between four pixels, to float32; else the nearest one is copied.
     """
     height, width, channels = image.shape
     pixels = (image.astype(jnp.float32) if interpolate else image).reshape(-1, channels)

@@ -6,21 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from densenet_flax.data.augmentation import streams
 from densenet_flax.data.augmentation.settings import AugmentSettings, Pixels
-from densenet_flax.data.augmentation.streams import (
-    Ids,
-    Scalar,
-    Stream,
-    ViewKey,
-    stream_key,
-    view_keys,
-)
+from densenet_flax.data.augmentation.streams import Ids, Scalar, Stream, ViewKey
 
 
 def random_cutout(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
     """Wipes out a square of an image with the image's mean color."""
     x = x.astype(jnp.float32)
-    center = jax.random.uniform(stream_key(key, Stream.CUTOUT), (2,))
+    center = jax.random.uniform(streams.stream_key(key, Stream.CUTOUT), (2,))
     inside = _box(x.shape, center, jnp.float32(settings.cutout))
     return jnp.where(inside, x.mean((0, 1)), x)
 
@@ -43,10 +37,10 @@ def mix(
     Args:
       images: 0 to 255.
       targets: one-hot or soft.
-      ids: as for `augment`, like seed and epoch.
-      seed: seed of the run.
-      epoch: number of the pass over the data.
-      settings: of which `mixup` and `cutmix` count; static under jit.
+      ids: as for `views.augment`, like seed, epoch and settings.
+      seed: see there.
+      epoch: see there.
+      settings: see there.
 
     Returns:
       (images, targets), each target mixed in the shares of its image.
@@ -55,7 +49,7 @@ def mix(
     if not settings.mixes:
         return images, targets
     partners = jnp.roll(images, 1, axis=0)
-    keys = view_keys(seed, epoch, ids)
+    keys = streams.view_keys(seed, epoch, ids)
     mixed, share = jax.vmap(functools.partial(_random_mixture, settings))(images, partners, keys)
     share = share[:, None]
     return mixed, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
@@ -65,14 +59,15 @@ def _random_mixture(
     settings: AugmentSettings, image: Pixels, partner: Pixels, key: ViewKey
 ) -> tuple[Pixels, Float[Array, ""]]:
     """Returns the mixture, and the share of `image` in it."""
-    keys = jax.random.split(stream_key(key, Stream.MIX), 4)
-    coin_key, mixup_key, cutmix_key, center_key = keys
+    mix_key = streams.stream_key(key, Stream.MIX)
+    coin_key, mixup_key, cutmix_key, center_key = jax.random.split(mix_key, 4)
     if settings.mixup:
         share = jax.random.beta(mixup_key, settings.mixup, settings.mixup)
         by_mixup = share * image + (1 - share) * partner, share
         if not settings.cutmix:
             return by_mixup
     share = jax.random.beta(cutmix_key, settings.cutmix, settings.cutmix)
+    # The box's area is 1 − share, so its sides are the root of that.
     inside = _box(image.shape, jax.random.uniform(center_key, (2,)), jnp.sqrt(1 - share))
     # A box that lies partly outside covers less than was drawn: its pixels are counted.
     by_cutmix = jnp.where(inside, partner, image), 1 - inside.mean(dtype=jnp.float32)
@@ -83,11 +78,11 @@ def _random_mixture(
 
 
 def _box(
-    shape: tuple[int, ...], center: Float[Array, "2"], side: Float[Array, ""]
+    shape: tuple[int, ...], center: Float[Array, "2"], size: Float[Array, ""]
 ) -> Bool[Array, "H W 1"]:
-    """Returns where a box is; center and side are shares of the image's sides."""
+    """Returns where a box is; center and size are shares of the image's height and width."""
     rows, columns = (
-        jnp.abs((jnp.arange(size) + 0.5) / size - center[axis]) < side / 2
-        for axis, size in enumerate(shape[:2])
+        jnp.abs((jnp.arange(length) + 0.5) / length - center[axis]) < size / 2
+        for axis, length in enumerate(shape[:2])
     )
     return (rows[:, None] & columns[None, :])[..., None]

@@ -1,7 +1,6 @@
 """A contact sheet of training images and their views, to look at before training."""
 
 import itertools
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from densenet_flax.data.augmentation.mixing import mix
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.data.augmentation.views import augment
 from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.splits.sampling import count_before
 from densenet_flax.storage.atomic import atomic_file
 
 _CELL_WIDTH = 1.7  # of an image on the sheet, in inches
@@ -29,13 +29,10 @@ def choose_rows(
     patients, labels = dataset.patients(group), dataset.labels
     queues = []
     for label in np.unique(labels[rows]):
-        shuffled = rng.permutation(rows[labels[rows] == label]).tolist()
-        seen: Counter[str] = Counter()
-        turn = {}
-        for row in shuffled:
-            turn[row] = seen[patients[row]]
-            seen[patients[row]] += 1
-        queues.append(sorted(shuffled, key=turn.__getitem__))
+        shuffled = rng.permutation(rows[labels[rows] == label])
+        queues.append(
+            shuffled[np.argsort(count_before(patients[shuffled]), kind="stable")].tolist()
+        )
     rounds = itertools.zip_longest(*queues)
     return [row for row in itertools.chain.from_iterable(rounds) if row is not None][:count]
 
@@ -60,11 +57,10 @@ def write_preview(
 
     Args:
       path: where to write the sheet.
-      dataset: the images; they are shown as they enter the network, after stain normalization and
-        resizing.
+      dataset: the images, shown as they enter the network.
       rows: the rows to choose images from, such as those of training.
       settings: how far a view may be from its image.
-      group: the key of `Dataset.groups` that tells patients apart.
+      group: the key of `Dataset.groups` by which patients differ.
       seed: seed of the run.
       images: the most rows that the sheet has.
       views: how many views of each image to show.
@@ -89,6 +85,7 @@ def write_preview(
     axes = figure.subplots(len(ids), len(columns), squeeze=False)
     patients = dataset.patients(group)[ids]
     for (line, column), cell in np.ndenumerate(axes):
+        # The first column is the images themselves, under their class and patient.
         pictures, shares = columns[column]
         title = f"view {column - 1}" if line == 0 else ""
         if column == 0:

@@ -11,9 +11,7 @@ from densenet_flax.common.settings import INLINE, Settings, at_least, between, c
 
 Image: TypeAlias = UInt8[Array, "H W 3"]
 Pixels: TypeAlias = Shaped[Array, "H W 3"]  # an image on its way to a view: uint8, or float32
-# For L, a and b each: the means of the images have a mean and a standard deviation, and so have the
-# standard deviations of the images; in this order.
-StainStatistics: TypeAlias = tuple[tuple[float, float, float], ...]
+NO_FACTOR = ((), (1, 1))  # the limits of a factor that is switched off
 
 
 def _factors() -> tuple[float, ...]:
@@ -53,8 +51,9 @@ class AugmentSettings(Settings):
       stain_jitter: from 0 to 1, how far the mean and the standard deviation of L, a and b go
         towards those of a random slide. At 1 this is RandStainNA (Shen et al., MICCAI 2022) in
         CIELAB with normal distributions.
-      stain_statistics: the parameters of these distributions, from `stain_statistics(images)`.
-      cutout: side of a square, as a share of the image's sides, that is wiped out with the mean
+      stain_statistics: the parameters of these distributions, from `stain_statistics(images)`. For
+        L, a and b each: mean and standard deviation of the images' means, then of their deviations.
+      cutout: size of a square, as a share of the image's size, that is wiped out with the mean
         color (DeVries and Taylor, arXiv:1708.04552). Its center is uniform over the image, so it
         may lie partly outside.
       mixup: alpha of MixUp (Zhang et al., ICLR 2018): the share of an image's own class is from
@@ -95,19 +94,8 @@ class AugmentSettings(Settings):
     @property
     def zoom(self) -> tuple[float, float]:
         """The limits of the zoom factors."""
-        if isinstance(self.zoom_range, tuple):
-            return self.zoom_range
-        return 1 - self.zoom_range, 1 + self.zoom_range
-
-    @property
-    def brightness(self) -> tuple[float, ...]:
-        """The limits of the brightness factor."""
-        return self.brightness_range or (1, 1)
-
-    @property
-    def contrast(self) -> tuple[float, ...]:
-        """The limits of the contrast factor."""
-        return self.contrast_range or (1, 1)
+        zoom = self.zoom_range
+        return zoom if isinstance(zoom, tuple) else (1 - zoom, 1 + zoom)
 
     @property
     def interpolates(self) -> bool:
@@ -124,8 +112,12 @@ class AugmentSettings(Settings):
     def active(self) -> bool:
         """Whether a view may differ from its image."""
         geometry = (self.symmetries, self.horizontal_flip, self.vertical_flip, self.interpolates)
-        colors = (self.brightness != (1, 1), self.contrast != (1, 1))
-        return any((*geometry, *colors, self.hed_range, self.stain_jitter, self.cutout, self.mixes))
+        factors = (
+            limits not in NO_FACTOR for limits in (self.brightness_range, self.contrast_range)
+        )
+        return any(
+            (*geometry, *factors, self.hed_range, self.stain_jitter, self.cutout, self.mixes)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,17 +19,11 @@ ViewKey: TypeAlias = Key[Array, ""]
 # A stream of random numbers for each operation, so that switching one on leaves what the others
 # draw as it was. The numbers are part of what a seed means: add at the end.
 Stream = enum.IntEnum("Stream", "GEOMETRY BRIGHTNESS CONTRAST HED STAIN CUTOUT MIX", start=0)
-_SYMMETRY = 2**31 - 1  # takes the place of an epoch, and is none
+_SYMMETRY = 2**31 - 1  # stands where an epoch does, and is none
 
 
 def view_keys(seed: Scalar, epoch: Scalar | Ids, ids: Ids) -> Key[Array, "N"]:
-    """Returns the key of each view.
-
-    Args:
-      seed: seed of the run.
-      epoch: number of the pass over the data, or one for each image.
-      ids: the row of each image in its data set.
-    """
+    """Returns the key of each view; seed, epoch and ids are those of `views.augment`."""
 
     def view_key(number: Scalar, row: Scalar) -> ViewKey:
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), row)

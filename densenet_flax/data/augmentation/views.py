@@ -25,15 +25,13 @@ def augment(
     """Makes a view of each image; `mixing.mix` is separate, since it needs the targets.
 
     Args:
-      images: the images.
+      images: any images, which are returned as they are if nothing is switched on.
       ids: the row of each image in its data set.
       seed: seed of the run.
       epoch: a number that differs between passes over the data, or one for each image.
       settings: how far views may go; static under jit.
-
-    Returns:
-      The views, which are images like any others; the images themselves if nothing is switched on.
     """
+    # Dealt for the whole batch; everything else is drawn image by image.
     symmetries = jnp.zeros(ids.shape, jnp.int32)
     if settings.symmetries:
         symmetries = deal_symmetries(seed, epoch, ids, num_symmetries(images.shape[1:3]))

@@ -4,7 +4,7 @@
 - 'kfold': cross-validation; each patient is tested in exactly one fold.
 - 'official': one of BreakHis's five published folds.
 - 'given': the subsets that the data itself states.
-- 'image': a share of the images of each class, whoever they are of. Leaky: most published results
+- 'image': a share of the images of each class, of whichever patients. Leaky: most published results
   were obtained like that, and it exists to compare with them.
 
 Patients are dealt class by class, so that each subset has patients of each class. Scikit-learn's
@@ -38,15 +38,7 @@ Subsets: TypeAlias = dict[str, Rows]  # the rows of each subset, ascending
 
 
 def make_split(dataset: Dataset, config: SplitConfig) -> Split:
-    """Splits a data set, and checks that no patient is in two subsets.
-
-    Args:
-      dataset: the data set to split.
-      config: the policy and what it needs.
-
-    Raises:
-      InputError: the data cannot be split like that.
-    """
+    """Splits a data set and checks that no patient is in two subsets, or raises `InputError`."""
     policies: dict[str, Callable[[Dataset, SplitConfig], Subsets]] = {
         "patient": _split_by_patient,
         "kfold": _split_into_folds,
@@ -105,6 +97,7 @@ def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Subsets:
                 "and test; add patients or choose a finer group"
             )
         shuffled = rng.permutation(patients).tolist()
+        # Shares of each class's patients, so that the classes are as frequent in each subset.
         for subset, part in _cut(len(shuffled), config).items():
             members[subset] += shuffled[part]
     return {subset: np.flatnonzero(np.isin(groups, members[subset])) for subset in SUBSETS}
@@ -113,6 +106,7 @@ def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Subsets:
 def _split_by_image(dataset: Dataset, config: SplitConfig) -> Subsets:
     rng = np.random.default_rng(config.seed)
     chosen: dict[str, list[np.ndarray]] = {subset: [] for subset in SUBSETS}
+    # Per class, as the policies by patient: only what is dealt differs.
     for label, name in enumerate(dataset.class_names):
         rows = rng.permutation(np.flatnonzero(dataset.labels == label))
         if len(rows) < len(SUBSETS):
@@ -143,10 +137,10 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
                 f"{config.group}, too few for config.split.folds={config.folds}; choose fewer "
                 "folds or a finer group"
             )
+        # Each class begins with empty folds; that balances the classes in every fold.
         images_of_fold = np.zeros(config.folds, int)
-        for patient in sorted(
-            rng.permutation(patients).tolist(), key=lambda patient: -images[patient]
-        ):
+        shuffled = rng.permutation(patients).tolist()
+        for patient in sorted(shuffled, key=lambda patient: -images[patient]):
             fold = int(images_of_fold.argmin())
             images_of_fold[fold] += images[patient]
             if fold == config.fold - 1:
@@ -157,9 +151,9 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
 def _split_by_official_fold(dataset: Dataset, config: SplitConfig) -> Subsets:
     """Tests on the images of a published fold; validation is taken out of its training images.
 
-    The test subset is the published one to the image, so it is told apart, and counted in the
-    report, by 'id82' as in the protocol; validation is drawn by `config.group`. By 'case70' the
-    official folds leak.
+    The test subset is the published one to the image, so its patients are, also in the
+    report, those of 'id82' as in the protocol; validation is drawn by `config.group`. By 'case70'
+    the official folds leak.
     """
     tested = test_ids(config.fold)
     if "id82" not in dataset.groups:
@@ -178,6 +172,7 @@ def _split_by_official_fold(dataset: Dataset, config: SplitConfig) -> Subsets:
 
 
 def _split_fold(dataset: Dataset, config: SplitConfig, in_test: Bool[np.ndarray, "N"]) -> Subsets:
+    """Tests on these rows, and takes validation out of the others."""
     train, test = np.flatnonzero(~in_test), np.flatnonzero(in_test)
     # The fold is part of the seed: folds that share training patients validate on others of them.
     return _take_validation(dataset, config, train, [config.seed, config.fold]) | {"test": test}
@@ -227,12 +222,7 @@ def _take_validation(
 def _patients_of_classes(
     dataset: Dataset, config: SplitConfig, rows: Rows | None = None
 ) -> dict[str, list[str]]:
-    """Returns the sorted patients of each class, each patient once, of these rows or of all.
-
-    Raises:
-      InputError: a patient has images of several classes and `config.mixed_patients` is 'error',
-        or there is only one class.
-    """
+    """Returns the sorted patients of each class, each patient once, of these rows or of all."""
     groups, labels = dataset.patients(config.group), dataset.labels
     if rows is not None:
         groups, labels = groups[rows], labels[rows]
@@ -256,6 +246,7 @@ def _patients_of_classes(
         )
     patients: dict[str, list[str]] = {name: [] for name in dataset.class_names}
     for patient, labels_seen in labels_of.items():
+        # Counted for the rarer class, which can spare patients least; ties by the class's index.
         rarest = min(labels_seen, key=lambda label: (patients_with[label], label))
         patients[dataset.class_names[rarest]].append(patient)
     return patients

@@ -6,10 +6,11 @@ makes another view.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int32, Shaped
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.batching import epoch_order
@@ -39,22 +40,19 @@ class Sampler:
     classes: Sequence[Sequence[Rows]] = dataclasses.field(default=(), repr=False)
 
     def epoch(self, number: int) -> tuple[Int32[np.ndarray, "size"], Int32[np.ndarray, "size"]]:
-        """Returns the examples of an epoch in their order.
+        """Returns (ids, views) of an epoch, numbered in the whole run from 0, in their order.
 
-        Args:
-          number: number of the epoch in the whole run, from 0.
-
-        Returns:
-          (ids, views). A view is `number * repeats` plus how often the id has come before in this
-          epoch, so no two examples of a run share id and view.
+        A view is `number * repeats` plus how often the id has come before in this epoch, so no two
+        examples of a run share id and view.
         """
         ids = self.rows
         if self.classes:
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, number, _DRAW]))
+            # Every class is drawn as often as the largest, so the size divides evenly.
             size = self.size // len(self.classes)
             ids = np.concatenate([_draw_class(rng, patients, size) for patients in self.classes])
         ids = ids[epoch_order(self.size, self.seed, number)].astype(np.int32)
-        return ids, (number * self.repeats + _count_before(ids)).astype(np.int32)
+        return ids, (number * self.repeats + count_before(ids)).astype(np.int32)
 
 
 def make_sampler(dataset: Dataset, rows: Rows, sampling: str, seed: int, *, group: str) -> Sampler:
@@ -84,20 +82,18 @@ def make_sampler(dataset: Dataset, rows: Rows, sampling: str, seed: int, *, grou
         )
     labels = dataset.labels[rows]
     # 'class' is 'patient' with all images of a class as those of one patient.
-    by_patient = sampling == "patient"
-    patients = dataset.patients(group)[rows] if by_patient else np.zeros(len(rows), int)
+    patients = np.zeros(len(rows), int)
+    if sampling == "patient":
+        patients = dataset.patients(group)[rows]
     classes = [
-        [
-            rows[(labels == label) & (patients == patient)]
-            for patient in np.unique(patients[labels == label])
-        ]
-        for label in np.unique(labels)
+        [rows[mask & (patients == patient)] for patient in np.unique(patients[mask])]
+        for mask in (labels == label for label in np.unique(labels))
     ]
-    largest = max(sum(map(len, images_of_patients)) for images_of_patients in classes)
+    largest = max(sum(map(len, by_patient)) for by_patient in classes)
+    # A patient's share is rounded up, and so is that of the patient's images.
     repeats = max(
-        _ceil_div(_ceil_div(largest, len(images_of_patients)), len(images))
-        for images_of_patients in classes
-        for images in images_of_patients
+        math.ceil(math.ceil(largest / len(by_patient)) / min(map(len, by_patient)))
+        for by_patient in classes
     )
     return Sampler(largest * len(classes), repeats, seed, rows, classes)
 
@@ -117,11 +113,7 @@ def _draw_evenly(rng: np.random.Generator, members: Rows, size: int) -> Rows:
     return np.concatenate([np.tile(members, whole), rng.permutation(members)[:rest]])
 
 
-def _ceil_div(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
-
-
-def _count_before(ids: Int[np.ndarray, "size"]) -> Int[np.ndarray, "size"]:
+def count_before(ids: Shaped[np.ndarray, "size"]) -> Int[np.ndarray, "size"]:
     """Returns for each position how often its id stands before it."""
     order = np.argsort(ids, kind="stable")
     # Sorted stably, equal ids stand in a row, in the order in which they occur.

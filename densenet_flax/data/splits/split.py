@@ -60,12 +60,7 @@ class SplitPolicy:
 
     @classmethod
     def from_dict(cls, values: JsonDict) -> "SplitPolicy":
-        """Reads what `to_dict` returned.
-
-        Raises:
-          KeyError: there is no kind or no group.
-          TypeError: one of them is not text.
-        """
+        """Reads what `to_dict` returned; KeyError or TypeError if kind or group is not text."""
         for key in ("kind", "group"):
             if not isinstance(values[key], str):
                 raise TypeError(f"its policy has the {key} {values[key]!r}")
@@ -96,6 +91,7 @@ class Split:
     @property
     def hash(self) -> str:
         """SHA-256 of which file is where: equal for equal splits, whatever rule made them."""
+        # Sorted, so that the order of the files on disk does not count.
         lines = sorted(f"{file}\t{subset}\n" for file, subset in self._subset_of_file().items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -120,13 +116,7 @@ class Split:
 
 
 def build_split(dataset: Dataset, rows: Mapping[str, Rows], policy: SplitPolicy) -> Split:
-    """Returns the split with these rows in its subsets, and counts them.
-
-    Args:
-      dataset: the data set that is split.
-      rows: for each subset its rows, ascending.
-      policy: the rule that chose them.
-    """
+    """Returns the split with these rows, ascending, in its subsets, and counts them."""
     groups = dataset.patients(policy.group)
 
     def count(rows: Rows) -> dict[str, int]:
@@ -142,12 +132,7 @@ def build_split(dataset: Dataset, rows: Mapping[str, Rows], policy: SplitPolicy)
     # Where each image counts as a patient, subsets with no patient in common prove nothing.
     if not dataset.patients_known:
         policy = dataclasses.replace(policy, patient_disjoint=False)
-    return Split(
-        **{subset: rows[subset] for subset in SUBSETS},
-        files=dataset.files,
-        policy=policy,
-        counts=counts,
-    )
+    return Split(**rows, files=dataset.files, policy=policy, counts=counts)
 
 
 def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
@@ -159,10 +144,8 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
     """
     subset_of_file, policy, saved_hash = _read(path)
     files = set(dataset.files.tolist())
-    for unknown, where in (
-        (subset_of_file.keys() - files, "split"),
-        (files - subset_of_file.keys(), "data"),
-    ):
+    only_in = {"split": subset_of_file.keys() - files, "data": files - subset_of_file.keys()}
+    for where, unknown in only_in.items():
         if unknown:
             raise InputError(
                 f"{path}: does not fit {dataset.name}: {len(unknown)} file(s) only in the {where}, "
@@ -171,7 +154,7 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
     subset_of_row = np.array([subset_of_file[file] for file in dataset.files.tolist()])
     rows = {subset: np.flatnonzero(subset_of_row == subset) for subset in SUBSETS}
     split = build_split(dataset, rows, policy)
-    # Sizes and patients could still fit after an edit; the hash says that nothing was moved.
+    # Sizes and patients could still fit after an edit; the hash says that all is as it was.
     if split.hash != saved_hash:
         raise InputError(
             f"{path}: its files do not match its hash, so it was changed after it was made; "
@@ -193,9 +176,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], SplitPolicy, st
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not a complete split file ({error}); make a new split"
-        ) from error
+        message = f"{path}: not a complete split file ({error}); make a new split"
+        raise InputError(message) from error
     if not known:
         raise InputError(f"{path}: not a split file of format {_FORMAT}; make a new split")
     return subset_of_file, policy, saved_hash

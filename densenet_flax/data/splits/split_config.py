@@ -30,7 +30,7 @@ class SplitConfig(Settings):
       folds: the number of folds of 'kfold'.
       mixed_patients: what to do with a patient who has images of several classes: 'error', or
         'rarest' to count them for the one of their classes that has the fewest patients. All
-        images of a patient stay together in either case.
+        images of a patient are in one subset in either case.
     """
 
     policy: str = choice("patient", POLICIES)

@@ -1,41 +1,35 @@
 """What a split holds, as text and for the report."""
 
-from typing import TypedDict
-
 import numpy as np
 
+from densenet_flax.common.types import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import SUBSETS, Split, seen_in_training
 
-# The keys are columns of the report and of metrics.json, whose names stay.
-OverlapRow = TypedDict(
-    "OverlapRow",
-    {"group": str, "class": str, "test_images": int, "with_a_relative_in_training": int},
-)
 
-
-def overlap_rows(split: Split, dataset: Dataset) -> list[OverlapRow]:
+def overlap_rows(split: Split, dataset: Dataset) -> list[JsonDict]:
     """Counts the test images whose patient is also in training or validation.
 
     Returns:
-      A row for each group that tells patients apart, and in it for each class and for 'all'.
+      A row for each grouping into patients, and in it for each class and for 'all'.
     """
     labels = dataset.labels[split.test]
     masks = {"all": np.ones(len(labels), bool)}
     masks |= {name: labels == label for label, name in enumerate(dataset.class_names)}
-    rows: list[OverlapRow] = []
-    for group, patients in dataset.groups.items():
-        seen = seen_in_training(split, patients)
-        for name, mask in masks.items():
-            rows.append(
-                {
-                    "group": group,
-                    "class": name,
-                    "test_images": int(mask.sum()),
-                    "with_a_relative_in_training": int(seen[mask].sum()),
-                }
-            )
-    return rows
+    seen_by_group = {
+        group: seen_in_training(split, patients) for group, patients in dataset.groups.items()
+    }
+    # The keys are columns of the report and of metrics.json, whose names stay.
+    return [
+        {
+            "group": group,
+            "class": name,
+            "test_images": int(mask.sum()),
+            "with_a_relative_in_training": int(seen[mask].sum()),
+        }
+        for group, seen in seen_by_group.items()
+        for name, mask in masks.items()
+    ]
 
 
 def format_split(split: Split, dataset: Dataset) -> str:
@@ -58,7 +52,6 @@ def format_split(split: Split, dataset: Dataset) -> str:
 
 
 def _format_counts(split: Split, dataset: Dataset) -> list[str]:
-    """Patients by each group, then images by class, subtype and magnification."""
     subsets = [getattr(split, subset) for subset in SUBSETS]
     subsets.append(np.concatenate(subsets))
     lines = [_format_line("", *SUBSETS, "all")]

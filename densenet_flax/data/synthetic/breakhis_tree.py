@@ -17,10 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.settings import Settings, at_least, setting
 from densenet_flax.common.types import JsonDict
 from densenet_flax.data.breakhis.layout import ROOT
-from densenet_flax.data.breakhis.names import SUBTYPES
-from densenet_flax.data.synthetic.drawn_config import DrawnConfig
+from densenet_flax.data.breakhis.names import MAGNIFICATIONS, SUBTYPES
 from densenet_flax.data.synthetic.tissue import SUBTYPES_OF, draw_stain, draw_tile
 from densenet_flax.storage.atomic import atomic_dir, writing
 
@@ -29,15 +29,40 @@ VERSION = 2
 _RECORD_FILE = "drawn.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class DrawnConfig(Settings):
+    """The keys of `config.data.drawn`: which tiles to draw.
+
+    Attributes:
+      benign_patients: number of patients with a benign tumor.
+      malignant_patients: number of patients with a malignant one.
+      tiles_per_patient: tiles of each patient, dealt out to the magnifications in turn.
+      size: (width, height) of a tile in pixels.
+      magnifications: which of 40, 100, 200 and 400 to draw.
+      seed: the same seed draws the same files to the last byte.
+    """
+
+    benign_patients: int = at_least(1, default=12)
+    malignant_patients: int = at_least(1, default=20)
+    tiles_per_patient: int = at_least(1, default=12)
+    size: tuple[int, int] = setting(
+        (175, 115),
+        "(width, height), each 16 to 4096",
+        lambda size: all(16 <= length <= 4096 for length in size),
+    )
+    magnifications: tuple[int, ...] = setting(
+        (100,),
+        f"some of {MAGNIFICATIONS}",
+        lambda drawn: drawn and set(drawn) <= set(MAGNIFICATIONS),
+    )
+    seed: int = at_least(0, default=0)
+
+
 def write_breakhis_tree(root: str | os.PathLike[str], config: DrawnConfig) -> Path:
     """Draws `root/BreaKHis_v1`, unless it is there already.
 
     Each patient has one subtype (all eight take turns), one stain and, like real slides, a number
     that appears nowhere else. A tile depends on the seed, its patient and its own number alone.
-
-    Args:
-      root: the folder to put `BreaKHis_v1` into; made if missing.
-      config: which tiles to draw.
 
     Returns:
       The path of `BreaKHis_v1`, which is complete: it gets its name when all tiles are written.
@@ -46,6 +71,7 @@ def write_breakhis_tree(root: str | os.PathLike[str], config: DrawnConfig) -> Pa
       InputError: `root` cannot be written to, or another tree is there.
     """
     target = Path(root).expanduser() / ROOT
+    # Through JSON, which turns tuples into lists, so that it compares with a record that was read.
     record = json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(config)}))
     if not target.exists():
         with atomic_dir(target) as temporary, writing(target):
@@ -101,6 +127,7 @@ def _plan_patients(config: DrawnConfig) -> list[_Patient]:
 
 def _draw_all(root: Path, config: DrawnConfig) -> None:
     def draw(patient: _Patient, tile: int) -> None:
+        # Seeds per patient and tile, so that the order in which threads draw does not count.
         stain = draw_stain(np.random.default_rng([config.seed, 3, patient.index]))
         rng = np.random.default_rng([config.seed, 2, patient.index, tile])
         sequence, turn = divmod(tile, len(config.magnifications))

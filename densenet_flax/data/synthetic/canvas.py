@@ -25,7 +25,7 @@ class NucleusKind:
     """How the nuclei of one kind of cell look."""
 
     radius: float  # in units of the tile's height
-    spread: float  # standard deviation of the radius's logarithm
+    deviation: float  # of the radius's logarithm
     stretch: float  # mean elongation
     roughness: float  # of the outline
     density: tuple[float, float]  # lowest and highest amount of hematoxylin
@@ -67,7 +67,7 @@ class Canvas:
         rng, count = self.rng, len(centers)
         if not count:
             return
-        radius = kind.radius * self.zoom * np.exp(rng.normal(0, kind.spread, count))
+        radius = kind.radius * self.zoom * np.exp(rng.normal(0, kind.deviation, count))
         stretch = kind.stretch * np.exp(rng.normal(0, 0.12, count))
         # An ellipse of 14 points, whose radius is modulated by a few random waves.
         turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)
@@ -98,7 +98,7 @@ class Canvas:
         """
         rng, gap = self.rng, gap * self.zoom
         tries = max(1, int(count / self.zoom**2 * 2))
-        # A little beyond the edges, so that some cells are cut off there.
+        # A little beyond the edges, so that cells are cut off there.
         positions = rng.uniform((-0.02, -0.02), (self.aspect + 0.02, 1.02), (tries, 2))
         if mask is not None:
             column = np.clip((positions[:, 0] * self.height).astype(int), 0, self.width - 1)

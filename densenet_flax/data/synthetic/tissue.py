@@ -54,7 +54,7 @@ def draw_tile(
     subtype: str | None = None,
     magnification: int = 100,
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """Draws one tile.
+    """Draws one tile, and returns it and where its nuclei are.
 
     Args:
       rng: source of all randomness; the same state draws the same pixels.
@@ -63,13 +63,10 @@ def draw_tile(
       size: (width, height) in pixels.
       subtype: a BreakHis token of that class (`A F PT TA` or `DC LC MC PC`); random by default.
       magnification: 40, 100, 200 or 400; a higher one shows fewer, larger cells.
-
-    Returns:
-      The tile, and where its nuclei are.
     """
     subtype = subtype or str(rng.choice(SUBTYPES_OF[label]))
     canvas = Canvas(rng, *size, ZOOM[magnification])
-    # The classes sit on two sides of the middle of one scale.
+    # One scale for both classes, each in a range of its own that leaves out the middle.
     atypia = rng.uniform(0.55, 1.0) if label else 0.45 * rng.beta(1.2, 2.2)
     _Painter(canvas, float(atypia)).paint(subtype)
     return _develop(canvas, stain, size)
@@ -86,23 +83,25 @@ def _develop(
     eosin = np.clip(canvas.eosin * (1 - 0.6 * density), 0, 1.2)
     absorbed = hematoxylin[..., None] * stain.hematoxylin + eosin[..., None] * stain.eosin
     lamp = 1 + 0.02 * canvas.noise(1)[..., None]
+    # Beer-Lambert: what passes falls exponentially with the amount of dye.
     light = stain.light * lamp * np.exp(-1.55 * absorbed)
     pixels = Image.fromarray((255 * np.clip(light, 0, 1)).astype(np.uint8))
     image = np.asarray(pixels.resize(size, Image.Resampling.BOX))
     mask = np.asarray(nuclei.resize(size, Image.Resampling.BOX)) > 80
+    # After the reduction, which would average a sensor's noise away.
     grain = canvas.rng.normal(0, 1.5, image.shape)
     return np.clip(image + grain, 0, 255).astype(np.uint8), mask
 
 
 class _Painter:
-    """The parts that a tissue is put together from."""
+    """Paints the parts of a tissue, and from them each subtype."""
 
     def __init__(self, canvas: Canvas, atypia: float):
         self.canvas, self.rng = canvas, canvas.rng
         # From bland nuclei to large, dense and irregular ones of many sizes.
         self.cell = NucleusKind(
             radius=0.019 + 0.027 * atypia,
-            spread=0.08 + 0.22 * atypia,
+            deviation=0.08 + 0.22 * atypia,
             stretch=1.12 + 0.10 * atypia,
             roughness=0.015 + 0.075 * atypia,
             density=(0.48, 0.64 + 0.18 * atypia),

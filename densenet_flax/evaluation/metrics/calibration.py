@@ -39,6 +39,7 @@ def calibration_report(
     for stage, probability in stages.items():
         errors[f"brier_{stage}"] = brier_per_image(predictions.label, probability)
         errors[f"nll_{stage}"] = nll_per_image(predictions.label, margin(probability))
+    # Image by image, so that the interval of a change knows that both are of the same images.
     if "after" in stages:
         for name in ("brier", "nll"):
             errors[f"{name}_change"] = errors[f"{name}_after"] - errors[f"{name}_before"]
@@ -132,6 +133,7 @@ def _binned(binary: _Binary, bins: int) -> tuple[float, list[JsonDict]]:
 
 
 def _bin_index(probability: Float[np.ndarray, " N"], bins: int) -> Int[np.ndarray, " N"]:
+    # By the edges and not `int(probability * bins)`, which rounding may put into the next bin.
     edges = np.linspace(0, 1, bins + 1)
     return np.clip(np.searchsorted(edges, probability, side="right") - 1, 0, bins - 1)
 

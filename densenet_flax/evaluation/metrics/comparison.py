@@ -34,9 +34,9 @@ def compare(
     Args:
       predictions_a: Of the network to beat.
       predictions_b: Of the other, on the same images; the order of rows may differ.
-      resamples: Number of resamples.
-      seed: The same seed gives the same result.
-      level: Share of the resamples inside an interval.
+      resamples: As in `Bootstrap`, like seed and level.
+      seed: See there.
+      level: See there.
 
     Returns:
       Under 'image' and 'patient' and the name of each metric its 'a', 'b', 'difference', interval

@@ -20,13 +20,12 @@ def pool(folds: Sequence[Predictions], threshold: float | None = None) -> Predic
     """Returns one table of all folds' test images.
 
     Args:
-      folds: The folds; each patient in one of them only.
+      folds: The folds; each image and patient in one of them only, and the same classes in all.
       threshold: Used for all folds. None takes the folds' own, which must then be equal;
         `cross_validation_summary` can pool folds with different thresholds.
 
     Raises:
-      InputError: There are no folds, their classes differ, an image or a patient is in two of them,
-        or their thresholds differ.
+      InputError: The folds are not like that.
     """
     reason = _why_not_pooled(folds)
     if reason:
@@ -37,17 +36,13 @@ def pool(folds: Sequence[Predictions], threshold: float | None = None) -> Predic
             f"folds cannot be pooled into one table: their thresholds go from {thresholds[0]:.3g} "
             f"to {thresholds[-1]:.3g}; give one threshold for all, or use cross_validation_summary"
         )
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(fold, name) for fold in folds])
-        for name in (*COLUMNS, "probability")
-    }
-    calibrated = [fold.calibrated for fold in folds if fold.calibrated is not None]
-    return replace(
-        folds[0],
-        **columns,
-        calibrated=np.concatenate(calibrated) if len(calibrated) == len(folds) else None,
-        threshold=thresholds[0] if threshold is None else threshold,
-    )
+    names = [*COLUMNS, "probability"]
+    columns: dict[str, Any] = {"calibrated": None}
+    # Calibrated probabilities of some folds would be a column with holes.
+    if all(fold.calibrated is not None for fold in folds):
+        names.append("calibrated")
+    columns |= {name: np.concatenate([getattr(fold, name) for fold in folds]) for name in names}
+    return replace(folds[0], **columns, threshold=thresholds[0] if threshold is None else threshold)
 
 
 def cross_validation_summary(
@@ -73,9 +68,6 @@ def cross_validation_summary(
     Returns:
       'folds', 'mean' and 'pooled' (None, with the reason under 'pooled_undefined', if an image or a
       patient is in two folds).
-
-    Raises:
-      InputError: There are no folds, or their classes differ.
     """
     bootstrap = Bootstrap(resamples, seed, level)
     if not folds:

@@ -83,6 +83,7 @@ def level_values(
     else:
         patient = dict(metrics.compute(sample.patient, weights, metrics.names))
     patient["patient_recognition_rate"] = weights @ sample.recognition_rate / weights.sum(axis=1)
+    # At this level 'accuracy' alone would not say which of the two it is.
     patient[ACCURACY_BY_MEAN] = patient["accuracy"]
     return {
         "image": metrics.compute(sample.image, weights, metrics.names),

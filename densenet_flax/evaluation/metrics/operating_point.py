@@ -57,6 +57,7 @@ class OperatingPoint:
             raise InputError(
                 f"operating point: temperature is {self.temperature}; expected a number above 0"
             )
+        # JSON has lists, and a frozen field takes no assignment.
         object.__setattr__(self, "notes", tuple(self.notes))
 
     @property

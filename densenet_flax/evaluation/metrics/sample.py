@@ -60,6 +60,7 @@ class Rows:
         self, values: Shaped[np.ndarray, "N *columns"]
     ) -> Float[np.ndarray, "P *columns"]:
         """Sums a column, or several, over the rows of each patient."""
+        # `np.add.at` and not `+=`, which would add only one row of each patient.
         sums = np.zeros((self.patients, *values.shape[1:]))
         np.add.at(sums, self.patient, values)
         return sums
@@ -122,8 +123,8 @@ def sample_of(*tables: Predictions) -> Sample:
         patients=patients,
     )
     counts = image.sum_by_patient(np.eye(image.classes)[image.label]).astype(np.int64)
-    sums = image.sum_by_patient(image.probability)
-    mean = (sums.T / counts.sum(axis=1)).T
+    # Transposed twice, so that it divides one column as well as a column per class.
+    mean = (image.sum_by_patient(image.probability).T / counts.sum(axis=1)).T
     means = np.split(mean, starts[1:-1])
     patient = Rows(
         label=np.where((counts > 0).sum(axis=1) == 1, counts.argmax(axis=1), -1),

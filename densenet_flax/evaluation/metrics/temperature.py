@@ -54,12 +54,7 @@ def nll_per_image(label: Int[np.ndarray, " N"], margins: Margins) -> Float[np.nd
 
 
 def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[float, str]:
-    """Finds the temperature with the lowest mean NLL.
-
-    Args:
-      margins: Positive logit minus negative logit, per validation image; of more than two classes
-        the logits.
-      label: Index of the class.
+    """Finds the temperature with the lowest mean NLL of validation images.
 
     Returns:
       The temperature, and ''; or 1 and the reason why none is best: only one class is present, or
@@ -78,6 +73,7 @@ def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[flo
         options={"xatol": 1e-6},
     ).x
     reason = ""
+    # The search stops a little before its bounds.
     if best < low + 0.01:
         reason = "every validation image is so far on its right side that sharper is always better"
     elif best > high - 0.01:

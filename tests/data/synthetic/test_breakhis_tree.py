@@ -8,8 +8,7 @@ from PIL import Image
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import SUBTYPES, parse_name
 from densenet_flax.data.synthetic import breakhis_tree
-from densenet_flax.data.synthetic.breakhis_tree import write_breakhis_tree
-from densenet_flax.data.synthetic.drawn_config import DrawnConfig
+from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig, write_breakhis_tree
 from densenet_flax.data.synthetic.tissue import draw_tile
 
 SMALL = DrawnConfig(benign_patients=2, malignant_patients=1, tiles_per_patient=2, size=(32, 24))
