@@ -69,7 +69,7 @@ def test_a_cam_decomposes_the_score_exactly(linear):
     assert np.allclose(scores(logits) - scores(without), maps[:, 1, 2] / 6, atol=1e-5)
 
 
-def test_cam_and_grad_cam_agree_where_both_exist(linear):
+def test_cam_and_grad_cam_are_equal_where_both_exist(linear):
     exact = run(linear)
     model, variables = linear
     segmented = SegmentedModel(model, make_mesh())
@@ -116,7 +116,7 @@ def test_grad_cam_of_any_unit(deep, unit, shape):
     assert np.allclose(maps, jnp.einsum("nhwc,nc->nhw", x, weight), atol=1e-4)
 
 
-def test_logits_shifted_alike_change_no_map(linear):
+def test_a_constant_added_to_all_logits_changes_no_map(linear):
     model, variables = linear
     head = variables["params"]["head"]["predictions"]
     shift = np.random.default_rng(3).normal(0, 1, (head["kernel"].shape[0], 1))
