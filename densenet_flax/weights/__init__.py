@@ -10,12 +10,7 @@ On the command line: `python -m densenet_flax.weights convert|export|inspect|dow
 from densenet_flax.weights.conversion import Conversion, Inspection, convert, export, inspect
 from densenet_flax.weights.inference_settings import InferenceSettings, StoredOperatingPoint
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.load import (
-    load_backbone,
-    load_weights,
-    load_with_info,
-    read_weights,
-)
+from densenet_flax.weights.load import load_backbone, load_weights, load_with_info, read_weights
 from densenet_flax.weights.official import download
 from densenet_flax.weights.save import export_weights, save_weights
 

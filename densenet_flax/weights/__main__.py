@@ -3,12 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.conversion import Conversion, Inspection, convert, export, inspect
-from densenet_flax.weights.info import PREPROCESSING, InfoFields, WeightsInfo
+from densenet_flax.weights.conversion import convert, export, inspect
+from densenet_flax.weights.info import PREPROCESSING, InfoFields
 from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL, download
 
 
@@ -36,13 +36,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=f"Converts {text}.")
         command.add_argument("src", metavar="SRC", help="file, or checkpoint directory")
         command.add_argument("dst", metavar=target, help="where to write")
-        command.add_argument(
-            "--verify",
-            action="store_true",
-            help="run the source's framework too, and print the largest difference per unit",
-        )
+        text = "run the source's framework too, and print the largest difference per unit"
+        command.add_argument("--verify", action="store_true", help=text)
         _add_overrides(command)
-        command.set_defaults(run=_conversion_command(function))
+        command.set_defaults(run=_convert, function=function)
     command = commands.add_parser("inspect", help="what a file is, and whether it is complete")
     command.add_argument("file", metavar="FILE")
     command.add_argument("--tensors", action="store_true", help="list every tensor")
@@ -51,9 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("download", help="an official ImageNet file of Keras")
     command.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
     command.add_argument("--directory", help="where to put it (default: Keras's cache)")
-    command.add_argument(
-        "--base-url", help=f"of a mirror (default: ${BASE_URL_VARIABLE}, or Keras)"
-    )
+    mirror = f"of a mirror (default: ${BASE_URL_VARIABLE}, or Keras)"
+    command.add_argument("--base-url", help=mirror)
     command.set_defaults(run=_download)
     return parser
 
@@ -62,45 +58,36 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("what the file cannot say itself")
     group.add_argument("--preprocessing", choices=PREPROCESSING)
     group.add_argument("--epsilon", type=float, help="of every BatchNorm")
-    group.add_argument(
-        "--final-relu",
-        action=argparse.BooleanOptionalAction,
-        help="whether a ReLU follows the last norm",
-    )
-    group.add_argument(
-        "--class-names", type=_split_names, metavar="A,B,…", help="in the order of the outputs"
-    )
+    relu = "whether a ReLU follows the last norm"
+    group.add_argument("--final-relu", action=argparse.BooleanOptionalAction, help=relu)
+    group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
     group.add_argument("--license", "--licence", help="of the weights")
 
 
-def _overrides(arguments: argparse.Namespace) -> InfoFields:
-    given = vars(arguments).items()
-    overrides = {n: v for n, v in given if n in InfoFields.__annotations__ and v is not None}
-    return cast(InfoFields, overrides)
-
-
-def _split_names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _conversion_command(
-    function: Callable[..., Conversion],
-) -> Callable[[argparse.Namespace], None]:
-    def run(arguments: argparse.Namespace) -> None:
-        overrides = _overrides(arguments)
-        result = function(arguments.src, arguments.dst, verify=arguments.verify, **overrides)
-        for line in result.verification:
-            print(line)
-        print(f"{arguments.dst}: {_summary(result.info, result.parameters)}")
-        print(f"{'because':>16}  {'; '.join(result.evidence)}")
-
-    return run
+def _convert(arguments: argparse.Namespace) -> None:
+    given = {n: vars(arguments).get(n) for n in InfoFields.__annotations__}
+    if arguments.class_names is not None:
+        given["class_names"] = tuple(name.strip() for name in arguments.class_names.split(","))
+    overrides = cast(InfoFields, {n: value for n, value in given.items() if value is not None})
+    result = arguments.function(arguments.src, arguments.dst, verify=arguments.verify, **overrides)
+    for line in result.verification:
+        print(line)
+    info = result.info
+    print(
+        f"{arguments.dst}: {info.layout.describe()}, {result.parameters:,} parameters, "
+        f"preprocessing {info.preprocessing!r}, epsilon {info.epsilon:g}"
+        f"{'' if info.final_relu else ', no final ReLU'}"
+    )
+    print(f"{'because':>16}  {'; '.join(result.evidence)}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
     inspection = inspect(arguments.file)
     if arguments.json:
-        print(json.dumps(_as_json(inspection), indent=2))
+        # Scripts know these two keys from the first version.
+        renamed = {"format": "form", "evidence": "reasons"}
+        values = {renamed.get(name, name): value for name, value in vars(inspection).items()}
+        print(json.dumps({**values, "info": inspection.info.to_dict()}, indent=2))
         return
     info = inspection.info
     rows = {
@@ -128,23 +115,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
             print(f"{'×'.join(map(str, shape)):>16}  {name}")
 
 
-def _as_json(inspection: Inspection) -> dict[str, object]:
-    # Scripts know these keys from the first version.
-    renamed = {"format": "form", "evidence": "reasons"}
-    values = {renamed.get(name, name): value for name, value in vars(inspection).items()}
-    return {**values, "info": inspection.info.to_dict()}
-
-
 def _download(arguments: argparse.Namespace) -> None:
     print(download(arguments.name, arguments.directory, base_url=arguments.base_url))
-
-
-def _summary(info: WeightsInfo, parameters: int) -> str:
-    relu = "" if info.final_relu else ", no final ReLU"
-    return (
-        f"{info.layout.describe()}, {parameters:,} parameters, preprocessing "
-        f"{info.preprocessing!r}, epsilon {info.epsilon:g}{relu}"
-    )
 
 
 if __name__ == "__main__":

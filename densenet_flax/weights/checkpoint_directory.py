@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.trained_model import read_model
-from densenet_flax.weights.info import WeightsInfo
+from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import infer_layout
 from densenet_flax.weights.safe_reading import reading
 from densenet_flax.weights.weights_file import StoredTensor, WeightsFile
@@ -19,11 +19,7 @@ from densenet_flax.weights.weights_file import StoredTensor, WeightsFile
 
 @contextlib.contextmanager
 def open_checkpoint(path: Path) -> Iterator[WeightsFile]:
-    """Opens a work directory, its folder of checkpoints, or one of these.
-
-    Raises:
-      InputError: there is no checkpoint, or it is not of a DenseNet.
-    """
+    """Opens a work directory, its folder of checkpoints, or one of these."""
     variables, network = read_model(path)
     arrays = flatten_dict(variables)
     shapes = {p: tuple(np.shape(value)) for p, value in arrays.items()}
@@ -38,7 +34,6 @@ def open_checkpoint(path: Path) -> Iterator[WeightsFile]:
         StoredTensor("/".join(p), shapes[p], p, partial(np.asarray, value), in_head=p[1] == "head")
         for p, value in arrays.items()
     ]
-    metadata = info.fields
-    metadata["source"] = info.source or path.name
+    metadata: InfoFields = {**info.fields, "source": info.source or path.name}
     evidence = ["stated in the checkpoint"]
     yield WeightsFile(path, "densenet_flax checkpoint", "", tensors, metadata, evidence)

@@ -1,10 +1,9 @@
 """What the command line does: convert, export, inspect."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, Unpack
+from typing import Unpack
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -15,9 +14,8 @@ from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Shape
 from densenet_flax.weights.load import open_weights, read_weights
 from densenet_flax.weights.official import official_name
+from densenet_flax.weights.safe_reading import StrPath
 from densenet_flax.weights.save import check_target, export_weights, save_weights
-
-StrPath: TypeAlias = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Conversion:
       tensors: how many were converted.
       parameters: how many numbers the network trains.
       evidence: where the info comes from, in words.
-      verification: lines that say how the conversion was verified; empty if it was not.
+      verification: lines that say how it was verified; empty if it was not.
     """
 
     info: WeightsInfo
@@ -72,10 +70,8 @@ def convert(
     Args:
       src: a file as for `read_weights`.
       dst: where to write; must end in `.safetensors`.
-      verify: run the source's framework and ours on the same images first, and compare; then read
-        the written file back.
-      **overrides: attributes of `WeightsInfo` that the file cannot state or states wrongly, such
-        as `preprocessing` or `class_names`.
+      verify: compare the source's framework with ours first, then read the written file back.
+      **overrides: attributes of `WeightsInfo` that the file cannot state or states wrongly.
 
     Raises:
       InputError: `src` cannot be read, `dst` cannot be written, or the two networks disagree;
@@ -87,13 +83,9 @@ def convert(
 def export(
     src: StrPath, dst: StrPath, *, verify: bool = False, **overrides: Unpack[InfoFields]
 ) -> Conversion:
-    """Converts any supported file to one that Keras loads.
+    """Converts any supported file to one that Keras loads; arguments as for `convert`.
 
-    Args:
-      src: a file as for `read_weights`.
-      dst: where to write: `.weights.h5`, or any other `.h5` for Keras's legacy format.
-      verify: as for `convert`.
-      **overrides: as for `convert`.
+    `dst` ends in `.weights.h5`, or is any other `.h5` for Keras's legacy format.
 
     Raises:
       InputError: as for `convert`; or Keras's DenseNet cannot compute what these weights need.
@@ -102,11 +94,7 @@ def export(
 
 
 def inspect(path: StrPath) -> Inspection:
-    """Reads all tensors of a file and describes it.
-
-    Raises:
-      InputError: it cannot be read or is no DenseNet.
-    """
+    """Reads all tensors of a file and describes it."""
     with open_weights(path) as file:
         layout = file.layout()
         variables = file.read(layout)
@@ -124,11 +112,7 @@ def inspect(path: StrPath) -> Inspection:
 
 
 def check_written(path: Path, variables: Variables) -> None:
-    """Compares a written file with the variables that were to be written, bit by bit.
-
-    Raises:
-      InputError: a number is another.
-    """
+    """Raises InputError unless a written file holds these variables, bit by bit."""
     written = flatten_dict(read_weights(path)[0])
     for name, values in flatten_dict(variables).items():
         if not np.array_equal(written[name], values):
@@ -150,20 +134,16 @@ def _convert(
     if overrides:
         info = dataclasses.replace(info, **overrides)
         evidence = (*evidence, f"{', '.join(overrides)} as given by the user")
-    verification: tuple[str, ...] = ()
-    if verify:
-        verification = _verify(path, framework, variables, info)
+    verification = _verify(path, framework, variables, info) if verify else ()
     write(dst, variables, info)
     if verify:
         check_written(dst, variables)
-        line = f"read back from {dst.name}: every number is bitwise the same"
-        verification = (*verification, line)
+        verification += (f"read back from {dst.name}: every number is bitwise the same",)
     count = len(flatten_dict(variables))
     return Conversion(info, count, _count_parameters(variables), evidence, verification)
 
 
 def _verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
-    """Verifies a conversion and describes the result in lines."""
     # Imported here: a conversion that is not verified needs no network.
     from densenet_flax.weights.verify import TOLERANCE, verify
 
@@ -180,11 +160,10 @@ def _verify(path: Path, framework: str, variables: Variables, info: WeightsInfo)
             f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the "
             "metadata are not those of the file: state --epsilon or --final-relu"
         )
-    worst = max(result.differences.values())
     return (
         f"largest difference from {result.framework} over largest value, on random images:",
         *(f"{unit:>16}  {value:.1e}" for unit, value in result.differences.items()),
-        f"{'worst':>16}  {worst:.1e} (at most {TOLERANCE:.0e})",
+        f"{'worst':>16}  {max(result.differences.values()):.1e} (at most {TOLERANCE:.0e})",
     )
 
 

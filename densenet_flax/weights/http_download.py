@@ -36,14 +36,7 @@ def download_file(url: str, target: Path, md5: str, *, attempts: int, backoff: f
     """Downloads `url` to `target`, which appears only when it is complete and right.
 
     What was received stays beside it as `.part`, for this process or a later one to resume. The
-    caller holds a lock.
-
-    Args:
-      url: of the file.
-      target: where it goes; its directory exists.
-      md5: of the file.
-      attempts: how often to try again without any progress.
-      backoff: seconds before the second attempt; doubled each time.
+    caller holds a lock, and has made the directory; `attempts` and `backoff` as in `download`.
 
     Raises:
       DownloadError: the server does not answer, has no such file, or sends another one.

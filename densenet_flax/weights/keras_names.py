@@ -18,18 +18,14 @@ from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.models.frontier import keras_layers
-from densenet_flax.weights.layout import VariablePath, name_head_layers
+from densenet_flax.weights.layout import (
+    CONV_VARIABLES,
+    DENSE_VARIABLES,
+    NORM_VARIABLES,
+    VariablePath,
+    name_head_layers,
+)
 from densenet_flax.weights.weights_file import StoredTensor
-
-# Collection and name in our variables of Keras's variables, in the order in which layers have them.
-CONV_VARIABLES = {"kernel": ("params", "kernel")}
-NORM_VARIABLES = {
-    "gamma": ("params", "scale"),
-    "beta": ("params", "bias"),
-    "moving_mean": ("batch_stats", "mean"),
-    "moving_variance": ("batch_stats", "var"),
-}
-DENSE_VARIABLES = ("kernel", "bias")
 
 _LAYER = re.compile(
     r"(conv1)_(conv|bn)|(conv[2-9]_block[1-9]\d{0,2})_(0_bn|1_conv|1_bn|2_conv)|"
@@ -42,19 +38,11 @@ _ORDERED = re.compile(
 
 
 def tensors_by_name(arrays: Mapping[str, h5py.Dataset], weights: h5py.Group) -> list[StoredTensor]:
-    """The tensors of a legacy file, by the names of their layers.
-
-    Args:
-      arrays: all arrays of the file by name.
-      weights: the group whose attributes list the layers in order.
-    """
+    """The tensors of a legacy file, whose attributes of `weights` list the layers in order."""
     # `:0` ends the names of TensorFlow's variables.
     owners = {name: name.removesuffix(":0").rpartition("/")[::2] for name in arrays}
-    dense = dict.fromkeys(
-        layer
-        for name, (layer, variable) in owners.items()
-        if layer and variable == "kernel" and arrays[name].ndim == 2
-    )
+    kernels = [name for name, (_, variable) in owners.items() if variable == "kernel"]
+    dense = dict.fromkeys(owners[n][0] for n in kernels if owners[n][0] and arrays[n].ndim == 2)
     order = _layer_order(weights)
     # In the file of a whole model, `weights` is a group of it.
     in_order = sorted(dense, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order)))
@@ -72,11 +60,7 @@ def tensors_by_name(arrays: Mapping[str, h5py.Dataset], weights: h5py.Group) -> 
 
 
 def tensors_by_order(path: Path, arrays: Mapping[str, h5py.Dataset]) -> list[StoredTensor]:
-    """The tensors of a `.weights.h5` file, by class and order of their layers.
-
-    Raises:
-      InputError: the convolutions are not those of a DenseNet.
-    """
+    """The tensors of a `.weights.h5` file, by class and order of their layers."""
     # The random state of dropout is no weight.
     arrays = {n: array for n, array in arrays.items() if "seed_generator" not in n.split("/")}
     groups = _group_by_order(arrays)
@@ -119,13 +103,7 @@ def _group_by_order(arrays: Iterable[str]) -> dict[tuple[str, str], _Layers]:
 def _match_order(
     layers: _Layers, paths: Sequence[VariablePath], variables: Mapping[str, tuple[str, str]]
 ) -> dict[str, VariablePath]:
-    """The variable that each array is, by name; without those that have no counterpart.
-
-    Args:
-      layers: the arrays.
-      paths: our layers in the same order.
-      variables: collection and name in ours of the variables of such a layer, in order.
-    """
+    """The variable that each array is, by name; `paths` are our layers in the same order."""
     ours = list(variables.values())
     return {
         name: (ours[number][0], *paths[index], ours[number][1])
@@ -193,10 +171,8 @@ def _infer_blocks(
         elif size == 1:
             blocks.append(0)
     if 0 in blocks:
-        raise InputError(
-            f"{path}: {len(sizes)} convolutions that are not those of a DenseNet; "
-            "give DenseNet121, 169 or 201"
-        )
+        fault = f"{len(sizes)} convolutions that are not those of a DenseNet"
+        raise InputError(f"{path}: {fault}; give DenseNet121, 169 or 201")
     return tuple(blocks)
 
 

@@ -24,7 +24,7 @@ from densenet_flax.models.frontier import keras_layers
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.keras_files import INFO_ATTRIBUTE, KERAS_EPSILON
-from densenet_flax.weights.keras_names import CONV_VARIABLES, DENSE_VARIABLES, NORM_VARIABLES
+from densenet_flax.weights.layout import CONV_VARIABLES, DENSE_VARIABLES, NORM_VARIABLES
 
 _ATTRIBUTE_BYTES = 60_000  # HDF5 allows 64 KiB
 
@@ -39,21 +39,15 @@ class _Layer:
 
 
 def save_keras(path: Path, variables: Variables, info: WeightsInfo) -> None:
-    """Writes `.weights.h5`, or legacy `.h5` for any other name.
-
-    Raises:
-      InputError: Keras has no such network, or the file cannot be written.
-    """
+    """Writes `.weights.h5`, or legacy `.h5` for any other name."""
     _check_exportable(path, info)
     layers = _layers(variables, info)
     with atomic_file(path) as temporary:
         try:
             with h5py.File(temporary, "w") as file:
                 file.attrs[INFO_ATTRIBUTE] = json.dumps(info.to_dict(), sort_keys=True)
-                if path.name.endswith(".weights.h5"):
-                    _write_ordered(file, layers)
-                else:
-                    _write_legacy(file, layers)
+                write = _write_ordered if path.name.endswith(".weights.h5") else _write_legacy
+                write(file, layers)
         except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either, in pages
             raise OSError(" ".join(str(error).split())[:200]) from error
 
@@ -66,9 +60,8 @@ def _check_exportable(path: Path, info: WeightsInfo) -> None:
             "Keras's DenseNet has one; use them with this package, as .safetensors"
         )
     if (info.growth_rate, info.stem_features) != (32, 64):
-        raise InputError(
-            f"{path}: Keras has no {info.layout.describe()}; export DenseNet121, 169 or 201"
-        )
+        network = info.layout.describe()
+        raise InputError(f"{path}: Keras has no {network}; export DenseNet121, 169 or 201")
     if abs(info.epsilon / KERAS_EPSILON - 1) > 0.01:
         raise InputError(
             f"{path}: these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, "
@@ -82,11 +75,8 @@ def _layers(variables: Variables, info: WeightsInfo) -> list[_Layer]:
     layers = []
     for layer in keras_layers(info.blocks):
         if layer.path:
-            ours = NORM_VARIABLES if layer.is_norm else CONV_VARIABLES
-            values = {
-                keras: arrays[collection, *layer.path, name]
-                for keras, (collection, name) in ours.items()
-            }
+            ours = (NORM_VARIABLES if layer.is_norm else CONV_VARIABLES).items()
+            values = {keras: arrays[group, *layer.path, name] for keras, (group, name) in ours}
             layer_class = "batch_normalization" if layer.is_norm else "conv2d"
             layers.append(_Layer(layer_class, layer.name, values))
     names = info.layout.head_layers()

@@ -5,8 +5,9 @@ Tracing a DenseNet201 takes seconds; converting and inspecting files should not 
 
 import dataclasses
 import re
+import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import jax
@@ -20,12 +21,16 @@ from densenet_flax.models.frontier import keras_layers
 VariablePath: TypeAlias = tuple[str, ...]  # ('params', 'conv4_block23', '2_conv', 'kernel')
 Shape: TypeAlias = tuple[int, ...]
 
-NORM_VARIABLES = (
-    ("params", "scale"),
-    ("params", "bias"),
-    ("batch_stats", "mean"),
-    ("batch_stats", "var"),
-)
+# Collection and name in ours of Keras's variables, in the order in which its layers have them.
+CONV_VARIABLES = {"kernel": ("params", "kernel")}
+NORM_VARIABLES = {
+    "gamma": ("params", "scale"),
+    "beta": ("params", "bias"),
+    "moving_mean": ("batch_stats", "mean"),
+    "moving_variance": ("batch_stats", "var"),
+}
+DENSE_VARIABLES = ("kernel", "bias")
+
 _DENSE_LAYER = re.compile(r"conv([2-9])_block([1-9]\d{0,2})")
 
 
@@ -42,13 +47,8 @@ class Layout:
     @classmethod
     def of(cls, model: DenseNet) -> "Layout":
         """The layout of a model's variables."""
-        return cls(
-            tuple(model.blocks),
-            model.growth_rate,
-            model.stem_features,
-            model.num_classes,
-            tuple(model.hidden) if model.num_classes else (),
-        )
+        blocks, hidden = tuple(model.blocks), tuple(model.hidden) if model.num_classes else ()
+        return cls(blocks, model.growth_rate, model.stem_features, model.num_classes, hidden)
 
     @property
     def network(self) -> str:
@@ -59,7 +59,7 @@ class Layout:
     @property
     def features(self) -> int:
         """Channels of the last feature maps."""
-        return self._norm_channels()["bn"]
+        return self.tensors()["params", "bn", "scale"][0]
 
     @property
     def backbone(self) -> "Layout":
@@ -78,18 +78,33 @@ class Layout:
 
     def tensors(self) -> dict[VariablePath, Shape]:
         """Path and shape of every variable, in the order of the layers."""
-        channels = self._norm_channels()
         shapes: dict[VariablePath, Shape] = {}
+        growth, bottleneck = self.growth_rate, 4 * self.growth_rate
+        width = self.stem_features  # channels that the layer at hand receives
         for layer in keras_layers(self.blocks):
             if not layer.path:
                 continue
+            kind = layer.path[-1]
             if layer.is_norm:
-                for collection, name in NORM_VARIABLES:
-                    shapes[(collection, *layer.path, name)] = (channels[layer.name],)
-            else:
-                shapes[("params", *layer.path, "kernel")] = self._kernel(layer.name, channels)
-        width = channels["bn"]
-        for name, features in zip(self.head_layers(), self._head_sizes(), strict=True):
+                channels = bottleneck if kind == "1_bn" else width
+                for collection, name in NORM_VARIABLES.values():
+                    shapes[(collection, *layer.path, name)] = (channels,)
+                continue
+            if layer.unit == "stem":
+                kernel = (7, 7, 3, width)
+            elif kind == "1_conv":
+                kernel = (1, 1, width, bottleneck)
+            elif kind == "2_conv":
+                kernel = (3, 3, bottleneck, growth)
+                width += growth
+            else:  # a transition halves the channels
+                kernel = (1, 1, width, width // 2)
+                width //= 2
+            shapes[("params", *layer.path, "kernel")] = kernel
+        # Without a head there are no layers to go with the sizes.
+        for name, features in zip(
+            self.head_layers(), [*self.hidden, self.num_classes], strict=False
+        ):
             shapes[("params", "head", name, "kernel")] = (width, features)
             shapes[("params", "head", name, "bias")] = (features,)
             width = features
@@ -104,36 +119,6 @@ class Layout:
     def head_layers(self) -> list[str]:
         """Names of the head's Dense layers."""
         return name_head_layers(len(self.hidden) + 1) if self.num_classes else []
-
-    def _head_sizes(self) -> list[int]:
-        return [*self.hidden, self.num_classes] if self.num_classes else []
-
-    def _kernel(self, layer: str, channels: Mapping[str, int]) -> Shape:
-        """Shape [H, W, I, O] of a convolution, by Keras name."""
-        if layer == "conv1_conv":
-            return (7, 7, 3, self.stem_features)
-        if layer.endswith("_2_conv"):
-            return (3, 3, 4 * self.growth_rate, self.growth_rate)
-        if layer.endswith("_1_conv"):
-            return (1, 1, channels[layer.replace("_1_conv", "_0_bn")], 4 * self.growth_rate)
-        width = channels[layer.replace("_conv", "_bn")]
-        return (1, 1, width, width // 2)
-
-    def _norm_channels(self) -> dict[str, int]:
-        """Channels of each BatchNorm, by Keras name."""
-        width = self.stem_features
-        channels = {"conv1_bn": width}
-        # Keras counts dense blocks from conv2 and calls a dense layer a block.
-        for block, count in enumerate(self.blocks, start=2):
-            for layer in range(1, count + 1):
-                channels[f"conv{block}_block{layer}_0_bn"] = width
-                channels[f"conv{block}_block{layer}_1_bn"] = 4 * self.growth_rate
-                width += self.growth_rate
-            if block <= len(self.blocks):  # a transition follows, which halves the channels
-                channels[f"pool{block}_bn"] = width
-                width //= 2
-        channels["bn"] = width
-        return channels
 
 
 def name_head_layers(count: int) -> list[str]:
@@ -154,14 +139,11 @@ def infer_layout(shapes: Mapping[VariablePath, Shape]) -> Layout | None:
     if not layers or sorted(layers) != list(range(2, 2 + len(layers))):
         return None
     # By majority: a single tensor may have a wrong shape.
-    growth = _most_common(
-        shape[-1]
-        for path, shape in shapes.items()
-        if path[2:] == ("2_conv", "kernel") and len(shape) == 4
-    )
-    stem = _most_common(
-        shape[-1] for path, shape in shapes.items() if path[1:3] == ("conv1", "bn") and shape
-    )
+    kernels = [s for p, s in shapes.items() if p[2:] == ("2_conv", "kernel") and len(s) == 4]
+    stem_norms = [s for p, s in shapes.items() if p[1:3] == ("conv1", "bn") and s]
+    if not kernels or not stem_norms:
+        return None
+    growth, stem = (statistics.mode(s[-1] for s in group) for group in (kernels, stem_norms))
     if not growth or not stem:
         return None
     hidden: list[int] = []
@@ -177,8 +159,3 @@ def _dense_kernel(shapes: Mapping[VariablePath, Shape], layer: str) -> Shape:
     """Shape of the kernel of a head's layer; () if there is none."""
     shape = shapes.get(("params", "head", layer, "kernel"), ())
     return shape if len(shape) == 2 else ()
-
-
-def _most_common(values: Iterable[int]) -> int:
-    counts = Counter(values)
-    return counts.most_common(1)[0][0] if counts else 0

@@ -12,7 +12,7 @@ from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.official import OFFICIAL, download
-from densenet_flax.weights.safe_reading import reading
+from densenet_flax.weights.safe_reading import StrPath, reading
 from densenet_flax.weights.weights_file import WeightsFile
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -30,7 +30,7 @@ _EPSILON_TOLERANCE = 0.01
 
 
 @contextlib.contextmanager
-def open_weights(path: str | os.PathLike[str]) -> Iterator[WeightsFile]:
+def open_weights(path: StrPath) -> Iterator[WeightsFile]:
     """Opens a weights file of any supported format, recognized by its first bytes.
 
     Raises:
@@ -55,18 +55,14 @@ def open_weights(path: str | os.PathLike[str]) -> Iterator[WeightsFile]:
         elif start.startswith((_ZIP, _PICKLE)) and file.suffix != ".h5":
             from densenet_flax.weights.torch_files import open_torch as opener
         else:
-            raise InputError(
-                f"{file}: no weights file that this package knows; expected {_EXPECTED}"
-            )
+            fault = "no weights file that this package knows"
+            raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
     with opener(file) as opened:
         yield opened
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, PyTree], WeightsInfo]:
-    """Reads any supported file, of whatever DenseNet it holds.
-
-    Args:
-      path: a file of Keras, PyTorch or this package, or a checkpoint directory of our training.
+def read_weights(path: StrPath) -> tuple[dict[str, PyTree], WeightsInfo]:
+    """Reads any file of Keras, PyTorch or this package, or a checkpoint directory of our training.
 
     Returns:
       `{'params': …, 'batch_stats': …}` of float32 NumPy arrays, and their `WeightsInfo`.
@@ -79,17 +75,14 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, PyTree], Weigh
         return file.read(layout), file.info(layout)
 
 
-def load_weights(
-    path: str | os.PathLike[str], model: DenseNet, *, ignore_head: bool = False
-) -> dict[str, PyTree]:
+def load_weights(path: StrPath, model: DenseNet, *, ignore_head: bool = False) -> dict[str, PyTree]:
     """Reads the variables of `model` from any supported file.
 
     Args:
       path: a file as for `read_weights`; or 'imagenet', the official file of the model's network,
         from Keras's cache or downloaded.
       model: what they are for.
-      ignore_head: leave out the head of the file and that of the model: only the backbone is
-        read and checked.
+      ignore_head: read and check only the backbone.
 
     Returns:
       A tree like that of `model.init`, of float32 NumPy arrays; with `ignore_head` without 'head'.
@@ -102,41 +95,32 @@ def load_weights(
 
 
 def load_with_info(
-    path: str | os.PathLike[str], model: DenseNet, *, ignore_head: bool = False
+    path: StrPath, model: DenseNet, *, ignore_head: bool = False
 ) -> tuple[dict[str, PyTree], WeightsInfo]:
     """As `load_weights`; returns the `WeightsInfo` of what was loaded as well."""
-    layout = Layout.of(model)
-    if ignore_head:
-        layout = layout.backbone
-    variables, info = _load(path, layout, ignore_head)
+    variables, info = _load(path, model, ignore_head)
     _check_computation(path, model, info)
     return variables, info
 
 
-def load_backbone(
-    path: str | os.PathLike[str], model: DenseNet
-) -> tuple[dict[str, PyTree], InfoFields]:
-    """Reads the backbone of `model`, whose epsilon and last ReLU need not be those of the file.
-
-    Args:
-      path: as for `load_weights`.
-      model: what it is for.
+def load_backbone(path: StrPath, model: DenseNet) -> tuple[dict[str, PyTree], InfoFields]:
+    """As `load_weights` with `ignore_head`, for a model of another epsilon or final_relu, too.
 
     Returns:
       The variables without 'head', and what a network that starts from them must take from the
       file, such as its preprocessing, epsilon and final_relu.
-
-    Raises:
-      InputError: as for `load_weights`.
     """
-    variables, info = _load(path, Layout.of(model).backbone, ignore_head=True)
+    variables, info = _load(path, model, ignore_head=True)
     inherited = {name: getattr(info, name) for name in _INHERITED}
     return variables, cast(InfoFields, inherited)
 
 
 def _load(
-    path: str | os.PathLike[str], layout: Layout, ignore_head: bool
+    path: StrPath, model: DenseNet, ignore_head: bool
 ) -> tuple[dict[str, PyTree], WeightsInfo]:
+    layout = Layout.of(model)
+    if ignore_head:
+        layout = layout.backbone
     if os.fspath(path) == "imagenet":
         path = download(_official_name(layout))
     with open_weights(path) as file:
@@ -158,7 +142,7 @@ def _fault(start: bytes) -> str:
 def _official_name(layout: Layout) -> str:
     """The name in `OFFICIAL` of the ImageNet weights of this layout."""
     if layout.network not in OFFICIAL:
-        known = ", ".join(n for n in OFFICIAL if not n.endswith("-notop"))
+        known = ", ".join(name for name in OFFICIAL if not name.endswith("-notop"))
         raise InputError(
             f"'imagenet': there is no official Keras file for {layout.describe()}, only for "
             f"{known}; give a PyTorch file"
@@ -173,7 +157,7 @@ def _official_name(layout: Layout) -> str:
     return layout.network
 
 
-def _check_computation(path: str | os.PathLike[str], model: DenseNet, info: WeightsInfo) -> None:
+def _check_computation(path: StrPath, model: DenseNet, info: WeightsInfo) -> None:
     """Rejects weights that would silently compute something else in `model`."""
     if model.final_relu != info.final_relu:
         has, lacks = ("a", "none") if info.final_relu else ("no", "one")

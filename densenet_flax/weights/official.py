@@ -9,10 +9,20 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights.http_download import DownloadError, download_file
-from densenet_flax.weights.safe_reading import file_hash
+from densenet_flax.weights.safe_reading import StrPath, file_hash
 
 BASE_URL = "https://storage.googleapis.com/tensorflow/keras-applications/densenet/"
 BASE_URL_VARIABLE = "DENSENET_FLAX_WEIGHTS_URL"
+
+
+_MD5 = {
+    "densenet121": "9d60b8095a5708f2dcce2bca79d332c7",
+    "densenet121-notop": "30ee3e1110167f948a6b9946edeeb738",
+    "densenet169": "d699b8f76981ab1b30698df4c175e90b",
+    "densenet169-notop": "b8c4d4c20dd625c148057b9ff1c1176b",
+    "densenet201": "1ceb130c1ea1b78c3bf6114dbdfd8807",
+    "densenet201-notop": "c13680b51ded0fb44dff2d8f86ac8bb1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,28 +31,14 @@ class Official:
 
     file: str
     md5: str
-    classes: int
 
 
-def _official(network: str, top: str, notop: str) -> dict[str, Official]:
-    stem = f"{network}_weights_tf_dim_ordering_tf_kernels"
-    return {
-        network: Official(f"{stem}.h5", top, 1000),
-        f"{network}-notop": Official(f"{stem}_notop.h5", notop, 0),
-    }
+def _file_name(name: str) -> str:
+    network, _, notop = name.partition("-")
+    return f"{network}_weights_tf_dim_ordering_tf_kernels{notop and '_notop'}.h5"
 
 
-OFFICIAL: dict[str, Official] = {
-    **_official(
-        "densenet121", "9d60b8095a5708f2dcce2bca79d332c7", "30ee3e1110167f948a6b9946edeeb738"
-    ),
-    **_official(
-        "densenet169", "d699b8f76981ab1b30698df4c175e90b", "b8c4d4c20dd625c148057b9ff1c1176b"
-    ),
-    **_official(
-        "densenet201", "1ceb130c1ea1b78c3bf6114dbdfd8807", "c13680b51ded0fb44dff2d8f86ac8bb1"
-    ),
-}
+OFFICIAL = {name: Official(_file_name(name), md5) for name, md5 in _MD5.items()}
 
 
 def official_name(path: Path) -> str:
@@ -59,7 +55,7 @@ def cache_directory() -> Path:
 
 def download(
     name: str,
-    directory: str | os.PathLike[str] | None = None,
+    directory: StrPath | None = None,
     *,
     base_url: str | None = None,
     attempts: int = 5,
@@ -78,8 +74,7 @@ def download(
       backoff: seconds before the second attempt; doubled each time.
 
     Raises:
-      InputError: the name is unknown, the file cannot be downloaded, or the server sends another
-        one.
+      InputError: the name is unknown, or the file cannot be downloaded or has another md5.
     """
     if name not in OFFICIAL:
         raise InputError(f"{name!r}: no official file; choose from {', '.join(OFFICIAL)}")
@@ -87,8 +82,8 @@ def download(
     target = (Path(directory) if directory else cache_directory()) / official.file
     if _is_intact(target, official):
         return target
-    url = (base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
-    url = f"{url}/{official.file}"
+    server = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
+    url = f"{server.rstrip('/')}/{official.file}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The operating system releases the lock when the process ends, however it ends, which
@@ -105,7 +100,7 @@ def download(
         ) from error
     except OSError as error:
         raise InputError(
-            f"{target}: cannot write here ({error.strerror or error}); free some space, mend the "
+            f"{target}: cannot write here ({error.strerror or error}); free some space, change the "
             "permissions or set KERAS_HOME to another directory"
         ) from error
     return target

@@ -6,8 +6,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from densenet_flax.common.errors import InputError
+
+StrPath: TypeAlias = str | os.PathLike[str]
 
 # Weights hardly compress: a file that unpacks to more than this times its size is a bomb. Small
 # files get some room, for headers and padding.
@@ -16,23 +19,19 @@ _EXPANSION_ROOM = 1 << 24
 
 
 @contextlib.contextmanager
-def reading(path: str | os.PathLike[str], part: str = "") -> Iterator[None]:
-    """Turns whatever a library raises while it reads `path` into an `InputError` of one line.
-
-    Args:
-      path: the file that the message names.
-      part: what in the file is read, for the message.
-    """
+def reading(path: StrPath, part: str = "") -> Iterator[None]:
+    """Turns whatever a library raises while it reads `path` into an `InputError` of one line."""
+    where = f"{part}: " if part else ""
     try:
         yield
     except InputError as error:
         if str(path) in str(error):
             raise
-        raise InputError(f"{path}: {part and part + ': '}{error}") from error
+        raise InputError(f"{path}: {where}{error}") from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
     except PermissionError as error:
-        raise InputError(f"{path}: no permission to read it; mend its permissions") from error
+        raise InputError(f"{path}: no permission to read it; change its permissions") from error
     except IsADirectoryError as error:
         raise InputError(f"{path}: a directory; give a weights file") from error
     except MemoryError as error:
@@ -40,19 +39,19 @@ def reading(path: str | os.PathLike[str], part: str = "") -> Iterator[None]:
     # Readers of damaged files raise anything: struct.error, KeyError, RecursionError, …
     except Exception as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:200] or type(error).__name__
-        where = f"{part}: " if part else ""
         raise InputError(
             f"{path}: {where}cannot be read ({reason}); the file is damaged or cut short, "
             "get it again"
         ) from error
 
 
-def check_expansion(path: Path, stored: int, unpacked: int) -> None:
-    """Rejects a file that claims to hold far more bytes than are stored.
+def damaged(path: Path, fault: str) -> InputError:
+    """The error for a file whose content contradicts itself."""
+    return InputError(f"{path}: {fault}; the file is damaged, get it again")
 
-    Raises:
-      InputError: it unpacks to more than 20 times its size.
-    """
+
+def check_expansion(path: Path, stored: int, unpacked: int) -> None:
+    """Raises InputError for a file that claims to hold far more bytes than are stored."""
     if unpacked > _MAX_EXPANSION * stored + _EXPANSION_ROOM:
         raise InputError(
             f"{path}: {stored:,} bytes that unpack to {unpacked:,}; no weights file does that, "

@@ -1,6 +1,5 @@
 """From variables to a weights file: ours, or Keras's."""
 
-import os
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -8,15 +7,13 @@ from flax.traverse_util import flatten_dict
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import Variables
 from densenet_flax.weights.info import WeightsInfo
+from densenet_flax.weights.safe_reading import StrPath
 
 
-def save_weights(path: str | os.PathLike[str], variables: Variables, info: WeightsInfo) -> None:
-    """Writes our `.safetensors`, whole or not at all.
+def save_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> None:
+    """Writes our `.safetensors`, whole or not at all, with `info` in its header.
 
-    Args:
-      path: must end in `.safetensors`.
-      variables: `{'params': …, 'batch_stats': …}`, with the head if `info` has classes.
-      info: of the variables; goes into the header.
+    `variables` must have a head if `info` has classes, and none otherwise.
 
     Raises:
       InputError: the variables are not those of `info`, or the file cannot be written.
@@ -28,12 +25,11 @@ def save_weights(path: str | os.PathLike[str], variables: Variables, info: Weigh
     save_safetensors(target, variables, info)
 
 
-def export_weights(path: str | os.PathLike[str], variables: Variables, info: WeightsInfo) -> None:
+def export_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> None:
     """Writes a file that Keras loads: `.weights.h5`, or legacy `.h5`.
 
     Raises:
-      InputError: Keras has no such network, the variables are not those of `info`, or the file
-        cannot be written.
+      InputError: as for `save_weights`; or Keras has no such network.
     """
     from densenet_flax.weights.keras_writer import save_keras
 
@@ -42,7 +38,7 @@ def export_weights(path: str | os.PathLike[str], variables: Variables, info: Wei
     save_keras(target, variables, info)
 
 
-def check_target(path: str | os.PathLike[str], suffix: str) -> Path:
+def check_target(path: StrPath, suffix: str) -> Path:
     """Rejects a destination of another suffix, before anything is read."""
     target = Path(path)
     if target.suffix != suffix:

@@ -153,7 +153,7 @@ def cache(tmp_path, monkeypatch):
         layout = Layout(TINY.blocks, num_classes=classes)
         export_weights(folder / f"{name}.h5", random_variables(layout), info_of(layout))
         md5 = hashlib.md5((folder / f"{name}.h5").read_bytes()).hexdigest()
-        fakes[name] = official.Official(f"{name}.h5", md5, classes)
+        fakes[name] = official.Official(f"{name}.h5", md5)
     monkeypatch.setattr(official, "OFFICIAL", fakes)
     monkeypatch.setattr(load, "OFFICIAL", fakes)
 

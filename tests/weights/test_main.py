@@ -63,14 +63,14 @@ def test_inspect(ours, capsys, monkeypatch):
     assert "no known official file" in out
     assert "1×1×64×128  params/conv2_block1/1_conv/kernel" in out
     md5 = file_hash(Path(ours), "md5")
-    monkeypatch.setitem(official.OFFICIAL, "ours", official.Official("m", md5, 0))
+    monkeypatch.setitem(official.OFFICIAL, "ours", official.Official("m", md5))
     main(["inspect", ours])
     assert "official  ours" in capsys.readouterr().out
 
 
 def test_download(ours, tmp_path, capsys, monkeypatch):
     md5 = file_hash(Path(ours), "md5")
-    monkeypatch.setitem(official.OFFICIAL, "x", official.Official("m.safetensors", md5, 0))
+    monkeypatch.setitem(official.OFFICIAL, "x", official.Official("m.safetensors", md5))
     assert main(["download", "x", "--directory", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == ours
     assert main(["download", "resnet50"]) == 1

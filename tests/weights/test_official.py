@@ -94,7 +94,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     md5 = hashlib.md5(CONTENT).hexdigest()
-    monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5, 0))
+    monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5))
     server = Server()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -252,7 +252,7 @@ def test_an_endless_file_is_given_up(server, tmp_path, monkeypatch):
 CHILD = """
 import sys
 from densenet_flax.weights import http_download, official
-official.OFFICIAL["fake"] = official.Official(sys.argv[1], sys.argv[2], 0)
+official.OFFICIAL["fake"] = official.Official(sys.argv[1], sys.argv[2])
 official.download("fake", sys.argv[3], base_url=sys.argv[4], backoff=0.01)
 """
 
@@ -280,7 +280,7 @@ def test_names_and_hashes_are_those_in_keras():
 
 def test_official_name_of_a_file(monkeypatch, tmp_path):
     md5 = hashlib.md5(CONTENT).hexdigest()
-    monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5, 0))
+    monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5))
     (tmp_path / "renamed").write_bytes(CONTENT)
     assert official.official_name(tmp_path / "renamed") == "fake"
     (tmp_path / "renamed").write_bytes(CONTENT[:-1])
