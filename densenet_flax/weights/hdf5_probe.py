@@ -9,39 +9,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.weights.safe_reading import damaged
 
 _SECONDS = 20.0
 _BYTES_PER_SECOND = 2e6  # of the slowest disk to wait for
 
 
 def probe(path: Path, content: bytes | None = None) -> None:
-    """Checks that reading a file neither crashes nor runs for ever.
-
-    Args:
-      path: the file.
-      content: the HDF5 file itself, where it is a member of `path`.
-
-    Raises:
-      InputError: it does.
-    """
+    """Raises InputError if reading `path`, or its member `content`, crashes or never ends."""
     if not sys.executable:  # an embedded Python has none to start
         return
     size = path.stat().st_size if content is None else len(content)
     child = str(Path(__file__).with_name("hdf5_child.py"))
     # -P: no library shall import a module of this folder by mistake.
     command = [sys.executable, "-P", child, str(path.resolve()) if content is None else "-"]
+    seconds = _SECONDS + size / _BYTES_PER_SECOND
     try:
         result = subprocess.run(
-            command,
-            input=b"" if content is None else content,
-            capture_output=True,
-            timeout=_SECONDS + size / _BYTES_PER_SECOND,
-            check=False,
+            command, input=content or b"", capture_output=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise InputError(
-            f"{path}: reading it does not end; the file is damaged, get it again"
-        ) from error
+        raise damaged(path, "reading it does not end") from error
     if result.returncode < 0:  # a signal ended it
-        raise InputError(f"{path}: reading it crashes HDF5; the file is damaged, get it again")
+        raise damaged(path, "reading it crashes HDF5")

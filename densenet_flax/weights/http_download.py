@@ -92,10 +92,11 @@ def _receive(url: str, part: Path, name: str) -> None:
             part.unlink(missing_ok=True)
             raise requests.ConnectionError("the server resumes at another byte; starting over")
         received = start if resumes else 0
-        total = _content_length(response, received)
-        bar = tqdm.tqdm(
-            desc=name, initial=received, total=total, unit="B", unit_scale=True, disable=None
-        )
+        length = response.headers.get("Content-Length", "")
+        # Servers may also send none, or a number that cannot be one.
+        total = received + int(length) if re.fullmatch("[0-9]{1,15}", length) else None
+        bytes_unit = {"unit": "B", "unit_scale": True}
+        bar = tqdm.tqdm(desc=name, initial=received, total=total, disable=None, **bytes_unit)
         with bar, open(part, "ab" if resumes else "wb") as file:
             for chunk in response.iter_content(_CHUNK_BYTES):
                 file.write(chunk)
@@ -104,12 +105,6 @@ def _receive(url: str, part: Path, name: str) -> None:
                     raise _FinalError("the server sends far more than such a file has")
         if total is not None and _size(part) < total:
             raise requests.ConnectionError(f"cut after {_size(part):,} of {total:,} bytes")
-
-
-def _content_length(response: requests.Response, received: int) -> int | None:
-    """Bytes of the whole file, if the server says so in a number that can be one."""
-    length = response.headers.get("Content-Length", "")
-    return int(length) + received if re.fullmatch("[0-9]{1,15}", length) else None
 
 
 def _size(path: Path) -> int:

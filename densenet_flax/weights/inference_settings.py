@@ -50,21 +50,16 @@ class StoredOperatingPoint(Settings):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "StoredOperatingPoint":
-        """The inverse of `to_dict`.
-
-        Raises:
-          InputError: a value is missing or cannot be used.
-        """
+        """The inverse of `to_dict`; InputError if a value is missing or cannot be used."""
         path = "extra.operating_point"
         if not isinstance(values, Mapping):
             raise InputError(f"{path}={values!r:.50}: expected a JSON object")
         for name in ("threshold", "temperature", "rule", "chosen_on"):
             if name not in values:
                 raise InputError(f"{path}.{name}: missing; evaluate the run again")
-        known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
-        unknown = {name: value for name, value in values.items() if name not in known}
-        known_values = {name: value for name, value in values.items() if name in known}
-        return cls.from_config(known_values, path, extra=unknown)
+        unknown = dict(values)
+        names = [name for name in cls.keys() if name in values and name != "extra"]  # noqa: SIM118
+        return cls.from_config({name: unknown.pop(name) for name in names}, path, extra=unknown)
 
     def to_dict(self) -> JsonDict:
         """As JSON values."""
@@ -134,25 +129,17 @@ class InferenceSettings(Settings):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "InferenceSettings":
-        """The inverse of `to_dict`; other keys are ignored, and null is a key that is not there.
-
-        Raises:
-          InputError: a value cannot be used.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        known = {name: values[name] for name in names if values.get(name) is not None}
+        """The inverse of `to_dict`; other keys are ignored, and null is a key that is not there."""
+        known = {n: values[n] for n in cls.keys() if values.get(n) is not None}  # noqa: SIM118
         point, stain = known.pop("operating_point", {}), known.pop("stain", {})
         stored = None if point == {} else StoredOperatingPoint.from_dict(point)
         return cls.from_config(known, "extra", operating_point=stored, stain=stain)
 
     def to_dict(self) -> JsonDict:
         """As JSON values; without what is as by default."""
-        defaults = InferenceSettings()
-        values = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-            if value != getattr(defaults, name)
-        }
+        defaults = vars(InferenceSettings())
+        given = {n: v for n, v in dataclasses.asdict(self).items() if v != defaults[n]}
+        values = {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
         if self.operating_point:
             values["operating_point"] = self.operating_point.to_dict()
         return values

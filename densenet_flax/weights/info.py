@@ -97,10 +97,10 @@ class WeightsInfo:
         Raises:
           InputError: a value is missing or cannot be used.
         """
-        settings = InferenceSettings.keys()
         extra = values.get("extra") or {} if isinstance(values, Mapping) else None
         if not isinstance(extra, Mapping):
             raise InputError("extra: expected a JSON object; convert the file again")
+        extra = dict(extra)
         # Files spell it 'licence', so that versions before this one find it.
         values = {"license" if name == "licence" else name: value for name, value in values.items()}
         names = {field.name for field in dataclasses.fields(cls)} - {"inference", "extra"}
@@ -108,10 +108,10 @@ class WeightsInfo:
         for name in ("blocks", "hidden", "class_names"):
             if isinstance(known.get(name), list):
                 known[name] = tuple(known[name])
-        unknown = {n: value for n, value in values.items() if n not in names and n != "extra"}
-        extra = {**extra, **unknown}
+        extra |= {n: value for n, value in values.items() if n not in names and n != "extra"}
         inference = InferenceSettings.from_dict(extra)
-        extra = {name: value for name, value in extra.items() if name not in settings}
+        for name in InferenceSettings.keys() & extra.keys():
+            del extra[name]
         try:
             return cls(**known, inference=inference, extra=extra)
         except TypeError as error:
@@ -119,10 +119,7 @@ class WeightsInfo:
 
     def to_dict(self) -> JsonDict:
         """As JSON values, in the form that files have had since the first version."""
-        values = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(self).items()
-        }
+        values = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items()}
         values["licence"] = values.pop("license")
         del values["inference"]
         return {**values, "extra": {**self.extra, **self.inference.to_dict()}}
@@ -135,15 +132,13 @@ class WeightsInfo:
     @property
     def layout(self) -> Layout:
         """The numbers that fix every shape."""
-        return Layout(
-            self.blocks, self.growth_rate, self.stem_features, self.num_classes, self.hidden
-        )
+        return Layout(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Layout)})
 
     def build_model(self, **overrides: Any) -> DenseNet:
         """The model that these weights belong to; `overrides` are arguments of `DenseNet`."""
-        shape = dataclasses.asdict(self.layout)
-        computation = {"epsilon": self.epsilon, "final_relu": self.final_relu}
-        return DenseNet(**{**shape, **computation, **overrides})
+        arguments = dataclasses.asdict(self.layout)
+        arguments |= {"epsilon": self.epsilon, "final_relu": self.final_relu}
+        return DenseNet(**(arguments | overrides))
 
 
 def _check(info: WeightsInfo) -> None:
@@ -165,22 +160,21 @@ def _check(info: WeightsInfo) -> None:
     expect("hidden", are_sizes(info.hidden), "positive integers")
     expect("hidden", not info.hidden or info.num_classes > 0, "none where there are no classes")
     expect("preprocessing", info.preprocessing in PREPROCESSING, f"one of {PREPROCESSING}")
-    is_small = isinstance(info.epsilon, float) and 0 < info.epsilon < 1
-    expect("epsilon", is_small, "a number between 0 and 1")
+    is_fraction = isinstance(info.epsilon, float) and 0 < info.epsilon < 1
+    expect("epsilon", is_fraction, "a number between 0 and 1")
     expect("final_relu", isinstance(info.final_relu, bool), "true or false")
     expect("activation", info.activation in ACTIVATIONS, f"one of {ACTIVATIONS}")
-    are_names = isinstance(info.class_names, tuple) and all(
-        isinstance(name, str) for name in info.class_names
-    )
+    names = info.class_names
+    are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
     expect("class_names", are_names, "a list of strings")
-    is_complete = not info.class_names or len(info.class_names) == info.num_classes
+    is_complete = not names or len(names) == info.num_classes
     expect("class_names", is_complete, f"{info.num_classes} names, one for each class")
     for name in ("network", "source", "sha256", "license"):
         expect(name, isinstance(getattr(info, name), str), "a string")
-    name = info.layout.network
+    network = info.layout.network
     # A size without a name may get one later; files that were written before stay readable.
-    is_named = info.network in (name, "densenet")
-    expect("network", is_named, f"{name!r}, which blocks and growth rate make it")
+    is_named = info.network in (network, "densenet")
+    expect("network", is_named, f"{network!r}, which blocks and growth rate make it")
     expect("inference", isinstance(info.inference, InferenceSettings), "InferenceSettings")
     misplaced = info.extra.keys() & InferenceSettings.keys()
     expect("extra", not misplaced, f"no {', '.join(misplaced)}, which `inference` holds")

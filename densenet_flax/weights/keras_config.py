@@ -21,11 +21,7 @@ _CONVENTION = "Keras's preprocess_input ('torch'), by convention: the file does 
 
 
 def read_config(path: Path, config: bytes | str | None) -> tuple[InfoFields, list[str]]:
-    """Reads the metadata that a configuration states, and says where they come from.
-
-    Args:
-      path: the file, for messages.
-      config: JSON, as in the file; None where it has only weights.
+    """Reads the metadata in a configuration (JSON; None for bare weights), and their evidence.
 
     Raises:
       InputError: the model computes something that ours does not.
@@ -43,9 +39,14 @@ def read_config(path: Path, config: bytes | str | None) -> tuple[InfoFields, lis
     evidence = []
     rescaling = [layer for layer_class, layer in layers if layer_class == "Rescaling"]
     for layer in rescaling:
-        _check_rescaling(path, layer)
+        name = layer.get("name", "Rescaling")
+        if abs(float(layer.get("scale", 0)) * 255 - 1) > 1e-6 or layer.get("offset"):
+            raise InputError(
+                f"{path}: layer {name!r} rescales pixels otherwise than by 1/255; remove it and "
+                "save the model again"
+            )
         fields["preprocessing"] = "scale"
-        evidence.append(f"layer {layer.get('name', 'Rescaling')!r} divides pixels by 255")
+        evidence.append(f"layer {name!r} divides pixels by 255")
     epsilons = {layer["epsilon"] for name, layer in layers if name == "BatchNormalization"}
     if len(epsilons) > 1:
         raise InputError(f"{path}: BatchNorms of different epsilon {sorted(epsilons)}")
@@ -64,28 +65,21 @@ def read_config(path: Path, config: bytes | str | None) -> tuple[InfoFields, lis
     return fields, evidence
 
 
-def _check_rescaling(path: Path, layer: JsonDict) -> None:
-    if abs(float(layer.get("scale", 0)) * 255 - 1) > 1e-6 or layer.get("offset"):
-        raise InputError(
-            f"{path}: layer {layer.get('name', 'Rescaling')!r} rescales pixels otherwise than by "
-            "1/255; remove it and save the model again"
-        )
-
-
 def _activation(path: Path, dense: list[JsonDict]) -> str:
     """The activation of the probabilities, of a head of these layers."""
-    for layer in dense[:-1]:
-        if layer.get("activation") != "relu":
+    *hidden, (top, activation) = [(layer.get("name"), layer.get("activation")) for layer in dense]
+    for name, hidden_activation in hidden:
+        if hidden_activation != "relu":
             raise InputError(
-                f"{path}: hidden layer {layer.get('name')!r} has the activation "
-                f"{layer.get('activation')!r}; this package's heads have 'relu'"
+                f"{path}: hidden layer {name!r} has the activation {hidden_activation!r}; this "
+                "package's heads have 'relu'"
             )
-    activation = dense[-1].get("activation")
     if activation not in ("softmax", "sigmoid", "linear"):
         raise InputError(
-            f"{path}: layer {dense[-1].get('name')!r} has the activation {activation!r}; "
-            "expected softmax, sigmoid or linear"
+            f"{path}: layer {top!r} has the activation {activation!r}; expected softmax, sigmoid "
+            "or linear"
         )
+    # A linear layer gives logits, for a loss with from_logits=True.
     return "sigmoid" if activation == "sigmoid" else "softmax"
 
 

@@ -51,14 +51,7 @@ def open_archive(path: Path) -> Iterator[WeightsFile]:
 
 
 def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = None) -> WeightsFile:
-    """An HDF5 file of Keras as a weights file.
-
-    Args:
-      path: the file.
-      file: its HDF5 content.
-      size: bytes of that.
-      config: the model's configuration as JSON, where it lies beside the HDF5 content.
-    """
+    """HDF5 content of `size` bytes as a weights file; `config` is JSON that lies beside it."""
     with reading(path):
         arrays = _arrays(path, file)
         declared = sum(array.size * array.dtype.itemsize for array in arrays.values())
@@ -81,20 +74,17 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
 
 
 def _arrays(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
-    """All datasets but optimizer state, by name; one that has several names, once.
-
-    Links to other files, and data kept in other files, are rejected.
-    """
+    """All datasets but optimizer state, by name; one that has several names, once."""
     arrays: dict[str, h5py.Dataset] = {}
     seen = {file.id}  # groups may contain each other in a circle
 
     def walk(group: h5py.Group, prefix: str) -> None:
         for name in group:
             full = f"{prefix}{name}"
+            # A link to another file, or data kept in one, would make us read whatever it names.
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise InputError(
-                    f"{path}: {full} is a link, which Keras never writes; do not trust the file"
-                )
+                fault = "is a link, which Keras never writes"
+                raise InputError(f"{path}: {full} {fault}; do not trust the file")
             item = group[name]
             if item.id in seen or (not prefix and name in _OPTIMIZER_STATE):
                 continue
@@ -102,10 +92,8 @@ def _arrays(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:
             if isinstance(item, h5py.Group):
                 walk(item, f"{full}/")
             elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-                raise InputError(
-                    f"{path}: {full} is no array, or keeps its data in another file; "
-                    "do not trust the file"
-                )
+                fault = "is no array, or keeps its data in another file"
+                raise InputError(f"{path}: {full} {fault}; do not trust the file")
             else:
                 arrays[full] = item
 

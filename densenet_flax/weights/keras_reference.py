@@ -1,6 +1,7 @@
 """The network of a Keras file, run by Keras: what `verify` compares ours with."""
 
 import contextlib
+import functools
 import io
 import os
 from pathlib import Path
@@ -16,9 +17,6 @@ from densenet_flax.weights.info import WeightsInfo
 os.environ.setdefault("KERAS_BACKEND", "jax")  # installed in any case, unlike TensorFlow
 import keras
 
-# Keras layers whose outputs are those of our units, where the names differ.
-_UNIT_LAYERS = {"stem": "pool1", "norm": "relu"}
-
 
 class KerasReference:
     """The model in a file, or the network that `info` describes with the weights in the file.
@@ -29,18 +27,24 @@ class KerasReference:
 
     def __init__(self, path: Path, info: WeightsInfo):
         self._info = info
+        is_whole_model = path.suffix == ".keras"
+        if not is_whole_model:
+            with h5py.File(path, "r") as file:
+                is_whole_model = "model_config" in file.attrs
         with contextlib.redirect_stdout(io.StringIO()):
-            if _is_whole_model(path):
+            if is_whole_model:
                 self._model = keras.models.load_model(path, compile=False)
                 self._backbone = _find_backbone(self._model)
                 if self._backbone is None:
                     raise ImportError("the model has no layer of the name conv1_conv")
                 return
             self._backbone = _network(info)
-            self._model = _extend(self._backbone, info)
+            # The head's layers follow the backbone's in one model, or …
+            top = functools.reduce(lambda x, layer: layer(x), _head(info), self._backbone.output)
+            self._model = keras.Model(self._backbone.input, top)
             try:
                 self._model.load_weights(path)
-            except ValueError:  # saved with the network as a layer of the model
+            except ValueError:  # … the backbone was saved as one layer of the model
                 self._model = keras.Sequential([self._backbone, *_head(info)])
                 self._model.load_weights(path)
 
@@ -58,22 +62,14 @@ class KerasReference:
         layers = [layer for layer in self._backbone.layers if layer.name in units]
         inner = keras.Model(self._backbone.input, [layer.output for layer in layers])
         # `predict` compiles; a plain call runs hundreds of layers one by one.
-        values = inner.predict(images, verbose=0)
-        names = [units[layer.name] for layer in layers]
-        outputs = {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+        values = zip(layers, inner.predict(images, verbose=0), strict=True)
+        outputs = {units[layer.name]: np.asarray(value) for layer, value in values}
         if info.num_classes:
             top = self._model.predict(images, verbose=0)
             # A last layer without activation gives logits.
             is_logits = info.activation == "softmax" and not np.allclose(top.sum(-1), 1)
             outputs["head" if is_logits else "probabilities"] = top
         return outputs
-
-
-def _is_whole_model(path: Path) -> bool:
-    if path.suffix == ".keras":
-        return True
-    with h5py.File(path, "r") as file:
-        return "model_config" in file.attrs
 
 
 def _find_backbone(model: Any) -> Any:
@@ -93,14 +89,6 @@ def _network(info: WeightsInfo) -> Any:
     return build(include_top=False, weights=None, input_shape=(None, None, 3))
 
 
-def _extend(backbone: Any, info: WeightsInfo) -> Any:
-    """The backbone extended layer by layer by a head."""
-    x = backbone.output
-    for layer in _head(info):
-        x = layer(x)
-    return keras.Model(backbone.input, x)
-
-
 def _head(info: WeightsInfo) -> list[Any]:
     if not info.num_classes:
         return []
@@ -111,6 +99,5 @@ def _head(info: WeightsInfo) -> list[Any]:
 
 def _layer_name(unit: str) -> str:
     """Name of the Keras layer whose output is a unit's."""
-    if unit.startswith("pool"):
-        return f"{unit}_pool"
-    return _UNIT_LAYERS.get(unit, f"{unit}_concat")
+    suffix = "pool" if unit.startswith("pool") else "concat"
+    return {"stem": "pool1", "norm": "relu"}.get(unit, f"{unit}_{suffix}")

@@ -39,25 +39,21 @@ def open_safetensors(path: Path) -> Iterator[WeightsFile]:
             metadata = file.metadata() or {}
             arrays = [_array(path, file, name) for name in file.keys()]  # noqa: SIM118
         if INFO_KEY in metadata:
+            format, framework = "densenet_flax safetensors", ""
             tensors = [_our_tensor(*array) for array in arrays]
-            fields, evidence = (
-                stored_metadata(path, metadata[INFO_KEY]),
-                ["stated in the file's header"],
-            )
-            yield WeightsFile(path, "densenet_flax safetensors", "", tensors, fields, evidence)
+            fields = stored_metadata(path, metadata[INFO_KEY])
+            evidence = ["stated in the file's header"]
         else:
+            format, framework = "safetensors with PyTorch's names", "PyTorch"
             tensors = torch_tensors(arrays)
             fields, evidence = torch_metadata(path, tensors)
-            format = "safetensors with PyTorch's names"
-            yield WeightsFile(path, format, "PyTorch", tensors, fields, evidence)
+        yield WeightsFile(path, format, framework, tensors, fields, evidence)
 
 
 def save_safetensors(path: Path, variables: Variables, info: WeightsInfo) -> None:
     """Writes our own form: `params/conv4_block23/2_conv/kernel` and so on, float32."""
-    arrays = {
-        "/".join(name): np.ascontiguousarray(value, np.float32)
-        for name, value in flatten_dict(variables).items()
-    }
+    flat = flatten_dict(variables, sep="/")
+    arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
     # One key: the library writes several in any order, and equal files should be equal bytes.
     metadata = {INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
     with atomic_file(path) as temporary:

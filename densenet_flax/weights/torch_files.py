@@ -44,12 +44,10 @@ def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
     try:
         import torch
     except ImportError as error:
-        raise InputError(
-            f"{path}: reading this file needs PyTorch; pip install torch, or give the same "
-            "weights as .safetensors"
-        ) from error
-    stored = path.stat().st_size
+        advice = "pip install torch, or give the same weights as .safetensors"
+        raise InputError(f"{path}: reading this file needs PyTorch; {advice}") from error
     with reading(path):
+        stored = path.stat().st_size
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(member.file_size for member in archive.infolist())
@@ -57,10 +55,9 @@ def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise InputError(
-                f"{path}: a pickle {_refusal(str(error))}; nothing was run; save the "
-                "state_dict() alone, or distrust the file"
-            ) from error
+            fault = f"a pickle {_refusal(str(error))}; nothing was run"
+            advice = "save the state_dict() alone, or distrust the file"
+            raise InputError(f"{path}: {fault}; {advice}") from error
         state = _find_state_dict(path, content)
         # A tensor may repeat one number a billion times by its strides.
         declared = sum(value.numel() * value.element_size() for value in state.values())
@@ -70,9 +67,8 @@ def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
 
 def _refusal(message: str) -> str:
     """Why PyTorch refused a pickle, without its advice to switch the protection off."""
-    name = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", message)
-    if name:
-        return f"that wants to run {name[1] or name[2]}"
+    if name := re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", message):
+        return f"that wants to run {name[1]}"
     reason = message.partition("WeightsUnpickler error:")[2].partition("Check the")[0]
     return f"PyTorch refuses ({' '.join(reason.split())})"
 
@@ -85,14 +81,10 @@ def _find_state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
         tensors = {k: v for k, v in content.items() if isinstance(k, str) and hasattr(v, "numel")}
         if any("." in name for name in tensors):
             return tensors
-        inner = [content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    raise InputError(
-        f"{path}: no state dict in it (looked under {', '.join(_WRAPPERS)}); save "
-        "model.state_dict()"
-    )
+        values = (content.get(name) for name in _WRAPPERS)
+        content = next((value for value in values if isinstance(value, Mapping)), None)
+    fault = f"no state dict in it (looked under {', '.join(_WRAPPERS)})"
+    raise InputError(f"{path}: {fault}; save model.state_dict()")
 
 
 def _reader(path: Path, name: str, value: "torch.Tensor") -> ReadTensor:

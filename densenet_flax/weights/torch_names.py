@@ -37,6 +37,7 @@ _NORM = {
     "running_var": ("batch_stats", "var"),
 }
 _LAYERS = {"norm1": "0_bn", "conv1": "1_conv", "norm2": "1_bn", "conv2": "2_conv"}
+_LAYERS |= {"norm": "bn", "conv": "conv"}  # of the stem and of transitions
 
 # https://github.com/TissueImageAnalytics/tiatoolbox, `CNNModel`: pixels / 255, no final ReLU.
 _TIATOOLBOX: InfoFields = {"preprocessing": "scale", "final_relu": False}
@@ -45,32 +46,25 @@ _KATHER_CLASSES = ("BACK", "NORM", "DEB", "TUM", "ADI", "MUC", "MUS", "STR", "LY
 
 def torch_tensors(arrays: Iterable[tuple[str, Shape, ReadTensor]]) -> list[StoredTensor]:
     """Tensors of a state dict, given as (name, shape, how to read it), in our layout."""
-    tensors = []
-    others = []
+    tensors, others = [], []
     for name, shape, read in arrays:
-        if name.endswith("num_batches_tracked"):  # a counter that PyTorch keeps, not a weight
-            continue
         if match := _BACKBONE.fullmatch(name):
             tensors.append(_tensor(name, shape, read, _backbone_path(match)))
-        else:
+        elif not name.endswith("num_batches_tracked"):  # a counter of PyTorch's, not a weight
             others.append((name, shape, read))
     kernels = [name for name, shape, _ in others if name.endswith(".weight") and len(shape) == 2]
     dense = sorted((name.removesuffix(".weight") for name in kernels), key=_natural_order)
     head = dict(zip(dense, name_head_layers(len(dense)), strict=True))
     for name, shape, read in others:
         layer, _, variable = name.rpartition(".")
-        path: VariablePath | None = None
-        if layer in head and variable in ("weight", "bias"):
-            path = ("params", "head", head[layer], "kernel" if variable == "weight" else "bias")
+        ours = {"weight": "kernel", "bias": "bias"}.get(variable)
+        path = ("params", "head", head[layer], ours) if layer in head and ours else None
         tensors.append(_tensor(name, shape, read, path, in_head=True))
     return tensors
 
 
 def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields, list[str]]:
-    """Metadata of a PyTorch file: by a timm `config.json` beside it, its names, or convention.
-
-    Returns:
-      The metadata, and in words where they come from.
+    """Metadata of a PyTorch file and their evidence: timm's `config.json`, names, or convention.
 
     Raises:
       InputError: the `config.json` cannot be read, or states pixels that we do not compute.
@@ -80,12 +74,13 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
     config = _timm_config(file)
     # Weights of TIAToolbox were published under timm's names, so that only words give them away.
     hint = f"{file.parent.name}/{file.name} {config.get('pretrained_cfg', {}).get('tag', '')}"
+    biases = (t.shape for t in tensors if t.path == ("params", "head", "predictions", "bias"))
+    classes = next((shape[0] for shape in biases if shape), 0)
     is_wrapped = any("feat_extract." in tensor.name for tensor in tensors)
     if is_wrapped or re.search("tiatoolbox|kather100k|-pcam", hint, re.IGNORECASE):
         metadata |= _TIATOOLBOX
-        where = "feat_extract in its names" if is_wrapped else "its name"
-        evidence = [f"TIAToolbox, by {where}: pixels / 255, no ReLU after the last norm"]
-        classes = _num_classes(tensors)
+        clue = "feat_extract in its names" if is_wrapped else "its name"
+        evidence = [f"TIAToolbox, by {clue}: pixels / 255, no ReLU after the last norm"]
         if classes == len(_KATHER_CLASSES):
             metadata |= {"class_names": _KATHER_CLASSES, "license": "CC BY 4.0"}
         elif classes == 2 and "pcam" in hint.lower():
@@ -94,8 +89,8 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
         metadata |= _timm_metadata(file.parent / "config.json", config["pretrained_cfg"])
         evidence = ["timm's config.json beside the file"]
     names = config.get("label_names")
-    if isinstance(names, list) and len(names) == _num_classes(tensors):
-        metadata["class_names"] = tuple(str(name) for name in names)
+    if isinstance(names, list) and len(names) == classes:
+        metadata["class_names"] = tuple(map(str, names))
     return metadata, evidence
 
 
@@ -128,22 +123,17 @@ def _timm_metadata(path: Path, pretrained: JsonDict) -> InfoFields:
     return metadata
 
 
-def _num_classes(tensors: list[StoredTensor]) -> int:
-    biases = (t for t in tensors if t.path == ("params", "head", "predictions", "bias"))
-    return next((t.shape[0] for t in biases if t.shape), 0)
-
-
 def _backbone_path(match: re.Match[str]) -> VariablePath | None:
     """The variable of a name in the backbone; None for a convolution's bias, which ours lack."""
     variable = match["variable"]
-    if match["stem"]:
-        layer: VariablePath = ("conv1", "conv" if match["stem"] == "conv" else "bn")
+    layer: VariablePath
+    if kind := match["stem"]:
+        layer = ("conv1", _LAYERS[kind])
     elif match["last"]:
         layer = ("bn",)
     elif match["pool"]:
         # PyTorch counts blocks and transitions from 1, Keras from 2: its 1 is the stem.
-        name = "conv" if match["pool_layer"] == "conv" else "bn"
-        layer = (f"pool{int(match['pool']) + 1}", name)
+        layer = (f"pool{int(match['pool']) + 1}", _LAYERS[match["pool_layer"]])
     else:
         unit = f"conv{int(match['block']) + 1}_block{match['dense_layer']}"
         layer = (unit, _LAYERS[match["layer"] + match["number"]])

@@ -1,7 +1,7 @@
 """DenseNet in PyTorch, straight from a state dict: what `verify` compares ours with.
 
 It writes the network down a second time on purpose. A comparison proves something only if both
-sides differ: this one shares neither the model nor the names nor the layout of arrays with the
+networks differ: this one shares neither the model nor the names nor the layout of arrays with the
 conversion that it checks. torchvision has the network as well, but not without the last ReLU
 (TIAToolbox) or with hidden layers in the head, and `.pth` files should not need it.
 """
@@ -88,17 +88,15 @@ class _DenseNet:
     def head(self, x: torch.Tensor) -> torch.Tensor:
         x = x.mean(dim=(2, 3))
         names = [n.removesuffix(".weight") for n, w in self.weights.items() if w.ndim == 2]
-        for name in names:
+        for number, name in enumerate(names):
+            x = F.relu(x) if number else x
             x = F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-            x = x if name == names[-1] else F.relu(x)
         return x
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        mean, var, weight, bias = (
-            self.weights[f"{name}.{variable}"]
-            for variable in ("running_mean", "running_var", "weight", "bias")
-        )
-        return F.batch_norm(x, mean, var, weight, bias, eps=self.info.epsilon)
+        variables = ("running_mean", "running_var", "weight", "bias")
+        statistics = [self.weights[f"{name}.{variable}"] for variable in variables]
+        return F.batch_norm(x, *statistics, eps=self.info.epsilon)
 
 
 def _plain_name(name: str) -> str:

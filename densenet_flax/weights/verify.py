@@ -49,11 +49,7 @@ class Verification:
 def verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) -> Verification:
     """Runs the source's framework and ours on the same random images and compares every unit.
 
-    Args:
-      path: the file that was converted.
-      framework: that can run it, `WeightsFile.framework`.
-      variables: what was read from it.
-      info: of the variables.
+    `path` is the file that `variables` were read from, `framework` its `WeightsFile.framework`.
 
     Raises:
       InputError: our network gives numbers that are not finite.
@@ -91,9 +87,7 @@ def random_images(height: int = 123, width: int = 160) -> Float[np.ndarray, "2 H
     return np.random.default_rng(0).standard_normal((2, height, width, 3), np.float32)
 
 
-def relative_difference(
-    ours: Float[np.ndarray, "..."], reference: Float[np.ndarray, "..."]
-) -> float:
+def relative_difference(ours: np.ndarray, reference: np.ndarray) -> float:
     """Largest difference over largest value; infinite if the shapes differ."""
     if ours.shape != reference.shape:
         return float("inf")

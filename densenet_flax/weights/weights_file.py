@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.types import PyTree
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout, Shape, VariablePath, infer_layout
-from densenet_flax.weights.safe_reading import file_hash, reading
+from densenet_flax.weights.safe_reading import damaged, file_hash, reading
 
 # Reads one tensor, in our layout, as any float type.
 ReadTensor: TypeAlias = Callable[[], Float[np.ndarray, "..."]]
@@ -65,17 +65,13 @@ class WeightsFile:
         return {tensor.path: tensor.shape for tensor in self.tensors if tensor.path}
 
     def layout(self) -> Layout:
-        """The network that the file holds, inferred from the shapes.
-
-        Raises:
-          InputError: it holds none.
-        """
+        """The network that the file holds, inferred from the shapes; InputError if none."""
         layout = infer_layout(self.shapes)
         if layout is None:
-            names = ", ".join(tensor.name for tensor in self.tensors[:3]) or "no tensors at all"
+            names = _list([tensor.name for tensor in self.tensors]) or "no tensors at all"
             raise InputError(
-                f"{self.path}: not the weights of a DenseNet ({self.format} with {names}"
-                f"{', …' if len(self.tensors) > 3 else ''}); expected DenseNet121, 161, 169 or 201"
+                f"{self.path}: not the weights of a DenseNet ({self.format} with {names}); "
+                "expected DenseNet121, 161, 169 or 201"
             )
         return layout
 
@@ -98,27 +94,20 @@ class WeightsFile:
         if ignore_head:
             layout = layout.backbone
         tensors = [t for t in self.tensors if not (ignore_head and t.in_head)]
-        expected = layout.tensors()
-        self._check(tensors, expected, layout)
+        self._check(tensors, layout)
         by_path = {tensor.path: tensor for tensor in tensors}
-        flat = {path: self._values(by_path[path]) for path in expected}
+        flat = {path: self._values(by_path[path]) for path in layout.tensors()}
         for path, values in flat.items():
             if path[0] == "batch_stats" and path[-1] == "var" and values.min() < 0:
-                raise InputError(
-                    f"{self.path}: {by_path[path].name} is a variance and holds negative numbers; "
-                    "the file is damaged, get it again"
-                )
+                name = by_path[path].name
+                raise damaged(self.path, f"{name} is a variance and holds negative numbers")
         return {"params": {}, "batch_stats": {}, **unflatten_dict(flat)}
 
-    def _check(
-        self,
-        tensors: Sequence[StoredTensor],
-        expected: Mapping[VariablePath, Shape],
-        layout: Layout,
-    ) -> None:
+    def _check(self, tensors: Sequence[StoredTensor], layout: Layout) -> None:
         """Raises one error that lists everything in which the file differs from the layout."""
         unexpected, misshaped = [], []
         names: dict[VariablePath, str] = {}
+        expected = layout.tensors()
         for tensor in tensors:
             path = tensor.path
             if path is None or path not in expected:
@@ -130,15 +119,8 @@ class WeightsFile:
                 if tensor.shape != expected[path]:
                     misshaped.append(f"{tensor.name} {tensor.shape} instead of {expected[path]}")
         missing = ["/".join(path[1:]) for path in expected if path not in names]
-        faults = [
-            _list(kind, names)
-            for kind, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", misshaped),
-            )
-            if names
-        ]
+        kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+        faults = [f"{len(v)} {kind} ({_list(v)})" for kind, v in kinds.items() if v]
         if faults:
             raise InputError(
                 f"{self.path}: not {layout.describe()}: {'; '.join(faults)}; {self._advice(layout)}"
@@ -159,10 +141,8 @@ class WeightsFile:
         with reading(self.path, tensor.name), np.errstate(over="ignore"):
             values = np.ascontiguousarray(tensor.read(), dtype=np.float32)
         if values.shape != tensor.shape:
-            raise InputError(
-                f"{self.path}: {tensor.name} has shape {values.shape}, its header says "
-                f"{tensor.shape}; the file is damaged, get it again"
-            )
+            fault = f"has shape {values.shape}, its header says {tensor.shape}"
+            raise damaged(self.path, f"{tensor.name} {fault}")
         if not np.isfinite(values).all():
             count = int(values.size - np.isfinite(values).sum())
             raise InputError(
@@ -178,6 +158,6 @@ def stored_metadata(path: Path, text: str) -> InfoFields:
         return WeightsInfo.from_dict(json.loads(text)).fields
 
 
-def _list(kind: str, names: Sequence[str]) -> str:
-    """'4 missing (a, b, c, …)'."""
-    return f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+def _list(names: Sequence[str]) -> str:
+    """'a, b, c, …'."""
+    return ", ".join([*names[:3], "…"] if len(names) > 3 else names)
