@@ -1,4 +1,4 @@
-"""The child process of `hdf5_probe`: reads an HDF5 file. A script that imports h5py alone.
+"""The child process of `keras_files`: reads an HDF5 file. A script that imports h5py alone.
 
 Usage: hdf5_child.py FILE, or '-' for the file's bytes on standard input.
 """
@@ -38,13 +38,10 @@ def _read_all(file: h5py.File, size: int) -> None:
 def _main(name: str) -> None:
     # An exception is no crash: our own reader will meet it and say what is wrong.
     with contextlib.suppress(Exception):
-        if name == "-":
-            content = sys.stdin.buffer.read()
-            with h5py.File(io.BytesIO(content), "r") as file:
-                _read_all(file, len(content))
-        else:
-            with h5py.File(name, "r") as file:
-                _read_all(file, os.path.getsize(name))
+        content = sys.stdin.buffer.read() if name == "-" else None
+        size = os.path.getsize(name) if content is None else len(content)
+        with h5py.File(name if content is None else io.BytesIO(content), "r") as file:
+            _read_all(file, size)
 
 
 if __name__ == "__main__":

@@ -104,10 +104,11 @@ class WeightsInfo:
         # Files spell it 'licence', so that versions before this one find it.
         values = {"license" if name == "licence" else name: value for name, value in values.items()}
         names = {field.name for field in dataclasses.fields(cls)} - {"inference", "extra"}
-        known = {name: value for name, value in values.items() if name in names}
-        for name in ("blocks", "hidden", "class_names"):
-            if isinstance(known.get(name), list):
-                known[name] = tuple(known[name])
+        known: JsonDict = {
+            name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            for name, value in values.items()
+            if name in names
+        }
         extra |= {n: value for n, value in values.items() if n not in names and n != "extra"}
         inference = InferenceSettings.from_dict(extra)
         for name in InferenceSettings.keys() & extra.keys():

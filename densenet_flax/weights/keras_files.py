@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +11,9 @@ from pathlib import Path
 import h5py
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.hdf5_probe import probe
 from densenet_flax.weights.keras_config import read_config
 from densenet_flax.weights.keras_names import tensors_by_name, tensors_by_order
-from densenet_flax.weights.safe_reading import check_expansion, reading
+from densenet_flax.weights.safe_reading import check_expansion, damaged, reading
 from densenet_flax.weights.weights_file import WeightsFile, stored_metadata
 
 KERAS_EPSILON = 1.001e-5
@@ -21,14 +22,18 @@ INFO_ATTRIBUTE = "densenet_flax"  # of our own files: their `WeightsInfo`, as JS
 _OPTIMIZER_STATE = ("optimizer", "optimizer_weights", "_optimizer")
 _ARCHIVE_MEMBERS = ("config.json", "model.weights.h5")
 
+# How long reading a file may take: a fixed part, and its bytes from the slowest disk to wait for.
+_SECONDS = 20.0
+_BYTES_PER_SECOND = 2e6
+
 
 @contextlib.contextmanager
 def open_hdf5(path: Path) -> Iterator[WeightsFile]:
     """Opens a `.h5` or `.weights.h5` file of Keras."""
-    with contextlib.ExitStack() as stack:
-        with reading(path):
-            probe(path)
-            file = stack.enter_context(h5py.File(path, "r"))
+    with reading(path):
+        _probe(path)
+        file = h5py.File(path, "r")
+    with file:
         yield _open(path, file, path.stat().st_size)
 
 
@@ -38,16 +43,39 @@ def open_archive(path: Path) -> Iterator[WeightsFile]:
     with reading(path), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         check_expansion(path, path.stat().st_size, sum(member.file_size for member in members))
-        names = {member.filename for member in members}
+        names = archive.namelist()
         for name in _ARCHIVE_MEMBERS:
             if name not in names:
                 raise InputError(f"{path}: a zip without {name}, so no .keras file; get it again")
         config, weights = (archive.read(name) for name in _ARCHIVE_MEMBERS)
-    with contextlib.ExitStack() as stack:
-        with reading(path, "model.weights.h5"):
-            probe(path, weights)
-            file = stack.enter_context(h5py.File(io.BytesIO(weights), "r"))
+    with reading(path, "model.weights.h5"):
+        _probe(path, weights)
+        file = h5py.File(io.BytesIO(weights), "r")
+    with file:
         yield _open(path, file, len(weights), config)
+
+
+def _probe(path: Path, content: bytes | None = None) -> None:
+    """Reads a whole HDF5 file (`content` if it is a member of `path`) in a process of its own.
+
+    libhdf5 does not survive every damaged file: fuzzing turned up files that make it loop for ever
+    and files that crash the process. Either becomes an InputError. Takes a fifth of a second.
+    """
+    if not sys.executable:  # an embedded Python has none to start
+        return
+    size = path.stat().st_size if content is None else len(content)
+    child = str(Path(__file__).with_name("hdf5_child.py"))
+    # -P: no library shall import a module of this folder by mistake.
+    command = [sys.executable, "-P", child, str(path.resolve()) if content is None else "-"]
+    seconds = _SECONDS + size / _BYTES_PER_SECOND
+    try:
+        result = subprocess.run(
+            command, input=content or b"", capture_output=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise damaged(path, "reading it does not end") from error
+    if result.returncode < 0:  # a signal ended it
+        raise damaged(path, "reading it crashes HDF5")
 
 
 def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = None) -> WeightsFile:

@@ -18,13 +18,7 @@ from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.models.frontier import keras_layers
-from densenet_flax.weights.layout import (
-    CONV_VARIABLES,
-    DENSE_VARIABLES,
-    NORM_VARIABLES,
-    VariablePath,
-    name_head_layers,
-)
+from densenet_flax.weights.layout import KERAS_VARIABLES, VariablePath, name_head_layers
 from densenet_flax.weights.weights_file import StoredTensor
 
 _LAYER = re.compile(
@@ -47,15 +41,14 @@ def tensors_by_name(arrays: Mapping[str, h5py.Dataset], weights: h5py.Group) -> 
     # In the file of a whole model, `weights` is a group of it.
     in_order = sorted(dense, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order)))
     head = dict(zip(in_order, name_head_layers(len(in_order)), strict=True))
+    variables = {k: v for variables in KERAS_VARIABLES.values() for k, v in variables.items()}
     tensors = []
     for name, (layer, variable) in owners.items():
-        backbone_path, path = _backbone_path(layer), None
-        if backbone_path:
-            collection, ours = {**CONV_VARIABLES, **NORM_VARIABLES}.get(variable, ("", ""))
-            path = (collection, *backbone_path, ours) if collection else None
-        elif layer in head and variable in DENSE_VARIABLES:
-            path = ("params", "head", head[layer], variable)
-        tensors.append(_tensor(name, arrays[name], path, in_head=not backbone_path))
+        backbone = _backbone_path(layer)
+        layer_path = backbone or (("head", head[layer]) if layer in head else None)
+        collection, ours = variables.get(variable, ("", ""))
+        path = (collection, *layer_path, ours) if layer_path and collection else None
+        tensors.append(_tensor(name, arrays[name], path, in_head=not backbone))
     return tensors
 
 
@@ -72,14 +65,14 @@ def tensors_by_order(path: Path, arrays: Mapping[str, h5py.Dataset]) -> list[Sto
     convs = [layer.path for layer in keras if layer.path and not layer.is_norm]
     norms = [layer.path for layer in keras if layer.is_norm]
     norm_layers = groups.get((base, "batch_normalization"), {})
-    backbone = _match_order(conv_layers, convs, CONV_VARIABLES)
-    backbone |= _match_order(norm_layers, norms, NORM_VARIABLES)
+    backbone = _match_order(conv_layers, convs, "conv2d")
+    backbone |= _match_order(norm_layers, norms, "batch_normalization")
     heads = [layers for (_, layer_class), layers in groups.items() if layer_class == "dense"]
     head: dict[str, VariablePath] = {}
     if len(heads) == 1:  # of several heads, none is ours
         dense = {i: arrays for i, (_, arrays) in enumerate(sorted(heads[0].items()))}
         paths = [("head", name) for name in name_head_layers(len(dense))]
-        head = _match_order(dense, paths, {name: ("params", name) for name in DENSE_VARIABLES})
+        head = _match_order(dense, paths, "dense")
     return [
         _tensor(name, array, (backbone | head).get(name), in_head=name not in backbone)
         for name, array in arrays.items()
@@ -101,10 +94,10 @@ def _group_by_order(arrays: Iterable[str]) -> dict[tuple[str, str], _Layers]:
 
 
 def _match_order(
-    layers: _Layers, paths: Sequence[VariablePath], variables: Mapping[str, tuple[str, str]]
+    layers: _Layers, paths: Sequence[VariablePath], layer_class: str
 ) -> dict[str, VariablePath]:
     """The variable that each array is, by name; `paths` are our layers in the same order."""
-    ours = list(variables.values())
+    ours = list(KERAS_VARIABLES[layer_class].values())
     return {
         name: (ours[number][0], *paths[index], ours[number][1])
         for index, names in layers.items()
@@ -164,16 +157,11 @@ def _infer_blocks(
                 f"{' or '.join(f'{n}×{n}' for n in allowed)} there); give DenseNet121, 169 or 201"
             )
         sizes.append(shape[0])
-    blocks = [0]
-    for size, following in zip(sizes[1:], [*sizes[2:], 1], strict=True):
-        if size == 1 and following == 3:
-            blocks[-1] += 1
-        elif size == 1:
-            blocks.append(0)
-    if 0 in blocks:
+    text = "".join(map(str, sizes))
+    if not re.fullmatch("7(13)+(1(13)+)*", text):
         fault = f"{len(sizes)} convolutions that are not those of a DenseNet"
         raise InputError(f"{path}: {fault}; give DenseNet121, 169 or 201")
-    return tuple(blocks)
+    return tuple(len(block) // 2 for block in re.findall("(?:13)+", text))
 
 
 def _tensor(

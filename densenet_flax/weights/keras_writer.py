@@ -24,7 +24,7 @@ from densenet_flax.models.frontier import keras_layers
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.keras_files import INFO_ATTRIBUTE, KERAS_EPSILON
-from densenet_flax.weights.layout import CONV_VARIABLES, DENSE_VARIABLES, NORM_VARIABLES
+from densenet_flax.weights.layout import KERAS_VARIABLES, VariablePath
 
 _ATTRIBUTE_BYTES = 60_000  # HDF5 allows 64 KiB
 
@@ -72,19 +72,22 @@ def _check_exportable(path: Path, info: WeightsInfo) -> None:
 def _layers(variables: Variables, info: WeightsInfo) -> list[_Layer]:
     """Each layer that has variables, in Keras's order."""
     arrays = {path: np.asarray(x, np.float32) for path, x in flatten_dict(variables).items()}
-    layers = []
-    for layer in keras_layers(info.blocks):
-        if layer.path:
-            ours = (NORM_VARIABLES if layer.is_norm else CONV_VARIABLES).items()
-            values = {keras: arrays[group, *layer.path, name] for keras, (group, name) in ours}
-            layer_class = "batch_normalization" if layer.is_norm else "conv2d"
-            layers.append(_Layer(layer_class, layer.name, values))
-    names = info.layout.head_layers()
-    for number, name in enumerate(names):
-        values = {v: arrays["params", "head", name, v] for v in DENSE_VARIABLES}
+
+    def make_layer(layer_class: str, name: str, path: VariablePath) -> _Layer:
+        ours = KERAS_VARIABLES[layer_class].items()
+        values = {keras: arrays[group, *path, variable] for keras, (group, variable) in ours}
+        return _Layer(layer_class, name, values)
+
+    layers = [
+        make_layer("batch_normalization" if layer.is_norm else "conv2d", layer.name, layer.path)
+        for layer in keras_layers(info.blocks)
+        if layer.path
+    ]
+    head = info.layout.head_layers()
+    for number, layer in enumerate(head):
         # A single layer is the top of `keras.applications`; several are a head of Keras's naming.
-        keras = "predictions" if len(names) == 1 else f"dense_{number}" if number else "dense"
-        layers.append(_Layer("dense", keras, values))
+        name = "predictions" if len(head) == 1 else f"dense_{number}" if number else "dense"
+        layers.append(make_layer("dense", name, ("head", layer)))
     return layers
 
 

@@ -21,16 +21,18 @@ from densenet_flax.models.frontier import keras_layers
 VariablePath: TypeAlias = tuple[str, ...]  # ('params', 'conv4_block23', '2_conv', 'kernel')
 Shape: TypeAlias = tuple[int, ...]
 
-# Collection and name in ours of Keras's variables, in the order in which its layers have them.
-CONV_VARIABLES = {"kernel": ("params", "kernel")}
-NORM_VARIABLES = {
-    "gamma": ("params", "scale"),
-    "beta": ("params", "bias"),
-    "moving_mean": ("batch_stats", "mean"),
-    "moving_variance": ("batch_stats", "var"),
+# Collection and name in ours of Keras's variables, by class of the layer, in the order in which
+# layers have them.
+KERAS_VARIABLES = {
+    "conv2d": {"kernel": ("params", "kernel")},
+    "batch_normalization": {
+        "gamma": ("params", "scale"),
+        "beta": ("params", "bias"),
+        "moving_mean": ("batch_stats", "mean"),
+        "moving_variance": ("batch_stats", "var"),
+    },
+    "dense": {"kernel": ("params", "kernel"), "bias": ("params", "bias")},
 }
-DENSE_VARIABLES = ("kernel", "bias")
-
 _DENSE_LAYER = re.compile(r"conv([2-9])_block([1-9]\d{0,2})")
 
 
@@ -87,7 +89,7 @@ class Layout:
             kind = layer.path[-1]
             if layer.is_norm:
                 channels = bottleneck if kind == "1_bn" else width
-                for collection, name in NORM_VARIABLES.values():
+                for collection, name in KERAS_VARIABLES["batch_normalization"].values():
                     shapes[(collection, *layer.path, name)] = (channels,)
                 continue
             if layer.unit == "stem":
@@ -146,16 +148,14 @@ def infer_layout(shapes: Mapping[VariablePath, Shape]) -> Layout | None:
     growth, stem = (statistics.mode(s[-1] for s in group) for group in (kernels, stem_norms))
     if not growth or not stem:
         return None
+    head = {
+        path[2]: shape[-1]
+        for path, shape in shapes.items()
+        if path[:2] == ("params", "head") and path[3:] == ("kernel",) and len(shape) == 2
+    }
     hidden: list[int] = []
-    while kernel := _dense_kernel(shapes, f"dense_{len(hidden) + 1}"):
-        hidden.append(kernel[-1])
-    top = _dense_kernel(shapes, "predictions")
-    classes = top[-1] if top else 0
+    while size := head.get(f"dense_{len(hidden) + 1}"):
+        hidden.append(size)
+    classes = head.get("predictions", 0)
     blocks = tuple(layers[block] for block in sorted(layers))
     return Layout(blocks, growth, stem, classes, tuple(hidden) if classes else ())
-
-
-def _dense_kernel(shapes: Mapping[VariablePath, Shape], layer: str) -> Shape:
-    """Shape of the kernel of a head's layer; () if there is none."""
-    shape = shapes.get(("params", "head", layer, "kernel"), ())
-    return shape if len(shape) == 2 else ()

@@ -33,11 +33,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[WeightsFile]:
     """Opens a file of ours, recognized by its metadata, or one with PyTorch's names."""
-    with contextlib.ExitStack() as stack:
-        with reading(path):
-            file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
-            metadata = file.metadata() or {}
-            arrays = [_array(path, file, name) for name in file.keys()]  # noqa: SIM118
+    with reading(path):
+        file = safetensors.safe_open(path, framework="numpy")
+        metadata = file.metadata() or {}
+        arrays = [_array(path, file, name) for name in file.keys()]  # noqa: SIM118
+    with file:
         if INFO_KEY in metadata:
             format, framework = "densenet_flax safetensors", ""
             tensors = [_our_tensor(*array) for array in arrays]

@@ -95,8 +95,8 @@ class _DenseNet:
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         variables = ("running_mean", "running_var", "weight", "bias")
-        statistics = [self.weights[f"{name}.{variable}"] for variable in variables]
-        return F.batch_norm(x, *statistics, eps=self.info.epsilon)
+        mean, var, weight, bias = (self.weights[f"{name}.{variable}"] for variable in variables)
+        return F.batch_norm(x, mean, var, weight, bias, eps=self.info.epsilon)
 
 
 def _plain_name(name: str) -> str:

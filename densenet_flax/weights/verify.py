@@ -34,11 +34,6 @@ class Verification:
     reason: str = ""
 
     @property
-    def passed(self) -> bool:
-        """Whether every unit agrees within `TOLERANCE`."""
-        return not self.failed_unit
-
-    @property
     def failed_unit(self) -> str:
         """The first unit that differs by more than `TOLERANCE`; '' if there is none."""
         # Not `>`: a difference may be NaN.

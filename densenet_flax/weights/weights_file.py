@@ -97,10 +97,6 @@ class WeightsFile:
         self._check(tensors, layout)
         by_path = {tensor.path: tensor for tensor in tensors}
         flat = {path: self._values(by_path[path]) for path in layout.tensors()}
-        for path, values in flat.items():
-            if path[0] == "batch_stats" and path[-1] == "var" and values.min() < 0:
-                name = by_path[path].name
-                raise damaged(self.path, f"{name} is a variance and holds negative numbers")
         return {"params": {}, "batch_stats": {}, **unflatten_dict(flat)}
 
     def _check(self, tensors: Sequence[StoredTensor], layout: Layout) -> None:
@@ -149,6 +145,8 @@ class WeightsFile:
                 f"{self.path}: {tensor.name} holds {count} values that are NaN or infinite in "
                 "float32; the file is damaged or training diverged, take another"
             )
+        if tensor.path and tensor.path[-1] == "var" and values.min() < 0:
+            raise damaged(self.path, f"{tensor.name} is a variance and holds negative numbers")
         return values
 
 
