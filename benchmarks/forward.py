@@ -3,7 +3,8 @@
     python benchmarks/forward.py --python VENV/bin/python --python ours=.venv/bin/python
 
 uint8 images on the host to pooled features `[N, 1920]` on the host, from the same weights. The mean
-of the features is printed to show that all compute the same. Each peer runs in a separate process.
+of the features is printed to show that all compute the same. Each peer runs in a separate process;
+`--peers ours:float32:reference` chooses an implementation of our network.
 benchmarks/README.md describes the peers' environment.
 """
 
@@ -52,11 +53,12 @@ def main() -> None:
         weights = {name: f"{folder}/{name}.safetensors" for name in ("ours", "torch")}
         for _ in range(args.repeat):
             for peer in args.peers.split(","):
-                name, _, precision = peer.partition(":")
+                name, precision, implementation = [*peer.split(":"), "", ""][:3]
                 if name not in MODULES:
                     parser.error(f"--peers: {peer!r}; expected one or more of {', '.join(MODULES)}")
                 options = {
                     "precision": precision or "float32",
+                    "implementation": implementation or None,
                     "batches": batches,
                     "pixels": args.pixels,
                     "seconds": args.seconds,

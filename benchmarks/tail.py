@@ -43,7 +43,9 @@ def main() -> None:
     """Runs all measurements in turn and prints a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
-    parser.add_argument("--peers", default="ours,torch", help="(%(default)s)")
+    parser.add_argument(
+        "--peers", default="ours,torch", help="peer or ours:implementation (%(default)s)"
+    )
     parser.add_argument("--precision", default="float32,bfloat16", help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--pixels", type=int, default=224, help="(%(default)s)")
@@ -62,16 +64,18 @@ def main() -> None:
         for _ in range(args.repeat):
             for precision in args.precision.split(","):
                 for peer in args.peers.split(","):
+                    name, _, implementation = peer.partition(":")
                     options = {
                         "precision": precision,
+                        "implementation": implementation or None,
                         "batch": args.batch,
                         "pixels": args.pixels,
                         "steps": args.steps,
                         "compile": args.torch_compile,
                         "weights": weights,
                     }
-                    python = pythons.get(peer, pythons.get("", ""))
-                    run = run_peer(f"{peer}_tail", options, python=python, progress=precision)
+                    python = pythons.get(name, pythons.get("", ""))
+                    run = run_peer(f"{name}_tail", options, python=python, progress=precision)
                     runs.setdefault((precision, peer), []).append(run)
                     print(f"  step {run['step_seconds']:.4g} s", file=sys.stderr, flush=True)
     rows = []

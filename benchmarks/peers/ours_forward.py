@@ -16,7 +16,8 @@ from densenet_flax.weights import load_weights
 def main() -> None:
     """Times each batch size, with the memory settings of `main.py`."""
     options = peer_options()
-    model = DenseNet201(num_classes=2, hidden=(256,), dtype=jnp.dtype(options["precision"]))
+    dtype, implementation = jnp.dtype(options["precision"]), options["implementation"]
+    model = DenseNet201(num_classes=2, hidden=(256,), dtype=dtype, implementation=implementation)
     mesh = make_mesh()
     variables = replicate(load_weights(options["weights"]["ours"], model), mesh)
     network = SegmentedModel(model, mesh)

@@ -21,7 +21,8 @@ def main() -> None:
     """Runs the steps, with the memory settings of `main.py`."""
     options = peer_options()
     dtype = jnp.dtype(options["precision"])
-    model = DenseNet201(num_classes=2, hidden=(256,), dropout=0.0, dtype=dtype)
+    implementation = options["implementation"]
+    model = DenseNet201(num_classes=2, hidden=(256,), dtype=dtype, implementation=implementation)
     variables = load_weights(options["weights"]["ours"], model)
     frontier = resolve("300", model.blocks)
     mesh = make_mesh()

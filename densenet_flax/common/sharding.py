@@ -71,6 +71,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Copies a tree of arrays to every device; the result shares no memory and may be donated."""
     sharding = replicated(mesh)
+    # np.array and not np.asarray: a donated buffer must not be the caller's.
     copies = jax.tree.map(np.array, tree)
     if not multiple_processes():
         return jax.device_put(copies, sharding)  # all leaves at once

@@ -101,6 +101,7 @@ def _run(
 ) -> tuple[PyTree, PyTree]:
     """Computes what `dense_block` returns, and the residuals of its backward pass."""
     growth = stacks[0][2].kernel.shape[-1]
+    # The buffer has its final width from the start; a layer writes into it in place.
     to_come = (0, growth * len(spec.use_batch_stats))
     # As rows of channels: XLA's CPU backend makes slow loops of slices over four axes.
     rows = as_bits(x).reshape(spec.chunks, -1, x.shape[-1])
@@ -126,7 +127,7 @@ def _dense_block_backward(spec: DenseBlockSpec, residuals, grads):
     """
     buffer, stats, weight, saved = residuals
     grad_features, grad_stats, grad_bottleneck_stats = grads
-    growth = saved[0][0][2].kernel.shape[-1]
+    growth = saved[0][0][2].kernel.shape[-1]  # of the first scan's second convolution
     in_channels = grad_features.shape[-1] - growth * len(spec.use_batch_stats)
     grad_buffer = as_bits(grad_features).reshape(buffer.shape)
     grad_x, grad_new = grad_buffer[..., :in_channels], grad_buffer[..., in_channels:]

@@ -155,6 +155,7 @@ class ScannedLayers:
             saved_vjp, new_vjp = saved
             bottleneck_vjp = lambda j: saved_vjp  # noqa: E731
         else:
+            # The forward step is computed again, as far as it was not saved.
             bottleneck = saved
             if self.spec.remat == "block":
                 bottleneck = self.bottleneck_by_chunks(buffer, front_stats, first)
@@ -168,6 +169,7 @@ class ScannedLayers:
         grad_x, grad_new, grad_front_stats, grad_first = _bottleneck_backward_by_chunks(
             bottleneck_vjp, grad_bottleneck, grad_x, grad_new, (front_stats, first)
         )
+        # Statistics are shared by all later norms, so their gradients add up like features' do.
         add = lambda leaf, part: leaf.at[: self.width].add(part)  # noqa: E731
         grad_stats = jax.tree.map(add, grad_stats, grad_front_stats)
         return (grad_x, grad_new, grad_stats), (grad_first, grad_second)
@@ -249,6 +251,7 @@ def _bottleneck_backward_by_chunks(
         grad_new = add(grad_new, j, grad_front[:, in_channels:])
         return grad_x, grad_new, jax.tree.map(jnp.add, sums, tuple(grad_shared))
 
+    # Gradients of what all chunks share start at zero and are carried through the loop.
     zeros = jax.tree.map(jnp.zeros_like, shared)
     grad_x, grad_new, grad_shared = _for_each_chunk(chunks, body, (grad_x, grad_new, zeros))
     return grad_x, grad_new, *grad_shared
@@ -279,6 +282,7 @@ def stack_layers(layers: Sequence[LayerParams], scan: range) -> Stack:
 
 def _widen(params: BnConvParams, width: int) -> BnConvParams:
     """Appends input channels of which the kernel takes nothing."""
+    # Scale and bias 0, kernel 0: the features that are not created yet (zeros) contribute nothing.
     missing = width - params.kernel.shape[2]
     pad = lambda leaf: jnp.pad(leaf, (0, missing))  # noqa: E731
     kernel = jnp.pad(params.kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))

@@ -34,7 +34,12 @@ IMPLEMENTATIONS, REMAT = get_args(Implementation), get_args(Remat)
 Weight = Float[Array, " N"] | None
 NormFactory = Callable[..., BatchNorm]  # (features, *names): the names joined are Keras's
 
-dense = functools.partial(nn.Dense, kernel_init=nn.initializers.glorot_uniform())
+# HIGHEST: float32 that is float32; by default a TPU would compute in bfloat16, a GPU in TF32.
+dense = functools.partial(
+    nn.Dense,
+    kernel_init=nn.initializers.glorot_uniform(),
+    precision=jax.lax.Precision.HIGHEST,
+)
 
 
 class Stem(nn.Module):
@@ -87,6 +92,7 @@ class DenseLayer(nn.Module):
           stats: batch statistics of each, or empty if no norm of the block needs them.
           weight: how much each example counts in them.
         """
+        # Here and not in the caller: with `remat` a layer keeps its parts, not another copy of all.
         x = jnp.concatenate(features, axis=-1)
         y = self.conv_1(nn.relu(self.norm_0(x, weight, concatenate_stats(stats))))
         y = checkpoint_name(y, "bottleneck")
@@ -217,6 +223,7 @@ class DenseNet(nn.Module):
         """
         fused = (self.implementation or default_implementation()) == "fused"
 
+        # One place decides which norms train; modules only ask for a norm by its Keras name.
         def norm(features: int, *names: str) -> BatchNorm:
             train = "_".join(names) in train_norms
             return BatchNorm(features, self.epsilon, self.momentum, train, fused, name=names[-1])
@@ -224,7 +231,7 @@ class DenseNet(nn.Module):
         units = self._between(start, stop)
         if units[:1] == ("stem",):
             _check_images(x)
-        x = x if units[:1] == ("head",) else x.astype(self.dtype)
+        x = x if units[:1] == ("head",) else x.astype(self.dtype)  # the head is float32
         stats: MeanVar | None = None  # of what `x` holds, where a dense block has computed them
         for part, members in itertools.groupby(units, lambda unit: unit.partition("_block")[0]):
             if part == "stem":

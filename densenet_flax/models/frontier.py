@@ -155,6 +155,7 @@ def resolve(unfreeze_from: str | int, blocks: Sequence[int], *, bn_mode: str = "
 
 
 def _index(unfreeze_from: str | int, layers: Sequence[KerasLayer]) -> int:
+    # Keras counts layers without variables too, so an index is looked up in the whole list.
     count = len(layers)
     if isinstance(unfreeze_from, str) and unfreeze_from.removeprefix("-").isdigit():
         unfreeze_from = int(unfreeze_from)  # from a command line

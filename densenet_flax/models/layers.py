@@ -52,6 +52,7 @@ def mean_var(x: Float[Array, "N H W C"], weight: Float[Array, " N"] | None = Non
     """
     n, h, w, _ = x.shape
     weight = jnp.ones(n) if weight is None else weight
+    # Each example's share in the mean, of its H·W positions together.
     share = (weight / (weight.sum() * h * w)).astype(jnp.float32)[:, None, None, None]
     x = x.astype(jnp.float32)
     mean = (share * x).sum(axis=(0, 1, 2))
@@ -89,6 +90,7 @@ class BatchNorm(nn.Module):
     def setup(self):
         """Declares parameters and running statistics, with Keras's initial values."""
         shape = (self.features,)
+        # Statistics and parameters stay float32 in a bfloat16 network: updates of 1 % would vanish.
         self.scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
         self.bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
@@ -120,6 +122,7 @@ class BatchNorm(nn.Module):
         if self.fused:
             return normalization.normalize(x, self.scale, self.bias, stats, self.epsilon)
         mean, var = stats
+        # float32 statistics make the whole expression float32; it is rounded once, at the end.
         y = (x - mean) * (self.scale * jax.lax.rsqrt(var + self.epsilon)) + self.bias
         return y.astype(x.dtype)
 
