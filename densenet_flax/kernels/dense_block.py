@@ -38,7 +38,7 @@ _CHUNK_POSITIONS = 392  # of a chunk, at least: two maps of 14×14
 
 
 def default_chunks(shape: Sequence[int]) -> int:
-    """How many chunks to divide a batch of features `[N, H, W, C]` into.
+    """Chooses how many chunks to divide a batch of features `[N, H, W, C]` into.
 
     On a single CPU device as many as leave a chunk a few hundred positions: it then stays in the
     cache, and its matrix products are still large. Elsewhere 1: other devices want all the work at

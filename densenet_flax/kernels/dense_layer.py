@@ -229,12 +229,10 @@ def _bottleneck_backward_by_chunks(
     Args:
       vjp_of_chunk: the backward function of `bottleneck` for chunk `j`.
       grad_bottleneck: gradient of the whole bottleneck.
-      grad_x: gradient of the features that entered the block, `[chunks, r, C]`.
+      grad_x: gradient of the features that entered the block, `[chunks, r, C]`, to add to.
       grad_new: gradient of the features that were created, likewise.
-      shared: the other arguments of `bottleneck`, whose gradients are sums over the chunks.
-
-    Returns:
-      `grad_x` and `grad_new` with the sums, and the gradients of `shared`.
+      shared: the other arguments of `bottleneck`; their gradients, sums over the chunks, are
+        returned last.
     """
     chunks, rows, in_channels = grad_x.shape
     grad_bottleneck = as_bits(grad_bottleneck).reshape(chunks, rows, -1)

@@ -255,7 +255,7 @@ class DenseNet(nn.Module):
         norm: NormFactory,
         fused: bool,
     ) -> tuple[Float[Array, "N H W D"], MeanVar | None]:
-        """Runs consecutive dense layers; returns all features, and their statistics if known.
+        """Runs consecutive dense layers; returns all features, and their statistics if needed.
 
         Every layer reads all features before it, so the batch statistics of a channel are the same
         for every norm that sees it: they are computed once, when the channel is created.
@@ -277,7 +277,6 @@ class DenseNet(nn.Module):
         return jnp.concatenate(features, axis=-1), concatenate_stats(stats)
 
     def _between(self, start: str | None, stop: str | None) -> tuple[str, ...]:
-        """The units from `start` up to `stop`."""
         units = self.units
         for name in (start, stop):
             if name is not None and name not in units:
@@ -286,11 +285,9 @@ class DenseNet(nn.Module):
         return units[first : units.index(stop) if stop else len(units)]
 
     def input_shape(self, unit: str, images: Sequence[int]) -> tuple[int, ...]:
-        """Shape of what enters a unit: `[N, H, W, C]`, or pooled features `[N, C]` at 'head'.
+        """Computes the shape of what enters a unit from that of the images, `[N, H, W, 3]`.
 
-        Args:
-          unit: which.
-          images: shape of the images, `[N, H, W, 3]`.
+        It is `[N, H, W, C]`, or `[N, C]`, the pooled features, at 'head'.
         """
         n, h, w, channels = images
         for earlier in self.units[: self.units.index(unit)]:
@@ -304,7 +301,7 @@ class DenseNet(nn.Module):
 
 
 def default_implementation() -> Implementation:
-    """The implementation that is fastest on the default backend; the only place that decides it.
+    """Returns what is fastest on the default backend; no other place decides it.
 
     On a CPU 'fused': a training step from layer 300 takes half the time (docs/benchmarks.md).
     Elsewhere 'reference': nothing has been measured on a GPU or TPU yet, and by XLA's estimates

@@ -13,7 +13,7 @@ from densenet_flax.models.layers import BatchNorm, Conv
 
 
 class DenseLayer(Protocol):
-    """What is needed of `models.densenet.DenseLayer`."""
+    """What is needed of `models.densenet.DenseLayer`, which imports this module."""
 
     features: int
     norm_0: BatchNorm
@@ -29,18 +29,7 @@ def fused_dense_block(
     epsilon: float,
     remat: str,
 ) -> tuple[Float[Array, "N H W D"], MeanVar | None]:
-    """Runs the layers of a dense block and updates their running statistics.
-
-    Args:
-      layers: bound Flax modules, in order.
-      x: what enters the first of them.
-      weight: how much each example counts in batch statistics.
-      epsilon: of the norms.
-      remat: see `DenseNet.remat`.
-
-    Returns:
-      The concatenated features, and their batch statistics if any layer's first norm needs them.
-    """
+    """Runs the bound layers of a dense block as `DenseNet._dense_block` does, by the kernel."""
     params = [
         (_params(layer.norm_0, layer.conv_1), _params(layer.norm_1, layer.conv_2))
         for layer in layers

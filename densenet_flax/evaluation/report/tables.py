@@ -214,8 +214,10 @@ def calibration_scores(metrics: JsonDict) -> Table:
         intervals = scores.get("intervals", {})
         for state, probability in _STATES:
             if scores.get(state):
-                of_state = {key: intervals.get(f"{key}_{state}") for key in columns}
-                cells = {t: measured(scores[state], of_state, key) for key, t in columns.items()}
+                state_intervals = {key: intervals.get(f"{key}_{state}") for key in columns}
+                cells = {
+                    t: measured(scores[state], state_intervals, key) for key, t in columns.items()
+                }
                 rows.append({"images": name, "probability": probability, **cells})
     return Table.from_records(rows)
 
