@@ -38,7 +38,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("dst", metavar=target, help="where to write")
         text = "run the source's framework too, and print the largest difference per unit"
         command.add_argument("--verify", action="store_true", help=text)
-        _add_overrides(command)
+        group = command.add_argument_group("what the file cannot say itself")
+        group.add_argument("--preprocessing", choices=PREPROCESSING)
+        group.add_argument("--epsilon", type=float, help="of every BatchNorm")
+        text = "whether a ReLU follows the last norm"
+        group.add_argument("--final-relu", action=argparse.BooleanOptionalAction, help=text)
+        group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
+        group.add_argument("--license", "--licence", help="of the weights")
         command.set_defaults(run=_convert, function=function)
     command = commands.add_parser("inspect", help="what a file is, and whether it is complete")
     command.add_argument("file", metavar="FILE")
@@ -52,16 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--base-url", help=mirror)
     command.set_defaults(run=_download)
     return parser
-
-
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("what the file cannot say itself")
-    group.add_argument("--preprocessing", choices=PREPROCESSING)
-    group.add_argument("--epsilon", type=float, help="of every BatchNorm")
-    relu = "whether a ReLU follows the last norm"
-    group.add_argument("--final-relu", action=argparse.BooleanOptionalAction, help=relu)
-    group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
-    group.add_argument("--license", "--licence", help="of the weights")
 
 
 def _convert(arguments: argparse.Namespace) -> None:

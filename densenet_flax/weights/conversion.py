@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Unpack
+from typing import TypeAlias, Unpack
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -119,12 +119,11 @@ def check_written(path: Path, variables: Variables) -> None:
             raise InputError(f"{path}: {'/'.join(name)} changed on the disk; check the disk")
 
 
+_Write: TypeAlias = Callable[[StrPath, Variables, WeightsInfo], None]
+
+
 def _convert(
-    src: StrPath,
-    dst: Path,
-    write: Callable[[StrPath, Variables, WeightsInfo], None],
-    verify: bool,
-    overrides: InfoFields,
+    src: StrPath, dst: Path, write: _Write, verify: bool, overrides: InfoFields
 ) -> Conversion:
     # All is read before anything is written: both names may be of the same file.
     with open_weights(src) as file:

@@ -52,13 +52,15 @@ def download_file(url: str, target: Path, md5: str, *, attempts: int, backoff: f
                 os.replace(part, target)
                 return
             reason = f"its contents have md5 {received} instead of {md5}"
+            # Starting over helps against a bad line, but not where the server has another file.
             part.unlink()
             wrong_files += 1
         except _FinalError:
             part.unlink(missing_ok=True)
             raise
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            reason = _describe(error)
+        except (DownloadError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            kind = "" if isinstance(error, DownloadError) else f"{type(error).__name__}: "
+            reason = f"{kind}{' '.join(str(error).split())[:160]}"
             # Progress is more than there ever was: a server that ignores `Range` may send a
             # longer beginning now and then for ever.
             if _size(part) > most:
@@ -82,9 +84,10 @@ def _receive(url: str, part: Path, name: str) -> None:
                 part.unlink()
                 raise requests.ConnectionError("the server cannot resume; starting over")
             return
-        if 400 <= response.status_code < 500 and response.status_code not in (408, 425, 429):
-            raise _FinalError(f"the server answers {response.status_code} {response.reason}")
-        response.raise_for_status()
+        if response.status_code >= 400:
+            is_final = response.status_code < 500 and response.status_code not in (408, 425, 429)
+            fault = f"the server answers {response.status_code} {response.reason}"
+            raise (_FinalError if is_final else DownloadError)(fault)
         # A server that does not know ranges answers 200 with all of it: `part` is written again.
         resumes = response.status_code == 206
         content_range = response.headers.get("Content-Range", "").removeprefix("bytes ")
@@ -109,9 +112,3 @@ def _receive(url: str, part: Path, name: str) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answers {error.response.status_code} {error.response.reason}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -15,6 +15,7 @@ DTYPES = ("float32", "bfloat16")
 _MAX_SIZE = 4096
 # Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
+# Far beyond any real pattern; one of megabytes would take long to compile.
 _MAX_PATTERN_LENGTH = 1000
 
 
@@ -70,10 +71,6 @@ class StoredOperatingPoint(Settings):
         return {**extra, **values}
 
 
-def _is_size(size: tuple[int, ...] | None) -> bool:
-    return size is None or all(1 <= length <= _MAX_SIZE for length in size)
-
-
 def _are_stain_settings(settings: Any) -> bool:
     """Whether they are the name of a method, and numbers or lists or matrices of them.
 
@@ -114,7 +111,9 @@ class InferenceSettings(Settings):
     """
 
     image_size: tuple[int, int] | None = setting(
-        None, f"height and width from 1 to {_MAX_SIZE} pixels", _is_size
+        None,
+        f"height and width from 1 to {_MAX_SIZE} pixels",
+        lambda size: size is None or all(1 <= length <= _MAX_SIZE for length in size),
     )
     stain: Mapping[str, Any] = dataclasses.field(
         default_factory=dict,

@@ -115,7 +115,7 @@ class WeightsInfo:
             del extra[name]
         try:
             return cls(**known, inference=inference, extra=extra)
-        except TypeError as error:
+        except TypeError as error:  # a required key is missing
             raise InputError(f"{error}; convert the file again") from error
 
     def to_dict(self) -> JsonDict:

@@ -157,6 +157,7 @@ def _infer_blocks(
                 f"{' or '.join(f'{n}×{n}' for n in allowed)} there); give DenseNet121, 169 or 201"
             )
         sizes.append(shape[0])
+    # As text, a dense block is (13)+ and a transition the 1 between two of them.
     text = "".join(map(str, sizes))
     if not re.fullmatch("7(13)+(1(13)+)*", text):
         fault = f"{len(sizes)} convolutions that are not those of a DenseNet"

@@ -31,14 +31,17 @@ class KerasReference:
         if not is_whole_model:
             with h5py.File(path, "r") as file:
                 is_whole_model = "model_config" in file.attrs
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints while it loads
             if is_whole_model:
                 self._model = keras.models.load_model(path, compile=False)
                 self._backbone = _find_backbone(self._model)
                 if self._backbone is None:
                     raise ImportError("the model has no layer of the name conv1_conv")
                 return
-            self._backbone = _network(info)
+            build = getattr(keras.applications, info.network.replace("densenet", "DenseNet"), None)
+            if build is None:
+                raise ImportError(f"keras.applications has no {info.network}")
+            self._backbone = build(include_top=False, weights=None, input_shape=(None, None, 3))
             # The head's layers follow the backbone's in one model, or …
             top = functools.reduce(lambda x, layer: layer(x), _head(info), self._backbone.output)
             self._model = keras.Model(self._backbone.input, top)
@@ -56,9 +59,10 @@ class KerasReference:
     def run(self, images: Float[np.ndarray, "N H W 3"]) -> dict[str, Float[np.ndarray, "N ..."]]:
         """Outputs of every unit by our names, and with a head the probabilities or logits."""
         info = self._info
-        units = {_layer_name(unit): unit for unit in unit_names(info.blocks)}
-        if not info.final_relu:  # the unit 'norm' then ends before the ReLU
-            units["bn"] = units.pop("relu")
+        # By Keras layer. The unit 'norm' ends with the ReLU only where there is one.
+        units = {"pool1": "stem", "relu" if info.final_relu else "bn": "norm"}
+        for unit in unit_names(info.blocks):
+            units[f"{unit}_pool" if unit.startswith("pool") else f"{unit}_concat"] = unit
         layers = [layer for layer in self._backbone.layers if layer.name in units]
         inner = keras.Model(self._backbone.input, [layer.output for layer in layers])
         # `predict` compiles; a plain call runs hundreds of layers one by one.
@@ -76,17 +80,11 @@ def _find_backbone(model: Any) -> Any:
     """The model, itself or inside this one, whose layers are the network's."""
     if any(layer.name in ("conv1_conv", "conv1/conv") for layer in model.layers):
         return model
+    # A fine-tuned model may have the backbone as one of its layers, or deeper.
     for layer in model.layers:
         if hasattr(layer, "layers") and (backbone := _find_backbone(layer)) is not None:
             return backbone
     return None
-
-
-def _network(info: WeightsInfo) -> Any:
-    build = getattr(keras.applications, info.network.replace("densenet", "DenseNet"), None)
-    if build is None:
-        raise ImportError(f"keras.applications has no {info.network}")
-    return build(include_top=False, weights=None, input_shape=(None, None, 3))
 
 
 def _head(info: WeightsInfo) -> list[Any]:
@@ -95,9 +93,3 @@ def _head(info: WeightsInfo) -> list[Any]:
     sizes = [*[(size, "relu") for size in info.hidden], (info.num_classes, info.activation)]
     dense = [keras.layers.Dense(size, activation=activation) for size, activation in sizes]
     return [keras.layers.GlobalAveragePooling2D(), *dense]
-
-
-def _layer_name(unit: str) -> str:
-    """Name of the Keras layer whose output is a unit's."""
-    suffix = "pool" if unit.startswith("pool") else "concat"
-    return {"stem": "pool1", "norm": "relu"}.get(unit, f"{unit}_{suffix}")

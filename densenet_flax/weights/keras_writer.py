@@ -96,6 +96,7 @@ def _write_ordered(file: h5py.File, layers: Sequence[_Layer]) -> None:
     inner = outer.create_group("functional").create_group("layers")
     counts: Counter[str] = Counter()
     for layer in layers:
+        # Keras numbers the layers of a class from the second on: conv2d, conv2d_1, …
         number = counts[layer.layer_class]
         counts[layer.layer_class] += 1
         name = f"{layer.layer_class}_{number}" if number else layer.layer_class

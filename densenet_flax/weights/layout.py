@@ -55,6 +55,7 @@ class Layout:
     @property
     def network(self) -> str:
         """'densenet201' and the like; 'densenet' if it is none of the four published ones."""
+        # Building a Flax module only stores its fields; nothing is traced.
         backbones = {name: Layout.of(build()).backbone for name, build in NETWORKS.items()}
         return next((n for n, layout in backbones.items() if layout == self.backbone), "densenet")
 
@@ -114,9 +115,10 @@ class Layout:
 
     def shapes(self) -> PyTree:
         """The tree of variables, as the model's `init` makes it, of float32 shapes."""
-        dtype = np.dtype(np.float32)
         tensors = self.tensors().items()
-        return unflatten_dict({p: jax.ShapeDtypeStruct(shape, dtype) for p, shape in tensors})
+        return unflatten_dict(
+            {p: jax.ShapeDtypeStruct(s, np.dtype(np.float32)) for p, s in tensors}
+        )
 
     def head_layers(self) -> list[str]:
         """Names of the head's Dense layers."""

@@ -15,6 +15,7 @@ from densenet_flax.weights.official import OFFICIAL, download
 from densenet_flax.weights.safe_reading import StrPath, reading
 from densenet_flax.weights.weights_file import WeightsFile
 
+# PyTorch before 1.6 wrote bare pickles, and zips since then; a `.keras` file is a zip, too.
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -31,11 +32,7 @@ _EPSILON_TOLERANCE = 0.01
 
 @contextlib.contextmanager
 def open_weights(path: StrPath) -> Iterator[WeightsFile]:
-    """Opens a weights file of any supported format, recognized by its first bytes.
-
-    Raises:
-      InputError: it is none, or cannot be read.
-    """
+    """Opens a weights file of any supported format, recognized by its first bytes."""
     file = Path(path)
     # Each format is imported when it is met: Keras's files need no torch, PyTorch's no h5py, and
     # neither needs Orbax.

@@ -49,8 +49,7 @@ def official_name(path: Path) -> str:
 
 def cache_directory() -> Path:
     """Where Keras keeps its models: `$KERAS_HOME/models`, or `~/.keras/models`."""
-    keras_home = os.environ.get("KERAS_HOME")
-    return (Path(keras_home) if keras_home else Path.home() / ".keras") / "models"
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras", "models")
 
 
 def download(

@@ -25,6 +25,7 @@ def reading(path: StrPath, part: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        # Errors from deeper inside may name the file already.
         if str(path) in str(error):
             raise
         raise InputError(f"{path}: {where}{error}") from error

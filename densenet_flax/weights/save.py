@@ -18,6 +18,7 @@ def save_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> None
     Raises:
       InputError: the variables are not those of `info`, or the file cannot be written.
     """
+    # Imported here: writing this form needs no h5py, and the other no safetensors.
     from densenet_flax.weights.safetensors_files import save_safetensors
 
     target = check_target(path, ".safetensors")
@@ -51,10 +52,10 @@ def check_target(path: StrPath, suffix: str) -> Path:
 def _check_variables(path: Path, variables: Variables, info: WeightsInfo) -> None:
     expected = info.layout.tensors()
     shapes = {name: tuple(value.shape) for name, value in flatten_dict(variables).items()}
-    wrong = [name for name in (*expected, *shapes) if shapes.get(name) != expected.get(name)]
-    if wrong:
-        raise InputError(
-            f"{path}: {'/'.join(wrong[0])} has shape {shapes.get(wrong[0])}, and "
-            f"{info.layout.describe()} has {expected.get(wrong[0])}; give variables and info of "
-            "the same network"
-        )
+    for name in (*expected, *shapes):
+        if shapes.get(name) != expected.get(name):
+            raise InputError(
+                f"{path}: {'/'.join(name)} has shape {shapes.get(name)}, and "
+                f"{info.layout.describe()} has {expected.get(name)}; give variables and info of "
+                "the same network"
+            )

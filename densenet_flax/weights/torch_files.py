@@ -36,11 +36,7 @@ def open_torch(path: Path) -> Iterator[WeightsFile]:
 
 
 def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
-    """The tensors of a PyTorch file by name.
-
-    Raises:
-      InputError: PyTorch is not installed, or the file is damaged, hostile, or no state dict.
-    """
+    """The tensors of a PyTorch file by name; InputError without PyTorch."""
     try:
         import torch
     except ImportError as error:

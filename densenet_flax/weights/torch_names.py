@@ -71,7 +71,8 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
     """
     metadata: InfoFields = {"epsilon": TORCH_EPSILON}
     evidence = ["names as in torchvision and timm: ImageNet mean and standard deviation"]
-    config = _timm_config(file)
+    config_path = file.parent / "config.json"
+    config = _timm_config(config_path)
     # Weights of TIAToolbox were published under timm's names, so that only words give them away.
     hint = f"{file.parent.name}/{file.name} {config.get('pretrained_cfg', {}).get('tag', '')}"
     biases = (t.shape for t in tensors if t.path == ("params", "head", "predictions", "bias"))
@@ -86,7 +87,7 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
         elif classes == 2 and "pcam" in hint.lower():
             metadata |= {"license": "CC0 1.0"}
     elif config:
-        metadata |= _timm_metadata(file.parent / "config.json", config["pretrained_cfg"])
+        metadata |= _timm_metadata(config_path, config["pretrained_cfg"])
         evidence = ["timm's config.json beside the file"]
     names = config.get("label_names")
     if isinstance(names, list) and len(names) == classes:
@@ -94,9 +95,8 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
     return metadata, evidence
 
 
-def _timm_config(file: Path) -> JsonDict:
+def _timm_config(path: Path) -> JsonDict:
     """The `config.json` that the Hugging Face hub keeps beside a timm file; {} if there is none."""
-    path = file.parent / "config.json"
     if not path.is_file():
         return {}
     with reading(path):
@@ -108,19 +108,16 @@ def _timm_config(file: Path) -> JsonDict:
 def _timm_metadata(path: Path, pretrained: JsonDict) -> InfoFields:
     with reading(path):
         pixels = [float(v) for key in ("mean", "std") for v in pretrained.get(key, ())]
-    metadata: InfoFields = {}
-    if pretrained.get("license"):
-        metadata["license"] = str(pretrained["license"])
+    license: InfoFields = {"license": str(pretrained.get("license") or "")}
     if len(pixels) == 6 and np.allclose(pixels, [*IMAGENET_MEAN, *IMAGENET_STD], atol=1e-4):
-        metadata["preprocessing"] = "torch"
-    elif pixels == [0, 0, 0, 1, 1, 1]:
-        metadata["preprocessing"] = "scale"
-    else:
-        raise InputError(
-            f"{path}: normalizes pixels by {pixels}; this package knows the ImageNet mean and "
-            "standard deviation, or none"
-        )
-    return metadata
+        return {**license, "preprocessing": "torch"}
+    # timm's way to say that pixels / 255 are not normalized.
+    if pixels == [0, 0, 0, 1, 1, 1]:
+        return {**license, "preprocessing": "scale"}
+    raise InputError(
+        f"{path}: normalizes pixels by {pixels}; this package knows the ImageNet mean and "
+        "standard deviation, or none"
+    )
 
 
 def _backbone_path(match: re.Match[str]) -> VariablePath | None:

@@ -56,6 +56,7 @@ def verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) 
             from densenet_flax.weights.keras_reference import KerasReference
 
             model = KerasReference(path, info)
+            # A saved model may accept images of one size alone.
             images = random_images(*model.input_size)
             reference = model.run(images)
         elif framework == "PyTorch":

@@ -101,6 +101,7 @@ class WeightsFile:
 
     def _check(self, tensors: Sequence[StoredTensor], layout: Layout) -> None:
         """Raises one error that lists everything in which the file differs from the layout."""
+        # Collected first: all faults in one message show what kind of file it really is.
         unexpected, misshaped = [], []
         names: dict[VariablePath, str] = {}
         expected = layout.tensors()

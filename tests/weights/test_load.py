@@ -143,7 +143,7 @@ def test_metadata_of_a_checkpoint(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A Keras cache with small files in the place of the official ones."""
+    """A Keras cache with small files instead of the official ones."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     folder = tmp_path / "models"
     folder.mkdir()

@@ -69,7 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if fault == "another place" and span:
+        if fault == "another offset" and span:
             start += 5
         part = body[start:]
         self.send_response(206 if span else 200)
@@ -143,7 +143,7 @@ def test_a_later_call_resumes_the_download(server, tmp_path):
     assert server.requests[-1][1] is not None
 
 
-@pytest.mark.parametrize("fault", ["ignores ranges", "another place"])
+@pytest.mark.parametrize("fault", ["ignores ranges", "another offset"])
 def test_a_server_that_cannot_resume(fault, server, tmp_path):
     server.faults = ["cut", fault]
     assert fetch(server, tmp_path).read_bytes() == CONTENT

@@ -26,7 +26,7 @@ NINE = Layout(TINY.blocks, num_classes=9)
 
 @pytest.fixture
 def torch_file(tmp_path):
-    pytest.importorskip("torch", reason="the other side runs in PyTorch")
+    pytest.importorskip("torch", reason="the reference runs in PyTorch")
     state = torch_state(random_variables(NINE), "feat_extract.", old=True)
     safetensors.numpy.save_file(state, tmp_path / "source.safetensors")
     return tmp_path / "source.safetensors"
@@ -79,7 +79,7 @@ def test_keras_whole_models_agree(name, build, tmp_path):
 
 
 def test_keras_weights_agree(tmp_path, monkeypatch):
-    pytest.importorskip("keras", reason="the other side runs in Keras")
+    pytest.importorskip("keras", reason="the reference runs in Keras")
     from densenet_flax.weights import keras_reference
 
     monkeypatch.setattr(
