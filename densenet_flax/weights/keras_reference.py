@@ -38,10 +38,7 @@ class KerasReference:
                 if self._backbone is None:
                     raise ImportError("the model has no layer of the name conv1_conv")
                 return
-            build = getattr(keras.applications, info.network.replace("densenet", "DenseNet"), None)
-            if build is None:
-                raise ImportError(f"keras.applications has no {info.network}")
-            self._backbone = build(include_top=False, weights=None, input_shape=(None, None, 3))
+            self._backbone = _network(info)
             # The head's layers follow the backbone's in one model, or …
             top = functools.reduce(lambda x, layer: layer(x), _head(info), self._backbone.output)
             self._model = keras.Model(self._backbone.input, top)
@@ -85,6 +82,13 @@ def _find_backbone(model: Any) -> Any:
         if hasattr(layer, "layers") and (backbone := _find_backbone(layer)) is not None:
             return backbone
     return None
+
+
+def _network(info: WeightsInfo) -> Any:
+    build = getattr(keras.applications, info.network.replace("densenet", "DenseNet"), None)
+    if build is None:
+        raise ImportError(f"keras.applications has no {info.network}")
+    return build(include_top=False, weights=None, input_shape=(None, None, 3))
 
 
 def _head(info: WeightsInfo) -> list[Any]:

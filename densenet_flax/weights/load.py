@@ -163,8 +163,8 @@ def _check_computation(path: StrPath, model: DenseNet, info: WeightsInfo) -> Non
             f"the model has {lacks}; build it with final_relu={info.final_relu}"
         )
     if abs(model.epsilon / info.epsilon - 1) > _EPSILON_TOLERANCE:
+        epsilon = f"{info.epsilon:g}"
         raise InputError(
-            f"{path}: these weights belong to a network with a BatchNorm epsilon of "
-            f"{info.epsilon:g}, and the model has {model.epsilon:g}; build it with "
-            f"epsilon={info.epsilon:g}"
+            f"{path}: these weights belong to a network with a BatchNorm epsilon of {epsilon}, "
+            f"and the model has {model.epsilon:g}; build it with epsilon={epsilon}"
         )
