@@ -17,6 +17,8 @@ from densenet_flax.weights.official import official_name
 from densenet_flax.weights.safe_reading import StrPath
 from densenet_flax.weights.save import check_target, export_weights, save_weights
 
+_Write: TypeAlias = Callable[[StrPath, Variables, WeightsInfo], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -117,9 +119,6 @@ def check_written(path: Path, variables: Variables) -> None:
     for name, values in flatten_dict(variables).items():
         if not np.array_equal(written[name], values):
             raise InputError(f"{path}: {'/'.join(name)} changed on the disk; check the disk")
-
-
-_Write: TypeAlias = Callable[[StrPath, Variables, WeightsInfo], None]
 
 
 def _convert(

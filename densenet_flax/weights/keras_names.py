@@ -70,6 +70,7 @@ def tensors_by_order(path: Path, arrays: Mapping[str, h5py.Dataset]) -> list[Sto
     heads = [layers for (_, layer_class), layers in groups.items() if layer_class == "dense"]
     head: dict[str, VariablePath] = {}
     if len(heads) == 1:  # of several heads, none is ours
+        # A layer that was deleted, or another model in the session, leaves a gap in the numbers.
         dense = {i: arrays for i, (_, arrays) in enumerate(sorted(heads[0].items()))}
         paths = [("head", name) for name in name_head_layers(len(dense))]
         head = _match_order(dense, paths, "dense")

@@ -104,10 +104,9 @@ class Layout:
                 kernel = (1, 1, width, width // 2)
                 width //= 2
             shapes[("params", *layer.path, "kernel")] = kernel
+        sizes = [*self.hidden, self.num_classes]
         # Without a head there are no layers to go with the sizes.
-        for name, features in zip(
-            self.head_layers(), [*self.hidden, self.num_classes], strict=False
-        ):
+        for name, features in zip(self.head_layers(), sizes, strict=False):
             shapes[("params", "head", name, "kernel")] = (width, features)
             shapes[("params", "head", name, "bias")] = (features,)
             width = features
@@ -116,9 +115,7 @@ class Layout:
     def shapes(self) -> PyTree:
         """The tree of variables, as the model's `init` makes it, of float32 shapes."""
         tensors = self.tensors().items()
-        return unflatten_dict(
-            {p: jax.ShapeDtypeStruct(s, np.dtype(np.float32)) for p, s in tensors}
-        )
+        return unflatten_dict({p: jax.ShapeDtypeStruct(s, np.float32) for p, s in tensors})
 
     def head_layers(self) -> list[str]:
         """Names of the head's Dense layers."""
@@ -155,6 +152,7 @@ def infer_layout(shapes: Mapping[VariablePath, Shape]) -> Layout | None:
         for path, shape in shapes.items()
         if path[:2] == ("params", "head") and path[3:] == ("kernel",) and len(shape) == 2
     }
+    # The first gap in dense_1, dense_2, … ends the hidden layers; what follows is left over.
     hidden: list[int] = []
     while size := head.get(f"dense_{len(hidden) + 1}"):
         hidden.append(size)

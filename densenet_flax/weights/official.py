@@ -14,7 +14,6 @@ from densenet_flax.weights.safe_reading import StrPath, file_hash
 BASE_URL = "https://storage.googleapis.com/tensorflow/keras-applications/densenet/"
 BASE_URL_VARIABLE = "DENSENET_FLAX_WEIGHTS_URL"
 
-
 _MD5 = {
     "densenet121": "9d60b8095a5708f2dcce2bca79d332c7",
     "densenet121-notop": "30ee3e1110167f948a6b9946edeeb738",

@@ -80,6 +80,7 @@ class WeightsFile:
         sha256 = "" if self.path.is_dir() else file_hash(self.path)
         # A file of ours states the source and hash of the file that it was converted from.
         fields: InfoFields = {"source": self.path.name, "sha256": sha256, **self.metadata}
+        # A head that was left out has neither classes nor an activation.
         if not layout.num_classes:
             fields |= {"class_names": (), "activation": "softmax"}
         with reading(self.path):
