@@ -27,13 +27,12 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def atomic_dir(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, renamed to it when the block ends without an error.
 
-    Two processes may do this at once: names are unique and the rename is atomic. The second finds
-    `target` there and discards its own work, which is right because callers put everything that
-    the content depends on into the name.
-
     Raises:
       InputError: the operating system refuses to write there.
     """
+    # Two processes may do this at once: names are unique and the rename is atomic. The second finds
+    # `target` there and discards its own work, which is right because callers put everything that
+    # the content depends on into the name.
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"incomplete.{target.name}.", dir=target.parent))

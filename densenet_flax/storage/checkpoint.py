@@ -5,18 +5,17 @@ A checkpoint has three items: `model` (parameters and statistics, all that infer
 with its history, and what the network is).
 """
 
-import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import CHECKPOINT_WRITTEN
@@ -31,54 +30,28 @@ _TRAIN_ENTRIES = "train_leaves"  # key in `meta`: which arrays the vectors of `t
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint holds; arrays are NumPy's, so that any number of devices can take them.
+    """What a checkpoint holds; arrays are NumPy's, so that any number of devices can take them."""
 
-    Attributes:
-      step: of the whole run.
-      variables: of the network.
-      train: what else training needs, by name.
-      meta: what `save` was given.
-    """
-
-    step: int
+    step: int  # of the whole run
     variables: Variables
-    train: dict[str, np.ndarray]
+    train: dict[str, np.ndarray]  # what else training needs, by name
     meta: JsonDict
 
 
 @dataclasses.dataclass(frozen=True)
-class _Snapshot:
+class _Snapshot(Restored):
     """A checkpoint as it will be written: copies that training does not change."""
 
-    step: int
-    model: Variables
-    train: dict[str, np.ndarray]
-    meta: JsonDict
     keep: frozenset[int]
-
-
-@dataclasses.dataclass
-class _KeepNamed(checkpoint_managers.PreservationPolicy):
-    """Keeps the last checkpoint and those that are named."""
-
-    steps: frozenset[int] = frozenset()
-
-    def should_preserve(self, checkpoints, *, context):
-        last = max((info.step for info in checkpoints), default=None)
-        return [info.step == last or info.step in self.steps for info in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one work directory."""
 
     def __init__(self, directory: Path):
-        """Opens, or creates, `directory`.
-
-        Raises:
-          InputError: it cannot be opened.
-        """
+        """Opens, or creates, `directory`; an `InputError` says if that cannot be done."""
         self.directory = directory.resolve()  # Orbax wants absolute paths
-        self._keep = _KeepNamed()
+        self._keep = AnyPreservationPolicy([LatestN(1)])
         # Orbax's own asynchronous mode would make each save wait for the one before.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep, enable_async_checkpointing=False
@@ -115,50 +88,40 @@ class Checkpoints:
           train: what else training needs; it may be changed as soon as this returns.
           meta: anything that JSON can hold; likewise.
           keep: steps whose checkpoints stay; all others but this one are deleted.
-          background: whether to return before it is written. Where checkpoints come faster than
-            they can be written, one that waits then makes room for the next, unless `keep` names
-            it. Several processes always wait, because they write a checkpoint together.
+          background: whether to return before it is written.
 
         Raises:
-          InputError: this one, or one in the background before it, cannot be written, for example
-            because the disk is full.
+          InputError: this one, or one in the background before it, cannot be written.
         """
+        # Where checkpoints come faster than they can be written, one that waits makes room for the
+        # next, unless `keep` names it. Several processes always wait: they write it together.
         keep = frozenset(keep)
         waiting = self._writer.waiting
         background = background and not multiple_processes()
         if not background or (waiting is not None and waiting.step in keep):
             self.finish()
-        snapshot = _take_snapshot(step, variables, train, meta, keep)
+        vectors, entries = join(train)
+        # Through JSON, which copies what the caller goes on to change.
+        meta = json.loads(json.dumps({**meta, _TRAIN_ENTRIES: entries}))
+        model = jax.tree.map(np.asarray, dict(variables))
         write = self._writer.submit if background else self._write
-        write(snapshot)
-
-    @contextlib.contextmanager
-    def finished(self) -> Iterator[None]:
-        """At the end of the context all is written; raises as `finish`."""
-        try:
-            yield
-        finally:
-            self.finish()
+        write(_Snapshot(step, model, vectors, meta, keep))
 
     def finish(self) -> None:
-        """Returns when all is written.
-
-        Raises:
-          InputError: a checkpoint could not be written; the ones before are kept.
-        """
+        """Returns when all is written; an `InputError` if a checkpoint could not be."""
         self._writer.flush()
 
     def _write(self, snapshot: _Snapshot) -> None:
         step = snapshot.step
-        self._keep.steps = snapshot.keep  # Orbax deletes the others when this one is complete
+        # Orbax deletes the others when this one is complete.
+        self._keep.policies = [LatestN(1), CustomSteps(sorted(snapshot.keep))]
         # Checked first, because Orbax's threads report a full disk in hundreds of lines.
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((snapshot.model, snapshot.train)))
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((snapshot.variables, snapshot.train)))
+        if (free := shutil.disk_usage(self.directory).free) < needed:
             reason = f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} are free"
             raise self._write_error(step, reason)
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave(snapshot.model),
+            model=ocp.args.StandardSave(snapshot.variables),
             train=ocp.args.StandardSave(snapshot.train),
             meta=ocp.args.JsonSave(snapshot.meta),
         )
@@ -177,11 +140,7 @@ class Checkpoints:
         )
 
     def restore(self, step: int) -> Restored:
-        """Reads a checkpoint.
-
-        Raises:
-          InputError: it cannot be read.
-        """
+        """Reads a checkpoint; an `InputError` says if it cannot be read."""
         self.finish()
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(),
@@ -206,19 +165,6 @@ class Checkpoints:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is one checkpoint, named by its step."""
     return folder.name.isdigit() and (folder / "_CHECKPOINT_METADATA").exists()
-
-
-def _take_snapshot(
-    step: int,
-    variables: Variables,
-    train: Iterable[NamedVector],
-    meta: Mapping[str, Any],
-    keep: Iterable[int],
-) -> _Snapshot:
-    model = jax.tree.map(np.asarray, dict(variables))
-    vectors, entries = join(train)
-    as_json = json.loads(json.dumps({**meta, _TRAIN_ENTRIES: entries}))
-    return _Snapshot(step, model, vectors, as_json, frozenset(keep))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Where the features of the prefix cache are kept: on the devices, in memory or in files."""
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -35,12 +36,6 @@ def size_in_bytes(shapes: Shapes) -> int:
     return sum(int(np.prod(shape.shape)) * shape.dtype.itemsize for shape in shapes.values())
 
 
-def check_mode(mode: str) -> None:
-    """Raises an `InputError` if the mode is not one of CACHE_MODES."""
-    if mode not in CACHE_MODES:
-        raise InputError(f"config.cache={mode!r}: expected one of {', '.join(CACHE_MODES)}")
-
-
 def choose_storage(size: int, mode: str, directory: Path | None) -> tuple[str, str]:
     """Chooses where to keep features, the same in every process.
 
@@ -56,7 +51,8 @@ def choose_storage(size: int, mode: str, directory: Path | None) -> tuple[str, s
     Raises:
       InputError: the mode is unknown, or 'disk' without a directory.
     """
-    check_mode(mode)
+    if mode not in CACHE_MODES:
+        raise InputError(f"config.cache={mode!r}: expected one of {', '.join(CACHE_MODES)}")
     if mode == "disk" and directory is None:
         raise InputError("config.cache='disk': there is no directory to keep files in")
     if mode != "auto":
@@ -74,7 +70,7 @@ def choose_storage(size: int, mode: str, directory: Path | None) -> tuple[str, s
 
 
 def is_kept(size: int) -> bool:
-    """Whether features of so many bytes, computed on a device or in memory, are kept in files."""
+    """Whether features of so many bytes are kept in files, too, for later runs."""
     return size <= MAX_KEPT_BYTES
 
 
@@ -86,10 +82,9 @@ class Features:
         self.on_device = storage == "device"
         self._arrays: dict[str, Any] = dict(arrays)
         if self.on_device:
-            for cut, array in arrays.items():
-                self._arrays[cut] = jax.make_array_from_process_local_data(
-                    replicated(mesh), array, array.shape
-                )
+            # The whole array on each device: an epoch takes its rows in any order.
+            put = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
+            self._arrays = {cut: put(array, array.shape) for cut, array in arrays.items()}
         self._gather = jax.jit(lambda array, rows: array[rows], out_shardings=over_batch(mesh))
 
     def take(self, cut: str, rows: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B ..."]:
@@ -114,11 +109,7 @@ def array_filler(arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> AddRows:
 
 @contextlib.contextmanager
 def file_writer(folder: Path, shapes: Shapes) -> Iterator[AddRows]:
-    """A function that writes rows, in order, to a folder that is complete or absent.
-
-    Raises:
-      InputError: the folder cannot be written.
-    """
+    """A function that writes rows, in order, to a folder that is complete or absent."""
     with writing(folder), atomic_dir(folder) as temporary, contextlib.ExitStack() as stack:
         files = {}
         for cut, shape in shapes.items():
@@ -134,23 +125,22 @@ def file_writer(folder: Path, shapes: Shapes) -> Iterator[AddRows]:
 
 
 def keep_files(folder: Path, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> None:
-    """Writes arrays to a folder for later runs; the least recently used other folders make room.
-
-    This is only for convenience, so a disk that is full or read-only is logged and no error.
-    """
+    """Writes arrays to a folder for later runs; the least recently used other folders make room."""
     shapes = {cut: jax.ShapeDtypeStruct(a.shape, a.dtype) for cut, a in arrays.items()}
     try:
         with file_writer(folder, shapes) as add:
             for cut, array in arrays.items():
                 add(cut, array)
-    except InputError as error:
+    except InputError as error:  # a run can do without
         logging.warning("features are not kept for later runs: %s", error)
         return
     total = 0
-    for kept in sorted(folder.parent.iterdir(), key=_last_used, reverse=True):
-        total += sum(_file_size(path) for path in kept.glob("*.npy"))
-        if total > MAX_KEPT_BYTES_IN_ALL:
-            shutil.rmtree(kept, ignore_errors=True)  # a process that has mapped a file keeps it
+    with contextlib.suppress(FileNotFoundError):  # another process makes room too
+        by_last_use = sorted(folder.parent.iterdir(), key=lambda kept: kept.stat().st_mtime)
+        for kept in reversed(by_last_use):
+            total += sum(path.stat().st_size for path in kept.glob("*.npy"))
+            if total > MAX_KEPT_BYTES_IN_ALL:
+                shutil.rmtree(kept, ignore_errors=True)  # a process that has mapped a file keeps it
 
 
 def open_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
@@ -167,18 +157,6 @@ def open_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
     with contextlib.suppress(OSError):
         os.utime(folder)  # the time of the last use, for `keep_files`
     return arrays
-
-
-def _last_used(folder: Path) -> float:
-    with contextlib.suppress(OSError):
-        return folder.stat().st_mtime
-    return 0.0
-
-
-def _file_size(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return 0
 
 
 def _stored_dtype(dtype: np.dtype) -> np.dtype:

@@ -1,7 +1,6 @@
-"""Many named arrays in few vectors, the form in which a checkpoint keeps the optimizer's state.
+"""Many named arrays in few vectors, the form in which a checkpoint keeps the optimizer's state."""
 
-Orbax takes more than a millisecond for an array, however small, and an optimizer has a thousand.
-"""
+# Orbax takes more than a millisecond for an array, however small, and an optimizer has a thousand.
 
 import dataclasses
 import math
@@ -16,30 +15,21 @@ Entry: TypeAlias = tuple[str, str, Sequence[int]]  # name, dtype and shape of an
 
 @dataclasses.dataclass(frozen=True)
 class NamedVector:
-    """A vector that holds arrays one after the other, each in row-major order.
-
-    Attributes:
-      values: the vector.
-      contents: name and shape of each array, in order.
-    """
+    """A vector that holds arrays one after the other, each in row-major order."""
 
     values: Shaped[np.ndarray, " n"]
-    contents: Sequence[tuple[str, Sequence[int]]]
-
-    @property
-    def entries(self) -> list[Entry]:
-        """Name, dtype and shape of each array."""
-        return [(name, self.values.dtype.name, list(shape)) for name, shape in self.contents]
+    contents: Sequence[tuple[str, Sequence[int]]]  # name and shape of each array, in order
 
 
 def join(vectors: Iterable[NamedVector]) -> tuple[dict[str, np.ndarray], list[Entry]]:
     """Copies vectors into one for each dtype; also returns what is in them, in order."""
-    vectors = list(vectors)
     by_dtype: dict[str, list[np.ndarray]] = {}
+    entries: list[Entry] = []
     for vector in vectors:
-        by_dtype.setdefault(vector.values.dtype.name, []).append(vector.values)
-    joined = {dtype: np.concatenate(parts) for dtype, parts in by_dtype.items()}
-    return joined, [entry for vector in vectors for entry in vector.entries]
+        dtype = vector.values.dtype.name
+        by_dtype.setdefault(dtype, []).append(vector.values)
+        entries += [(name, dtype, list(shape)) for name, shape in vector.contents]
+    return {dtype: np.concatenate(parts) for dtype, parts in by_dtype.items()}, entries
 
 
 def split(joined: Mapping[str, np.ndarray], entries: Iterable[Entry]) -> dict[str, np.ndarray]:

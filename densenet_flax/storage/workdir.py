@@ -28,15 +28,7 @@ _FREE_KEYS = (
 
 
 class Workdir:
-    """The directory of one run.
-
-    Attributes:
-      path: the directory.
-      checkpoints: the folder of the checkpoints.
-      split: the file that says which images train, validate and test.
-      report: the folder of the evaluation.
-      operating_point: the file of what the evaluation chose.
-    """
+    """The directory of one run, and the paths of what is in it."""
 
     def __init__(self, path: str | os.PathLike[str]):
         """Names the directory; `lock` creates it."""
@@ -51,13 +43,12 @@ class Workdir:
     def lock(self) -> Iterator[None]:
         """Keeps other processes out of the directory, which is created if need be.
 
-        The operating system releases the lock when the process ends, however it ends. (The package
-        `filelock` does not promise that: where a file system has no locks it writes a marker file,
-        which a killed process leaves behind.)
-
         Raises:
           InputError: another process holds the lock, or the directory cannot be written.
         """
+        # The operating system releases the lock when the process ends, however it ends. (The
+        # package `filelock` does not promise that: where a file system has no locks it writes a
+        # marker file, which a killed process leaves behind.)
         if not is_first_process():
             yield
             return
@@ -97,8 +88,7 @@ class Workdir:
 
         Args:
           config: what `write_config` takes.
-          added_keys: keys, with dots, that the run may have been begun without, and their values
-            where a configuration does not have them.
+          added_keys: keys, with dots, that an older run may lack, and what they are for it.
 
         Raises:
           InputError: the directory belongs to another configuration; the message names the keys.

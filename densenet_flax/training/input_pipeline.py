@@ -131,10 +131,7 @@ class StageInputs:
     workers: int = 0
 
     def batches(
-        self,
-        ids: Int[np.ndarray, "N"],
-        batch_size: int,
-        views: Int[np.ndarray, "N"] | None = None,
+        self, ids: Int[np.ndarray, "N"], batch_size: int, views: Int[np.ndarray, "N"] | None = None
     ) -> Iterator[Batch]:
         """Divides images into batches on the devices; the last one is padded with weight 0.
 

@@ -6,6 +6,7 @@ or lowers its rate from the history. A checkpoint therefore needs no state of it
 generators, and a run that was stopped and resumed ends with the same bits as one that was not.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,25 +57,17 @@ class Trainer:
     """Trains a network through its stages.
 
     Attributes:
-      model: with a head.
       stages: all of the run, those that are done included.
-      dataset: the images.
-      split: which of them train and which validate.
-      checkpoints: where the run is saved.
-      mesh: the devices.
+      split: which images train and which validate.
       batch_size: images in a step over all devices; the last batch of an epoch may be smaller.
       seed: of the order of the images and of the dropout.
-      loss: options of the loss.
       ema_decay: of the moving average of the weights; 0 for none.
-      cache: mode of the prefix cache.
-      cache_directory: where its files go, if the mode is 'disk'.
-      kept_features: where features are kept for other runs if they are small; None for nowhere.
-      views: how training images are augmented.
+      cache, cache_directory, kept_features: `mode`, `directory` and `kept` of the `PrefixCache`.
       sampler: which images an epoch shows; by default each once, shuffled.
       workers: processes that decode streamed images.
       preprocessing: mode of `preprocess_input`.
       log_every: steps between two lines of metrics.
-      network: what the network is, saved with every checkpoint.
+      network: fields of its `WeightsInfo`, saved with every checkpoint.
       write_metrics: takes lines that are a function of configuration, data and step.
       write_timing: takes lines on how long it took.
     """
@@ -102,7 +95,6 @@ class Trainer:
     write_timing: Callable[[JsonDict], None] = lambda line: None
 
     def __post_init__(self):
-        """Prepares what all stages share."""
         cuts = [stage.frontier.cut for stage in self.stages]
         self.segmented = SegmentedModel(
             self.model, self.mesh, cuts=cuts, preprocessing=self.preprocessing
@@ -140,11 +132,9 @@ class Trainer:
         # The values of the variables are set when a stage begins.
         steps = [self._train_step(stage, variables) for stage in stages]
         cache = self._prefix_cache(stages)
-        with (
-            self._stop.handled(),
-            self.checkpoints.finished(),  # no epoch counts before it is saved
-            self._compiler.compiling(self._compile_jobs(steps)),
-        ):
+        with self._stop.handled(), contextlib.ExitStack() as at_end:
+            at_end.callback(self.checkpoints.finish)  # no epoch counts before it is saved
+            at_end.enter_context(self._compiler.compiling(self._compile_jobs(steps)))
             for index, step in enumerate(steps):
                 # It is over if the run was stopped between its last step and the next stage.
                 if not progress.is_over(step.stage, self.steps_per_epoch):
@@ -221,7 +211,7 @@ class Trainer:
     def _initial_state(
         self, step: TrainStep, saved: SavedState, progress: TrainProgress
     ) -> TrainState:
-        """The state at the start of a stage, or in it where a checkpoint left it."""
+        """The state at the start of a stage, or where a checkpoint left it."""
         state = step.init(progress.step)
         # Within a stage `saved` comes from its own checkpoint, else from the end of the one before.
         if progress.stage_step:
@@ -252,7 +242,7 @@ class Trainer:
                 metrics = StepMetrics(
                     step, progress, self.dataset.files, self.log_every, self.write_metrics, bar
                 )
-                state, timing = self._train_epoch(step, state, inputs, progress, metrics)
+                state, timing = self._train_epoch(state, inputs, metrics)
                 images = min((progress.stage_step - first) * self.batch_size, self._sampler.size)
                 timing["images_per_second"] = images / timing["seconds"]
                 summary = self._summarize_epoch(step, state, inputs, progress)
@@ -272,25 +262,17 @@ class Trainer:
         epochs, steps = divmod(progress.stage_step, self.steps_per_epoch)
         images = self._sampler.size
         total = round(stage.steps / self.steps_per_epoch * images)
+        done = min(epochs * images + steps * self.batch_size, total)
         return tqdm(
-            total=total,
-            initial=min(epochs * images + steps * self.batch_size, total),
-            desc=stage.name,
-            unit="img",
-            dynamic_ncols=True,
-            disable=None,
+            desc=stage.name, total=total, initial=done, unit="img", dynamic_ncols=True, disable=None
         )
 
     def _train_epoch(
-        self,
-        step: TrainStep,
-        state: TrainState,
-        inputs: StageInputs,
-        progress: TrainProgress,
-        metrics: StepMetrics,
+        self, state: TrainState, inputs: StageInputs, metrics: StepMetrics
     ) -> tuple[TrainState, dict[str, float]]:
         """Makes the steps that are left of the current epoch; also returns how long they took."""
         started, timing = time.perf_counter(), {"compile_seconds": 0.0}
+        step, progress = metrics.step, metrics.progress
         stage = step.stage
         # The whole epoch is drawn again, then the steps that are done are left out.
         ids, views = self._sampler.epoch(len(progress.history))
@@ -306,7 +288,7 @@ class Trainer:
                 timing["first_step_at"] = self._first_step_at = time.time()
                 self._compiler.release()
             metrics.add(values, batch_ids[weight > 0])
-            if self._should_stop(metrics.last_step):
+            if self._stop.number or self.checkpoints.reached_preemption(metrics.last_step):
                 metrics.flush()
                 # After the last step of an epoch, the stop waits for validation and checkpoint.
                 if progress.stage_step % self.steps_per_epoch and progress.stage_step < stage.steps:
@@ -315,9 +297,6 @@ class Trainer:
         metrics.flush()
         timing["seconds"] = time.perf_counter() - started - timing["compile_seconds"]
         return state, timing
-
-    def _should_stop(self, step: int) -> bool:
-        return bool(self._stop.number) or self.checkpoints.reached_preemption(step)
 
     def _summarize_epoch(
         self, step: TrainStep, state: TrainState, inputs: StageInputs, progress: TrainProgress
@@ -337,14 +316,10 @@ class Trainer:
 
     def _validate(self, tail: Variables, inputs: StageInputs) -> dict[str, float]:
         ids = self.split.validation
+        size = self.batch_size
+        batches = inputs.batches(ids, size)
         logits = predict_logits(
-            self.segmented,
-            tail,
-            self.dataset,
-            ids,
-            self.batch_size,
-            start=inputs.cut,
-            batches=inputs.batches(ids, self.batch_size),
+            self.segmented, tail, self.dataset, ids, size, start=inputs.cut, batches=batches
         )
         labels = self.dataset.labels[ids]
         losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
@@ -369,17 +344,13 @@ class Trainer:
 
     def _log_epoch(self, stage: Stage, summary: JsonDict, timing: Mapping[str, float]) -> None:
         compiled = timing["compile_seconds"]
+        line = (
+            f"{stage.name} {summary['epoch'] + 1}/{self._epochs([stage])}: "
+            f"loss {summary['train_loss']:.4f}, accuracy {summary['train_accuracy']:.4f} · "
+            f"validation loss {summary['validation_loss']:.4f}, "
+            f"accuracy {summary['validation_accuracy']:.4f} · "
+            f"{timing['images_per_second']:.0f} images/s"
+        )
         with tqdm.external_write_mode():  # the line must not run into the bar
-            logging.info(
-                "%s %d/%d: loss %.4f, accuracy %.4f · validation loss %.4f, accuracy %.4f · "
-                "%.0f images/s%s",
-                stage.name,
-                summary["epoch"] + 1,
-                -(-stage.steps // self.steps_per_epoch),
-                summary["train_loss"],
-                summary["train_accuracy"],
-                summary["validation_loss"],
-                summary["validation_accuracy"],
-                timing["images_per_second"],
-                f" after {compiled:.0f} s of compilation" if compiled > 1 else "",
-            )
+            after = f" after {compiled:.0f} s of compilation" if compiled > 1 else ""
+            logging.info("%s%s", line, after)
