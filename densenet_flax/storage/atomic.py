@@ -60,9 +60,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(
-                prefix=f"incomplete.{path.name[:100]}.", suffix=path.suffix, dir=path.parent
-            )
+            prefix = f"incomplete.{path.name[:100]}."
+            handle, name = tempfile.mkstemp(path.suffix, prefix, path.parent)
             os.close(handle)
             temporary = Path(name)
             yield temporary

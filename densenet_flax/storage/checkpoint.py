@@ -102,10 +102,10 @@ class Checkpoints:
             self.finish()
         vectors, entries = join(train)
         # Through JSON, which copies what the caller goes on to change.
-        meta = json.loads(json.dumps({**meta, _TRAIN_ENTRIES: entries}))
+        meta_copy = json.loads(json.dumps({**meta, _TRAIN_ENTRIES: entries}))
         model = jax.tree.map(np.asarray, dict(variables))
         write = self._writer.submit if background else self._write
-        write(_Snapshot(step, model, vectors, meta, keep))
+        write(_Snapshot(step, model, vectors, meta_copy, keep))
 
     def finish(self) -> None:
         """Returns when all is written; an `InputError` if a checkpoint could not be."""

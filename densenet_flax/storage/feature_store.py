@@ -175,7 +175,7 @@ def _free_on_devices() -> float:
 def _free_memory() -> float:
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except ValueError:  # macOS does not tell
+    except ValueError:  # macOS does not report it
         return float("inf")
 
 

@@ -11,11 +11,7 @@ T = TypeVar("T")
 class LatestWriter(Generic[T]):
     """Writes values one after the other in a thread of its own.
 
-    While one is written, at most one waits; a newer value replaces the waiting one.
-
-    Attributes:
-      waiting: the value that waits, if any.
-      is_writing: whether the thread is at work.
+    While one is written, at most one waits (`waiting`); a newer value replaces it.
     """
 
     def __init__(self, write: Callable[[T], None]):

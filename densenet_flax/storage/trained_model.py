@@ -17,8 +17,8 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[Variable
       step: which; by default the one that was evaluated, or the last one if none was.
 
     Returns:
-      The variables as NumPy arrays, and what the network is (the fields of `WeightsInfo`). If the
-      checkpoint was evaluated, `extra` holds its operating point.
+      The variables as NumPy arrays, and the fields of the network's `WeightsInfo`, whose `extra`
+      holds the operating point if the checkpoint was evaluated.
 
     Raises:
       InputError: there is no checkpoint.

@@ -114,8 +114,6 @@ class Workdir:
     def metrics_writer(self, *, tensorboard: bool) -> Callable[[Mapping[str, Any]], None]:
         """Returns a function that appends to `metrics.jsonl`, and to TensorBoard's files if asked.
 
-        The lines are a function of configuration, data and step: two runs write the same.
-
         Raises:
           InputError: TensorBoard is asked for and not installed.
         """

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,8 +28,7 @@ class Views:
 
     Attributes:
       settings: what a view may be; by default the image itself.
-      count: how many views of an image there are; epoch e shows view e mod `count`. 0 for a new
-        one in every epoch.
+      count: views of an image; epoch e shows view e mod `count`. 0 for a new one in every epoch.
       seed: of the run.
     """
 
@@ -60,10 +58,6 @@ class Views:
         """How many views of an image differ, so that a cache must hold them; 0 for no limit."""
         return self.count if self.active else 1
 
-    def wrap(self, views: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
-        """The number of each view among those that there are."""
-        return views % self.count if self.count else views
-
     def augment(
         self, images: UInt8[Array, "N H W 3"], ids: Int[Array, "N"], views: Int[Array, "N"]
     ) -> UInt8[Array, "N H W 3"]:
@@ -72,12 +66,13 @@ class Views:
 
     def mix(self, batch: Mapping[str, jax.Array], num_classes: int) -> dict[str, jax.Array]:
         """A batch with mixed `inputs` and soft labels as `target`."""
+        labels, epoch = jax.nn.one_hot(batch["label"], num_classes), batch["view"]
         images, targets = mix(
             batch["inputs"],
-            jax.nn.one_hot(batch["label"], num_classes),
+            labels,
             batch["id"],
             seed=self.seed,
-            epoch=batch["view"],
+            epoch=epoch,
             settings=self.settings,
         )
         return {**batch, "inputs": images, "target": targets}
@@ -85,10 +80,9 @@ class Views:
 
 @dataclasses.dataclass(frozen=True)
 class CachedFeatures:
-    """Features of all images and their views, and which rows are whose.
+    """Features of all images and their views, and the row of each.
 
     Attributes:
-      features: all of them.
       row_index: for each id its row without augmentation; -1 if there is none.
       first_view: for each id the row of its view 0; -1 if there is none.
       augmented: how many images have views; the rows of one view follow those of the view before.
@@ -113,11 +107,9 @@ class StageInputs:
     """Batches of one stage, with what enters at its cut.
 
     Attributes:
-      dataset: the images.
       segmented: the compiled network, which computes what is not cached.
       variables: of the network before the cut, for the same.
       cut: the unit where the stage begins.
-      views: how training images are augmented.
       cached: features at the cut; None without a cache.
       workers: processes that decode streamed images.
     """
@@ -137,35 +129,34 @@ class StageInputs:
 
         Args:
           ids: of images, in the order of the batches.
-          batch_size: images in each.
-          views: number of the view of each; None for the images as they are.
+          batch_size: images in each batch.
+          views: number of the view of each image; None for the images as they are.
 
         Yields:
           The ids and weights [batch_size], and the batch: `inputs` (images [B, H, W, 3], 0 to 255,
           if the cut is the stem, else features), `label`, `weight`, and `target` where images are
           mixed.
         """
-        parts = list(split_into_batches(ids, batch_size))
-        view_parts: list[Int[np.ndarray, B] | None] = [None] * len(parts)
-        if views is not None and self.views.active:
-            view_parts = [
-                part for part, _ in split_into_batches(self.views.wrap(views), batch_size)
-            ]
+        if not self.views.active:
+            views = None
+        elif views is not None and self.views.count:
+            views = views % self.views.count
+        # Positions and not ids are divided, because an image may come in several views.
+        parts = list(split_into_batches(np.arange(len(ids)), batch_size))
         mesh = self.segmented.mesh
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:
-            local_ids = [process_slice(part, mesh) for part, _ in parts]
+            local_ids = [ids[process_slice(positions, mesh)] for positions, _ in parts]
             images = prefetch_images(self.dataset.images, local_ids, workers=self.workers)
-        for (part, weight), view_part in zip(parts, view_parts, strict=True):
-            # Positions in the batch and not ids, because features have rows by id and view.
-            read = functools.partial(self._read_local, part, view_part, images)
-            batch = put_batch(np.arange(len(part)), weight, read, mesh)
-            yield part, weight, self._compute_inputs(batch)
+        read = functools.partial(self._read_local, ids, views, images)
+        for positions, weight in parts:
+            batch = put_batch(positions, weight, read, mesh)
+            yield ids[positions], weight, self._compute_inputs(batch)
 
     def _read_local(
         self,
-        ids: Int[np.ndarray, "B"],
-        views: Int[np.ndarray, "B"] | None,
+        ids: Int[np.ndarray, "N"],
+        views: Int[np.ndarray, "N"] | None,
         images: Iterator[UInt8[np.ndarray, "b H W 3"]],
         positions: Int[np.ndarray, "b"],
     ) -> dict[str, np.ndarray]:
@@ -198,12 +189,7 @@ class StageInputs:
 
 
 def training_batch_specs(
-    segmented: SegmentedModel,
-    cut: str,
-    image_shape: tuple[int, ...],
-    batch_size: int,
-    *,
-    mixes: bool = False,
+    segmented: SegmentedModel, cut: str, image_shape: tuple[int, ...], batch_size: int, mixes: bool
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of the batches of training images of `StageInputs.batches`.
 
@@ -211,19 +197,14 @@ def training_batch_specs(
     """
     rows = batch_size + -batch_size % segmented.mesh.size
 
-    def spec(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=over_batch(segmented.mesh))
-
+    spec = functools.partial(jax.ShapeDtypeStruct, sharding=over_batch(segmented.mesh))
     # Pixels of mixed images are no longer whole numbers.
     inputs = spec((rows, *image_shape[1:]), np.float32 if mixes else np.uint8)
     if cut != "stem":
         features = segmented.input_spec(cut, inputs.shape)
         inputs = spec(features.shape, features.dtype)
-    specs = {
-        "inputs": inputs,
-        "label": spec((rows,), np.int32),
-        "weight": spec((rows,), np.float32),
-    }
+    labels, weights = spec((rows,), np.int32), spec((rows,), np.float32)
+    specs = {"inputs": inputs, "label": labels, "weight": weights}
     if mixes:
         specs["target"] = spec((rows, segmented.model.num_classes), np.float32)
     return specs

@@ -26,11 +26,10 @@ def scale_by_keras_adam(
     the *uncorrected* `sqrt(nu)`, and the bias corrections go into the step size. At the first step
     its epsilon thus weighs 1/sqrt(1 - b2) = 32 times as much as optax's, which shows wherever
     gradients are small, as they are behind an ImageNet-trained BatchNorm.
-
-    Updates are counted for each leaf. The leaves are the vectors of `make_optimizer`, so a later
-    stage can keep the moments of what trained before and still correct the bias of what has just
-    been unfrozen.
     """
+    # Updates are counted for each leaf. The leaves are the vectors of `make_optimizer`, so a later
+    # stage can keep the moments of what trained before and still correct the bias of what has just
+    # been unfrozen.
 
     def init(params: PyTree) -> KerasAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)

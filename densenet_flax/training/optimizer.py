@@ -103,13 +103,7 @@ def learning_rate_schedule(settings: OptimizerSettings, total: int) -> optax.Sch
 
 
 def plateau_scale(losses: Sequence[float], factor: float, patience: int) -> float:
-    """Factor on the learning rate, as Keras's ReduceLROnPlateau.
-
-    Args:
-      losses: validation losses of the stage so far.
-      factor: on the rate at each plateau.
-      patience: epochs without improvement that make a plateau.
-    """
+    """Factor on the rate after a stage's validation losses so far, as Keras's ReduceLROnPlateau."""
     scale, best, waited = 1.0, np.inf, 0
     for loss in losses:
         if loss < best - 1e-4:  # Keras's min_delta
@@ -131,11 +125,8 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a stage, which updates what a mask marks and nothing else.
 
-    Internally it works on one vector for each group of parameters that are treated alike; see
-    `raveled`.
-
     Args:
-      settings: see `OptimizerSettings`.
+      settings: of the stage.
       mask: tree like the parameters, True at what trains (`Frontier.mask`).
       updates: how many the stage will make; the length of a cosine.
       units: top-level names of the parameter tree from the first unit to the last, for
@@ -144,9 +135,9 @@ def make_optimizer(
 
     Returns:
       A transformation of the whole parameter tree, or of its trainable part with
-      `optax.MaskedNode` in place of the frozen leaves. Frozen leaves have no state, take no part
-      in clipping or decay, and their updates are zero even where there are gradients. Its `update`
-      takes `rate_scale`, a factor on the updates.
+      `optax.MaskedNode` for the frozen leaves, which have no state, do not count in clipping or
+      decay, and whose updates are zero even where there are gradients. Its `update` takes
+      `rate_scale`, a factor on the updates.
     """
     # In Keras's order: the gradient is clipped, Adam makes an update of it, and weight decay is
     # added to that, so that it is decoupled from the gradient.
@@ -174,31 +165,22 @@ def make_optimizer(
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-    """What the parameters in one vector have in common, for the optimizer.
+    """What the parameters in one vector have in common, for the optimizer."""
 
-    Attributes:
-      stages_trained: in how many stages before this one they have trained; they share one count
-        of updates.
-      unit: the unit that they belong to; '' where all units have one learning rate.
-      decays: whether weight decay applies.
-    """
-
-    stages_trained: int
-    unit: str
-    decays: bool
+    stages_trained: int  # in how many stages before this one
+    unit: str  # that they belong to; '' where all units have one learning rate
+    decays: bool  # whether weight decay applies
 
 
 def param_groups(
     settings: OptimizerSettings, mask: PyTree, stages_trained: PyTree = None
 ) -> PyTree:
-    """The `ParamGroup` of each parameter.
+    """The `ParamGroup` of each parameter, a tree like `mask`, whose values do not matter.
 
-    Args:
-      settings: what does not matter to these settings does not divide groups.
-      mask: tree of dictionaries like the parameters; its values do not matter.
-      stages_trained: tree like the mask: from how many stages before a parameter keeps moments. By
-        default 0 for all.
+    `stages_trained` is a tree like it, too: from how many stages before this one a parameter keeps
+    moments; by default 0 for all.
     """
+    # What does not matter to these settings does not divide groups: the fewer, the faster.
     return jax.tree.map_with_path(
         lambda path, _, count: ParamGroup(
             count,

@@ -8,6 +8,7 @@ stage then start from there. Keras runs that part again in every epoch.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,19 +26,8 @@ from densenet_flax.data.dataset import Dataset
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.models.units import select_units
-from densenet_flax.storage.feature_store import (
-    AddRows,
-    Features,
-    Shapes,
-    array_filler,
-    check_mode,
-    choose_storage,
-    file_writer,
-    is_kept,
-    keep_files,
-    open_files,
-    size_in_bytes,
-)
+from densenet_flax.storage import feature_store
+from densenet_flax.storage.feature_store import AddRows, Features, Shapes
 from densenet_flax.training.input_pipeline import CachedFeatures, StageInputs, Views
 
 _STORAGE_NAMES = {"device": "on the device", "memory": "in host memory", "disk": "in files"}
@@ -73,8 +63,7 @@ class PrefixCache:
     workers: int = 0
 
     def __post_init__(self):
-        """Checks that mode and views go together."""
-        check_mode(self.mode)
+        """Checks that mode and views are compatible."""
         self._off_reason = ""
         if self.views.mixes:
             self._off_reason = "mixup and cutmix mix other images in every epoch"
@@ -90,15 +79,13 @@ class PrefixCache:
         self._shared: dict[str, CachedFeatures] | None = None
 
     def stage_inputs(self, index: int, variables: Variables) -> StageInputs:
-        """The inputs of a stage; its features are computed if they are not there yet.
+        """The inputs of the stage of a frontier; its features are computed if they are missing.
 
-        Args:
-          index: of its frontier in `frontiers`.
-          variables: of the whole network at the start of the stage.
+        `variables` are those of the whole network at the start of the stage.
         """
         cut = self.frontiers[index].cut
         # Stages that can share a pass see the prefix as it is before the first of them, so features
-        # of their cuts, computed together now, stay valid until the last.
+        # of their cuts, computed in one pass now, stay valid until the last.
         if not self._can_share[index]:
             cached = self._features(variables, [cut])
         else:
@@ -112,15 +99,15 @@ class PrefixCache:
         return self._uncached(self._prefix(variables, cut), cut)
 
     def _prefix(self, variables: Variables, cut: str) -> Variables:
-        """The network before a cut, on the devices."""
+        """The network before a cut."""
         units = self.segmented.model.units
         units = units[: units.index(cut)]
-        prefix = {name: select_units(tree, units) for name, tree in variables.items()}
-        return replicate(prefix, self.segmented.mesh)
+        return {name: select_units(tree, units) for name, tree in variables.items()}
 
-    def _uncached(self, variables: Variables, cut: str) -> StageInputs:
+    def _uncached(self, prefix: Variables, cut: str) -> StageInputs:
+        prefix = replicate(prefix, self.segmented.mesh)
         return StageInputs(
-            self.dataset, self.segmented, variables, cut, self.views, workers=self.workers
+            self.dataset, self.segmented, prefix, cut, self.views, workers=self.workers
         )
 
     def _features(self, variables: Variables, cuts: Sequence[str]) -> dict[str, CachedFeatures]:
@@ -131,21 +118,26 @@ class PrefixCache:
         if self._off_reason:
             logging.info("prefix cache off: %s", self._off_reason)
             return {}
-        shapes = self._shapes(cuts)
-        size = size_in_bytes(shapes)
-        storage, off_reason = choose_storage(size, self.mode, self.directory)
+        rows = len(self.train) * self.views.distinct + len(self.validation)
+        image_shape = (rows, *self.dataset.images.shape[1:])
+        shapes = {cut: self.segmented.input_spec(cut, image_shape) for cut in cuts}
+        size = feature_store.size_in_bytes(shapes)
+        storage, off_reason = feature_store.choose_storage(size, self.mode, self.directory)
         if storage == "off":
             logging.info("prefix cache off: %s; the frozen part runs in every epoch", off_reason)
             return {}
-        root = self.directory if storage == "disk" else self.kept if is_kept(size) else None
-        folder = root / self._key(variables, cuts) if root else None
-        arrays = open_files(folder, shapes) if folder else None
+        root = self.kept if feature_store.is_kept(size) else None
+        if storage == "disk":
+            root = self.directory
+        prefix = self._prefix(variables, cuts[-1])
+        folder = root / self._key(prefix, cuts) if root else None
+        arrays = feature_store.open_files(folder, shapes) if folder else None
         # The pass is a collective computation: all processes run it or none.
         is_reused = all_processes(arrays is not None)
         self._log(cuts, size, storage, is_reused)
         if not is_reused:
             self.before_pass()
-            arrays = self._compute(variables, cuts, shapes, folder, storage)
+            arrays = self._compute(prefix, shapes, folder, storage)
         if arrays is None:
             raise InputError(f"{folder}: cannot be read; remove it and start again")
         features = Features(arrays, storage, self.segmented.mesh)
@@ -159,21 +151,15 @@ class PrefixCache:
         times = "once" if views == 1 else f"{views} times"
         if self.epochs > views:
             times += f" instead of {self.epochs} times"
-        logging.info(
-            "prefix cache: %s at %s %s, %.2f GB; the frozen part %s",
-            images,
-            ", ".join(cuts),
-            _STORAGE_NAMES[storage],
-            size / 1e9,
-            "has been run before" if is_reused else f"runs {times}",
-        )
+        features = f"{images} at {', '.join(cuts)} {_STORAGE_NAMES[storage]}, {size / 1e9:.2f} GB"
+        work = "has been run before" if is_reused else f"runs {times}"
+        logging.info("prefix cache: %s; the frozen part %s", features, work)
         if self.views.active and views < self.epochs:
-            logging.info(
+            message = (
                 "with %d views over %d epochs each view is used again; as many views as epochs "
-                "are the same as a new view in each",
-                views,
-                self.epochs,
+                "are the same as a new view in each"
             )
+            logging.info(message, views, self.epochs)
 
     def _passes(self) -> Iterator[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"] | None]]:
         """Yields ids and their views in the order of the rows."""
@@ -193,43 +179,35 @@ class PrefixCache:
         return CachedFeatures(features, row_index, first_view, n)
 
     def _compute(
-        self,
-        variables: Variables,
-        cuts: Sequence[str],
-        shapes: Shapes,
-        folder: Path | None,
-        storage: str,
+        self, prefix: Variables, shapes: Shapes, folder: Path | None, storage: str
     ) -> dict[str, np.ndarray] | None:
         """Runs the frozen part over all images and keeps the features."""
-        prefix = self._prefix(variables, cuts[-1])
         if storage == "disk" and folder:
-            with file_writer(folder, shapes) as add:
-                self._run_prefix(prefix, cuts, add)
-            return open_files(folder, shapes)
+            with feature_store.file_writer(folder, shapes) as add:
+                self._run_prefix(prefix, list(shapes), add)
+            return feature_store.open_files(folder, shapes)
         arrays = {cut: np.empty(shape.shape, shape.dtype) for cut, shape in shapes.items()}
-        self._run_prefix(prefix, cuts, array_filler(arrays))
+        self._run_prefix(prefix, list(shapes), feature_store.array_filler(arrays))
         if folder:
-            keep_files(folder, arrays)
+            feature_store.keep_files(folder, arrays)
         return arrays
 
-    def _run_prefix(self, variables: Variables, cuts: Sequence[str], add: AddRows) -> None:
-        inputs = self._uncached(variables, "stem")
+    def _run_prefix(self, prefix: Variables, cuts: Sequence[str], add: AddRows) -> None:
+        inputs = self._uncached(prefix, "stem")
         total = sum(len(ids) for ids, _ in self._passes())
         with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
             for ids, views in self._passes():
                 for _, weight, batch in inputs.batches(ids, self.batch_size, views):
                     x, start, count = batch["inputs"], "stem", int(weight.sum())
                     for cut in cuts:
-                        x, start = self.segmented.run(variables, x, start=start, stop=cut), cut
+                        x, start = (
+                            self.segmented.run(inputs.variables, x, start=start, stop=cut),
+                            cut,
+                        )
                         add(cut, to_host(x)[:count])
                     bar.update(count)
 
-    def _shapes(self, cuts: Sequence[str]) -> Shapes:
-        rows = len(self.train) * self.views.distinct + len(self.validation)
-        image_shape = (rows, *self.dataset.images.shape[1:])
-        return {cut: self.segmented.input_spec(cut, image_shape) for cut in cuts}
-
-    def _key(self, variables: Variables, cuts: Sequence[str]) -> str:
+    def _key(self, prefix: Variables, cuts: Sequence[str]) -> str:
         """A folder name that differs wherever the features could differ."""
         model = self.segmented.model
         # The head, dropout and rematerialization do not change features; everything else may.
@@ -246,32 +224,22 @@ class PrefixCache:
         digest = hashlib.sha256(json.dumps(facts).encode())
         for ids, _ in self._passes():
             digest.update(np.ascontiguousarray(ids, np.int64).tobytes())
-        units = model.units[: model.units.index(cuts[-1])]
-        for name in ("params", "batch_stats"):
-            for leaf in jax.tree.leaves(select_units(variables[name], units)):
-                digest.update(np.asarray(leaf).tobytes())
+        for leaf in jax.tree.leaves((prefix["params"], prefix["batch_stats"])):
+            digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:24]
 
 
 @functools.cache
 def package_digest() -> str:
     """A digest of this package's code, whose other versions may compute other features."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def can_share_pass(frontiers: Sequence[Frontier]) -> list[bool]:
-    """For each of a run's stages, whether it can use features computed before the first of them.
-
-    It can if no stage before it trains anything in its prefix: as long as each frontier lies at or
-    before all those before it, the usual order of unfreezing.
-    """
-    can_share = []
-    earliest = None
-    for frontier in frontiers:
-        first = 0 if frontier.cut == "stem" else frontier.index
-        can_share.append(earliest is None or first <= earliest)
-        earliest = first if earliest is None else min(first, earliest)
-    return can_share
+    """For each of a run's stages, whether it can use features computed before the first of them."""
+    # It can if no stage before it trains anything in its prefix: as long as each frontier lies at
+    # or before all those before it, the usual order of unfreezing.
+    first_units = [0 if frontier.cut == "stem" else frontier.index for frontier in frontiers]
+    earliest = itertools.accumulate(first_units, min)
+    return [first <= before for first, before in zip(first_units, earliest, strict=True)]

@@ -19,8 +19,7 @@ class TrainProgress:
 
     Attributes:
       stage: index of the current stage.
-      stage_step: steps of that stage that are done.
-      step: steps of the whole run that are done.
+      stage_step, step: steps of that stage and of the whole run that are done.
       sums: loss, correct and count over the steps of the current epoch.
       history: a summary of each complete epoch of the run.
     """

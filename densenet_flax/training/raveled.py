@@ -1,9 +1,8 @@
-"""Trees of many small arrays as a few vectors.
+"""Trees of many small arrays as a few vectors."""
 
-XLA compiles a small program for every array that a step reads or writes, and Adam's update of a
-bias of 32 numbers takes as long to compile as that of a million. DenseNet201 has 600 parameters,
-so its step and optimizer work on vectors, each of which holds all parameters of one group.
-"""
+# XLA compiles a small program for every array that a step reads or writes, and Adam's update of a
+# bias of 32 numbers takes as long to compile as that of a million. DenseNet201 has 600 parameters,
+# so its step and optimizer work on vectors, each of which holds all parameters of one group.
 
 import dataclasses
 import math
@@ -21,18 +20,13 @@ from densenet_flax.common.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where the leaves of a tree are in its vectors.
-
-    Attributes:
-      treedef: the structure of the tree.
-      shapes: the shape of each leaf, in the order of the tree.
-      groups: the group of each leaf, in the order of the tree.
-      order: the leaves' positions in the tree, in the order of the vectors.
-    """
+    """Where the leaves of a tree are in its vectors."""
 
     treedef: jax.tree_util.PyTreeDef
+    # For each leaf, in the order of the tree.
     shapes: tuple[tuple[int, ...], ...]
     groups: tuple[Hashable, ...]
+    # Positions of the leaves in the tree, in the order of the vectors.
     order: tuple[int, ...]
 
 
@@ -46,7 +40,6 @@ class Raveled:
     Attributes:
       vectors: for each group its leaves one after the other, in row-major order. A scalar stands
         for a number that all leaves of the group share, such as a count of updates.
-      layout: where the leaves are in the vectors.
     """
 
     vectors: dict[Hashable, Any]
@@ -58,8 +51,7 @@ class Raveled:
 
         Args:
           tree: arrays, with `optax.MaskedNode` where there is nothing to ravel.
-          groups: tree with a group, any hashable value, wherever `tree` has an array or a
-            `MaskedNode`.
+          groups: tree with a group, any hashable value, for each array and `MaskedNode`.
         """
         nodes, outer = jax.tree.flatten(tree, is_leaf=_is_masked)
         pairs = zip(nodes, outer.flatten_up_to(groups), strict=True)  # type: ignore[attr-defined]
@@ -90,7 +82,7 @@ class Raveled:
         return jax.tree.unflatten(self.layout.treedef, leaves)
 
     def map(self, function: Callable[[Any, Any], Any]) -> "Raveled":
-        """The same layout with `function(group, vector)` in place of each vector."""
+        """The same layout with `function(group, vector)` for each vector."""
         vectors = {group: function(group, vector) for group, vector in self.vectors.items()}
         return Raveled(vectors, self.layout)
 
@@ -116,10 +108,8 @@ class Raveled:
 
 
 def unravel_to_host(tree: PyTree) -> PyTree:
-    """A tree with every `Raveled` in it unraveled, as NumPy arrays.
-
-    On the host because each slice on a device would be a program of its own.
-    """
+    """A tree with every `Raveled` in it unraveled, as NumPy arrays."""
+    # On the host because each slice on a device would be a program of its own.
     on_host = jax.tree.map(np.asarray, tree)
     return jax.tree.map(
         lambda node: node.unravel() if is_raveled(node) else node, on_host, is_leaf=is_raveled
@@ -136,11 +126,9 @@ def _is_masked(node: Any) -> bool:
 
 
 def _sort_key(path: tuple[Any, ...]) -> tuple[str, list[int | str]]:
-    """The order of leaves in a vector: by name within the layer, then by layer.
-
-    `['conv5_block2']['0_bn']['scale']` comes between the same leaf of blocks 1 and 3. The dense
-    block keeps such leaves in one array, and XLA takes that array as it is only where they are
-    next to each other, in the order of the layers (2 before 10).
-    """
+    """The order of leaves in a vector: by name within the layer, then by layer."""
+    # `['conv5_block2']['0_bn']['scale']` comes between the same leaf of blocks 1 and 3. The dense
+    # block keeps such leaves in one array, and XLA takes that array as it is only where they are
+    # next to each other, in the order of the layers (2 before 10).
     layer = re.split(r"(\d+)", jax.tree_util.keystr(path[:1]))
     return jax.tree_util.keystr(path[1:]), [int(s) if s.isdigit() else s for s in layer]

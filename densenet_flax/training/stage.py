@@ -12,9 +12,6 @@ class Stage:
 
     Attributes:
       name: as in `config.stages`.
-      frontier: what trains.
-      steps: how long.
-      optimizer: how.
       keep_moments: start with the optimizer's moments of what trained in the stage before.
       patience: stop after so many epochs without a lower validation loss; 0 for never.
       restore_best: end with the epoch of the lowest validation loss, not with the last one.
@@ -34,7 +31,7 @@ class Loss:
     """Categorical cross-entropy and its options; the defaults are those of Keras.
 
     Attributes:
-      label_smoothing: share of a label that is spread over all classes.
+      label_smoothing: share of a label that is divided among all classes.
       class_weights: factor on the loss of each class's examples, as Keras's `class_weight`: the
         weighted losses are summed and divided by the number of examples. Empty: all 1.
       dropout: whether the head's dropout is on.

@@ -16,10 +16,7 @@ from densenet_flax.training.train_step import TrainStep
 
 @dataclasses.dataclass
 class StepMetrics:
-    """Metrics of steps that have been started, until somebody waits for their values.
-
-    Reading a value waits for its step. Only now and then are the values of several steps read,
-    so that the devices always have the next step to begin with.
+    """Metrics of steps that have been started, until `flush` waits for their values.
 
     Attributes:
       progress: of the run; `flush` counts the steps in it.
@@ -47,47 +44,41 @@ class StepMetrics:
         """Adds the metrics of a step that has been started, on these images."""
         self._waiting.append((metrics, ids))
         self.bar.update(len(ids))
+        # Reading a value waits for its step, so it is done only now and then, for several steps:
+        # the devices always have the next step to begin with.
         if len(self._waiting) >= self.log_every:
             self.flush()
 
     def flush(self) -> None:
-        """Waits for the steps so far and counts them.
-
-        Raises:
-          InputError: a loss is not finite.
-        """
+        """Waits for the steps so far and counts them; an `InputError` if a loss is not finite."""
         for metrics, ids in self._waiting:
             values = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite(values["loss"]):
-                raise self._not_finite(values["loss"], ids)
+                stage = self.step.stage
+                raise InputError(
+                    f"stage {stage.name!r}: the loss became {values['loss']} at step "
+                    f"{self.progress.step + 1}; the checkpoint before is kept; try a learning "
+                    f"rate below {stage.optimizer.learning_rate:g}; its images are "
+                    f"{', '.join(self.files[ids].tolist())}"
+                )
             # The rate of this step, which the progress has not counted yet.
             rate = current_rate(self.step, self.progress, self.progress.stage_step)
             self.progress.add_step(values)
             if self.progress.step % self.log_every == 0:
-                self.write_metrics(
-                    {
-                        "kind": "step",
-                        "stage": self.step.stage.name,
-                        "step": self.progress.step,
-                        "loss": values["loss"] / values["count"],
-                        "accuracy": values["correct"] / values["count"],
-                        "learning_rate": rate,
-                        "gradient_norm": values["gradient_norm"],
-                        "update_norm": values["update_norm"],
-                    }
-                )
+                line = {
+                    "kind": "step",
+                    "stage": self.step.stage.name,
+                    "step": self.progress.step,
+                    "loss": values["loss"] / values["count"],
+                    "accuracy": values["correct"] / values["count"],
+                    "learning_rate": rate,
+                    "gradient_norm": values["gradient_norm"],
+                    "update_norm": values["update_norm"],
+                }
+                self.write_metrics(line)
         self._waiting.clear()
         loss, correct, count = self.progress.sums
         self.bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {correct / count:.3f}")
-
-    def _not_finite(self, loss: float, ids: Int[np.ndarray, "B"]) -> InputError:
-        stage = self.step.stage
-        return InputError(
-            f"stage {stage.name!r}: the loss became {loss} at step {self.progress.step + 1}; the "
-            "checkpoint before is kept; try a learning rate below "
-            f"{stage.optimizer.learning_rate:g}; its images are "
-            f"{', '.join(self.files[ids].tolist())}"
-        )
 
 
 def current_rate(step: TrainStep, progress: TrainProgress, stage_step: int) -> float:

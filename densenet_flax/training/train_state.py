@@ -20,21 +20,13 @@ from densenet_flax.training.raveled import Raveled, is_raveled, unravel_to_host
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes. What it only reads is kept apart, so that it is never copied.
+    """What a step changes. What it only reads is kept apart, so that it is never copied."""
 
-    Attributes:
-      step: steps of the whole run so far.
-      params: what trains.
-      batch_stats: running statistics of the BatchNorms that use batch statistics.
-      opt_state: of optax, for what trains.
-      ema: the moving average of `params`; None where none is kept.
-    """
-
-    step: Int[Array, ""] | Int[np.ndarray, ""]
-    params: Raveled
-    batch_stats: Raveled
+    step: Int[Array, ""] | Int[np.ndarray, ""]  # of the whole run
+    params: Raveled  # those that train
+    batch_stats: Raveled  # of the BatchNorms that use batch statistics
     opt_state: PyTree
-    ema: Raveled | None = None
+    ema: Raveled | None = None  # the moving average of `params`, where one is kept
 
     def trained_variables(self) -> tuple[PyTree, PyTree]:
         """Parameters, averaged if an average is kept, and statistics, on the host."""
@@ -42,12 +34,9 @@ class TrainState:
 
 
 def state_to_save(state: TrainState) -> list[NamedVector]:
-    """What a checkpoint holds besides the network's variables.
-
-    With a moving average the variables are the averaged ones, so the raw parameters are saved too.
-    A checkpoint knows arrays by their names, like `['opt_state']….mu['bn']['scale']`, and so
-    depends neither on optax's classes nor on which parameters share a vector.
-    """
+    """What a checkpoint holds besides the network's variables."""
+    # A checkpoint knows arrays by their names, like `['opt_state']….mu['bn']['scale']`, and so
+    # depends neither on optax's classes nor on which parameters share a vector.
     vectors = []
     for path, node in jax.tree.leaves_with_path(_saved_part(state), is_leaf=is_raveled):
         prefix = jax.tree_util.keystr(path)
@@ -66,7 +55,7 @@ def state_to_save(state: TrainState) -> list[NamedVector]:
 
 
 def saved_arrays(state: TrainState) -> dict[str, np.ndarray]:
-    """The arrays of `state_to_save` by name, as a checkpoint would give them back."""
+    """The arrays of `state_to_save` by name, as a checkpoint returns them."""
     return split(*join(state_to_save(state)))
 
 
@@ -101,16 +90,13 @@ def restore_moments(state: TrainState, saved: Mapping[str, np.ndarray], mesh: Me
 
 
 def _saved_part(state: TrainState) -> dict[str, PyTree]:
+    # With a moving average the checkpoint's variables are the averaged ones.
     part: dict[str, PyTree] = {"opt_state": state.opt_state}
     return part if state.ema is None else {**part, "params": state.params}
 
 
 def partition(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
-    """Splits a tree into where a mask is True and where it is not.
-
-    Returns:
-      Two trees of the structure of `tree` with `optax.MaskedNode` where the other has a leaf.
-    """
+    """Splits a tree by a mask into two, with `optax.MaskedNode` where the other has a leaf."""
     gap = optax.MaskedNode()
     chosen = jax.tree.map(lambda trains, leaf: leaf if trains else gap, mask, tree)
     rest = jax.tree.map(lambda trains, leaf: gap if trains else leaf, mask, tree)
@@ -123,10 +109,7 @@ def merge(chosen: PyTree, rest: PyTree, mask: PyTree) -> PyTree:
 
 
 def select_masked(tree: PyTree, mask: PyTree) -> PyTree:
-    """The leaves of nested dictionaries where a mask is True, `optax.MaskedNode` elsewhere.
-
-    The tree may lack what the mask leaves out.
-    """
+    """As `partition`'s first tree, of dictionaries that may lack what the mask leaves out."""
     leaves, gap = flatten_dict(tree), optax.MaskedNode()
     return unflatten_dict(
         {path: leaves[path] if selected else gap for path, selected in flatten_dict(mask).items()}

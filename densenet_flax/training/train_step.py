@@ -27,12 +27,11 @@ from densenet_flax.training.train_state import TrainState, merge, partition, sel
 
 
 class TrainStep:
-    """The compiled step of one stage, and the split of the variables that it works on.
+    """The compiled step of one stage, and the split of the variables that it works on."""
 
-    The network before the stage's cut has nothing to train, so only the tail, the units from the
-    cut on, takes part. What the step changes of the tail's variables is in its `TrainState`, whose
-    buffers it reuses; the rest, which is frozen, is an argument that it only reads.
-    """
+    # The network before the stage's cut has nothing to train, so only the tail, the units from the
+    # cut on, takes part. What the step changes of the tail's variables is in its `TrainState`,
+    # whose buffers it reuses; the rest, which is frozen, is an argument that it only reads.
 
     def __init__(
         self,
@@ -127,13 +126,9 @@ class TrainStep:
         params = self._ravel(trained["params"], "params")
         if opt_state is None:
             opt_state = self._optimizer.init(trained["params"])
-        return TrainState(
-            step=np.array(step, np.int32),
-            params=params,
-            batch_stats=self._ravel(trained["batch_stats"], "batch_stats"),
-            opt_state=opt_state,
-            ema=params if self._ema_decay else None,
-        )
+        batch_stats = self._ravel(trained["batch_stats"], "batch_stats")
+        ema = params if self._ema_decay else None
+        return TrainState(np.array(step, np.int32), params, batch_stats, opt_state, ema)
 
     def tail_variables(self, state: TrainState) -> Variables:
         """The tail as it would be used now, on the devices."""
@@ -160,28 +155,20 @@ class TrainStep:
     def compile(self, batch: Mapping[str, Any]) -> float:
         """Compiles the step for batches like this one, once; returns the seconds that it took.
 
-        It needs shapes but no values, so it can run in a thread while something else computes. A
-        second call meanwhile waits for the first.
-
-        Args:
-          batch: as for `run_step`; arrays, or their shapes with their shardings.
+        The batch is as for `run_step`: arrays, or their shapes with their shardings.
         """
+        # It needs no values, so it can run in a thread while something else computes. A second call
+        # meanwhile waits for the first.
         started = time.perf_counter()
         with self._compile_lock:
             if self._compiled is None:
                 scale = replicate(np.float32(1), self.mesh)
-                state, frozen = self._shapes()
+                spec = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(self.mesh))
+                state = jax.eval_shape(self._make_state, self._initial)
+                trees = (state, self._select_tail(self._host_frozen))
+                state, frozen = jax.tree.map(lambda leaf: spec(leaf.shape, leaf.dtype), trees)
                 self._compiled = self._jitted.lower(state, frozen, dict(batch), scale).compile()
         return time.perf_counter() - started
-
-    def _shapes(self) -> tuple[TrainState, PyTree]:
-        """Shapes and shardings of the state and of the frozen variables."""
-
-        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(self.mesh))
-
-        state = jax.eval_shape(self._make_state, self._initial)
-        return jax.tree.map(shape, (state, self._select_tail(self._host_frozen)))
 
     def run_step(
         self, state: TrainState, batch: Mapping[str, jax.Array], rate_scale: float = 1.0
@@ -262,8 +249,7 @@ class TrainStep:
         if ema is None:
             return None
         # With `accumulate` most steps leave the weights as they are, and then the average too.
-        is_update = _global_norm(updates) > 0
-        keep = jnp.where(is_update, self._ema_decay, 1.0)
+        keep = jnp.where(_global_norm(updates) > 0, self._ema_decay, 1.0)
         return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, ema, params)
 
     def _ravel(self, tree: PyTree, name: str) -> Raveled:
@@ -271,10 +257,8 @@ class TrainStep:
 
     def merge_tail(self, params: PyTree, batch_stats: PyTree, frozen: PyTree) -> Variables:
         """The variables of the tail from the part that trains and the part that is frozen."""
-        return {
-            "params": merge(params, frozen["params"], self._masks["params"]),
-            "batch_stats": merge(batch_stats, frozen["batch_stats"], self._masks["batch_stats"]),
-        }
+        trained = {"params": params, "batch_stats": batch_stats}
+        return {name: merge(trained[name], frozen[name], self._masks[name]) for name in trained}
 
 
 def sum_of_losses(

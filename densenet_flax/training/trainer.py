@@ -124,7 +124,7 @@ class Trainer:
 
         Raises:
           InputError: the loss is no longer finite, or a checkpoint cannot be written.
-          Stopped: the process got SIGTERM or SIGINT.
+          Stopped: the process received SIGTERM or SIGINT.
         """
         saved: SavedState = restored.train if restored else {}
         stages = self.stages[progress.stage :]
@@ -194,10 +194,8 @@ class Trainer:
             return []
         shape, mixes = self.dataset.images.shape, self.views.mixes
         cuts = [step.stage.frontier.cut for step in steps]
-        specs = [
-            training_batch_specs(self.segmented, cut, shape, self.batch_size, mixes=mixes)
-            for cut in cuts
-        ]
+        size = self.batch_size
+        specs = [training_batch_specs(self.segmented, cut, shape, size, mixes) for cut in cuts]
         return list(zip(steps, specs, strict=True))
 
     def _headline(self, stage: Stage, progress: TrainProgress, variables: Variables) -> str:

@@ -10,6 +10,7 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.models import frontier as fr
+from densenet_flax.storage import feature_store
 from densenet_flax.training import prefix_cache
 from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.optimizer import OptimizerSettings
@@ -73,7 +74,7 @@ def test_features_too_large_to_keep_are_not_kept(
     tmp_path, tiny, tiny_variables, dataset, split, monkeypatch
 ):
     kept = tmp_path / "features"
-    monkeypatch.setattr(prefix_cache, "is_kept", lambda size: size < 10)
+    monkeypatch.setattr(feature_store, "is_kept", lambda size: size < 10)
     Run(tmp_path, tiny, dataset, split, kept_features=kept)(tiny_variables)
     assert not kept.exists()
 
@@ -118,8 +119,8 @@ def test_stages_share_a_pass_while_their_prefix_is_unchanged():
     assert can_share("head", "conv5", "head") == [True, True, False]
     assert can_share("all", "conv5") == [True, False]
     # Batch statistics everywhere, so that all running statistics change.
-    live = fr.resolve("conv5", TINY_BLOCKS, bn_mode="live")
-    assert can_share_pass([live, fr.resolve("conv5", TINY_BLOCKS)]) == [True, False]
+    live_bn = fr.resolve("conv5", TINY_BLOCKS, bn_mode="live")
+    assert can_share_pass([live_bn, fr.resolve("conv5", TINY_BLOCKS)]) == [True, False]
 
 
 @pytest.mark.parametrize("order", [("head", "conv5", "head"), ("conv5_block2", "all", "conv5")])
