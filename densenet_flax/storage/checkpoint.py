@@ -142,11 +142,8 @@ class Checkpoints:
     def restore(self, step: int) -> Restored:
         """Reads a checkpoint; an `InputError` says if it cannot be read."""
         self.finish()
-        items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(),
-            train=ocp.args.StandardRestore(),
-            meta=ocp.args.JsonRestore(),
-        )
+        tree, meta = ocp.args.StandardRestore(), ocp.args.JsonRestore()
+        items = ocp.args.Composite(model=tree, train=tree, meta=meta)
         try:
             content = self._manager.restore(step, args=items)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -155,11 +152,11 @@ class Checkpoints:
                 f"({_first_line(error)}); remove that folder to resume from an earlier one"
             ) from error
         model, train = (jax.tree.map(np.asarray, content[name]) for name in ("model", "train"))
-        meta = dict(content["meta"])
-        entries = meta.pop(_TRAIN_ENTRIES, None)
+        facts = dict(content["meta"])
+        entries = facts.pop(_TRAIN_ENTRIES, None)
         if entries is not None:  # else the first form of a checkpoint, with an array for each name
             train = split(train, entries)
-        return Restored(step, model, train, meta)
+        return Restored(step, model, train, facts)
 
 
 def is_checkpoint(folder: Path) -> bool:

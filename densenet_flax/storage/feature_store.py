@@ -85,6 +85,7 @@ class Features:
             # The whole array on each device: an epoch takes its rows in any order.
             put = functools.partial(jax.make_array_from_process_local_data, replicated(mesh))
             self._arrays = {cut: put(array, array.shape) for cut, array in arrays.items()}
+        # Each device takes the rows of its own part of the batch.
         self._gather = jax.jit(lambda array, rows: array[rows], out_shardings=over_batch(mesh))
 
     def take(self, cut: str, rows: Int[np.ndarray, " B"]) -> Shaped[np.ndarray, "B ..."]:
@@ -115,11 +116,8 @@ def file_writer(folder: Path, shapes: Shapes) -> Iterator[AddRows]:
         for cut, shape in shapes.items():
             # A stream and not a mapping, with which a full disk would end the process.
             files[cut] = stack.enter_context((temporary / f"{cut}.npy").open("wb"))
-            header = {
-                "descr": np.lib.format.dtype_to_descr(_stored_dtype(shape.dtype)),
-                "fortran_order": False,
-                "shape": shape.shape,
-            }
+            descr = np.lib.format.dtype_to_descr(_stored_dtype(shape.dtype))
+            header = {"descr": descr, "fortran_order": False, "shape": shape.shape}
             np.lib.format.write_array_header_1_0(files[cut], header)
         yield lambda cut, rows: files[cut].write(np.ascontiguousarray(rows).tobytes())
 

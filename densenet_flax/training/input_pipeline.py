@@ -66,13 +66,12 @@ class Views:
 
     def mix(self, batch: Mapping[str, jax.Array], num_classes: int) -> dict[str, jax.Array]:
         """A batch with mixed `inputs` and soft labels as `target`."""
-        labels, epoch = jax.nn.one_hot(batch["label"], num_classes), batch["view"]
         images, targets = mix(
             batch["inputs"],
-            labels,
+            jax.nn.one_hot(batch["label"], num_classes),
             batch["id"],
             seed=self.seed,
-            epoch=epoch,
+            epoch=batch["view"],
             settings=self.settings,
         )
         return {**batch, "inputs": images, "target": targets}
@@ -141,7 +140,7 @@ class StageInputs:
             views = None
         elif views is not None and self.views.count:
             views = views % self.views.count
-        # Positions and not ids are divided, because an image may come in several views.
+        # Positions and not ids are divided into batches, because views go with positions.
         parts = list(split_into_batches(np.arange(len(ids)), batch_size))
         mesh = self.segmented.mesh
         images: Iterator[np.ndarray] = iter(())

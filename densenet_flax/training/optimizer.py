@@ -155,6 +155,7 @@ def make_optimizer(
     chain.append(optax.scale_by_learning_rate(learning_rate_schedule(settings, updates)))
     optimizer = optax.chain(*chain)
     if settings.accumulate > 1:
+        # Outermost, so that the schedule, Adam and clipping see only the mean of the gradients.
         steps = optax.MultiSteps(optimizer, settings.accumulate)
         optimizer = optax.GradientTransformation(steps.init, steps.update)
     # `optax.masked` would return the gradients of frozen leaves as their updates.

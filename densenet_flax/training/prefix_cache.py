@@ -1,9 +1,8 @@
-"""Run the frozen part of the network once.
+"""Runs the frozen part of the network once for all epochs of a run's stages."""
 
-Until it is trained, the part of the network before a stage's frontier is a fixed function of the
-image. One pass over the images computes, for every stage, what enters at its cut; the epochs of the
-stage then start from there. Keras runs that part again in every epoch.
-"""
+# Until it is trained, the part of the network before a stage's frontier is a fixed function of the
+# image. One pass over the images computes, for every stage, what enters at its cut; the epochs of
+# the stage then start from there. Keras runs that part again in every epoch.
 
 import dataclasses
 import functools
@@ -194,16 +193,14 @@ class PrefixCache:
 
     def _run_prefix(self, prefix: Variables, cuts: Sequence[str], add: AddRows) -> None:
         inputs = self._uncached(prefix, "stem")
+        run = functools.partial(self.segmented.run, inputs.variables)
         total = sum(len(ids) for ids, _ in self._passes())
         with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
             for ids, views in self._passes():
                 for _, weight, batch in inputs.batches(ids, self.batch_size, views):
                     x, start, count = batch["inputs"], "stem", int(weight.sum())
                     for cut in cuts:
-                        x, start = (
-                            self.segmented.run(inputs.variables, x, start=start, stop=cut),
-                            cut,
-                        )
+                        x, start = run(x, start=start, stop=cut), cut
                         add(cut, to_host(x)[:count])
                     bar.update(count)
 
@@ -241,5 +238,5 @@ def can_share_pass(frontiers: Sequence[Frontier]) -> list[bool]:
     # It can if no stage before it trains anything in its prefix: as long as each frontier lies at
     # or before all those before it, the usual order of unfreezing.
     first_units = [0 if frontier.cut == "stem" else frontier.index for frontier in frontiers]
-    earliest = itertools.accumulate(first_units, min)
-    return [first <= before for first, before in zip(first_units, earliest, strict=True)]
+    earliest_units = itertools.accumulate(first_units, min)
+    return [first == earliest for first, earliest in zip(first_units, earliest_units, strict=True)]

@@ -84,6 +84,7 @@ class TrainStep:
             units=[param_key(unit) for unit in model.units],
             stages_trained=stages_trained,
         )
+        # A donated state lends its buffers to the next one, so that only one is in memory.
         everywhere = replicated(mesh)
         self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(everywhere, everywhere))
         self._compiled: Any = None

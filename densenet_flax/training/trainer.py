@@ -329,6 +329,8 @@ class Trainer:
     def _save(self, step: TrainStep, state: TrainState, progress: TrainProgress) -> Variables:
         """Saves a checkpoint of now and keeps the best of the run and of the stage."""
         variables = step.variables(state)
+        # The best epoch of the run is what the evaluation reads, that of the stage is what
+        # `restore_best` returns to.
         bests = (best_step(progress.history), best_step(progress.stage_history(step.stage)))
         self.checkpoints.save(
             progress.step,

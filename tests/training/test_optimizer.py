@@ -60,7 +60,7 @@ def test_updates_are_keras_updates(settings, make, scale):
     theirs = make(keras.optimizers)
     names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(variables)]
     flat = jax.tree.leaves(variables)
-    if settings.weight_decay:  # Keras decays everything unless told otherwise; we decay kernels
+    if settings.weight_decay:  # Keras decays everything by default; we decay kernels
         theirs.exclude_from_weight_decay(
             [v for v, n in zip(flat, names, strict=True) if "kernel" not in n]
         )
@@ -69,8 +69,8 @@ def test_updates_are_keras_updates(settings, make, scale):
     for leaf, expected, begin in zip(
         jax.tree.leaves(ours), flat, jax.tree.leaves(tree(1)), strict=True
     ):
-        moved = np.asarray(expected) - np.asarray(begin)
-        np.testing.assert_allclose(leaf - begin, moved, rtol=2e-4, atol=3e-7)
+        change = np.asarray(expected) - np.asarray(begin)
+        np.testing.assert_allclose(leaf - begin, change, rtol=2e-4, atol=3e-7)
 
 
 def test_optax_adam_has_another_epsilon():
@@ -84,13 +84,13 @@ def test_optax_adam_has_another_epsilon():
 def test_frozen_leaves_get_nothing_even_if_gradients_are_handed_in():
     settings = OptimizerSettings(1e-2, name="adamw", weight_decay=0.5, clip_norm=0.1)
     start = tree(1)
-    moved = run(settings, [tree(2), tree(3)], start, only_head())
+    after = run(settings, [tree(2), tree(3)], start, only_head())
     for leaf, was in zip(
-        jax.tree.leaves(moved["conv5_block1"]), jax.tree.leaves(start["conv5_block1"]), strict=True
+        jax.tree.leaves(after["conv5_block1"]), jax.tree.leaves(start["conv5_block1"]), strict=True
     ):
         np.testing.assert_array_equal(leaf, was)
     assert not np.array_equal(
-        moved["head"]["predictions"]["kernel"], start["head"]["predictions"]["kernel"]
+        after["head"]["predictions"]["kernel"], start["head"]["predictions"]["kernel"]
     )
 
 
@@ -114,17 +114,17 @@ def test_only_kernels_decay():
     settings = OptimizerSettings(0.1, name="sgd", weight_decay=0.5)
     zeros = jax.tree.map(jnp.zeros_like, tree())
     start = tree(1)
-    moved = run(settings, [zeros], start)
+    after = run(settings, [zeros], start)
     np.testing.assert_allclose(
-        moved["conv5_block1"]["1_conv"]["kernel"],
+        after["conv5_block1"]["1_conv"]["kernel"],
         start["conv5_block1"]["1_conv"]["kernel"] * (1 - 0.1 * 0.5),
         rtol=1e-6,
     )
     np.testing.assert_array_equal(
-        moved["conv5_block1"]["0_bn"]["scale"], start["conv5_block1"]["0_bn"]["scale"]
+        after["conv5_block1"]["0_bn"]["scale"], start["conv5_block1"]["0_bn"]["scale"]
     )
     np.testing.assert_array_equal(
-        moved["head"]["predictions"]["bias"], start["head"]["predictions"]["bias"]
+        after["head"]["predictions"]["bias"], start["head"]["predictions"]["bias"]
     )
 
 
@@ -133,8 +133,8 @@ def test_layers_further_from_the_head_move_less():
     units = ["conv4_block1", "conv5_block1", "bn", "head"]
     ones = jax.tree.map(jnp.ones_like, tree())
     start = tree(1)
-    moved = run(settings, [ones], start, units=units)
-    step = jax.tree.map(lambda a, b: float((a - b).mean()), start, moved)
+    after = run(settings, [ones], start, units=units)
+    step = jax.tree.map(lambda a, b: float((a - b).mean()), start, after)
     assert step["head"]["predictions"]["bias"] == pytest.approx(1)
     assert step["conv5_block1"]["0_bn"]["scale"] == pytest.approx(0.25)
 

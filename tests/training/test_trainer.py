@@ -52,8 +52,8 @@ def test_each_step_logs_its_norms(tmp_path, tiny, tiny_variables, dataset, split
         run(tiny_variables)
         lines = [line for line in run.lines if line["kind"] == "step"]
         for line in lines:
-            moved = 1e-3 if clip_norm else line["gradient_norm"]  # logged before it is clipped
-            assert line["update_norm"] == pytest.approx(0.1 * moved, rel=1e-4)
+            norm = 1e-3 if clip_norm else line["gradient_norm"]  # logged before it is clipped
+            assert line["update_norm"] == pytest.approx(0.1 * norm, rel=1e-4)
         assert lines[0]["gradient_norm"] > 0.01
 
 
