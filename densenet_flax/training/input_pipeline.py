@@ -195,7 +195,6 @@ def training_batch_specs(
     `image_shape` is that of all images, [N, H, W, 3]; with `mixes` labels are soft.
     """
     rows = batch_size + -batch_size % segmented.mesh.size
-
     spec = functools.partial(jax.ShapeDtypeStruct, sharding=over_batch(segmented.mesh))
     # Pixels of mixed images are no longer whole numbers.
     inputs = spec((rows, *image_shape[1:]), np.float32 if mixes else np.uint8)

@@ -286,7 +286,7 @@ class Trainer:
                 timing["first_step_at"] = self._first_step_at = time.time()
                 self._compiler.release()
             metrics.add(values, batch_ids[weight > 0])
-            if self._stop.number or self.checkpoints.reached_preemption(metrics.last_step):
+            if self._should_stop(metrics.last_step):
                 metrics.flush()
                 # After the last step of an epoch, the stop waits for validation and checkpoint.
                 if progress.stage_step % self.steps_per_epoch and progress.stage_step < stage.steps:
@@ -295,6 +295,9 @@ class Trainer:
         metrics.flush()
         timing["seconds"] = time.perf_counter() - started - timing["compile_seconds"]
         return state, timing
+
+    def _should_stop(self, step: int) -> bool:
+        return bool(self._stop.number) or self.checkpoints.reached_preemption(step)
 
     def _summarize_epoch(
         self, step: TrainStep, state: TrainState, inputs: StageInputs, progress: TrainProgress
