@@ -166,9 +166,8 @@ def augmentation(pixels: int) -> list[dict]:
     """Measures images per second of compiled augmentation on JAX's default device."""
     import jax
 
-    from densenet_flax.data.augmentation.mixing import mix
     from densenet_flax.data.augmentation.settings import AugmentSettings
-    from densenet_flax.data.augmentation.views import augment
+    from densenet_flax.data.augmentation.views import augment, mix
 
     settings = {
         "symmetries": AugmentSettings(symmetries=True),

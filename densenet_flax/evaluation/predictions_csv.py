@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from densenet_flax.evaluation.predictions import (
 )
 
 _PREFIX = "probability_"
-_Number = TypeVar("_Number", int, float)
 
 
 def read_csv(
@@ -73,15 +72,15 @@ class _Cells(NamedTuple):
     header: list[str]
     rows: list[dict[str, str]]
 
-    def numbers(self, convert: Callable[[str], _Number], name: str) -> list[_Number]:
-        def number(row: int, text: str) -> _Number:
+    def numbers(self, convert: Callable[[str], float], name: str) -> list[float]:
+        numbers = []
+        for i, row in enumerate(self.rows, start=1):
             try:
-                return convert(text)
+                numbers.append(convert(row[name]))
             except ValueError:
-                message = f"row {row} has {name} '{text}'; expected a number"
+                message = f"row {i} has {name} '{row[name]}'; expected a number"
                 raise InputError(f"{self.path}: {message}") from None
-
-        return [number(i, row[name]) for i, row in enumerate(self.rows, start=1)]
+        return numbers
 
     def probability(self, columns: list[str]) -> Probability:
         values = np.array([self.numbers(float, column) for column in columns])

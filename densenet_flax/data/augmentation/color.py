@@ -45,10 +45,8 @@ def random_color(settings: AugmentSettings, x: Pixels, key: ViewKey) -> Pixels:
 def _random_stain(settings: AugmentSettings, x: Pixels, key: Key[Array, ""]) -> Pixels:
     """Moves mean and standard deviation of L, a and b towards those of a random slide."""
     if not settings.stain_statistics:
-        raise InputError(
-            "augment.stain_statistics=(): stain_jitter needs what "
-            "stain_statistics(training images) returns"
-        )
+        needed = "stain_jitter needs what stain_statistics(training images) returns"
+        raise InputError(f"augment.stain_statistics=(): {needed}")
     lab = rgb_to_lab(jnp.clip(x.astype(jnp.float32) / 255, 0, 1))
     mean, std = mean_and_std(lab)
     statistics = jnp.array(settings.stain_statistics, jnp.float32)

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.augmentation.mixing import mix
 from densenet_flax.data.augmentation.settings import AugmentSettings
-from densenet_flax.data.augmentation.views import augment
+from densenet_flax.data.augmentation.views import augment, mix
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import count_before
 from densenet_flax.storage.atomic import atomic_file
@@ -30,9 +29,8 @@ def choose_rows(
     queues = []
     for label in np.unique(labels[rows]):
         shuffled = rng.permutation(rows[labels[rows] == label])
-        queues.append(
-            shuffled[np.argsort(count_before(patients[shuffled]), kind="stable")].tolist()
-        )
+        order = np.argsort(count_before(patients[shuffled]), kind="stable")
+        queues.append(shuffled[order].tolist())
     rounds = itertools.zip_longest(*queues)
     return [row for row in itertools.chain.from_iterable(rounds) if row is not None][:count]
 

@@ -112,12 +112,9 @@ class AugmentSettings(Settings):
     def active(self) -> bool:
         """Whether a view may differ from its image."""
         geometry = (self.symmetries, self.horizontal_flip, self.vertical_flip, self.interpolates)
-        factors = (
-            limits not in NO_FACTOR for limits in (self.brightness_range, self.contrast_range)
-        )
-        return any(
-            (*geometry, *factors, self.hed_range, self.stain_jitter, self.cutout, self.mixes)
-        )
+        factors = (self.brightness_range not in NO_FACTOR, self.contrast_range not in NO_FACTOR)
+        stain = (self.hed_range, self.stain_jitter)
+        return any((*geometry, *factors, *stain, self.cutout, self.mixes))
 
 
 @dataclasses.dataclass(frozen=True)

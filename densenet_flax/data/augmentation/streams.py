@@ -15,7 +15,6 @@ Scalar: TypeAlias = int | Int[Array, ""]
 Ids: TypeAlias = Int[Array, "N"]
 ViewKey: TypeAlias = Key[Array, ""]
 
-
 # A stream of random numbers for each operation, so that switching one on leaves what the others
 # draw as it was. The numbers are part of what a seed means: add at the end.
 Stream = enum.IntEnum("Stream", "GEOMETRY BRIGHTNESS CONTRAST HED STAIN CUTOUT MIX", start=0)

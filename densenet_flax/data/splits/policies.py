@@ -13,7 +13,7 @@ splits depend on its version, where these have to stay the same for years.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -35,6 +35,7 @@ from densenet_flax.data.splits.split import (
 from densenet_flax.data.splits.split_config import LEAKY, SplitConfig
 
 Subsets: TypeAlias = dict[str, Rows]  # the rows of each subset, ascending
+_ONE_EACH = f" and needs at least {len(SUBSETS)}, one each to train, validate and test"
 
 
 def make_split(dataset: Dataset, config: SplitConfig) -> Split:
@@ -89,13 +90,8 @@ def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Subsets:
     groups = dataset.patients(config.group)
     rng = np.random.default_rng(config.seed)
     members: dict[str, list[str]] = {subset: [] for subset in SUBSETS}
-    for name, patients in _patients_of_classes(dataset, config).items():
-        if len(patients) < len(SUBSETS):
-            raise InputError(
-                f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by "
-                f"{config.group} and needs at least {len(SUBSETS)}, one each to train, validate "
-                "and test; add patients or choose a finer group"
-            )
+    shortage = _ONE_EACH + "; add patients or choose a finer group"
+    for patients in _patients_of_classes(dataset, config, len(SUBSETS), shortage):
         shuffled = rng.permutation(patients).tolist()
         # Shares of each class's patients, so that the classes are as frequent in each subset.
         for subset, part in _cut(len(shuffled), config).items():
@@ -111,8 +107,7 @@ def _split_by_image(dataset: Dataset, config: SplitConfig) -> Subsets:
         rows = rng.permutation(np.flatnonzero(dataset.labels == label))
         if len(rows) < len(SUBSETS):
             raise InputError(
-                f"class {name!r} of {dataset.name} has {len(rows)} image(s) and needs at least "
-                f"{len(SUBSETS)}, one each to train, validate and test; add images"
+                f"class {name!r} of {dataset.name} has {len(rows)} image(s){_ONE_EACH}; add images"
             )
         for subset, part in _cut(len(rows), config).items():
             chosen[subset].append(rows[part])
@@ -129,14 +124,11 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
     images = dict(zip(*np.unique(groups, return_counts=True), strict=True))
     rng = np.random.default_rng(config.seed)
     tested: list[str] = []
-    for name, patients in _patients_of_classes(dataset, config).items():
-        # Two folds still need three patients: one each to train, validate and test.
-        if len(patients) < max(config.folds, len(SUBSETS)):
-            raise InputError(
-                f"class {name!r} of {dataset.name} has {len(patients)} patient(s) by "
-                f"{config.group}, too few for config.split.folds={config.folds}; choose fewer "
-                "folds or a finer group"
-            )
+    # Two folds still need three patients: one each to train, validate and test.
+    least = max(config.folds, len(SUBSETS))
+    advice = "choose fewer folds or a finer group"
+    shortage = f", too few for config.split.folds={config.folds}; {advice}"
+    for patients in _patients_of_classes(dataset, config, least, shortage):
         # Each class begins with empty folds; that balances the classes in every fold.
         images_of_fold = np.zeros(config.folds, int)
         shuffled = rng.permutation(patients).tolist()
@@ -207,12 +199,8 @@ def _take_validation(
     """Takes a share of the patients of each class out of training."""
     groups, rng = dataset.patients(config.group), np.random.default_rng(seed)
     chosen: list[str] = []
-    for name, patients in _patients_of_classes(dataset, config, train).items():
-        if len(patients) < 2:
-            raise InputError(
-                f"class {name!r} of {dataset.name} has {len(patients)} training patient(s) by "
-                f"{config.group} and needs at least 2, one to validate; choose a finer group"
-            )
+    shortage = " and needs at least 2, one to validate; choose a finer group"
+    for patients in _patients_of_classes(dataset, config, 2, shortage, train):
         count = _share(config.validation_fraction, len(patients), leave=1)
         chosen += rng.permutation(patients).tolist()[:count]
     validates = np.isin(groups[train], chosen)
@@ -220,9 +208,12 @@ def _take_validation(
 
 
 def _patients_of_classes(
-    dataset: Dataset, config: SplitConfig, rows: Rows | None = None
-) -> dict[str, list[str]]:
-    """Returns the sorted patients of each class, each patient once, of these rows or of all."""
+    dataset: Dataset, config: SplitConfig, least: int, shortage: str, rows: Rows | None = None
+) -> Iterable[list[str]]:
+    """Returns the sorted patients of each class, each patient once, of these rows or of all.
+
+    With fewer than `least` patients of a class it raises an error, whose end is `shortage`.
+    """
     groups, labels = dataset.patients(config.group), dataset.labels
     if rows is not None:
         groups, labels = groups[rows], labels[rows]
@@ -249,7 +240,14 @@ def _patients_of_classes(
         # Counted for the rarer class, which can spare patients least; ties by the class's index.
         rarest = min(labels_seen, key=lambda label: (patients_with[label], label))
         patients[dataset.class_names[rarest]].append(patient)
-    return patients
+    noun = "patient(s)" if rows is None else "training patient(s)"
+    for name, members in patients.items():
+        if len(members) < least:
+            raise InputError(
+                f"class {name!r} of {dataset.name} has {len(members)} {noun} by {config.group}"
+                f"{shortage}"
+            )
+    return patients.values()
 
 
 def _cut(count: int, config: SplitConfig) -> dict[str, slice]:

@@ -15,7 +15,6 @@ _OVERSAMPLING = 2  # Pillow draws polygons without antialiasing; the tile is red
 # at 40X in a small tile.
 ZOOM = {40: 0.75, 100: 1.0, 200: 1.35, 400: 1.8}
 
-
 Map: TypeAlias = Float[np.ndarray, "H W"]
 Points: TypeAlias = Float[np.ndarray, "P 2"]
 
@@ -35,15 +34,13 @@ class NucleusKind:
 class Canvas:
     """The two dye maps of a tile while it is painted, and its nuclei."""
 
-    eosin: Map
-    haze: Map  # hematoxylin outside of nuclei: cytoplasm, mucin
-
     def __init__(self, rng: np.random.Generator, width: int, height: int, zoom: float):
         self.rng, self.zoom = rng, zoom
         self.width, self.height = width * _OVERSAMPLING, height * _OVERSAMPLING
         self.aspect = width / height
-        self.eosin = np.zeros((self.height, self.width), np.float32)
-        self.haze = np.zeros_like(self.eosin)
+        self.eosin: Map = np.zeros((self.height, self.width), np.float32)
+        # Hematoxylin outside of nuclei: cytoplasm, mucin.
+        self.haze: Map = np.zeros_like(self.eosin)
         self.nuclei = Image.new("L", (self.width, self.height))
         self._pen = ImageDraw.Draw(self.nuclei)
 

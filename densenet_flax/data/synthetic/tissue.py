@@ -17,7 +17,6 @@ from densenet_flax.data.synthetic.canvas import ZOOM, Canvas, Map, NucleusKind, 
 
 SUBTYPES_OF = (("A", "F", "PT", "TA"), ("DC", "LC", "MC", "PC"))
 
-
 RGB: TypeAlias = Float[np.ndarray, "3"]
 
 
@@ -112,8 +111,7 @@ class _Painter:
     def paint(self, subtype: str) -> None:
         """Paints the whole tile in the style of a subtype's token."""
         rng = self.rng
-        spindles = rng.uniform(20, 55)
-        spindles = {"F": 70.0, "PT": 110.0}.get(subtype, spindles)
+        spindles = {"F": 70.0, "PT": 110.0}.get(subtype, rng.uniform(20, 55))
         self.stroma(spindles, clefts=rng.uniform(0.1, 0.7))
         self.fat(0.15)
         styles = {

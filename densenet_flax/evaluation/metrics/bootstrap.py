@@ -73,9 +73,8 @@ class Bootstrap:
 
     def describe(self) -> JsonDict:
         """Returns the settings for metrics.json."""
-        return {"method": METHOD} | {
-            key: getattr(self, key) for key in ("level", "resamples", "seed")
-        }
+        settings = {"level": self.level, "resamples": self.resamples, "seed": self.seed}
+        return {"method": METHOD, **settings}
 
     def draw(self, sample: Sample) -> Weights:
         """Returns how often each patient is in each resample."""
@@ -173,7 +172,7 @@ def basis_of(sample: Sample, name: str, class_names: Sequence[str]) -> Basis:
     if sample.classes == 2:
         return _two_classes(sample, name, class_names)
     if sample.patients == 1:
-        return Basis(1, reason="only one patient, and one cannot be resampled")
+        return _only_one("patient")
     if name not in MACRO:  # every image or patient has the same weight
         sizes = np.unique(strata(sample), return_counts=True)[1]
         return _combined(sizes, sizes)
@@ -195,7 +194,7 @@ def one_class_basis(
     they are fewer.
     """
     if sample.patients == 1:
-        return Basis(1, reason="only one patient, and one cannot be resampled")
+        return _only_one("patient")
     has_class = sample.images_by_class > 0
     patients = int(has_class[:, class_index].sum())
     if patients == 1:

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from densenet_flax.common.types import JsonDict
-from densenet_flax.evaluation.metrics.bootstrap import Bootstrap, basis_of
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.intervals import mean_intervals
-from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
 from densenet_flax.evaluation.predictions import Predictions, Probability
 
@@ -142,18 +141,11 @@ def _add_bin_intervals(
     rows: list[JsonDict], predictions: Predictions, binary: _Binary, bootstrap: Bootstrap
 ) -> None:
     """Adds to each bin how far its share of the outcome varies with other patients."""
-    sample = sample_of(predictions)
-    basis = basis_of(sample, "", predictions.class_names)
-    weights = bootstrap.draw(sample)
-    # A column per bin, so that all bins are resampled in one product.
-    member = np.eye(len(rows))[_bin_index(binary.probability, len(rows))]
-    count = weights @ sample.image.sum_by_patient(member)
-    positive = weights @ sample.image.sum_by_patient(member * binary.outcome[:, None])
-    with np.errstate(invalid="ignore"):
-        share = positive / count
+    index = _bin_index(binary.probability, len(rows))
+    # Its accuracy is the mean of the outcome over the images in it.
+    columns = {str(i): np.where(index == i, binary.outcome, np.nan) for i in range(len(rows))}
+    intervals = mean_intervals(predictions, columns, bootstrap)
     for i, row in enumerate(rows):
-        row["accuracy_interval"] = None
-        if row["count"] and not basis.reason:
-            interval = bootstrap.interval(share[:, i], basis)
-            if interval["low"] is not None:
-                row["accuracy_interval"] = [interval["low"], interval["high"]]
+        interval = intervals[str(i)]
+        defined = interval is not None and interval["low"] is not None
+        row["accuracy_interval"] = [interval["low"], interval["high"]] if defined else None

@@ -29,14 +29,8 @@ def compare(
 ) -> JsonDict:
     """Computes the difference of every metric, B minus A, on the same resamples of the patients.
 
-    Each table keeps its own threshold.
-
-    Args:
-      predictions_a: Of the network to beat.
-      predictions_b: Of the other, on the same images; the order of rows may differ.
-      resamples: As in `Bootstrap`, like seed and level.
-      seed: See there.
-      level: See there.
+    A is the network to beat. B is of the same images, whose order may differ. Each table keeps its
+    own threshold; resamples, seed and level are those of `Bootstrap`.
 
     Returns:
       Under 'image' and 'patient' and the name of each metric its 'a', 'b', 'difference', interval
@@ -69,11 +63,11 @@ def _differences(
 ) -> JsonDict:
     """The differences of one level, from the point estimates and the resamples of both networks."""
     (points_a, values_a), (points_b, values_b) = networks
+    missing = points_b["undefined"] | points_a["undefined"]
     rows: JsonDict = {}
     undefined: dict[str, str] = {}
     for name, basis in bases.items():
-        reasons = [points["undefined"].get(name) for points in (points_a, points_b)]
-        reason = reasons[0] or reasons[1] or basis.reason
+        reason = missing.get(name) or basis.reason
         rows[name] = None
         if not reason:
             a, b = points_a[name], points_b[name]

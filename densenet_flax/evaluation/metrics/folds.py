@@ -58,12 +58,8 @@ def cross_validation_summary(
     vary from fold to fold; it is not a standard error, since folds share training data (Bengio and
     Grandvalet, Journal of Machine Learning Research 5, 2004).
 
-    Args:
-      folds: One table per fold.
-      names: Of the folds; 'fold 1' and so on by default.
-      resamples: As for `Bootstrap` and the pooled intervals, like seed and level.
-      seed: See there.
-      level: See there.
+    The names are those of the folds, 'fold 1' and so on by default; resamples, seed and level are
+    those of `Bootstrap`, for the pooled intervals.
 
     Returns:
       'folds', 'mean' and 'pooled' (None, with the reason under 'pooled_undefined', if an image or a

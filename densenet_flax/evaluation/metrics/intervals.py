@@ -106,19 +106,22 @@ def _intervals(
 
 
 def mean_intervals(
-    predictions: Predictions,
-    columns: Mapping[str, Float[np.ndarray, " N"]],
-    bootstrap: Bootstrap,
+    predictions: Predictions, columns: Mapping[str, Float[np.ndarray, " N"]], bootstrap: Bootstrap
 ) -> JsonDict:
-    """Computes intervals of means over images, such as the Brier score, by name of the column."""
+    """Computes intervals of means over images, such as the Brier score, by name of the column.
+
+    Images that are NaN in a column do not count in its mean.
+    """
     sample = sample_of(predictions)
     basis = basis_of(sample, "", predictions.class_names)
     if basis.reason:
         return {**dict.fromkeys(columns), "undefined": dict.fromkeys(columns, basis.reason)}
     weights = bootstrap.draw(sample)
-    images = weights @ sample.images
-    spans = {
-        name: bootstrap.interval(weights @ sample.image.sum_by_patient(values) / images, basis)
-        for name, values in columns.items()
-    }
+    spans: JsonDict = {}
+    for name, values in columns.items():
+        counted = ~np.isnan(values)
+        total = weights @ sample.image.sum_by_patient(np.where(counted, values, 0))
+        with np.errstate(invalid="ignore"):  # a resample without any of these images has no mean
+            means = total / (weights @ sample.image.sum_by_patient(counted))
+        spans[name] = bootstrap.interval(means, basis)
     return {**spans, "undefined": {}}

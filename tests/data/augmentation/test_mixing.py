@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from densenet_flax.data.augmentation.mixing import mix
 from densenet_flax.data.augmentation.settings import AugmentSettings
+from densenet_flax.data.augmentation.views import mix
 from tests.data.augmentation.images import make_views, noise
 
 
