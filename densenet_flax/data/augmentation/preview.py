@@ -45,7 +45,6 @@ def write_preview(
     seed: int,
     images: int = 8,
     views: int = 6,
-    dpi: int = 100,
 ) -> None:
     """Writes a contact sheet as PNG: in each row an image and views of it.
 
@@ -62,7 +61,6 @@ def write_preview(
       seed: seed of the run.
       images: the most rows that the sheet has.
       views: how many views of each image to show.
-      dpi: dots per inch.
 
     Raises:
       InputError: there are no images to show, or the file cannot be written.
@@ -94,7 +92,7 @@ def write_preview(
         cell.set_axis_off()
         cell.set_title(title, fontsize=7, parse_math=False)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})
+        figure.savefig(temporary, dpi=100, format="png", metadata={"Software": None})
 
 
 def _make_views(

@@ -243,10 +243,8 @@ def _patients_of_classes(
     noun = "patient(s)" if rows is None else "training patient(s)"
     for name, members in patients.items():
         if len(members) < least:
-            raise InputError(
-                f"class {name!r} of {dataset.name} has {len(members)} {noun} by {config.group}"
-                f"{shortage}"
-            )
+            number = f"{len(members)} {noun} by {config.group}"
+            raise InputError(f"class {name!r} of {dataset.name} has {number}{shortage}")
     return patients.values()
 
 

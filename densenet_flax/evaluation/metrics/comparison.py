@@ -63,6 +63,7 @@ def _differences(
 ) -> JsonDict:
     """The differences of one level, from the point estimates and the resamples of both networks."""
     (points_a, values_a), (points_b, values_b) = networks
+    # Where neither network has a metric, the reason is A's.
     missing = points_b["undefined"] | points_a["undefined"]
     rows: JsonDict = {}
     undefined: dict[str, str] = {}
