@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up in .venv; nothing else is needed than Python and make.
+# `make demo` and `make test` do all set-up themselves, in .venv; they need only Python and make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,11 +10,11 @@ TEST_PROCESSES ?= 2
 .PHONY: help demo test lint lock clean-demo
 
 help:
-	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, CPU)"
+	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, on a CPU)"
 	@echo "make test        install, check format, lint and types, run the tests"
 	@echo "make lint        format, lint and types only"
-	@echo "make lock        write requirements.lock anew from the ranges"
-	@echo "make clean-demo  forget the demo's run, so that it trains again"
+	@echo "make lock        write a new requirements.lock from the ranges"
+	@echo "make clean-demo  remove the demo's run, so that it trains from the start"
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,7 +44,7 @@ lint: $(VENV)/test.stamp
 test: lint
 	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
-# In a venv of its own, so that it holds what the ranges give today and nothing else.
+# In a separate venv, so that it lists what the ranges allow today and nothing else.
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --requirement requirements.txt
