@@ -36,9 +36,7 @@ MAX_FUNCTION_LINES = 80
 BACKEND_NAMES = {"default_backend", "platform_dependent", "device_kind", "get_backend"}
 
 # Deliberate exceptions, each with its reason.
-SHADOWING = {
-    "common/types.py": "named like jax.typing and flax.typing; every import of it is absolute",
-}
+SHADOWING: dict[str, str] = {}
 BACKEND_QUERIES = {
     "models/densenet.py default_implementation": "the one place that chooses an implementation",
     "training/prefix_cache.py PrefixCache._key": "features of another device differ in rounding",

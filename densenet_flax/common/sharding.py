@@ -10,7 +10,7 @@ from jaxtyping import Array, Shaped
 from numpy.typing import ArrayLike
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 
 
 def start_processes(coordinator: str, processes: int, process: int) -> None:

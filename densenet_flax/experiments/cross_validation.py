@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.breakhis.folds import FOLDS
 from densenet_flax.evaluation.report import cautions
 from densenet_flax.experiments.experiment import Experiment

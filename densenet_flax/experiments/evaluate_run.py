@@ -12,7 +12,7 @@ from absl import logging
 from tqdm import tqdm
 
 from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.common.settings import INLINE, Settings, at_least, choice, setting
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.splits.sampling import SAMPLINGS

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError, errors_in
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.experiments.experiment import Experiment, LossConfig, ModelConfig, StageConfig
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.models import frontier

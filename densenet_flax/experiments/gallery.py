@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from densenet_flax.common.sharding import put_batch
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.overlay import draw_panel, to_png

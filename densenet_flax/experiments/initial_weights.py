@@ -5,7 +5,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import Split

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import EVALUATION_BEGINS
 from densenet_flax.common.sharding import is_first_process, make_mesh
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.augmentation.color import with_stain_statistics
 from densenet_flax.data.augmentation.preview import write_preview
 from densenet_flax.data.loading import open_dataset

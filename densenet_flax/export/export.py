@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
 from densenet_flax.export import stablehlo
 from densenet_flax.export.predict_fn import PredictFn

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
-from densenet_flax.common.types import JsonDict, PyTree
+from densenet_flax.common.trees import JsonDict, PyTree
 from densenet_flax.export.predict_fn import Outputs, PredictFn
 from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.tta import num_views

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.tta import num_views, symmetric_views
 from densenet_flax.models.preprocessing import preprocess_input

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate, to_host
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.images.decode import resize
 from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint

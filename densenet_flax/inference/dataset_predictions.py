@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from densenet_flax.common.sharding import process_slice, put_batch, to_host
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.data.batching import split_into_batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import prefetch_images

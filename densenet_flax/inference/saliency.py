@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import replicate, to_host
-from densenet_flax.common.types import PyTree, Variables
+from densenet_flax.common.trees import PyTree, Variables
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.units import param_key, select_units

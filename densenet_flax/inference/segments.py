@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Shaped
 
-from densenet_flax.common.types import PyTree, Variables
+from densenet_flax.common.trees import PyTree, Variables
 from densenet_flax.models.densenet import DenseNet, global_average_pool
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.models.units import select_units

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.kernels.dense_layer import (
     DenseBlockSpec,
     LayerParams,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.kernels.convolution import conv1x1, conv3x3
 from densenet_flax.kernels.matmul import as_bits, from_bits
 from densenet_flax.kernels.normalization import MeanVar, mean_var, normalize

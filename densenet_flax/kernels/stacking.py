@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 
 _FUSED_OPERANDS = 8  # arrays that XLA's CPU backend concatenates in one small program
 

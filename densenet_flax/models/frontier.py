@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from flax.traverse_util import path_aware_map
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.models.units import unit_names
 
 BN_MODES = ("keras", "frozen", "live")

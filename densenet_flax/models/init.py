@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.models.densenet import DenseNet
 
 

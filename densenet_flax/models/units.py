@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 
 
 def unit_names(blocks: Sequence[int]) -> tuple[str, ...]:

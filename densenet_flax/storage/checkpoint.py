@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSt
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import CHECKPOINT_WRITTEN
 from densenet_flax.common.sharding import multiple_processes
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.atomic import writing
 from densenet_flax.storage.latest_writer import LatestWriter
 from densenet_flax.storage.named_arrays import NamedVector, join, split

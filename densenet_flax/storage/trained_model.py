@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.checkpoint import Checkpoints, is_checkpoint
 from densenet_flax.storage.workdir import OPERATING_POINT_FILE
 

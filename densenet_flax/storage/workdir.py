@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.storage.atomic import write_text, writing
 
 OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and of which checkpoint

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import over_batch, process_slice, put_batch
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.data.augmentation.views import augment, mix
 from densenet_flax.data.batching import split_into_batches

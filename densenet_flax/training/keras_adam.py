@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 
 
 class KerasAdamState(NamedTuple):

@@ -11,7 +11,7 @@ import optax
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, at_least, choice, setting
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.training.keras_adam import scale_by_keras_adam
 from densenet_flax.training.raveled import Raveled
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import all_processes, replicate, to_host
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.frontier import Frontier

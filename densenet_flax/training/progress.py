@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.training.optimizer import plateau_scale
 from densenet_flax.training.stage import Stage
 

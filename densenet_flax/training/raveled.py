@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from jaxtyping import Int, Shaped
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.train_step import TrainStep
 

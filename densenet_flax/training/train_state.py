@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from densenet_flax.common.sharding import replicate
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.storage.named_arrays import NamedVector, join, split
 from densenet_flax.training.raveled import Raveled, is_raveled, unravel_to_host
 

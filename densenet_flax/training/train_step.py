@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from densenet_flax.common.sharding import replicate, replicated
-from densenet_flax.common.types import PyTree, Variables
+from densenet_flax.common.trees import PyTree, Variables
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.models.layers import ema_update

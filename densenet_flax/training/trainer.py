@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.host_memory import STAGE_BEGINS
 from densenet_flax.common.sharding import multiple_processes
-from densenet_flax.common.types import JsonDict, Variables
+from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import Sampler
 from densenet_flax.data.splits.split import Split

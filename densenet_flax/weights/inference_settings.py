@@ -7,7 +7,7 @@ from typing import Any
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, between, choice, setting
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 
 DTYPES = ("float32", "bfloat16")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, Unpack, cast
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.inference_settings import InferenceSettings
 from densenet_flax.weights.layout import Layout

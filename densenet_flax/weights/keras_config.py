@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.weights.info import InfoFields
 
 # Layers with which our model still computes the same at inference, if every shape agrees.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.models.frontier import keras_layers
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout

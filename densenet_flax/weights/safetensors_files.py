@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import Shape

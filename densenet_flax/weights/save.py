@@ -5,7 +5,7 @@ from pathlib import Path
 from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.safe_reading import StrPath
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.weights.info import InfoFields
 from densenet_flax.weights.layout import Shape, VariablePath, name_head_layers

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import Variables
+from densenet_flax.common.trees import Variables
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.info import WeightsInfo
 

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import PyTree
+from densenet_flax.common.trees import PyTree
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout, Shape, VariablePath, infer_layout
 from densenet_flax.weights.safe_reading import damaged, file_hash, reading

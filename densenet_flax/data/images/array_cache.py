@@ -17,7 +17,7 @@ from PIL import __version__ as pillow_version
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.decode import decode, decode_in_threads, resize
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stain_normalization import Pixels, make_normalizer

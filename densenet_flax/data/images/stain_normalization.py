@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.decode import decode
 from densenet_flax.data.images.image_files import read_file
 

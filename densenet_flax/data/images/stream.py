@@ -17,7 +17,7 @@ from jaxtyping import Int, Shaped, UInt8
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.prefetch import prefetch
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.decode import decode, resize
 from densenet_flax.data.images.stain_normalization import Normalizer, make_normalizer
 

@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Bool, Int, Shaped
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split_config import LEAKY
 from densenet_flax.storage.atomic import write_text

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import SUBSETS, Split, seen_in_training
 

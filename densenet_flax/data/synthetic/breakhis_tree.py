@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, at_least, setting
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.breakhis.layout import ROOT
 from densenet_flax.data.breakhis.names import MAGNIFICATIONS, SUBTYPES
 from densenet_flax.data.synthetic.tissue import SUBTYPES_OF, draw_stain, draw_tile

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.multiclass import MACRO
 from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights
 

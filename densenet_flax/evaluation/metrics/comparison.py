@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import (
     LEVEL,
     RESAMPLES,

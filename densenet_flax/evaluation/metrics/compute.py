@@ -10,7 +10,7 @@ makes intervals of that. `calibration` measures the probabilities. `operating_po
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics import groups
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.calibration import calibration_report

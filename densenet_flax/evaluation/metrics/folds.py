@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.intervals import sample_intervals
 from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set, point_metrics

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions

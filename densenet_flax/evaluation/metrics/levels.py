@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics import binary, multiclass
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
 from densenet_flax.evaluation.metrics.sample import Rows, Sample, Weights

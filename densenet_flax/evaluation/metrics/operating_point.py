@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.binary import counts_by_threshold
 from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
 from densenet_flax.evaluation.predictions import Predictions

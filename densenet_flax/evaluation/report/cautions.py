@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.report.wording import (
     accuracy_interval,
     confusion_counts,

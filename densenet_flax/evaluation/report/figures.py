@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.binary import precision_recall_curve, roc_curve
 from densenet_flax.evaluation.metrics.levels import level_metrics
 from densenet_flax.evaluation.metrics.sample import Rows, sample_of

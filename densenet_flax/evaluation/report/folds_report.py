@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary
 from densenet_flax.evaluation.predictions import Predictions

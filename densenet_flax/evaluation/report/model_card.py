@@ -6,7 +6,7 @@ What no run can know, such as ethics and funding, an author adds through `info['
 from collections.abc import Mapping
 from typing import Any
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.report import tables
 from densenet_flax.evaluation.report.cautions import verdict
 from densenet_flax.evaluation.report.rendering import render

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.binary import roc_curve
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.plotting import (

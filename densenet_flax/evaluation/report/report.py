@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.compute import assess
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint, choose_operating_point

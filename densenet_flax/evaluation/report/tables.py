@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.levels import ACCURACY_BY_MEAN
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.views import Cell, Measured, Table, measured

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 
 UNKNOWN = "not recorded"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from densenet_flax.common.types import JsonDict
+from densenet_flax.common.trees import JsonDict
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Names for what is truly dynamic, so that `Any` appears here and not in every signature."""
+"""Types of nested data, so that `Any` appears here and not in every signature."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
