@@ -7,27 +7,6 @@ model = info.build_model()
 On the command line: `python -m densenet_flax.weights convert|export|inspect|download`.
 """
 
-from densenet_flax.weights.conversion import Conversion, Inspection, convert, export, inspect
-from densenet_flax.weights.inference_settings import InferenceSettings, StoredOperatingPoint
-from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.load import load_backbone, load_weights, load_with_info, read_weights
-from densenet_flax.weights.official import download
-from densenet_flax.weights.save import export_weights, save_weights
+import lazy_loader
 
-__all__ = [
-    "Conversion",
-    "InferenceSettings",
-    "Inspection",
-    "StoredOperatingPoint",
-    "WeightsInfo",
-    "convert",
-    "download",
-    "export",
-    "export_weights",
-    "inspect",
-    "load_backbone",
-    "load_weights",
-    "load_with_info",
-    "read_weights",
-    "save_weights",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

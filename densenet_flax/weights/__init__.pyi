@@ -1,0 +1,15 @@
+from .conversion import Conversion as Conversion
+from .conversion import Inspection as Inspection
+from .conversion import convert as convert
+from .conversion import export as export
+from .conversion import inspect as inspect
+from .inference_settings import InferenceSettings as InferenceSettings
+from .inference_settings import StoredOperatingPoint as StoredOperatingPoint
+from .info import WeightsInfo as WeightsInfo
+from .load import load_backbone as load_backbone
+from .load import load_weights as load_weights
+from .load import load_with_info as load_with_info
+from .load import read_weights as read_weights
+from .official import download as download
+from .save import export_weights as export_weights
+from .save import save_weights as save_weights
