@@ -83,11 +83,12 @@ def _log_summary(dataset: Dataset, location: object) -> None:
     for note in dataset.notes:
         logging.warning("%s: %s", dataset.name, note)
     images = np.bincount(dataset.labels, minlength=len(dataset.class_names))
+    patients = ", ".join(f"{len(np.unique(group))} by {k}" for k, group in dataset.groups.items())
     logging.info(
-        "%s: %d images (%s); number of groups: %s; from %s",
+        "%s: %d images (%s); patients: %s; from %s",
         dataset.name,
         len(dataset),
         ", ".join(f"{n} {name}" for n, name in zip(images, dataset.class_names, strict=True)),
-        ", ".join(f"{len(np.unique(group))} {key}" for key, group in dataset.groups.items()),
+        patients.replace(" by patient", ""),
         location,
     )

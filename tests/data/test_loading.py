@@ -68,8 +68,8 @@ def test_a_second_run_prepares_nothing(make_config, drawn_tree, tmp_path, monkey
     lines = [record.getMessage() for record in caplog.records]
     assert lines.pop(0).startswith("breakhis: not all of BreakHis: 16 of 7909 images; missing: ad")
     assert lines == [
-        "breakhis: 16 images (8 benign, 8 malignant); number of groups: 8 case70, 8 slide81, "
-        f"8 id82; from {drawn_tree}"
+        "breakhis: 16 images (8 benign, 8 malignant); patients: 8 by case70, 8 by slide81, "
+        f"8 by id82; from {drawn_tree}"
     ]
 
 
