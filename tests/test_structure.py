@@ -92,11 +92,11 @@ def _source_files() -> list[Path]:
     return [*modules().values(), ROOT / "main.py", *sorted((ROOT / "configs").glob("*.py"))]
 
 
-def _compare(found: dict[str, str], exceptions: dict[str, str], advice: str) -> None:
+def _compare(matches: dict[str, str], exceptions: dict[str, str], advice: str) -> None:
     """Fails on violations that are no exceptions, and on exceptions that are no violations."""
-    violations = [f"  {key}: {text}" for key, text in found.items() if key not in exceptions]
+    violations = [f"  {key}: {text}" for key, text in matches.items() if key not in exceptions]
     assert not violations, "\n".join([advice, *violations])
-    stale = sorted(exceptions.keys() - found.keys())
+    stale = sorted(exceptions.keys() - matches.keys())
     assert not stale, f"no longer needed, so remove from the exceptions in {__file__}: {stale}"
 
 
@@ -107,7 +107,7 @@ def test_every_room_has_a_floor():
 
 
 def test_imports_run_downward():
-    found = {}
+    matches = {}
     for module, imported in imports().items():
         room = _room(module)
         if room:  # the package itself is above all floors: it lists the public names
@@ -115,10 +115,10 @@ def test_imports_run_downward():
             for name in sorted(imported):
                 inside = name.removeprefix(f"{PACKAGE}.")
                 if not any(f"{inside}.".startswith(f"{prefix}.") for prefix in allowed):
-                    found[f"{module} -> {name}"] = f"{room} may not import it"
+                    matches[f"{module} -> {name}"] = f"{room} may not import it"
     floors = " > ".join(", ".join(floor) for floor in FLOORS)
     advice = f"Imports run downward: {floors}. Move what both need below them, or pass it in:"
-    _compare(found, {}, advice)
+    _compare(matches, {}, advice)
 
 
 def _rooms_below(room: str) -> set[str]:
@@ -134,15 +134,15 @@ def test_no_import_circle():
 
 
 def test_names_are_imported_from_the_module_that_defines_them():
-    found = {}
+    matches = {}
     for importer, path in modules().items():
         for node in ast.walk(tree(path)) if path.stem != "__init__" else ():
             if isinstance(node, ast.ImportFrom) and node.module in modules():
                 defined = _defined_names(tree(modules()[node.module]))
                 for name in (alias.name for alias in node.names):
                     if name not in defined and f"{node.module}.{name}" not in modules():
-                        found[f"{importer}: {name}"] = f"{node.module} does not define it"
-    _compare(found, {}, "Import these names from the modules that define them:")
+                        matches[f"{importer}: {name}"] = f"{node.module} does not define it"
+    _compare(matches, {}, "Import these names from the modules that define them:")
 
 
 def _defined_names(node: ast.Module) -> set[str]:
@@ -163,22 +163,22 @@ def _defined_names(node: ast.Module) -> set[str]:
 
 def test_no_two_modules_of_one_name_in_a_room():
     first: dict[tuple[str, str], str] = {}
-    found = {}
+    matches = {}
     for module, path in modules().items():
         key = (_room(module), path.stem)
         if path.stem not in ("__init__", "__main__") and first.setdefault(key, module) != module:
-            found[module] = f"has the name of {first[key]}"
-    _compare(found, {}, "Give these modules a name that no other module of their room has:")
+            matches[module] = f"has the name of {first[key]}"
+    _compare(matches, {}, "Give these modules a name that no other module of their room has:")
 
 
 def test_no_module_shadows_a_library():
-    found = {
+    matches = {
         _inside(path): "is also the name of a library"
         for module, path in modules().items()
         if module.rpartition(".")[2] in _libraries()
     }
     _compare(
-        found,
+        matches,
         SHADOWING,
         "Rename these modules; a reader takes them for the library:",
     )
@@ -196,23 +196,23 @@ def _libraries() -> set[str]:
 
 def test_files_are_short():
     lengths = {path: len(path.read_bytes().splitlines()) for path in _source_files()}
-    found = {
+    matches = {
         str(path.relative_to(ROOT)): f"{length} lines"
         for path, length in lengths.items()
         if length > MAX_FILE_LINES
     }
-    _compare(found, {}, f"Split these files; a file has at most {MAX_FILE_LINES} lines:")
+    _compare(matches, {}, f"Split these files; a file has at most {MAX_FILE_LINES} lines:")
 
 
 def test_functions_are_short():
-    found = {
+    matches = {
         f"{path.relative_to(ROOT)} {name}": f"{node.end_lineno - node.lineno + 1} lines"
         for path in _source_files()
         for name, node in _functions(tree(path))
         if node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     }
     _compare(
-        found,
+        matches,
         {},
         f"Split these functions; a function has at most {MAX_FUNCTION_LINES} lines:",
     )
@@ -229,13 +229,13 @@ def _functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.Funct
 
 
 def test_only_kernels_ask_for_the_backend():
-    found = {}
+    matches = {}
     for path in modules().values():
         if _room(_dotted(path)) != "kernels":
             for function, query in _backend_queries(tree(path)):
-                found[f"{_inside(path)} {function}".strip()] = f"uses {query}"
+                matches[f"{_inside(path)} {function}".strip()] = f"uses {query}"
     _compare(
-        found,
+        matches,
         BACKEND_QUERIES,
         "Move what depends on the device into kernels/, behind a function with the signature of "
         "the plain operation:",

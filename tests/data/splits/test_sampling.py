@@ -69,10 +69,10 @@ def test_patients_of_a_class_come_equally_often(case):
     counts = np.bincount(sampler.epoch(4)[0], minlength=len(dataset))
     patients = dataset.patients("patient")
     for label in np.unique(dataset.labels[rows]):
-        of_class = rows[dataset.labels[rows] == label]
+        in_class = rows[dataset.labels[rows] == label]
         counts_of_patients = [
-            counts[of_class[patients[of_class] == patient]]
-            for patient in np.unique(patients[of_class])
+            counts[in_class[patients[in_class] == patient]]
+            for patient in np.unique(patients[in_class])
         ]
         sums = [int(each.sum()) for each in counts_of_patients]
         assert max(sums) - min(sums) <= 1
