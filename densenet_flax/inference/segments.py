@@ -72,7 +72,7 @@ class SegmentedModel:
         for begin, end in pairwise(ends[ends.index(start) : ends.index(stop) + 1]):
             assert begin is not None
             used = self._select(variables, begin, end)
-            x = _run_segment(self.model, used, x, start=begin, stop=end, preprocessing=mode)
+            x = run_segment(self.model, used, x, start=begin, stop=end, preprocessing=mode)
         return x
 
     def input_spec(self, cut: str, image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
@@ -89,7 +89,7 @@ class SegmentedModel:
 
 # Not a method: segments of equal arguments share one compilation, whichever object runs them.
 @functools.partial(jax.jit, static_argnames=("model", "start", "stop", "preprocessing"))
-def _run_segment(
+def run_segment(
     model: DenseNet,
     variables: Variables,
     x: Shaped[Array, "N ..."],
@@ -98,6 +98,7 @@ def _run_segment(
     stop: str | None,
     preprocessing: str,
 ) -> Shaped[Array, "N ..."]:
+    """One segment of `SegmentedModel.run`, from `start` to `stop`; the head's input is pooled."""
     if start == "stem":
         x = preprocess_input(x, preprocessing)
     y = cast(Array, model.apply(variables, x, start=start, stop=stop))

@@ -163,13 +163,16 @@ class TrainStep:
         started = time.perf_counter()
         with self._compile_lock:
             if self._compiled is None:
-                scale = replicate(np.float32(1), self.mesh)
-                spec = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(self.mesh))
-                state = jax.eval_shape(self._make_state, self._initial)
-                trees = (state, self._select_tail(self._host_frozen))
-                state, frozen = jax.tree.map(lambda leaf: spec(leaf.shape, leaf.dtype), trees)
-                self._compiled = self._jitted.lower(state, frozen, dict(batch), scale).compile()
+                self._compiled = self.trace(batch).lower().compile()
         return time.perf_counter() - started
+
+    def trace(self, batch: Mapping[str, Any]) -> jax.stages.Traced:
+        """Traces the step for batches like this one; the devices of the mesh need not exist."""
+        spec = functools.partial(jax.ShapeDtypeStruct, sharding=replicated(self.mesh))
+        state = jax.eval_shape(self._make_state, self._initial)
+        trees = (state, self._select_tail(self._host_frozen))
+        state, frozen = jax.tree.map(lambda leaf: spec(leaf.shape, leaf.dtype), trees)
+        return self._jitted.trace(state, frozen, dict(batch), spec((), np.float32))
 
     def run_step(
         self, state: TrainState, batch: Mapping[str, jax.Array], rate_scale: float = 1.0

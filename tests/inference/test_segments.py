@@ -50,12 +50,12 @@ def test_the_features_at_the_head_are_pooled_in_float32(segmented, tiny, tiny_va
 
 def test_networks_with_other_cuts_share_the_segments_between_common_cuts(segmented, tiny_variables):
     segmented.run(tiny_variables, IMAGES, stop="pool2")
-    compiled = segments._run_segment._cache_size()
+    compiled = segments.run_segment._cache_size()
     other = segmented.with_cut("conv5_block1")
     assert other.cuts == ("stem", *CUTS, "conv5_block1", "norm", "head")
     assert other.with_cut("norm") is other
     other.run(tiny_variables, IMAGES, stop="pool2")
-    assert segments._run_segment._cache_size() == compiled
+    assert segments.run_segment._cache_size() == compiled
 
 
 def test_a_segment_gets_only_the_variables_that_it_uses(segmented, tiny_variables):
