@@ -12,7 +12,7 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.images.decode import DECODE_ERRORS, decode, to_array
-from densenet_flax.data.images.image_files import read_file
+from densenet_flax.data.images.formats import read_image_file
 
 # A uint8 array [H, W, 3], an opened Pillow image, the bytes of an image file, or a path to one.
 ImageLike: TypeAlias = np.ndarray | Image.Image | bytes | str | os.PathLike[str]
@@ -39,7 +39,7 @@ def read_pixels(image: ImageLike, name: object) -> UInt8[np.ndarray, "H W 3"]:
       InputError: it is not an image; the message calls it `name`, or by its path if it has one.
     """
     if isinstance(image, str | os.PathLike):
-        return decode(read_file(Path(image).expanduser()), image)
+        return decode(read_image_file(Path(image).expanduser(), image), image)
     if isinstance(image, bytes):
         return decode(image, name)
     if isinstance(image, Image.Image):

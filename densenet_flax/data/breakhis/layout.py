@@ -20,7 +20,8 @@ from densenet_flax.data.images.decode import (
     describe_damage,
     is_plain_tile,
 )
-from densenet_flax.data.images.image_files import listing_digest, read_file, walk_images
+from densenet_flax.data.images.formats import read_image_file
+from densenet_flax.data.sources.files import list_files, listing_digest
 
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
@@ -45,7 +46,7 @@ def find_source(path: str | os.PathLike[str]) -> Path:
             f"{path}: no such folder or archive; give the folder that holds {ROOT}, or {ARCHIVE}"
         )
     # Of an archive with its unpacked folder beside it, the folder is read.
-    if walk_images(path, (".png",)):
+    if _list_png(path):
         return path
     if (path / ARCHIVE).is_file():
         return path / ARCHIVE
@@ -63,7 +64,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
       InputError: a PNG is not named as in BreakHis, or there is none.
     """
-    images = list(walk_images(folder, (".png",)).values())
+    images = _list_png(folder)
     images = [path for path in images if ROOT in path.parts] or images
     unknown = [path for path in images if not parse_name(path.name)]
     if len(unknown) == len(images):
@@ -75,6 +76,12 @@ def list_images(folder: Path) -> list[Path]:
     if unknown:
         raise _bad_name(unknown[0])
     return sorted(images, key=lambda path: (path.name, path))
+
+
+def _list_png(folder: Path) -> list[Path]:
+    listing = list_files(folder)
+    listing.check_readable()
+    return [path for path in listing.images.values() if path.suffix.lower() == ".png"]
 
 
 def list_names(source: Path) -> list[str]:
@@ -105,7 +112,7 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
     if source.is_file():
         encoded = _read_archive(source)
     else:
-        encoded = ((str(path), read_file(path)) for path in list_images(source))
+        encoded = ((str(path), read_image_file(path)) for path in list_images(source))
     # Copies of an image do no harm (an unpacked archive beside a backup), two contents do.
     seen: dict[str, tuple[str, bytes]] = {}
     for location, data in decode_in_threads(_check_image, encoded, skipped):

@@ -1,6 +1,5 @@
 """Encoded images to RGB pixels, whatever the file format, or one line that says why not."""
 
-import io
 import os
 import struct
 import zlib
@@ -12,10 +11,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.prefetch import Item, Result, prefetch
+from densenet_flax.data.images.formats import MAX_PIXELS, open_image
 
-# A tile has at most this many pixels (8192×8192): larger images are slides, and decoding one could
-# take all memory. Read from the header, before anything is decoded.
-MAX_PIXELS = 2**26
 MIN_SIDE = 8
 # What Pillow's decoders raise on damaged files.
 DECODE_ERRORS = (
@@ -45,7 +42,7 @@ def decode(data: bytes, name: object) -> UInt8[np.ndarray, "H W 3"]:
       InputError: it is not a whole image, or not one that could be a tile.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 problem = ": a slide and not a tile; cut tiles from it"

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.decode import decode
-from densenet_flax.data.images.image_files import read_file
+from densenet_flax.data.images.formats import read_image_file
 
 Pixels: TypeAlias = UInt8[np.ndarray, "H W 3"]
 Normalizer: TypeAlias = Callable[[Pixels], Pixels]
@@ -118,7 +118,7 @@ def make_normalizer(settings: Settings) -> Normalizer:
 
 def _read_reference(reference: str, min_tissue: float) -> Pixels:
     path = Path(reference).expanduser()
-    pixels = decode(read_file(path, f"data.stain.reference={path}"), path)
+    pixels = decode(read_image_file(path, f"data.stain.reference={path}"), path)
     if not _has_tissue(pixels, min_tissue):
         raise InputError(f"data.stain.reference={path}: shows no tissue; choose another tile")
     return pixels

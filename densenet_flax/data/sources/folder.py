@@ -10,14 +10,10 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images.array_cache import ImageOptions
-from densenet_flax.data.images.image_files import (
-    IMAGE_SUFFIXES,
-    listing_digest,
-    read_file,
-    walk_images,
-)
+from densenet_flax.data.images.formats import IMAGE_SUFFIXES, read_image_file
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
+from densenet_flax.data.sources.files import list_files, listing_digest
 from densenet_flax.data.sources.source import Annotations, Source
 from densenet_flax.data.sources.tile_table import Tile, read_tile_table
 
@@ -58,7 +54,7 @@ class FolderSource(Source):
 
 
 def _read_tile(root: Path, row: Row) -> bytes:
-    return read_file(root / row["file"])
+    return read_image_file(root / row["file"])
 
 
 def list_folder(root: Path, table: Path | None = None, patient_pattern: str = "") -> Sequence[Tile]:
@@ -74,7 +70,9 @@ def list_folder(root: Path, table: Path | None = None, patient_pattern: str = ""
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of the images as data.path")
-    images = walk_images(root)
+    listing = list_files(root)
+    listing.check_readable()
+    images = listing.images
     if not images:
         raise InputError(
             f"{root}: no images in it; expected files that end in {', '.join(IMAGE_SUFFIXES)}"

@@ -10,10 +10,10 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images.array_cache import ImageOptions
-from densenet_flax.data.images.image_files import listing_digest
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
 from densenet_flax.data.sources import tfds_files
+from densenet_flax.data.sources.files import listing_digest
 from densenet_flax.data.sources.source import Annotations, Source
 
 # Other names that data sets have for the splits.

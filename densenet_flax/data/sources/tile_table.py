@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images.image_files import read_file
+from densenet_flax.common.reading import MAX_TEXT_BYTES, read_file
 
 _REQUIRED = ("file", "label")
 _OPTIONAL = ("patient", "site", "split")
@@ -106,7 +106,7 @@ def _find_image(
 
 
 def _read_text(table: Path) -> str:
-    data = read_file(table)
+    data = read_file(table, max_bytes=MAX_TEXT_BYTES)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)

@@ -1,16 +1,20 @@
 """The image files that a path or a pattern selects, and the patients that their names state."""
 
 import dataclasses
+import fnmatch
+import functools
 import glob
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import GROUPS, parse_name
-from densenet_flax.data.images.image_files import IMAGE_SUFFIXES, walk_images
+from densenet_flax.data.images.formats import IMAGE_SUFFIXES
+from densenet_flax.data.sources.files import FileListing, describe_left_out, list_files
 from densenet_flax.data.sources.folder import find_patient
 from densenet_flax.weights.inference_settings import InferenceSettings
 
@@ -31,32 +35,59 @@ class ImageFile:
 def find_images(images: str) -> list[ImageFile]:
     """Finds the images of a path or a pattern with `*`, `?`, `[…]`, and `**` for any depth.
 
-    Subfolders are searched too. The images are sorted by name. InputError if there is none.
+    Subfolders are searched too. The images are sorted by name. What is left out is logged.
+
+    Raises:
+      InputError: there is no image, or the folder cannot be read.
     """
-    root = Path(images).expanduser()
-    if root.is_file():
-        return [ImageFile(root, root.name)]  # whatever its suffix: it was asked for by name
-    if root.is_dir():
-        files = [ImageFile(path, name) for name, path in walk_images(root).items()]
-    else:
-        files = _match(root)
-    if not files:
+    path = Path(images).expanduser()
+    if path.exists() and not path.is_dir():
+        return [ImageFile(path, path.name)]  # whatever its suffix: it was asked for by name
+    listing = list_files(path) if path.is_dir() else _match(path)
+    left_out = describe_left_out(listing.left_out.values()) if listing else ""
+    if not listing or not listing.images:
         raise InputError(
             f"--images={images}: no image found; expected a folder, a file or a pattern such as "
-            f"'tiles/**/*.png', of files that end in {', '.join(IMAGE_SUFFIXES)}"
+            f"'tiles/**/*.png', of files that end in {', '.join(IMAGE_SUFFIXES)}{left_out}"
         )
-    return files
+    if left_out:
+        logging.info("%s: %s", images, listing.describe())
+    for problem in listing.problems:
+        logging.warning("skipped: %s", problem)
+    return [ImageFile(path, name) for name, path in listing.images.items()]
 
 
-def _match(pattern: Path) -> list[ImageFile]:
-    paths = [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if path.is_file()]
-    images = sorted(path for path in paths if path.name.lower().endswith(IMAGE_SUFFIXES))
-    if images and len(images) < len(paths):
-        logging.info("%s: ignored %d other files", pattern, len(paths) - len(images))
+def _match(pattern: Path) -> FileListing | None:
+    """Lists what a pattern selects; None if it has no wildcard, or its folder does not exist."""
     # Names are relative to the folder above the first part of the pattern that may match several.
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1])
-    base = Path(*fixed)
-    return [ImageFile(path, path.relative_to(base).as_posix()) for path in images]
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    base, parts = Path(*fixed), pattern.parts[len(fixed) :]
+    if ".." in parts:
+        raise InputError(f"--images={pattern}: '..' behind a wildcard; name the folder before it")
+    if not parts or not base.is_dir():
+        return None
+    return list_files(base, functools.partial(_selects, parts))
+
+
+def _selects(parts: Sequence[str], name: str, is_folder: bool) -> bool:
+    return _matches(name.split("/"), parts, is_folder)
+
+
+def _matches(names: Sequence[str], parts: Sequence[str], is_folder: bool) -> bool:
+    """Whether a path matches a pattern; of a folder, whether something in it may."""
+    if not names:
+        # A last `**` matches all that is in a folder.
+        return (is_folder and bool(parts)) or all(part == "**" for part in parts)
+    if not parts:
+        return False
+    if parts[0] == "**":
+        return _matches(names, parts[1:], is_folder) or (
+            not names[0].startswith(".") and _matches(names[1:], parts, is_folder)
+        )
+    # As in a shell, a wildcard does not match the dot of a hidden name.
+    is_hidden = names[0].startswith(".") and not parts[0].startswith(".")
+    matches = fnmatch.fnmatchcase(names[0], parts[0]) and not is_hidden
+    return matches and _matches(names[1:], parts[1:], is_folder)
 
 
 def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
