@@ -49,13 +49,12 @@ def multiple_processes() -> bool:
 
 
 def make_mesh() -> Mesh:
-    """Makes a mesh of one axis, `data`, over all devices, in the order of their processes.
+    """Makes a mesh of one axis, `data`, over all devices, in the order that JAX chooses for them.
 
-    `jax.make_mesh` would order devices by the network between them, and so interleave the processes
-    of a TPU slice of several hosts, while the rows of a batch are divided process by process.
+    On a TPU slice of several hosts that order follows the network between the devices and may
+    interleave the processes. Nothing here assumes an order: rows go to the devices that hold them.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -80,26 +79,18 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
-def process_slice(rows: Shaped[np.ndarray, " N"], mesh: Mesh) -> Shaped[np.ndarray, " n"]:
-    """Selects the rows of a batch that this process reads and puts on its devices.
+def process_rows(rows: Shaped[np.ndarray, " N"], mesh: Mesh) -> Shaped[np.ndarray, " n"]:
+    """Selects the rows of a batch that this process reads: those that its own devices hold.
 
     Args:
       rows: of the whole batch, the same in every process; padded with the first one until the
         number of devices divides them.
-      mesh: of the devices, in the order of their processes.
+      mesh: of the devices, in any order.
 
-    Raises:
-      ValueError: the devices are in another order, so that rows would go to the wrong process.
+    Returns:
+      The rows in the order of this process's devices in the mesh.
     """
-    processes = [device.process_index for device in mesh.devices.flat]
-    if processes != sorted(processes):
-        raise ValueError(
-            f"mesh: its devices belong to the processes {processes}; expected them in the order of "
-            "the processes, as common.sharding.make_mesh returns them"
-        )
-    rows = np.concatenate([rows, np.repeat(rows[:1], -len(rows) % mesh.size)])
-    size = len(rows) // jax.process_count()
-    return rows[jax.process_index() * size : (jax.process_index() + 1) * size]
+    return _local_part(np.concatenate([rows, np.repeat(rows[:1], -len(rows) % mesh.size)]), mesh)
 
 
 def put_batch(
@@ -114,35 +105,67 @@ def put_batch(
       ids: of the whole batch, the same in every process.
       weight: of each; padded with 0 until the number of devices divides the batch. Rows of weight 0
         count nowhere, so padding changes no result.
-      take: reads the rows of some ids, those of `process_slice`: arrays `[n, …]` by name.
-      mesh: as for `process_slice`.
+      take: reads the rows of some ids, those of `process_rows`: arrays `[n, …]` by name.
+      mesh: of the devices, in any order.
 
     Returns:
-      What `take` returned, of all processes, and `weight`.
+      What `take` returned, of all processes and in the order of `ids`, and `weight`.
     """
-    size = len(ids) + -len(ids) % mesh.size
-    local = process_slice(np.arange(len(ids)), mesh)
-    first = jax.process_index() * len(local)
-    is_padding = np.arange(first, first + len(local)) >= len(ids)
-    padded_weight = np.where(is_padding, 0, weight[local]).astype(weight.dtype)
-    batch = {**take(ids[local]), "weight": padded_weight}
+    weight = np.concatenate([weight, np.zeros(-len(ids) % mesh.size, weight.dtype)])
+    batch = {**take(process_rows(ids, mesh)), "weight": _local_part(weight, mesh)}
+    return {name: _put_local(np.asarray(x), mesh) for name, x in batch.items()}
 
-    def put(x: ArrayLike) -> Array:
-        x = np.asarray(x)
-        return jax.make_array_from_process_local_data(over_batch(mesh), x, (size, *x.shape[1:]))
 
-    return {name: put(x) for name, x in batch.items()}
+def _local_devices(mesh: Mesh) -> list[int]:
+    """The numbers of this process's devices in a mesh."""
+    owners = [device.process_index for device in mesh.devices.flat]
+    return [number for number, owner in enumerate(owners) if owner == jax.process_index()]
+
+
+def _local_part(x: Shaped[np.ndarray, "N ..."], mesh: Mesh) -> Shaped[np.ndarray, "n ..."]:
+    """Selects what this process's devices hold of a whole batch; their number divides N."""
+    return np.concatenate([np.split(x, mesh.size)[number] for number in _local_devices(mesh)])
+
+
+def _put_local(x: Shaped[np.ndarray, "n ..."], mesh: Mesh) -> Shaped[Array, "N ..."]:
+    """Puts what `_local_part` selected on the devices that hold it."""
+    if not multiple_processes():
+        return jax.device_put(x, over_batch(mesh))
+    local_devices = _local_devices(mesh)
+    rows = len(x) // len(local_devices)  # on each device
+    shape = (rows * mesh.size, *x.shape[1:])
+
+    def rows_of_device(index: tuple[slice, ...] | None) -> Shaped[np.ndarray, "..."]:
+        assert index is not None  # JAX passes None for arrays that are not divided
+        first, _, _ = index[0].indices(shape[0])
+        i = local_devices.index(first // rows)
+        return x[i * rows : (i + 1) * rows]
+
+    return jax.make_array_from_callback(shape, over_batch(mesh), rows_of_device)
 
 
 def to_host(x: Shaped[Array, "N ..."]) -> Shaped[np.ndarray, "N ..."]:
-    """Copies all rows of an array that is split over devices to every process."""
+    """Copies all rows of an array that is split over devices to every process, in their order."""
     if not multiple_processes():
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def gather(value: ArrayLike) -> Shaped[np.ndarray, "P ..."]:
+    """Collects one array `[…]` from each process in all of them; all have to call it.
+
+    (`multihost_utils.process_allgather` takes `jax.devices()` to be in the order of the processes.)
+    """
+    value = np.asarray(value)
+    if not multiple_processes():
+        return value[None]
+    mesh = make_mesh()
+    # Each device holds what its process has; the first device of a process speaks for it.
+    rows = to_host(_put_local(np.repeat(value[None], len(_local_devices(mesh)), axis=0), mesh))
+    owners = [device.process_index for device in mesh.devices.flat]
+    return rows[[owners.index(process) for process in range(jax.process_count())]]
+
+
 def all_processes(condition: bool) -> bool:
     """Whether a condition holds in every process; all of them have to call it."""
-    if not multiple_processes():
-        return condition
-    return bool(multihost_utils.process_allgather(np.array(condition)).all())
+    return bool(gather(condition).all())

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from densenet_flax.common.sharding import process_slice, put_batch, to_host
+from densenet_flax.common.sharding import process_rows, put_batch, to_host
 from densenet_flax.common.trees import Variables
 from densenet_flax.data.batching import split_into_batches
 from densenet_flax.data.dataset import Dataset
@@ -99,6 +99,6 @@ def image_batches(
     """Yields batches of images without augmentation, on the devices; the next are read ahead."""
     batches = list(split_into_batches(ids, batch_size))
     # Each process reads its own rows of every batch.
-    images = prefetch_images(dataset.images, [process_slice(rows, mesh) for rows, _ in batches])
+    images = prefetch_images(dataset.images, [process_rows(rows, mesh) for rows, _ in batches])
     for rows, weight in batches:
         yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import over_batch, process_slice, put_batch
+from densenet_flax.common.sharding import over_batch, process_rows, put_batch
 from densenet_flax.common.trees import Variables
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.data.augmentation.views import augment, mix
@@ -144,7 +144,7 @@ class StageInputs:
         mesh = self.segmented.mesh
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:
-            local_ids = [ids[process_slice(positions, mesh)] for positions, _ in parts]
+            local_ids = [ids[process_rows(positions, mesh)] for positions, _ in parts]
             images = prefetch_images(self.dataset.images, local_ids, workers=self.workers)
         read = functools.partial(self._read_local, ids, views, images)
         for positions, weight in parts:

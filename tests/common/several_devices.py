@@ -1,6 +1,9 @@
 """One process of a run over several devices; started by test_sharding.py.
 
-python -m tests.common.several_devices WORKDIR DEVICES [EPOCHS] [PROCESS PROCESSES PORT]
+python -m tests.common.several_devices WORKDIR DEVICES STOP_AT_STEP [PROCESS PROCESSES PORT ORDER…]
+
+An ORDER is that of the devices in the mesh, by their processes, such as 0110; each has its own run
+in a folder of WORKDIR of that name.
 """
 
 import os
@@ -12,20 +15,26 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from densenet_flax.common import sharding
 
 if len(sys.argv) > 4:
-    process, processes, port = sys.argv[4:]
+    process, processes, port = sys.argv[4:7]
     sharding.start_processes(f"127.0.0.1:{port}", int(processes), int(process))
 assert jax.local_device_count() == DEVICES
 
 from densenet_flax.common.errors import Stopped
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split_config import SplitConfig
+from densenet_flax.inference import classifier as classifier_module
+from densenet_flax.inference.classifier import Classifier
+from densenet_flax.inference.dataset_predictions import predict_logits
 from densenet_flax.models import frontier as fr
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
@@ -34,6 +43,7 @@ from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.stage import Loss, Stage
 from densenet_flax.training.trainer import Trainer
+from densenet_flax.weights.info import WeightsInfo
 from tests.helpers.datasets import make_dataset
 from tests.helpers.networks import TINY_BLOCKS, randomize
 
@@ -43,6 +53,7 @@ stages = [
     Stage(name, fr.resolve(at, TINY_BLOCKS), 6, OptimizerSettings(1e-3))
     for name, at in (("head", "head"), ("tail", "conv5_block2_1_conv"))
 ]
+variables = randomize(init_variables(model, seed=1), seed=2)
 reads = []
 
 
@@ -56,32 +67,82 @@ class Counting:
         return dataset.images[rows]
 
 
-lines = []
-checkpoints = Checkpoints(Path(WORKDIR) / "checkpoints")
-trainer = Trainer(
-    model=model,
-    stages=stages,
-    dataset=type("D", (), {**vars(dataset), "images": Counting()})(),
-    split=make_split(dataset, SplitConfig(validation_fraction=0.25)),
-    checkpoints=checkpoints,
-    mesh=sharding.make_mesh(),
-    batch_size=11,  # divided by no number of devices; the last batch of an epoch is shorter
-    seed=0,
-    cache="off",
-    loss=Loss(dropout=True),
-    write_metrics=lines.append,
-)
-position, restored = TrainProgress(), None
-variables = randomize(init_variables(model, seed=1), seed=2)
-if checkpoints.steps:
-    restored = checkpoints.restore(checkpoints.steps[-1])
-    position, variables = TrainProgress(**restored.meta["position"]), restored.variables
-if STOP_AT_STEP:
-    trainer._should_stop = lambda step: step >= STOP_AT_STEP
-with contextlib.suppress(Stopped):
-    trainer.run(variables, position, restored)
-if sharding.is_first_process():
-    for line in lines:
-        if line["kind"] == "epoch":
-            print("epoch", line["step"], line["train_loss"], line["validation_loss"])
+counting_dataset = dataclasses.replace(dataset, images=Counting())
+
+
+def mesh_of(order):
+    """A mesh whose devices belong to these processes."""
+    devices = {p: [d for d in jax.devices() if d.process_index == p] for p in map(int, order)}
+    in_order = [devices[int(process)].pop(0) for process in order]
+    return Mesh(np.array(in_order), ("data",), axis_types=(AxisType.Auto,))
+
+
+def train(workdir, mesh, cache):
+    """Trains, or resumes training; returns the trainer and the lines of its metrics."""
+    lines = []
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    trainer = Trainer(
+        model=model,
+        stages=stages,
+        dataset=counting_dataset,
+        split=make_split(dataset, SplitConfig(validation_fraction=0.25)),
+        checkpoints=checkpoints,
+        mesh=mesh,
+        batch_size=11,  # divided by no number of devices; the last batch of an epoch is shorter
+        seed=0,
+        cache=cache,
+        cache_directory=workdir / "features",
+        loss=Loss(dropout=True),
+        write_metrics=lines.append,
+    )
+    position, restored, initial = TrainProgress(), None, variables
+    if checkpoints.steps:
+        restored = checkpoints.restore(checkpoints.steps[-1])
+        position, initial = TrainProgress(**restored.meta["position"]), restored.variables
+    if STOP_AT_STEP:
+        trainer._should_stop = lambda step: step >= STOP_AT_STEP
+    with contextlib.suppress(Stopped):
+        trainer.run(initial, position, restored)
+    return trainer, lines
+
+
+def write_predictions(path, trainer):
+    """Saves what has a row for each image, by the untrained network: its rows can be compared."""
+    segmented = trainer.segmented
+    replicated = sharding.replicate(variables, segmented.mesh)
+    ids = np.random.default_rng(0).permutation(len(dataset))
+    classifier_module.make_mesh = lambda: segmented.mesh
+    classifier = Classifier(variables, WeightsInfo.of(model, source="made"), batch_size=11)
+    predicted = [classifier.forward(dataset.images[ids[i : i + 11]]) for i in (0, 11)]
+    explained = classifier.explain_batch(
+        dataset.images[ids[11:22]], np.arange(11) % 2, predicted[1], unit="pool3"
+    )
+    batch = sharding.put_batch(ids, np.ones(len(ids)), lambda ids: {"id": ids}, segmented.mesh)
+    rows = {
+        "ids": ids,
+        "returned_ids": sharding.to_host(batch["id"])[: len(ids)],
+        "gathered": sharding.gather(jax.process_index()),
+        "logits": predict_logits(segmented, replicated, counting_dataset, ids, 11),
+        "probability": np.concatenate([output.probability for output in predicted]),
+        "features": np.concatenate([output.features for output in predicted]),
+        "maps": explained,
+    }
+    for file in Path(path).parent.glob("features/*/*.npy"):  # of the prefix cache
+        rows[f"cached {file.stem}"] = np.load(file)
+    if sharding.is_first_process():
+        np.savez(path, **rows)
+
+
+# Images in every epoch on one mesh, cached features on the other.
+runs = {order: cache for order, cache in zip(sys.argv[7:], ("off", "disk"), strict=False)}
+for order, cache in (runs or {"": "disk"}).items():
+    workdir = Path(WORKDIR) / order
+    workdir.mkdir(exist_ok=True)
+    trainer, lines = train(workdir, mesh_of(order) if order else sharding.make_mesh(), cache)
+    if sharding.is_first_process():
+        for line in lines:
+            if line["kind"] == "epoch":
+                print("epoch", line["step"], line["train_loss"], line["validation_loss"])
+    if runs or DEVICES == 1:
+        write_predictions(workdir / "rows.npz", trainer)
 print("rows", max(len(rows) for rows in reads), flush=True)

@@ -5,17 +5,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from densenet_flax.common import sharding
-from densenet_flax.common.sharding import process_slice
 from densenet_flax.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
+ORDERS = ("0110", "0101")  # of the processes of the devices in a mesh
 
 
 def start(workdir, devices, stop_at=0, *more):
@@ -74,32 +72,44 @@ def assert_agree(epochs, wanted, workdir, other):
     assert max(apart) < 2e-2
 
 
-def test_rows_never_go_to_another_process():
-    """On a TPU slice of several hosts `jax.make_mesh` interleaves the hosts' devices."""
-    devices = np.array([SimpleNamespace(process_index=p) for p in (0, 1, 1, 0)])
-    with pytest.raises(ValueError, match=r"processes \[0, 1, 1, 0\].*make_mesh"):
-        process_slice(np.arange(8), SimpleNamespace(devices=devices, size=4))
-
-
-def test_the_mesh_is_in_the_order_of_the_processes(monkeypatch):
-    devices = [SimpleNamespace(process_index=p, id=i) for i, p in enumerate((0, 1, 1, 0))]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    monkeypatch.setattr(sharding, "Mesh", lambda array, *_, **__: array)
-    assert [device.process_index for device in sharding.make_mesh()] == [0, 0, 1, 1]
-
-
 def test_eight_devices_agree_with_one(one, tmp_path):
     epochs, rows = finish(start(tmp_path, 8))
     assert rows == 16  # 11 images, filled up for eight devices
     assert_agree(epochs, one[1][0], tmp_path, one[0])
 
 
-def test_two_processes_agree_with_one_and_read_half_each(one, tmp_path):
-    port = free_port()
-    both = [start(tmp_path, 2, 0, process, 2, port) for process in (0, 1)]
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two processes of two devices each, on meshes that interleave them as TPU slices do."""
+    workdir, port = tmp_path_factory.mktemp("two"), free_port()
+    both = [start(workdir, 2, 0, process, 2, port, *ORDERS) for process in (0, 1)]
     (epochs, rows), (_, other_rows) = (finish(process) for process in both)
-    assert rows == other_rows == 6  # 11 images, filled up to 12 for four devices
-    assert_agree(epochs, one[1][0], tmp_path, one[0])
+    return workdir, dict(zip(ORDERS, np.split(epochs, 2), strict=True)), [rows, other_rows]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_processes_train_as_one_does_and_read_half_the_rows_each(one, two, order):
+    workdir, epochs, rows = two
+    assert rows == [6, 6]  # 11 images, filled up to 12 for four devices
+    assert_agree(epochs[order], one[1][0], workdir / order, one[0])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_row_is_of_its_image_whatever_the_order_of_the_devices(one, two, order):
+    with np.load(one[0] / "rows.npz") as expected, np.load(two[0] / order / "rows.npz") as rows:
+        assert rows["gathered"].tolist() == [0, 1]
+        assert rows["returned_ids"].tolist() == rows["ids"].tolist()
+        for name in ("logits", "probability", "features", "maps"):
+            np.testing.assert_allclose(rows[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def test_the_prefix_cache_holds_each_image_in_its_row(one, two):
+    with np.load(one[0] / "rows.npz") as expected, np.load(two[0] / "0101" / "rows.npz") as rows:
+        names = [name for name in rows.files if name.startswith("cached")]
+        assert names == [name for name in expected.files if name.startswith("cached")]
+        assert len(names) == 2  # of two stages
+        for name in names:
+            np.testing.assert_allclose(rows[name], expected[name], atol=1e-5, err_msg=name)
 
 
 def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):
