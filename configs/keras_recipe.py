@@ -6,7 +6,7 @@ It differs from the recipe in one thing: patients, not images, are divided among
 validation and test. Every key of a configuration is described here.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -91,8 +91,15 @@ def _data() -> ConfigDict:
     config.storage = "array"  # resized once, on disk; or 'stream': decoded whenever it is needed
     config.workers = 0  # processes that decode streamed images; 0 for threads
     config.csv = ""  # of folder: a table with the columns file, label, patient, site, split
+    config.columns = ConfigDict()  # what they are called; '' recognizes them, 'none' ignores one
+    config.columns.update(file="", label="", patient="", site="", split="")
+    config.test_path = ""  # of folder without csv: a second folder, with the images to test on
+    config.label_level = config_dict.placeholder(int)  # of folder: which folder is the class
+    config.label_pattern = ""  # of folder: regular expression that finds the class in a path
     config.patient_pattern = ""  # of folder without csv: regular expression that finds the patient
-    config.class_names = ()  # of folder: in the order of their labels; () sorts them by name
+    config.similar_names = "error"  # of classes or patients, as P3 and p3; or 'merge', 'keep'
+    config.class_names = ()  # of folder: in the order of their labels (docs/data.md)
+    config.earlier_rules = False  # of folder: every top folder is a class, as in earlier versions
     config.patient_key = ""  # of tfds: the feature that names the patient
     config.stain = ConfigDict({"method": "none", "reference": ""})  # docs/data.md
     config.drawn = ConfigDict()  # of drawn: the parameters of write_breakhis_tree
@@ -101,11 +108,13 @@ def _data() -> ConfigDict:
 
 def _split() -> ConfigDict:
     config = ConfigDict()
-    config.policy = "patient"  # or 'official', 'kfold', 'given', or 'image', which leaks
-    config.fold = 1  # of official and kfold, from 1
-    config.folds = 5  # of kfold
+    config.policy = "patient"  # 'official', 'kfold', 'given', 'auto', or 'image', which leaks
+    config.fold = 1  # of official, kfold and stated folds, from 1
+    config.folds = 5  # of kfold and stated folds
     config.group = "case70"  # which images are of one patient: 'case70', 'slide81' or 'id82'
     config.mixed_patients = "error"  # with images of several classes; or 'rarest' (docs/splits.md)
+    config.ignore_given = False  # split anew although folders or a table state the subsets
+    config.allow_copies = False  # of folder: the same pixels in several subsets are no error
     config.test_fraction = 0.2  # of the patients of each class
     config.validation_fraction = 0.15  # of the other patients of each class
     config.seed = 0  # the same seed makes the same split

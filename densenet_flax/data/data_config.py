@@ -8,6 +8,8 @@ from typing import Any
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.data.breakhis.names import LABELS, MAGNIFICATIONS
+from densenet_flax.data.sources.similar_names import POLICIES
+from densenet_flax.data.sources.tile_table import ColumnSettings
 from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig
 
 _BREAKHIS_NAMES = ("breakhis", "drawn")
@@ -30,13 +32,23 @@ class DataConfig(Settings):
       on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
       storage: 'array' (resized once and mapped) or 'stream' (decoded whenever it is used).
       workers: processes that decode streamed images; 0 for threads.
-      csv: of 'folder', a table with the columns file and label, and perhaps patient, site, split.
+      csv: of 'folder', a table (CSV, or a JSON list) with the columns file and label, and perhaps
+        patient, site, split; or several with commas between, such as 'train.json,test.json'.
+      columns: of 'folder' with a table, what its columns are called.
+      test_path: of 'folder' without a table, a second folder with the images to test on.
+      label_level: of 'folder' without a table, which folder of a path is the class: 0 for the top
+        one, -1 for the innermost; None to recognize it.
+      label_pattern: instead of a level, a regular expression that finds the class in a path.
       patient_pattern: of 'folder' without a column patient, a regular expression that finds the
-        patient in a file's path: its first group, or the whole match.
-      class_names: of 'folder', the classes in the order of their labels; () sorts them by name.
+        patient in a file's path relative to `path`: its first group, or the whole match.
+      similar_names: of 'folder', what to do with classes or patients whose names differ only in
+        spelling: 'error', 'merge' or 'keep'.
+      class_names: of 'folder', the classes in the order of their labels; () for `order_classes`.
       patient_key: of TFDS, the feature that says whose an image is; '' if there is none.
       stain: stain normalization; see `stain_normalization.resolve_settings`.
       drawn: of 'drawn', which tiles to draw.
+      earlier_rules: of 'folder', whether each top folder is a class and all that follows from
+        names is off, as when a run was begun by an earlier version. Set for such runs.
     """
 
     name: str = setting(
@@ -56,13 +68,19 @@ class DataConfig(Settings):
     storage: str = choice("array", ("array", "stream"))
     workers: int = at_least(0, default=0, expected="the number of processes, or 0 for threads")
     csv: str = ""
+    columns: ColumnSettings = dataclasses.field(default_factory=ColumnSettings)
+    test_path: str = ""
+    label_level: int | None = None
+    label_pattern: str = ""
     patient_pattern: str = ""
+    similar_names: str = choice("error", POLICIES)
     class_names: tuple[str, ...] = setting(
         (), "each name once", lambda names: len(set(names)) == len(names)
     )
     patient_key: str = ""
     stain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     drawn: DrawnConfig = dataclasses.field(default_factory=DrawnConfig)
+    earlier_rules: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,9 +90,16 @@ class DataConfig(Settings):
                 f"magnification={self.magnification}: expected 0 (all) or one of "
                 f"{', '.join(map(str, MAGNIFICATIONS))}"
             )
-        try:
-            re.compile(self.patient_pattern)
-        except re.error as error:
+        for key in ("patient_pattern", "label_pattern"):
+            pattern = getattr(self, key)
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(
+                    f"{key}={pattern!r}: not a regular expression ({error})"
+                ) from error
+        if self.label_pattern and self.label_level is not None:
             raise InputError(
-                f"patient_pattern={self.patient_pattern!r}: not a regular expression ({error})"
-            ) from error
+                f"label_level={self.label_level}: label_pattern states the class already; use one "
+                "of the two"
+            )

@@ -11,6 +11,25 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.stream import Images
 
 
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Where what is known about the images of a data set was found, in words.
+
+    Attributes:
+      labels_from: such as 'the top folder' or 'column class'.
+      patients_from: such as 'data.patient_pattern=…'; '' if nothing says whose the images are.
+      patient_source: one of the constants of `data.sources.patients`.
+      subsets_from: such as 'folders at level 0'; '' if the data states no subsets.
+      left_out: why each file beside the images was left out, by its name.
+    """
+
+    labels_from: str = ""
+    patients_from: str = ""
+    patient_source: str = "unknown"
+    subsets_from: str = ""
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Images of one size with what is known about them; row numbers are ids.
@@ -33,6 +52,8 @@ class Dataset:
       stain: the normalization that the images went through, as `resolve_settings` of
         `stain_normalization` returns it; a new image has to go through the same. {} for none.
       notes: what a reader of results should know, such as images that were left out.
+      contents: a digest of the pixels of each image, equal for exact copies; None if not known.
+      provenance: where labels, patients and subsets were found.
     """
 
     images: Images = dataclasses.field(repr=False)
@@ -48,6 +69,13 @@ class Dataset:
     patients_known: bool = True
     stain: JsonDict = dataclasses.field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
+    contents: Shaped[np.ndarray, "N"] | None = dataclasses.field(default=None, repr=False)
+    provenance: Provenance = dataclasses.field(default_factory=Provenance)
+
+    @property
+    def positive_class(self) -> str:
+        """The class that is looked for; '' with more than two."""
+        return self.class_names[1] if len(self.class_names) == 2 else ""
 
     def __len__(self) -> int:
         return len(self.files)

@@ -56,6 +56,11 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
         patients_known=annotations.patients_known,
         stain=stain,
         notes=(*notes, *annotations.notes, *duplicate_notes),
+        # Copies in several subsets are an error only where nothing was published on the data.
+        contents=np.array(prepared.table["content"], str)
+        if config.name == "folder" and not config.earlier_rules
+        else None,
+        provenance=annotations.provenance,
     )
     _log_summary(dataset, config.path or cache)
     return dataset

@@ -25,7 +25,8 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
 
     Args:
       config: as for `train_and_evaluate`. `split.policy` 'official' takes BreakHis's five folds;
-        'kfold', and 'patient', which becomes it, `split.folds` folds of patients.
+        'kfold', and 'patient' or 'auto', which become it, `split.folds` folds of patients; 'given'
+        the folds that the data states.
       workdir: gets `fold1`, `fold2`, … and `report`.
 
     Returns:
@@ -61,10 +62,10 @@ def count_folds(config: ConfigDict) -> int:
     policy, folds = config.split.policy, config.split.folds
     if policy == "official":
         return len(FOLDS)
-    if policy not in ("kfold", "patient"):
+    if policy not in ("kfold", "patient", "auto", "given"):
         raise InputError(
             f"config.split.policy={policy!r}: has no folds; cross-validation takes 'kfold', "
-            "'patient' or 'official'"
+            "'patient', 'given' or 'official'"
         )
     if not isinstance(folds, int) or folds < 2:
         raise InputError(f"config.split.folds={folds}: expected at least 2")
@@ -75,7 +76,10 @@ def config_of_fold(config: ConfigDict, fold: int | None) -> ConfigDict:
     """The configuration of one fold, from 1; of None what all folds have in common."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
-        if changed.split.policy != "official":  # 'patient' is a single split by the same rule
+        if changed.split.policy not in (
+            "official",
+            "given",
+        ):  # 'patient' is a single split by the same rule
             changed.split.policy = "kfold"
         if fold is None:
             del changed.split.fold

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
 from densenet_flax.common.trees import JsonDict, Variables
+from densenet_flax.data.data_summary import describe_summary, summarize
 from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
@@ -126,9 +127,11 @@ def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: Weigh
         "checkpoint": f"step {checkpoint.step} of {last_step} ({experiment.evaluation.evaluate})",
     }
     params = checkpoint.variables["params"]
+    data = summarize(dataset, split)
     return {
         "title": run.workdir.path.name,
         "warnings": warnings,
+        "data": {**data, "facts": describe_summary(data)},
         "split": {
             **split.policy.to_dict(),
             "hash": split.hash,

@@ -23,7 +23,17 @@ from densenet_flax.storage.feature_store import CACHE_MODES
 
 # Keys that earlier versions did not have, with the values by which they acted: a run that was begun
 # without them can be resumed.
-ADDED_KEYS = {"model.implementation": "auto"}
+ADDED_KEYS = {
+    "model.implementation": "auto",
+    **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
+    "data.test_path": "",
+    "data.label_level": None,
+    "data.label_pattern": "",
+    "data.similar_names": "error",
+    "data.earlier_rules": False,
+    "split.ignore_given": False,
+    "split.allow_copies": False,
+}
 
 
 def _share(default: float) -> float:

@@ -51,6 +51,8 @@ def initial_variables(
         dtype=experiment.model.dtype,
         patient_group=split.policy.group,
         patient_pattern=experiment.data.patient_pattern,
+        patient_source=dataset.provenance.patient_source,
+        merge_patients=experiment.data.similar_names == "merge",
     )
     fields: InfoFields = {**origin, "class_names": dataset.class_names, "inference": inference}
     return variables, WeightsInfo.of(model, **fields)

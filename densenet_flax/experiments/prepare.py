@@ -3,8 +3,11 @@
 import dataclasses
 import functools
 
+from absl import logging
+
 from densenet_flax.common.sharding import is_first_process
 from densenet_flax.data.batching import check_batch_size
+from densenet_flax.data.data_summary import format_summary, summarize
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.policies import make_split
@@ -48,10 +51,12 @@ def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
       InputError: the configuration, the data or the work directory.
     """
     if workdir.has_begun:  # checked first, as data may take minutes to prepare
+        experiment = _by_rules_of_run(experiment, workdir)
         workdir.check(experiment.config, ADDED_KEYS)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
     split = load_or_make_split(experiment, dataset, workdir, save=True)
+    log_data(dataset, split)
     batch_size, group = experiment.batch_size, experiment.split.group
     check_batch_size(len(split.train), batch_size)
     sampler = make_sampler(dataset, split.train, experiment.sampling, experiment.seed, group=group)
@@ -59,6 +64,28 @@ def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
     model, stages = build_model(experiment.model), experiment.ordered_stages
     built = build_stages(stages, model, examples=sampler.size, batch_size=batch_size)
     return PreparedRun(experiment, workdir, dataset, split, sampler, built)
+
+
+def log_data(dataset: Dataset, split: Split) -> None:
+    """Logs what the data was taken for, so that a mistake is seen before it costs hours."""
+    for line in format_summary(summarize(dataset, split)):
+        logging.info("%s", line)
+
+
+def _by_rules_of_run(experiment: Experiment, workdir: Workdir) -> Experiment:
+    """The experiment as it was if an earlier version began the run: same files, same classes."""
+    old = workdir.read_config()
+    if experiment.data.name != "folder" or "earlier_rules" in old.get("data", {"earlier_rules": 0}):
+        return experiment
+    experiment = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, earlier_rules=True)
+    )
+    if experiment.split.policy == "auto":  # which is what configs/folder.py has now
+        policy = old.get("split", {}).get("policy", "patient")
+        config = {**experiment.config, "split": {**experiment.config["split"], "policy": policy}}
+        split = dataclasses.replace(experiment.split, policy=policy)
+        experiment = dataclasses.replace(experiment, config=config, split=split)
+    return experiment
 
 
 def load_or_make_split(

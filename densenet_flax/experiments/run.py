@@ -17,7 +17,7 @@ from densenet_flax.data.loading import open_dataset
 from densenet_flax.experiments.evaluate_run import evaluate_run
 from densenet_flax.experiments.from_config import build_loss, resolve
 from densenet_flax.experiments.initial_weights import initial_variables, with_weights_info
-from densenet_flax.experiments.prepare import PreparedRun, load_or_make_split, prepare_run
+from densenet_flax.experiments.prepare import PreparedRun, load_or_make_split, log_data, prepare_run
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.training.input_pipeline import Views
 from densenet_flax.training.progress import TrainProgress
@@ -81,6 +81,7 @@ def preview(config: ConfigDict | JsonDict, workdir: str) -> Path:
     experiment, directory = resolve(config), Workdir(workdir)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     split = load_or_make_split(experiment, dataset, directory, save=False)
+    log_data(dataset, split)
     settings = with_stain_statistics(experiment.augment.settings, dataset, split.train)
     path, group = directory.path / "preview.png", split.policy.group
     if is_first_process():

@@ -107,6 +107,9 @@ class InferenceSettings(Settings):
       dtype: what the network computes in.
       patient_group: which of the data set's groups was a patient; '' if unknown.
       patient_pattern: regular expression that finds the patient in a file's path; '' for none.
+      patient_source: where the patients came from in training, a constant of
+        `data.sources.patients`; '' if unknown.
+      merge_patients: whether patients whose names differ only in spelling are one.
       operating_point: of the evaluation; None if there was none.
     """
 
@@ -124,6 +127,8 @@ class InferenceSettings(Settings):
     patient_pattern: str = setting(
         "", f"a regular expression of at most {_MAX_PATTERN_LENGTH} characters", _is_pattern
     )
+    patient_source: str = ""
+    merge_patients: bool = False
     operating_point: StoredOperatingPoint | None = None
 
     @classmethod

@@ -27,41 +27,60 @@ LABELS = ("binary", "subtype")
 GROUPS = ("case70", "slide81", "id82")
 EXAMPLE_NAME = "SOB_B_A-14-22549AB-40-001.png"
 
-_NAME = re.compile(
-    r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)-(\d\d)-(\d+)([A-Z]*)-(40|100|200|400)-(\d+)\.png"
-)
+_SLIDE = r"SOB_(B|M)_(A|F|PT|TA|DC|LC|MC|PC)[-_](\d\d)-(\d+)([A-Z]*)"
+# Copies of BreakHis are JPEG, TIFF and in other case.
+_NAME = re.compile(_SLIDE.replace("[-_]", "-") + r"-(40|100|200|400)-(\d+)\.\w+", re.IGNORECASE)
+_SLIDE_IN_PATH = re.compile(rf"(?<![A-Z0-9]){_SLIDE}(?![A-Z0-9])", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageName:
-    """What a BreakHis file name says."""
+class SlideName:
+    """What a BreakHis name says about the slide."""
 
     label: str  # 'benign' or 'malignant'
     subtype: str  # 'adenosis', …
     year: int  # 14 in all of BreakHis
     slide_id: str  # '22549AB'
     case: str  # '22549', the slide id without its letters
-    magnification: int
-    sequence: int
 
     def patient(self, group: str) -> str:
         """Returns the patient by one of GROUPS."""
         return patient_groups([self.subtype], [self.slide_id], [self.case])[group].item()
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageName(SlideName):
+    """What a BreakHis file name says."""
+
+    magnification: int
+    sequence: int
+
+
 def parse_name(name: str) -> ImageName | None:
-    """Reads a file name; returns None if it is not one of BreakHis's."""
+    """Reads a file name, with any suffix and in any case; None if it is not one of BreakHis's."""
     # Folders are not consulted: they write `SOB_B_A_14-…` where files write `SOB_B_A-14-…`.
     match = _NAME.fullmatch(name)
-    if not match:
+    slide = _slide(*match.groups()[:5]) if match else None
+    if not match or slide is None:
         return None
-    letter, token, year, number, block, magnification, sequence = match.groups()
-    subtype, label = SUBTYPES[token]
-    if label[0].upper() != letter:
+    return ImageName(**vars(slide), magnification=int(match[6]), sequence=int(match[7]))
+
+
+def find_slide(path: str) -> SlideName | None:
+    """Finds BreakHis's name of a slide in a path, whatever is before and behind it; None if none.
+
+    Copies have names such as `aug_1_SOB_B_A-14-22549AB-40-001 (2).jpg`, or the slide's in a folder
+    alone. The last such name in the path counts.
+    """
+    matches = _SLIDE_IN_PATH.findall(path)
+    return _slide(*matches[-1]) if matches else None
+
+
+def _slide(letter: str, token: str, year: str, number: str, block: str) -> SlideName | None:
+    subtype, label = SUBTYPES[token.upper()]
+    if label[0].upper() != letter.upper():
         return None
-    return ImageName(
-        label, subtype, int(year), number + block, number, int(magnification), int(sequence)
-    )
+    return SlideName(label, subtype, int(year), number + block.upper(), number)
 
 
 def class_names(labels: str) -> tuple[str, ...]:

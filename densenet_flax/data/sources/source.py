@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
+from densenet_flax.data.dataset import Provenance
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Reader, Row
 
@@ -21,6 +22,7 @@ class Annotations:
     columns: Mapping[str, Shaped[np.ndarray, "N"]] = dataclasses.field(default_factory=dict)
     patients_known: bool = True
     notes: Sequence[str] = ()
+    provenance: Provenance = dataclasses.field(default_factory=Provenance)
 
     @classmethod
     def from_columns(

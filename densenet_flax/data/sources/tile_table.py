@@ -1,18 +1,68 @@
-"""A CSV that says what each image of a folder is."""
+"""A CSV or a JSON list that says what each image of a folder is."""
 
-import csv
-import io
-from collections import defaultdict
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.reading import MAX_TEXT_BYTES, read_file
+from densenet_flax.common.settings import Settings
+from densenet_flax.data.sources.image_index import ImageIndex
+from densenet_flax.data.sources.table_files import TextTable, read_text_table
+from densenet_flax.data.sources.tree_layout import subset_of_word
 
 _REQUIRED = ("file", "label")
+# Spellings of each column, the surest first: of one line only one may be in a table. They are
+# compared without case, spaces, '_' and '-'.
+_SPELLINGS: Mapping[str, Sequence[frozenset[str]]] = {
+    "file": (
+        frozenset({"file"}),
+        frozenset(
+            "filename filepath files path image images imagename imagepath imagefile img imgname "
+            "imgpath tile tilename tilepath patch patchname patchpath".split()
+        ),
+        frozenset({"id", "imageid", "imgid", "name"}),
+    ),
+    "label": (
+        frozenset({"label"}),
+        frozenset(
+            "labels class classes classname classlabel category target diagnosis groundtruth "
+            "majorityvotelabel imagelabel".split()
+        ),
+    ),
+    "patient": (
+        frozenset({"patient"}),
+        frozenset("patientid patientname patients patientno patientnumber".split()),
+        frozenset({"case", "caseid", "subject", "subjectid"}),
+    ),
+    "site": (
+        frozenset({"site"}),
+        frozenset("siteid center centre centerid centreid hospital institution".split()),
+    ),
+    "split": (
+        frozenset({"split"}),
+        frozenset("splits subset partition datasplit phase".split()),
+        frozenset({"set", "fold", "folds"}),
+    ),
+}
 _OPTIONAL = ("patient", "site", "split")
-_SPLITS = ("train", "validation", "test")
+_UNUSED = "none"  # of `ColumnSettings`: the table has no such column
+_MISSING = frozenset({"nan", "null", "n/a", "#n/a", "<na>"})
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnSettings(Settings):
+    """The block `config.data.columns`: what the columns of the table are called.
+
+    '' recognizes the usual spellings; 'none' leaves a column that would be recognized unused.
+    """
+
+    file: str = ""
+    label: str = ""
+    patient: str = ""
+    site: str = ""
+    split: str = ""
 
 
 class Tile(NamedTuple):
@@ -22,105 +72,159 @@ class Tile(NamedTuple):
     path: Path
     label: str
     known: Mapping[str, str]  # 'patient', 'site' and 'split', the same of them for all tiles
+    in_tree: str = ""  # its path relative to its own tree, where that is not `file`
 
 
-def read_tile_table(table: Path, root: Path, images: Mapping[str, Path]) -> list[Tile]:
-    """Reads the tiles of a CSV with the columns file and label, and those of `Tile.known`.
+def read_tile_tables(
+    paths: str, root: Path, images: Mapping[str, Path], columns: ColumnSettings
+) -> tuple[list[Tile], Mapping[str, str]]:
+    """Reads one table, or several with commas between, such as 'train.json,test.json'.
+
+    Tables that are named like subsets state them, unless they have a column for it. See
+    `read_tile_table`.
+    """
+    whole = Path(paths).expanduser()
+    several = (
+        [] if whole.is_file() else [Path(part.strip()).expanduser() for part in paths.split(",")]
+    )
+    if len(several) < 2:
+        return read_tile_table(whole, root, images, columns)
+    tiles: list[Tile] = []
+    all_used: dict[str, str] = {}
+    table_of: dict[str, Path] = {}
+    for path in several:
+        some, used = read_tile_table(path, root, images, columns)
+        if all_used and used.keys() != all_used.keys():
+            raise InputError(
+                f"{path}: has columns for {', '.join(used)}, but {several[0]} for "
+                f"{', '.join(all_used)}; make them the same"
+            )
+        all_used = dict(used)
+        subset = subset_of_word(re.split(r"[ ._-]", path.stem)[0]) or subset_of_word(path.stem)
+        for tile in some:
+            if tile.file in table_of:
+                raise InputError(
+                    f"{path}: {tile.file} is in {table_of[tile.file]} already; keep one"
+                )
+            table_of[tile.file] = path
+        if "split" not in used and subset:
+            some = [tile._replace(known={**tile.known, "split": subset}) for tile in some]
+        tiles += some
+    if len({"split" in tile.known for tile in tiles}) > 1:
+        raise InputError(
+            f"data.csv={paths}: only some of these tables are named like a subset (train, "
+            "validation, test); rename them or give them a column split"
+        )
+    return tiles, all_used
+
+
+def read_tile_table(
+    path: Path,
+    root: Path,
+    images: Mapping[str, Path],
+    columns: ColumnSettings | None = None,
+    *,
+    recognize: bool = True,
+) -> tuple[list[Tile], Mapping[str, str]]:
+    """Reads the tiles of a table with the columns file and label, and those of `Tile.known`.
 
     Other columns are ignored.
 
     Args:
-      table: the CSV in UTF-8, or in UTF-16 with its mark; separated by commas, semicolons or tabs.
+      path: the table; see `read_text_table`.
       root: the folder of the images.
-      images: path of each image by its name relative to `root`. A row names an image so, or by its
-        file name if only one image has it.
+      images: path of each image by its name relative to `root`; see `ImageIndex`.
+      columns: what the columns are called.
+      recognize: whether usual spellings of columns count, too.
+
+    Returns:
+      The tiles in the order of the rows, and the column that each of their facts came from.
 
     Raises:
       InputError: the file, a column or a row is wrong; the message names it.
     """
-    text = _read_text(table)
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text)))
-    header = _read_header(table, rows)
-    known = [name for name in _OPTIONAL if name in header]
-    files_by_name: dict[str, list[str]] = defaultdict(list)
-    for file in images:
-        files_by_name[file.rpartition("/")[2]].append(file)
-    # A full path names one image, also where files in other folders have the same name.
-    files_by_name |= {file: [file] for file in images}
-    row_of_file: dict[str, int] = {}
+    table = read_text_table(path)
+    positions = _find_columns(table, columns or ColumnSettings(), recognize)
+    used = {name: table.header[position] for name, position in positions.items()}
+    index = ImageIndex(root, images)
+    first_row: dict[str, str] = {}
     tiles = []
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
-            continue
-        where = f"{table}: row {number}"  # as a spreadsheet counts them, with the header
-        cells = _read_cells(where, header, row, (*_REQUIRED, *known))
-        file = _find_image(where, cells["file"], root, files_by_name)
-        if file in row_of_file:
-            raise InputError(f"{where}: {file} is in row {row_of_file[file]} already; keep one")
-        row_of_file[file] = number
-        known_cells = {name: cells[name] for name in known}
-        tiles.append(Tile(file, images[file], cells["label"], known_cells))
+    for where, row in table.rows:
+        cells = {name: row[position] for name, position in positions.items()}
+        for name, cell in cells.items():
+            if not cell or (name != "file" and cell.casefold() in _MISSING):
+                raise InputError(f"{where}: no {name}{f' ({cell})' if cell else ''}; fill it in")
+        if "split" in cells:
+            cells["split"] = _subset(where, cells["split"], used["split"])
+        file = index.find(where, cells.pop("file"), path)
+        if file in first_row:
+            number = first_row[file].removeprefix(f"{path}: ")
+            raise InputError(f"{where}: {file} is in {number} already; keep one")
+        first_row[file] = where
+        tiles.append(Tile(file, images[file], cells.pop("label"), cells))
     if not tiles:
-        raise InputError(f"{table}: has a header and no rows")
-    return tiles
+        raise InputError(f"{path}: has a header and no rows")
+    return tiles, used
 
 
-def _read_header(table: Path, rows: Sequence[Sequence[str]]) -> list[str]:
-    header = [name.strip().lower() for name in rows[0]] if rows else []
-    for name in _REQUIRED:
-        if name not in header:
-            raise InputError(
-                f"{table}: has no column {name!r}, only {', '.join(header) or 'nothing'}; expected "
-                f"{', '.join(_REQUIRED)} and perhaps {', '.join(_OPTIONAL)}"
-            )
-    if len(set(header)) < len(header):
-        raise InputError(f"{table}: a column appears twice in {', '.join(header)}")
-    return header
-
-
-def _read_cells(
-    where: str, header: Sequence[str], row: Sequence[str], needed: Sequence[str]
-) -> dict[str, str]:
-    if len(row) != len(header):
-        raise InputError(f"{where}: has {len(row)} cells where the header has {len(header)}")
-    cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
-    for name in needed:
-        if not cells[name]:
-            raise InputError(f"{where}: no {name}; fill it in")
-    if cells.get("split", "train") not in _SPLITS:
-        raise InputError(f"{where}: split {cells['split']!r}; expected one of {', '.join(_SPLITS)}")
-    return cells
-
-
-def _find_image(
-    where: str, cell: str, root: Path, files_by_name: Mapping[str, Sequence[str]]
-) -> str:
-    # Tables come from Windows, too, with backslashes in paths.
-    candidates = files_by_name.get(cell.replace("\\", "/").removeprefix("./"), ())
-    if len(candidates) == 1:
-        return candidates[0]
-    problem = f"is not an image in {root}; correct the name or remove the row"
-    if candidates:
-        problem = f"is the name of {candidates[0]} and of {candidates[1]}; write the path"
-    raise InputError(f"{where}: {cell} {problem}")
-
-
-def _read_text(table: Path) -> str:
-    data = read_file(table, max_bytes=MAX_TEXT_BYTES)
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
+def _subset(where: str, cell: str, column: str) -> str:
+    subset = subset_of_word(cell)
+    if not subset and re.fullmatch(r"\d+(\.0)?", cell) and "fold" in column.casefold():
+        subset = f"fold_{int(float(cell))}"
+    if not subset:
         raise InputError(
-            f"{table}: row {row} is not UTF-8 (byte {data[error.start]:#x}); save it as UTF-8"
-        ) from error
-    if "\0" in text:
-        raise InputError(f"{table}: not a text file; save it as CSV in UTF-8")
-    return text
+            f"{where}: split {cell!r}; expected one of train, validation, test, or fold_1, …"
+        )
+    return subset
 
 
-def _find_delimiter(text: str) -> str:
-    """Spreadsheets write ';' where the decimal separator is a comma."""
-    header = text.partition("\n")[0]
-    return max(",;\t", key=header.count)
+def _find_columns(table: TextTable, columns: ColumnSettings, recognize: bool) -> dict[str, int]:
+    """Returns the position of each column that is stated or recognized."""
+    positions: dict[str, int] = {}
+    for name in (*_REQUIRED, *_OPTIONAL):
+        stated = getattr(columns, name)
+        if stated == _UNUSED:
+            continue
+        position = _stated(table, name, stated) if stated else _recognized(table, name, recognize)
+        if position is not None:
+            positions[name] = position
+    for name in _REQUIRED:
+        if name not in positions:
+            found = ", ".join(filter(None, table.header)) or "nothing"
+            hint = f"set data.columns.{name} to the column that has it"
+            if {"fold", "mag", "grp"} <= {column.casefold() for column in table.header}:
+                hint = (
+                    "this is a list of BreakHis's folds: for the official ones use "
+                    "--config=configs/breakhis.py:fold=1"
+                )
+            raise InputError(
+                f"{table.path}: has no column {name!r}, only {found}; expected "
+                f"{', '.join(_REQUIRED)} and perhaps {', '.join(_OPTIONAL)}; {hint}"
+            )
+    return positions
+
+
+def _stated(table: TextTable, name: str, stated: str) -> int:
+    for header in (list(table.header), [column.casefold() for column in table.header]):
+        for spelling in (stated, stated.casefold()):
+            if spelling in header:
+                return header.index(spelling)
+    raise InputError(
+        f"{table.path}: has no column {stated!r} (data.columns.{name}), only "
+        f"{', '.join(filter(None, table.header))}"
+    )
+
+
+def _recognized(table: TextTable, name: str, recognize: bool) -> int | None:
+    keys = [re.sub(r"[\s_-]", "", column.casefold()) for column in table.header]
+    for spellings in _SPELLINGS[name] if recognize else [{name}]:
+        found = [position for position, key in enumerate(keys) if key in spellings]
+        if len(found) > 1:
+            names = " and ".join(repr(table.header[position]) for position in found)
+            raise InputError(
+                f"{table.path}: the columns {names} may both be the {name}; set "
+                f"data.columns.{name} to one of them"
+            )
+        if found:
+            return found[0]
+    return None

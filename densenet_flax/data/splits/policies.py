@@ -3,7 +3,8 @@
 - 'patient': a share of the patients of each class tests, another validates.
 - 'kfold': cross-validation; each patient is tested in exactly one fold.
 - 'official': one of BreakHis's five published folds.
-- 'given': the subsets that the data itself states.
+- 'given': the subsets or folds that the data itself states.
+- 'auto': 'given' if the data states its subsets, else 'patient'.
 - 'image': a share of the images of each class, of whichever patients. Leaky: most published results
   were obtained like that, and it exists to compare with them.
 
@@ -12,8 +13,9 @@ splitters balance well too, but may leave a subset without a class when patients
 splits depend on its version, where these have to stay the same for years.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -29,6 +31,7 @@ from densenet_flax.data.splits.split import (
     Split,
     SplitPolicy,
     build_split,
+    check_copies_apart,
     check_patients_apart,
     seen_in_training,
 )
@@ -47,6 +50,7 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
         "given": _split_as_stated,
         LEAKY: _split_by_image,
     }
+    config = _resolve_policy(dataset, config)
     rows = policies[config.policy](dataset, config)
     for subset in SUBSETS:
         present = np.isin(np.arange(len(dataset.class_names)), dataset.labels[rows[subset]])
@@ -56,28 +60,46 @@ def make_split(dataset: Dataset, config: SplitConfig) -> Split:
                 f"{dataset.class_names[int(present.argmin())]!r}; choose another fold, policy or "
                 "group, or add images"
             )
-    split = build_split(dataset, rows, _record(config))
+    split = build_split(dataset, rows, _record(config, dataset))
     check_patients_apart(split, dataset)
+    if not config.allow_copies:
+        check_copies_apart(split, dataset)
     if config.policy == "official":
         logging.info(
             "official fold %d: %.0f %% of the test images have a block of the same case in "
             "training",
             config.fold,
-            100 * seen_in_training(split, dataset.patients("case70")).mean(),
+            100 * seen_in_training(split, next(iter(dataset.groups.values()))).mean(),
         )
     return split
 
 
-def _record(config: SplitConfig) -> SplitPolicy:
+def _resolve_policy(dataset: Dataset, config: SplitConfig) -> SplitConfig:
+    """Decides what 'auto' is; InputError if a policy would ignore subsets that the data states."""
+    stated = dataset.provenance.subsets_from
+    uses_stated = bool(stated) and not config.ignore_given
+    if config.policy == "auto":
+        return dataclasses.replace(config, policy="given" if uses_stated else "patient")
+    if uses_stated and config.policy not in ("given", "official"):
+        raise InputError(
+            f"config.split.policy={config.policy!r}: {dataset.name} states its subsets ({stated}); "
+            "set config.split.policy='given' to use them, or config.split.ignore_given=True to "
+            "split anew"
+        )
+    return config
+
+
+def _record(config: SplitConfig, dataset: Dataset) -> SplitPolicy:
     """Keeps of a configuration what its policy uses."""
     official = config.policy == "official"
+    has_folds = config.policy == "kfold" or (config.policy == "given" and _stated_folds(dataset))
     return SplitPolicy(
         kind=config.policy,
         # The published test images have no id in common with training; by case they do.
         group="id82" if official else config.group,
         validation_group=config.group if official else None,
-        fold=config.fold if config.policy in ("official", "kfold") else None,
-        folds=config.folds if config.policy == "kfold" else None,
+        fold=config.fold if official or has_folds else None,
+        folds=config.folds if has_folds else None,
         seed=config.seed,
         test_fraction=config.test_fraction if config.policy in ("patient", LEAKY) else None,
         validation_fraction=config.validation_fraction,
@@ -181,6 +203,18 @@ def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Subsets:
             f"config.split.policy='given': {dataset.name} does not state its subsets; choose "
             "another policy, or a CSV with a column 'split'"
         )
+    if folds := _stated_folds(dataset):
+        if len(folds) != config.folds or not 1 <= config.fold <= len(folds):
+            raise InputError(
+                f"config.split.folds={config.folds}, fold={config.fold}: {dataset.name} states "
+                f"{len(folds)} folds ({', '.join(folds)}); set config.split.folds={len(folds)}, and "
+                "config.split.fold from 1 to that number"
+            )
+        return _split_fold(dataset, config, stated == folds[config.fold - 1])
+    if config.fold != 1:
+        raise InputError(
+            f"config.split.fold={config.fold}: {dataset.name} states subsets and no folds"
+        )
     rows = {subset: np.flatnonzero(stated == subset) for subset in SUBSETS}
     for subset in ("train", "test"):
         if not len(rows[subset]):
@@ -191,6 +225,12 @@ def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Subsets:
     if not len(rows["validation"]):
         rows |= _take_validation(dataset, config, rows["train"], [config.seed])
     return rows
+
+
+def _stated_folds(dataset: Dataset) -> list[str]:
+    stated = set(dataset.columns.get("split", np.array([], str)).tolist())
+    folds = [name for name in stated if name.startswith("fold_")]
+    return sorted(folds, key=lambda name: int(name.removeprefix("fold_")))
 
 
 def _take_validation(
@@ -235,17 +275,60 @@ def _patients_of_classes(
             f"{dataset.name} has images of one class only ({', '.join(present) or 'none'}); "
             f"expected {' and '.join(dataset.class_names)}: add the other one"
         )
-    patients: dict[str, list[str]] = {name: [] for name in dataset.class_names}
-    for patient, labels_seen in labels_of.items():
-        # Counted for the rarer class, which can spare patients least; ties by the class's index.
-        rarest = min(labels_seen, key=lambda label: (patients_with[label], label))
-        patients[dataset.class_names[rarest]].append(patient)
+    members_of = _count_for_rarest(labels_of, patients_with)
+    if any(len(members_of[label]) < least for label in patients_with):
+        members_of = _count_evenly(labels_of)
+    patients = {name: members_of[label] for label, name in enumerate(dataset.class_names)}
     noun = "patient(s)" if rows is None else "training patient(s)"
     for name, members in patients.items():
         if len(members) < least:
             number = f"{len(members)} {noun} by {config.group}"
             raise InputError(f"class {name!r} of {dataset.name} has {number}{shortage}")
     return patients.values()
+
+
+def _count_for_rarest(
+    labels_of: Mapping[str, Sequence[int]], patients_with: Mapping[int, int]
+) -> Mapping[int, list[str]]:
+    """Returns the patients that count for each class: the rarest of theirs can spare them least.
+
+    Among equally rare ones it is the class that has the fewest so far.
+    """
+    members_of: dict[int, list[str]] = defaultdict(list)
+    for patient, labels in labels_of.items():
+        rarest = min(labels, key=lambda n: (patients_with[n], len(members_of[n]), n))
+        members_of[rarest].append(patient)
+    return members_of
+
+
+def _count_evenly(labels_of: Mapping[str, Sequence[int]]) -> Mapping[int, list[str]]:
+    """Returns the patients that count for each class, so that the smallest number is large.
+
+    Where (nearly) all patients have all classes, the rarest class would take them all and leave the
+    others none. Here the class with the fewest takes the next patient, first those who could count
+    for few others.
+    """
+    members_of: dict[int, list[str]] = defaultdict(list)
+    mixed_with: dict[int, list[str]] = defaultdict(list)
+    for patient, labels in sorted(labels_of.items(), key=lambda item: (len(item[1]), item[0])):
+        if len(labels) == 1:
+            members_of[labels[0]].append(patient)
+        else:
+            for label in labels:
+                mixed_with[label].append(patient)
+    left = {label: iter(patients) for label, patients in mixed_with.items()}
+    taken: set[str] = set()
+    while left:
+        label = min(left, key=lambda n: (len(members_of[n]), n))
+        patient = next((name for name in left[label] if name not in taken), None)
+        if patient is None:
+            del left[label]
+        else:
+            taken.add(patient)
+            members_of[label].append(patient)
+    return {label: sorted(patients) for label, patients in members_of.items()} | {
+        label: [] for labels in labels_of.values() for label in labels if label not in members_of
+    }
 
 
 def _cut(count: int, config: SplitConfig) -> dict[str, slice]:

@@ -204,7 +204,15 @@ def check_patients_apart(split: Split, dataset: Dataset) -> None:
             100 * seen_in_training(split, groups).mean(),
         )
         return
-    assert_disjoint(split, groups)
+    try:
+        assert_disjoint(split, groups)
+    except InputError as error:
+        if split.policy.kind != "given":
+            raise
+        raise InputError(
+            f"{error}. {dataset.name} states these subsets itself: set "
+            "config.split.policy='patient' and config.split.ignore_given=True"
+        ) from error
     if split.policy.validation_group is not None:
         # By this coarser key the published test images do have relatives in training.
         without_test = dataclasses.replace(split, test=split.test[:0])
@@ -222,6 +230,26 @@ def assert_disjoint(split: Split, groups: Shaped[np.ndarray, "N"]) -> None:
                     "split leaks; make a new one by patient"
                 )
             subset_of_patient[patient] = subset
+
+
+def check_copies_apart(split: Split, dataset: Dataset) -> None:
+    """Raises `InputError`, naming two files, if exact copies of an image are in several subsets."""
+    if dataset.contents is None:
+        return
+    first: dict[str, tuple[str, int]] = {}
+    copies: list[tuple[int, int]] = []
+    for subset in SUBSETS:
+        for row in getattr(split, subset).tolist():
+            found, other = first.setdefault(str(dataset.contents[row]), (subset, row))
+            if found != subset:
+                copies.append((other, row))
+    if copies:
+        one, two = (split.files[row] for row in copies[0])
+        raise InputError(
+            f"{len(copies)} image(s) of {dataset.name} are exact copies of images in another "
+            f"subset, such as {one} and {two}: the network would be tested on what it has seen; "
+            "set config.data.duplicates='drop', or config.split.allow_copies=True to keep them"
+        )
 
 
 def seen_in_training(split: Split, groups: Shaped[np.ndarray, "N"]) -> Bool[np.ndarray, "test"]:

@@ -6,7 +6,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, at_least, choice, setting
 
 LEAKY = "image"  # the one policy that puts patients of test images into training
-POLICIES = ("patient", "official", "kfold", "given", LEAKY)
+POLICIES = ("auto", "patient", "official", "kfold", "given", LEAKY)
 
 
 def _is_share(value: float) -> bool:
@@ -26,11 +26,14 @@ class SplitConfig(Settings):
       test_fraction: share of the patients of each class to test on (of the images, under 'image').
       validation_fraction: share of the *other* patients of each class to validate on.
       seed: the same seed makes the same split.
-      fold: the fold to test on, from 1; for 'official' and 'kfold'.
-      folds: the number of folds of 'kfold'.
+      fold: the fold to test on, from 1; for 'official', 'kfold', and 'given' if folds are stated.
+      folds: the number of folds of 'kfold', and of stated ones.
       mixed_patients: what to do with a patient who has images of several classes: 'error', or
-        'rarest' to count them for the one of their classes that has the fewest patients. All
-        images of a patient are in one subset in either case.
+        'rarest' to count them for the one of their classes that has the fewest patients, or, where
+        that leaves a class too few, for the one that needs them most. All images of a patient are
+        in one subset in either case.
+      ignore_given: whether subsets that folders or a table state may be ignored by other policies.
+      allow_copies: whether exact copies of an image may be in several subsets, of folder data.
     """
 
     policy: str = choice("patient", POLICIES)
@@ -41,11 +44,13 @@ class SplitConfig(Settings):
     fold: int = 1
     folds: int = 5
     mixed_patients: str = choice("error", ("error", "rarest"))
+    ignore_given: bool = False
+    allow_copies: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # A key that the policy does not use may have any value.
-        if self.policy in ("patient", LEAKY) and not _is_share(self.test_fraction):
+        if self.policy in ("auto", "patient", LEAKY) and not _is_share(self.test_fraction):
             raise InputError(f"test_fraction={self.test_fraction}: expected {_SHARE}")
         if self.policy == "kfold" and not 1 <= self.fold <= self.folds >= 2:
             raise InputError(
