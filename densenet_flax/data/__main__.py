@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.split:
             split = load_split(options.split, dataset)
         else:
-            settings = {key: getattr(options, key) for key in SplitConfig.keys()}  # noqa: SIM118
+            known = SplitConfig.keys()
+            settings = {key: value for key, value in vars(options).items() if key in known}
             split = make_split(dataset, SplitConfig.from_config(settings, "split"))
         print(format_split(split, dataset))
     except InputError as error:

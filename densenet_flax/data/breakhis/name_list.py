@@ -9,7 +9,8 @@ import numpy as np
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.layout import find_source, list_names
 from densenet_flax.data.breakhis.names import LABELS, class_names, parse_name, patient_groups
-from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.dataset import Dataset, Provenance
+from densenet_flax.data.sources import patients
 from densenet_flax.data.sources.source import Annotations
 
 _COLUMNS = ("subtype", "magnification", "slide_id", "case", "sequence")
@@ -31,7 +32,8 @@ def annotate_names(files: Sequence[str], labels: str, source: object) -> Annotat
     classes = [name.label if labels == "binary" else name.subtype for name in names]
     label_ids = [class_names(labels).index(class_name) for class_name in classes]
     groups = patient_groups(columns["subtype"], columns["slide_id"], columns["case"])
-    return Annotations(label_ids, groups, columns)
+    provenance = Provenance("BreakHis's file names", "BreakHis's file names", patients.BREAKHIS)
+    return Annotations(label_ids, groups, columns, provenance=provenance)
 
 
 def dataset_of_names(

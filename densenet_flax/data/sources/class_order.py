@@ -6,8 +6,8 @@ from collections.abc import Collection
 from densenet_flax.data.sources.similar_names import name_key
 
 _ABSENT = re.compile(
-    r"(?:[01] )?(?:normal|benign|healthy|negative|neg|control|controls|background|(?:non|no|not|without)\b.*|non.*)"
-    r"(?: .*)?"
+    r"(?:[01] )?(?:normal|benign|healthy|negative|neg|controls?|background|(?:no|non|not|without)\b"
+    r"|non(?:tumou?r|cancer|malignant|neoplastic|metastatic|invasive)\w*)(?: .*)?"
 )
 
 

@@ -21,7 +21,6 @@ from densenet_flax.data.sources.source import Annotations, Source
 from densenet_flax.data.sources.tile_table import Tile, read_tile_tables
 from densenet_flax.data.sources.tree_layout import read_layout, read_subsets
 
-
 # In front of the names of images of `data.test_path`.
 _IN_TEST_TREE = "test/"
 
@@ -86,7 +85,7 @@ def list_tiles(root: Path, config: DataConfig) -> tuple[list[Tile], Provenance]:
     else:
         tiles, provenance = _tiles_of_tree(root, config, listing)
     # Names from paths and tables alike: what differs only in spelling is a mistake in either.
-    labels = [tile.label for tile in tiles]
+    labels: Sequence[str] = [tile.label for tile in tiles]
     if config.class_names and config.similar_names == "merge":
         # The names that were stated are the spelling that all others become.
         stated = {name_key(name): name for name in config.class_names}
@@ -135,8 +134,8 @@ def _tiles_of_tree(
         subsets_from = f"data.test_path={config.test_path}"
         if len({tile.file for tile in tiles}) < len(tiles):
             raise InputError(
-                f"{root}: has a folder {_IN_TEST_TREE} beside data.test_path; give the folder of the "
-                "training images as data.path"
+                f"{root}: has a folder {_IN_TEST_TREE} beside data.test_path; give the folder of "
+                "the training images as data.path"
             )
     return tiles, Provenance(labels_from, subsets_from=subsets_from, left_out=left_out)
 
@@ -236,8 +235,8 @@ def _check_slides(tiles: Sequence[Tile], slides: Sequence[SlideName | None]) -> 
             )
         if classes == {"benign", "malignant"} and tile.label.casefold() != slide.label:
             raise InputError(
-                f"{tile.file}: its class is {tile.label}, but its BreakHis name says {slide.label}; "
-                "correct one of them"
+                f"{tile.file}: its class is {tile.label}, but its BreakHis name says "
+                f"{slide.label}; correct one of them"
             )
 
 

@@ -10,10 +10,10 @@ from densenet_flax.common.errors import InputError
 
 
 class ImageIndex:
-    """The images of a folder by every way that tables write their names.
+    r"""The images of a folder by every way that tables write their names.
 
     These are the path from the folder, with the folder's own name or more in front of it, the end
-    of the path, absolute, or relative to the table; with '/' or '\\', in any case and Unicode form,
+    of the path, absolute, or relative to the table; with '/' or '\', in any case and Unicode form,
     and without the suffix. A name that more than one image has is an error.
     """
 

@@ -14,10 +14,10 @@ PATTERN, BREAKHIS, TABLE, UNKNOWN = "pattern", "breakhis", "table", "unknown"
 
 
 def first_match(pattern: str, file: str) -> str:
-    """Returns the first group of the first match in a path, or the whole match; '' if none.
+    r"""Returns the first group of the first match in a path, or the whole match; '' if none.
 
     Where the path has no match it is searched with '/' in front, so that a pattern such as
-    `/(\\w+)_` also finds a name that no folder is above.
+    `/(\w+)_` also finds a name that no folder is above.
     """
     match = re.search(pattern, file) or re.search(pattern, f"/{file}")
     if not match:

@@ -64,8 +64,8 @@ def _fit(where: str, row: Sequence[str], header: Sequence[str]) -> list[str]:
         cells.pop()  # a separator at the end of the row
     if len(cells) != len(header):
         raise InputError(
-            f"{where}: has {len(cells)} cells where the header has {len(header)}; put quotes around "
-            "a cell with a separator in it"
+            f"{where}: has {len(cells)} cells where the header has {len(header)}; put quotes "
+            "around a cell with a separator in it"
         )
     return cells
 

@@ -1,5 +1,6 @@
 """Any image-classification data set of TFDS by name; images stay encoded."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.dataset import Provenance
 from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
-from densenet_flax.data.sources import tfds_files
+from densenet_flax.data.sources import patients, tfds_files
 from densenet_flax.data.sources.files import listing_digest
 from densenet_flax.data.sources.source import Annotations, Source
 
@@ -88,7 +90,15 @@ class TfdsSource(Source):
         columns = {name: table[name] for name in ("patient", "split") if name in table.columns}
         if not {"train", "test"} <= set(columns["split"]):
             del columns["split"]  # a single split with everything does not say what to test on
-        return Annotations.from_columns(table["label"], table["file"], columns)
+        annotations = Annotations.from_columns(table["label"], table["file"], columns)
+        provenance = Provenance(f"feature {self._label_key!r}")
+        if "patient" in columns:
+            provenance = dataclasses.replace(
+                provenance,
+                patients_from=f"feature {self._patient_key!r}",
+                patient_source=patients.TABLE,
+            )
+        return dataclasses.replace(annotations, provenance=provenance)
 
 
 def _open_builder(name: str, data_dir: str) -> Any:

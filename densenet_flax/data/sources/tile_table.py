@@ -15,36 +15,25 @@ from densenet_flax.data.sources.tree_layout import subset_of_word
 _REQUIRED = ("file", "label")
 # Spellings of each column, the surest first: of one line only one may be in a table. They are
 # compared without case, spaces, '_' and '-'.
-_SPELLINGS: Mapping[str, Sequence[frozenset[str]]] = {
+_SPELLINGS: Mapping[str, Sequence[str]] = {
     "file": (
-        frozenset({"file"}),
-        frozenset(
-            "filename filepath files path image images imagename imagepath imagefile img imgname "
-            "imgpath tile tilename tilepath patch patchname patchpath".split()
-        ),
-        frozenset({"id", "imageid", "imgid", "name"}),
+        "file",
+        "filename filepath files path image images imagename imagepath imagefile img imgname "
+        "imgpath tile tilename tilepath patch patchname patchpath",
+        "id imageid imgid name",
     ),
     "label": (
-        frozenset({"label"}),
-        frozenset(
-            "labels class classes classname classlabel category target diagnosis groundtruth "
-            "majorityvotelabel imagelabel".split()
-        ),
+        "label",
+        "labels class classes classname classlabel category target diagnosis groundtruth "
+        "majorityvotelabel imagelabel",
     ),
     "patient": (
-        frozenset({"patient"}),
-        frozenset("patientid patientname patients patientno patientnumber".split()),
-        frozenset({"case", "caseid", "subject", "subjectid"}),
+        "patient",
+        "patientid patientname patients patientno patientnumber",
+        "case caseid subject subjectid",
     ),
-    "site": (
-        frozenset({"site"}),
-        frozenset("siteid center centre centerid centreid hospital institution".split()),
-    ),
-    "split": (
-        frozenset({"split"}),
-        frozenset("splits subset partition datasplit phase".split()),
-        frozenset({"set", "fold", "folds"}),
-    ),
+    "site": ("site", "siteid center centre centerid centreid hospital institution"),
+    "split": ("split", "splits subset partition datasplit phase", "set fold folds"),
 }
 _OPTIONAL = ("patient", "site", "split")
 _UNUSED = "none"  # of `ColumnSettings`: the table has no such column
@@ -217,8 +206,8 @@ def _stated(table: TextTable, name: str, stated: str) -> int:
 
 def _recognized(table: TextTable, name: str, recognize: bool) -> int | None:
     keys = [re.sub(r"[\s_-]", "", column.casefold()) for column in table.header]
-    for spellings in _SPELLINGS[name] if recognize else [{name}]:
-        found = [position for position, key in enumerate(keys) if key in spellings]
+    for spellings in _SPELLINGS[name] if recognize else [name]:
+        found = [position for position, key in enumerate(keys) if key in spellings.split()]
         if len(found) > 1:
             names = " and ".join(repr(table.header[position]) for position in found)
             raise InputError(

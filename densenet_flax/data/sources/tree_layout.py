@@ -232,8 +232,8 @@ def _ambiguity(files: Sequence[str], levels: Sequence[Sequence[str]]) -> str:
     if 2 * len(shared) >= len(inner):
         return (
             f"the top folders ({', '.join(tops[:3])}) hold the same subfolders "
-            f"({', '.join(shared[:3])}); if they are subsets, give one as data.path and the other as "
-            "data.test_path"
+            f"({', '.join(shared[:3])}); if they are subsets, give one as data.path and the other "
+            "as data.test_path"
         )
     # Folders of patients and slides have numbers; those without may be the classes, as
     # lung/adenocarcinoma beside colon/adenocarcinoma.

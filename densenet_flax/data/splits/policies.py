@@ -207,8 +207,8 @@ def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Subsets:
         if len(folds) != config.folds or not 1 <= config.fold <= len(folds):
             raise InputError(
                 f"config.split.folds={config.folds}, fold={config.fold}: {dataset.name} states "
-                f"{len(folds)} folds ({', '.join(folds)}); set config.split.folds={len(folds)}, and "
-                "config.split.fold from 1 to that number"
+                f"{len(folds)} folds ({', '.join(folds)}); set config.split.folds={len(folds)}, "
+                "and config.split.fold from 1 to that number"
             )
         return _split_fold(dataset, config, stated == folds[config.fold - 1])
     if config.fold != 1:
@@ -320,12 +320,12 @@ def _count_evenly(labels_of: Mapping[str, Sequence[int]]) -> Mapping[int, list[s
     taken: set[str] = set()
     while left:
         label = min(left, key=lambda n: (len(members_of[n]), n))
-        patient = next((name for name in left[label] if name not in taken), None)
-        if patient is None:
+        free = next((name for name in left[label] if name not in taken), None)
+        if free is None:
             del left[label]
         else:
-            taken.add(patient)
-            members_of[label].append(patient)
+            taken.add(free)
+            members_of[label].append(free)
     return {label: sorted(patients) for label, patients in members_of.items()} | {
         label: [] for labels in labels_of.values() for label in labels if label not in members_of
     }

@@ -12,10 +12,9 @@ from pathlib import Path
 from absl import logging
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis.names import GROUPS, parse_name
 from densenet_flax.data.images.formats import IMAGE_SUFFIXES
 from densenet_flax.data.sources.files import FileListing, describe_left_out, list_files
-from densenet_flax.data.sources.folder import find_patient
+from densenet_flax.data.sources.patients import find_patient
 from densenet_flax.weights.inference_settings import InferenceSettings
 
 
@@ -26,10 +25,13 @@ class ImageFile:
     Attributes:
       path: opens it from the current directory.
       name: its path relative to the folder that was searched, with '/' on every system; unique.
+      name_in_data: its path relative to the root of the data, where patients are found by it; '' if
+        that is `name`.
     """
 
     path: Path
     name: str
+    name_in_data: str = ""
 
 
 def find_images(images: str) -> list[ImageFile]:
@@ -90,18 +92,29 @@ def _matches(names: Sequence[str], parts: Sequence[str], is_folder: bool) -> boo
     return matches and _matches(names[1:], parts[1:], is_folder)
 
 
-def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
-    """The patient that the name of a file states; '' if it states none.
+def with_names_in_data(files: Sequence[ImageFile], roots: Sequence[str]) -> list[ImageFile]:
+    """Names files below a folder that the network was trained with relative to that folder.
 
-    `patient_pattern` is searched in the path, with the meaning of `data.patient_pattern`: the first
-    group, or all that matches. Without a pattern, names of BreakHis state the patient, by
-    `patient_group`, 'case70' if that is unknown.
+    So a part of that data, or one of its files, has the patients that training found.
     """
-    if pattern := settings.patient_pattern:
-        # With '/' in front, so that a pattern with '/' also matches the first part of a path.
-        return find_patient(pattern, os.path.join("/", file.path.as_posix()))
-    name = parse_name(file.path.name)
-    if name is None:
-        return ""
-    group = settings.patient_group if settings.patient_group in GROUPS else GROUPS[0]
-    return name.patient(group)
+    absolute_roots = [os.path.abspath(Path(root).expanduser()) for root in roots]
+    named = []
+    for file in files:
+        path = os.path.abspath(file.path)
+        inside = (
+            os.path.relpath(path, r) for r in absolute_roots if path.startswith(f"{r}{os.sep}")
+        )
+        name = Path(next(inside, file.name)).as_posix()
+        named.append(dataclasses.replace(file, name_in_data=name))
+    return named
+
+
+def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
+    """The patient that the name of a file states by the rule of training; '' if it states none."""
+    return find_patient(
+        file.name_in_data or file.name,
+        pattern=settings.patient_pattern,
+        source=settings.patient_source,
+        group=settings.patient_group,
+        merge=settings.merge_patients,
+    )

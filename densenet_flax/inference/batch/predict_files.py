@@ -27,7 +27,12 @@ from tqdm import tqdm
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import prefetch
 from densenet_flax.evaluation.predictions import probability_columns
-from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_from_name
+from densenet_flax.inference.batch.image_files import (
+    ImageFile,
+    find_images,
+    patient_from_name,
+    with_names_in_data,
+)
 from densenet_flax.inference.batch.journal import Journal
 from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
 from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
@@ -36,6 +41,7 @@ from densenet_flax.inference.inputs import read_pixels
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file, writing
+from densenet_flax.storage.workdir import Workdir
 
 ROWS_PER_CHUNK = 4096  # rows of the table that are in memory at a time
 
@@ -74,7 +80,7 @@ def predict(
     is also logged.
     """
     options.check()  # before the network is loaded
-    files = find_images(images)
+    files = with_names_in_data(find_images(images), _training_roots(network))
     classifier = load_classifier(network, batch_size=batch_size)
     summary = predict_files(classifier, files, options)
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
@@ -84,6 +90,14 @@ def predict(
         message = "%d of %d files cannot be read and were skipped, such as %s"
         logging.warning(message, len(skipped), len(files), skipped[0])
     return summary
+
+
+def _training_roots(network: str) -> list[str]:
+    """The folders that a run found its tiles in; [] for a weights file, which does not say."""
+    data = Workdir(network).read_config().get("data", {}) if Path(network).is_dir() else {}
+    # In other data the file names alone say whose the images are.
+    paths = [data.get("path"), data.get("test_path")] if data.get("name") == "folder" else []
+    return [path for path in paths if isinstance(path, str) and path]
 
 
 def predict_files(

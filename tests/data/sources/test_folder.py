@@ -6,7 +6,6 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.loading import open_dataset
-from densenet_flax.data.sources.folder import list_folder
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import load_split
 from densenet_flax.data.splits.split_config import SplitConfig
@@ -186,9 +185,9 @@ def test_folders_that_are_not_a_data_set(open_folder, root, make_config, tmp_pat
     with pytest.raises(InputError, match=r"loose\.png: is not in a class folder"):
         open_folder()
     with pytest.raises(InputError, match="no images in it"):
-        list_folder(empty)
+        open_dataset(make_config(name="folder", path=str(empty)), tmp_path)
     with pytest.raises(InputError, match="no such folder"):
-        list_folder(tmp_path / "nowhere")
+        open_dataset(make_config(name="folder", path=str(tmp_path / "nowhere")), tmp_path)
     with pytest.raises(InputError, match=re.escape("its class 'normal' is not one of")):
         (root / "loose.png").unlink()
         open_folder(class_names=("tumour", "other"))

@@ -1,24 +1,27 @@
-import logging
-
 import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.sources.folder import list_folder
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.sources.folder import list_tiles
+
+
+def list_folder(root, table, **changes):
+    return list_tiles(root, DataConfig(name="folder", csv=str(table), **changes))[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_encodings_and_separators(root, encoding, delimiter, write_table, caplog):
+def test_encodings_and_separators(root, encoding, delimiter, write_table):
     text = "File, Label ,patient\r\nn0_0.png,grün,Müller\r\n\r\ntumour\\t0_0.png,rot,Özil\r\n"
-    with caplog.at_level(logging.INFO, "absl"):
-        tiles = list_folder(root, write_table(text.replace(",", delimiter), encoding))
+    table = write_table(text.replace(",", delimiter), encoding)
+    tiles, provenance = list_tiles(root, DataConfig(name="folder", csv=str(table)))
     assert [(tile.file, tile.label, tile.known["patient"]) for tile in tiles] == [
         ("normal/n0_0.png", "grün", "Müller"),
         ("tumour/t0_0.png", "rot", "Özil"),
     ]
     assert tiles[0].known.keys() == {"patient"}
-    assert "18 images are not in" in caplog.text
+    assert list(provenance.left_out.values()) == ["not in the table"] * 18
 
 
 @pytest.mark.parametrize(
@@ -29,13 +32,16 @@ def test_encodings_and_separators(root, encoding, delimiter, write_table, caplog
         ("file,label,label\n", "a column appears twice"),
         ("file,label\n", "a header and no rows"),
         ("file,label\ngone.png,normal", r"row 2: gone\.png is not an image in"),
-        ("file,label\n../tiles.csv,normal", r"row 2: \.\./tiles\.csv is not an image in"),
+        (
+            "file,label\n../tiles.csv,normal",
+            r"row 2: \.\./tiles\.csv is a file, but not an image in",
+        ),
         ("file,label\nn0_0.png,", "row 2: no label"),
         ("file,label,patient\nn0_0.png,a,", "row 2: no patient"),
         ("file,label\nn0_0.png,a,b", "row 2: has 3 cells where the header has 2"),
         ("file,label\nn0_0.png,a\nnormal/n0_0.png,b", "row 3: normal/n0_0.png is in row 2 already"),
         ("file,label\nsame.png,a", "same.png is the name of normal/same.png and of tumour/same"),
-        ("file,label,split\nn0_0.png,a,holdout", "row 2: split 'holdout'"),
+        ("file,label,split\nn0_0.png,a,later", "row 2: split 'later'"),
     ],
 )
 def test_invalid_tables(root, text, message, write_table):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import folds, names
 from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
+from densenet_flax.data.dataset import Provenance
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import SUBSETS, assert_disjoint, load_split
 from densenet_flax.data.splits.split_config import POLICIES, SplitConfig
@@ -141,15 +142,93 @@ def test_a_patient_of_both_classes_is_named():
 
 
 def test_a_patient_of_both_classes_counts_for_the_rarer_one():
-    # Four patients per class number, all of both classes: each counts for the first class.
-    dataset = make_dataset([(i % 2, str(i // 4)) for i in range(80)])
-    with pytest.raises(InputError, match=r"class 'yes' of made has 0 patient"):
-        make_split(dataset, by_patient(mixed_patients="rarest"))
     # Nine patients have the first class and four of them also the second, rarer one.
     dataset = make_dataset([(0, str(i)) for i in range(9)] + [(1, str(i)) for i in range(4)])
     split = make_split(dataset, by_patient(mixed_patients="rarest"))
     assert_patients_apart(dataset, split, "patient")
     assert all(set(dataset.labels[getattr(split, subset)]) == {0, 1} for subset in SUBSETS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sets(st.integers(0, 2), min_size=2), min_size=9, max_size=30),
+    st.sampled_from(["patient", "kfold"]),
+    st.integers(0, 9),
+)
+def test_patients_of_several_classes_give_every_subset_every_class(classes, policy, seed):
+    """Patch data: (nearly) all patients have tumor and normal tissue."""
+    # Three patients with all classes make it possible in any case.
+    classes = [{0, 1, 2}] * 9 + classes
+    rows = [(label, str(i)) for i, labels in enumerate(classes) for label in labels]
+    dataset = make_dataset(rows, ("a", "b", "c"))
+    config = SplitConfig(
+        policy=policy, group="patient", mixed_patients="rarest", folds=3, seed=seed
+    )
+    split = make_split(dataset, config)
+    assert_patients_apart(dataset, split, "patient")
+    for subset in SUBSETS:
+        assert set(dataset.labels[getattr(split, subset)]) == {0, 1, 2}
+
+
+def test_patients_of_both_classes_test_their_share_of_all():
+    dataset = make_dataset([(label, str(i)) for i in range(20) for label in (0, 1)])
+    split = make_split(dataset, by_patient(mixed_patients="rarest"))
+    assert len(np.unique(dataset.patients("patient")[split.test])) == 4
+    # One of twenty has no image of the second class: the first would have one patient to split.
+    lacking = make_dataset([(0, "0"), *((n, str(i)) for i in range(1, 20) for n in (0, 1))])
+    split = make_split(lacking, by_patient(mixed_patients="rarest"))
+    assert len(np.unique(lacking.patients("patient")[split.test])) == 4
+
+
+# --- subsets that the data states
+
+
+def make_stated(subsets, contents=None):
+    """Two classes in turn, one patient for each image; `subsets` says where each is."""
+    rows = [(i % 2, str(i)) for i in range(len(subsets))]
+    return make_dataset(
+        rows,
+        columns={"split": np.array(subsets)},
+        provenance=Provenance(subsets_from="column 'split'"),
+        contents=contents,
+    )
+
+
+def test_stated_subsets_are_used_or_ignored_on_purpose():
+    stated = make_stated(["train"] * 8 + ["test"] * 8)
+    split = make_split(stated, by_patient(policy="auto"))
+    assert split.policy.kind == "given" and split.test.tolist() == list(range(8, 16))
+    for policy in ("patient", "kfold", "image"):
+        with pytest.raises(
+            InputError, match=r"states its subsets \(column 'split'\).*ignore_given"
+        ):
+            make_split(stated, by_patient(policy=policy))
+        make_split(stated, by_patient(policy=policy, ignore_given=True, folds=3))
+    anew = make_split(stated, by_patient(policy="auto", ignore_given=True))
+    assert anew.policy.kind == "patient"
+    assert make_split(make_patients(5, 5), by_patient(policy="auto")).policy.kind == "patient"
+
+
+def test_stated_folds_are_tested_one_at_a_time():
+    folds_of = [f"fold_{i // 4}" for i in range(16)]
+    for fold in range(1, 5):
+        split = make_split(make_stated(folds_of), by_patient(policy="auto", fold=fold, folds=4))
+        assert split.test.tolist() == list(range(4 * fold - 4, 4 * fold))
+        assert (split.policy.fold, split.policy.folds) == (fold, 4)
+    with pytest.raises(InputError, match=r"states 4 folds .*set config\.split\.folds=4"):
+        make_split(make_stated(folds_of), by_patient(policy="given"))
+    with pytest.raises(InputError, match=r"fold=2: made states subsets and no folds"):
+        make_split(make_stated(["train"] * 8 + ["test"] * 4), by_patient(policy="given", fold=2))
+
+
+def test_exact_copies_in_two_subsets_are_an_error():
+    subsets = ["train"] * 8 + ["test"] * 4
+    contents = np.array([*"abcdefgh", *"ijka"])
+    with pytest.raises(InputError, match=r"1 image\(s\) of made are exact copies.*00000.*00011"):
+        make_split(make_stated(subsets, contents), by_patient(policy="given"))
+    make_split(make_stated(subsets, contents), by_patient(policy="given", allow_copies=True))
+    contents[-1] = "i"  # a copy in the same subset
+    make_split(make_stated(subsets, contents), by_patient(policy="given"))
 
 
 # --- official
