@@ -217,10 +217,10 @@ def _ambiguity(files: Sequence[str], levels: Sequence[Sequence[str]]) -> str:
     ):
         if like := [top for top in tops if is_like(top)]:
             return f"the top folders ({', '.join(like[:3])}) are named like {what}"
-    if _agrees_with_breakhis(files, levels):
-        return ""
     if len(tops) > 1 and all(_IDENTIFIER.fullmatch(top.casefold()) for top in tops):
         return f"the top folders ({', '.join(tops[:3])}) are named like patients or slides"
+    if _agrees_with_breakhis(files, levels):
+        return ""
     tops_of: Mapping[str, set[str]] = defaultdict(set)
     for names in levels:
         if len(names) > 1:

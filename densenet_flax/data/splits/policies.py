@@ -15,8 +15,8 @@ splits depend on its version, where these have to stay the same for years.
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -113,10 +113,10 @@ def _split_by_patient(dataset: Dataset, config: SplitConfig) -> Subsets:
     rng = np.random.default_rng(config.seed)
     members: dict[str, list[str]] = {subset: [] for subset in SUBSETS}
     shortage = _ONE_EACH + "; add patients or choose a finer group"
-    for patients in _patients_of_classes(dataset, config, len(SUBSETS), shortage):
-        shuffled = rng.permutation(patients).tolist()
+    for stratum in _strata(dataset, config, len(SUBSETS), shortage):
+        shuffled = rng.permutation(stratum.patients).tolist()
         # Shares of each class's patients, so that the classes are as frequent in each subset.
-        for subset, part in _cut(len(shuffled), config).items():
+        for subset, part in _cut(len(shuffled), config, stratum.covers).items():
             members[subset] += shuffled[part]
     return {subset: np.flatnonzero(np.isin(groups, members[subset])) for subset in SUBSETS}
 
@@ -150,10 +150,10 @@ def _split_into_folds(dataset: Dataset, config: SplitConfig) -> Subsets:
     least = max(config.folds, len(SUBSETS))
     advice = "choose fewer folds or a finer group"
     shortage = f", too few for config.split.folds={config.folds}; {advice}"
-    for patients in _patients_of_classes(dataset, config, least, shortage):
+    for stratum in _strata(dataset, config, least, shortage):
         # Each class begins with empty folds; that balances the classes in every fold.
         images_of_fold = np.zeros(config.folds, int)
-        shuffled = rng.permutation(patients).tolist()
+        shuffled = rng.permutation(stratum.patients).tolist()
         for patient in sorted(shuffled, key=lambda patient: -images[patient]):
             fold = int(images_of_fold.argmin())
             images_of_fold[fold] += images[patient]
@@ -240,19 +240,27 @@ def _take_validation(
     groups, rng = dataset.patients(config.group), np.random.default_rng(seed)
     chosen: list[str] = []
     shortage = " and needs at least 2, one to validate; choose a finer group"
-    for patients in _patients_of_classes(dataset, config, 2, shortage, train):
-        count = _share(config.validation_fraction, len(patients), leave=1)
+    for patients, covers in _strata(dataset, config, 2, shortage, train):
+        count = _share(config.validation_fraction, len(patients), int(covers), leave=1)
         chosen += rng.permutation(patients).tolist()[:count]
     validates = np.isin(groups[train], chosen)
     return {"train": train[~validates], "validation": train[validates]}
 
 
-def _patients_of_classes(
-    dataset: Dataset, config: SplitConfig, least: int, shortage: str, rows: Rows | None = None
-) -> Iterable[list[str]]:
-    """Returns the sorted patients of each class, each patient once, of these rows or of all.
+class _Stratum(NamedTuple):
+    """Patients who are dealt to the subsets together."""
 
-    With fewer than `least` patients of a class it raises an error, whose end is `shortage`.
+    patients: list[str]  # sorted
+    covers: bool  # whether each subset needs one of them to have all classes
+
+
+def _strata(
+    dataset: Dataset, config: SplitConfig, least: int, shortage: str, rows: Rows | None = None
+) -> list[_Stratum]:
+    """Returns the patients of each class, each patient once, of these rows or of all.
+
+    With fewer than `least` patients of a class it raises an error, whose end is `shortage`; unless
+    as many have all classes, who are dealt together, and the others behind them.
     """
     groups, labels = dataset.patients(config.group), dataset.labels
     if rows is not None:
@@ -278,18 +286,23 @@ def _patients_of_classes(
     members_of = _count_for_rarest(labels_of, patients_with)
     if any(len(members_of[label]) < least for label in patients_with):
         members_of = _count_evenly(labels_of)
-    patients = {name: members_of[label] for label, name in enumerate(dataset.class_names)}
+        complete = [patient for patient, seen in labels_of.items() if len(seen) == len(present)]
+        is_short = any(len(members_of[label]) < least for label in patients_with)
+        if is_short and len(complete) >= least and len(present) == len(dataset.class_names):
+            others = sorted(labels_of.keys() - complete)
+            return [_Stratum(complete, covers=True), _Stratum(others, covers=False)]
+    patients = {name: members_of.get(label, []) for label, name in enumerate(dataset.class_names)}
     noun = "patient(s)" if rows is None else "training patient(s)"
     for name, members in patients.items():
         if len(members) < least:
             number = f"{len(members)} {noun} by {config.group}"
             raise InputError(f"class {name!r} of {dataset.name} has {number}{shortage}")
-    return patients.values()
+    return [_Stratum(members, covers=True) for members in patients.values()]
 
 
 def _count_for_rarest(
     labels_of: Mapping[str, Sequence[int]], patients_with: Mapping[int, int]
-) -> Mapping[int, list[str]]:
+) -> dict[int, list[str]]:
     """Returns the patients that count for each class: the rarest of theirs can spare them least.
 
     Among equally rare ones it is the class that has the fewest so far.
@@ -301,7 +314,7 @@ def _count_for_rarest(
     return members_of
 
 
-def _count_evenly(labels_of: Mapping[str, Sequence[int]]) -> Mapping[int, list[str]]:
+def _count_evenly(labels_of: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:
     """Returns the patients that count for each class, so that the smallest number is large.
 
     Where (nearly) all patients have all classes, the rarest class would take them all and leave the
@@ -326,15 +339,15 @@ def _count_evenly(labels_of: Mapping[str, Sequence[int]]) -> Mapping[int, list[s
         else:
             taken.add(free)
             members_of[label].append(free)
-    return {label: sorted(patients) for label, patients in members_of.items()} | {
-        label: [] for labels in labels_of.values() for label in labels if label not in members_of
-    }
+    for patients in members_of.values():
+        patients.sort()
+    return members_of
 
 
-def _cut(count: int, config: SplitConfig) -> dict[str, slice]:
+def _cut(count: int, config: SplitConfig, covers: bool = True) -> dict[str, slice]:
     """Returns where to cut `count` shuffled patients or rows of a class into subsets."""
-    tests = _share(config.test_fraction, count, leave=2)
-    validations = _share(config.validation_fraction, count - tests, leave=1)
+    tests = _share(config.test_fraction, count, int(covers), leave=2)
+    validations = _share(config.validation_fraction, count - tests, int(covers), leave=1)
     return {
         "train": slice(tests + validations, None),
         "validation": slice(tests, tests + validations),
@@ -342,6 +355,6 @@ def _cut(count: int, config: SplitConfig) -> dict[str, slice]:
     }
 
 
-def _share(fraction: float, count: int, leave: int) -> int:
-    """Returns how many of `count` make up a fraction: at least one, and `leave` others stay."""
-    return min(max(1, round(fraction * count)), count - leave)
+def _share(fraction: float, count: int, least: int, *, leave: int) -> int:
+    """Returns how many of `count` make up a fraction: at least `least`, and `leave` others stay."""
+    return max(0, min(max(least, round(fraction * count)), count - leave))
