@@ -41,7 +41,7 @@ BACKEND_QUERIES = {
     "models/densenet.py default_implementation": "the one place that chooses an implementation",
     "training/prefix_cache.py PrefixCache._key": "features of another device differ in rounding",
     "storage/feature_store.py _free_on_devices": "the memory of a CPU device is the host's",
-    "experiments/evaluate_run.py _summary": "the report names the device",
+    "common/sharding.py device_kinds": "the log and the report name the device",
 }
 
 

@@ -38,6 +38,11 @@ def start_processes(coordinator: str, processes: int, process: int) -> None:
         ) from error
 
 
+def device_kinds() -> str:
+    """Names the kinds of all devices, such as 'NVIDIA H100 80GB HBM3'."""
+    return ", ".join(sorted({device.device_kind for device in jax.devices()}))
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that writes files."""
     return jax.process_index() == 0

@@ -6,12 +6,11 @@ import platform
 import time
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from densenet_flax.common.sharding import is_first_process, make_mesh, replicate
+from densenet_flax.common.sharding import device_kinds, is_first_process, make_mesh, replicate
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.data_summary import describe_summary, summarize
 from densenet_flax.data.splits.split_table import overlap_rows
@@ -145,7 +144,8 @@ def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: Weigh
             **{name: importlib.metadata.version(name) for name in _VERSIONS},
         },
         "weights": {name: value for name, value in weights.items() if value},
-        "device": ", ".join(sorted({device.device_kind for device in jax.devices()})),
+        "device": device_kinds(),
+        "computation": run.model.computation,
         "stages": [
             f"{stage.name}: {stage.frontier.describe(params)} · "
             f"{experiment.stages[stage.name].duration} · {stage.optimizer.name} "

@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 
+import jax
 from absl import logging
 
-from densenet_flax.common.sharding import is_first_process
+from densenet_flax.common.sharding import device_kinds, is_first_process
 from densenet_flax.data.batching import check_batch_size
 from densenet_flax.data.data_summary import format_summary, summarize
 from densenet_flax.data.dataset import Dataset
@@ -62,6 +63,7 @@ def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
     sampler = make_sampler(dataset, split.train, experiment.sampling, experiment.seed, group=group)
     # The frontiers of the stages do not depend on the number of classes.
     model, stages = build_model(experiment.model), experiment.ordered_stages
+    logging.info("device: %d × %s; %s", jax.device_count(), device_kinds(), model.computation)
     built = build_stages(stages, model, examples=sampler.size, batch_size=batch_size)
     return PreparedRun(experiment, workdir, dataset, split, sampler, built)
 

@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from densenet_flax.kernels import pooling
+from densenet_flax.kernels.matmul import product_precision
 from densenet_flax.kernels.normalization import MeanVar
 from densenet_flax.models.fused import fused_dense_block
 from densenet_flax.models.layers import BatchNorm, Conv, concatenate_stats, mean_var
@@ -34,11 +35,10 @@ IMPLEMENTATIONS, REMAT = get_args(Implementation), get_args(Remat)
 Weight = Float[Array, " N"] | None
 NormFactory = Callable[..., BatchNorm]  # (features, *names): the names joined are Keras's
 
-# HIGHEST: float32 that is float32; by default a TPU would compute in bfloat16, a GPU in TF32.
 dense = functools.partial(
     nn.Dense,
     kernel_init=nn.initializers.glorot_uniform(),
-    precision=jax.lax.Precision.HIGHEST,
+    precision=product_precision(jnp.float32),
 )
 
 
@@ -169,8 +169,8 @@ class DenseNet(nn.Module):
       epsilon: of every BatchNorm; Keras 1.001e-5, PyTorch 1e-5.
       momentum: share of the running statistics kept at each step; Keras 0.99.
       final_relu: whether a ReLU follows the last norm (TIAToolbox's networks have none).
-      dtype: what convolutions and activations are computed in. Parameters, statistics and the
-        head are float32 in any case.
+      dtype: what convolutions and activations are computed in; float32 is float32 on a GPU and a
+        TPU too. Parameters, statistics and the head are float32 in any case.
       remat: what the backward pass of training computes again instead of keeping it: 'none';
         'bottleneck', concatenations, norms and ReLUs, so that each layer's bottleneck and new
         features are kept once; 'block', the 1×1 convolutions also. The gradients are the same.
@@ -194,6 +194,15 @@ class DenseNet(nn.Module):
     def units(self) -> tuple[str, ...]:
         """Names of the units in order; 'head' is last if the model has one."""
         return unit_names(self.blocks) + (("head",) if self.num_classes else ())
+
+    @property
+    def computation(self) -> str:
+        """In which precision and by which implementation it computes here, in words."""
+        dtype = jnp.dtype(self.dtype).name
+        precision = "float32 at highest precision"
+        if dtype != "float32":
+            precision = f"{dtype}, head and statistics in float32"
+        return f"{precision}; implementation {self.implementation or default_implementation()}"
 
     @nn.compact
     def __call__(

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from densenet_flax.kernels import normalization
+from densenet_flax.kernels.matmul import product_precision
 from densenet_flax.kernels.normalization import MeanVar
 
 Tree = TypeVar("Tree")
@@ -40,6 +41,7 @@ class Conv(nn.Module):
             (self.strides, self.strides),
             [(self.padding, self.padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=product_precision(x.dtype),
         )
 
 

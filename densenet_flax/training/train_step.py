@@ -274,7 +274,8 @@ def sum_of_losses(
         targets = jax.nn.one_hot(batch["label"], logits.shape[-1])
     factor: Any = 1.0
     if loss.class_weights:  # of the targets before they are smoothed
-        factor = targets @ jnp.array(loss.class_weights, jnp.float32)
+        weights = jnp.array(loss.class_weights, jnp.float32)
+        factor = jnp.dot(targets, weights, precision=jax.lax.Precision.HIGHEST)
     if loss.label_smoothing:
         targets = optax.smooth_labels(targets, loss.label_smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
@@ -293,4 +294,4 @@ def _count_stages_trained(params: PyTree, frontiers: Sequence[Frontier]) -> PyTr
 def _global_norm(tree: PyTree) -> Float[Array, ""]:
     """`optax.global_norm` of one vector, because it compiles a sum of its own for each leaf."""
     vector = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
-    return jnp.sqrt(jnp.vdot(vector, vector))
+    return jnp.sqrt(jnp.vdot(vector, vector, precision=jax.lax.Precision.HIGHEST))

@@ -88,9 +88,7 @@ def test_a_table_has_a_dash_where_a_target_has_no_number():
         "compile_seconds": 8,
     }
     *_, line = ahead_of_time.table([row]).splitlines()
-    assert (
-        line == "| h100 | all | fused | bfloat16 | 32 | 1.3 | 2.00 | 3 | 5 | 6 | – | – | 7.00 | 8 |"
-    )
+    assert line == "| h100 | all | fused | bfloat16 | 32 | 1.26 | 2 | 3.4 | 5 | 6 | – | – | 7 | 8 |"
 
 
 @pytest.mark.parametrize("target, library", [("v5e", "libtpu"), ("h100", "jax_plugins.xla_cuda12")])

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -67,6 +68,10 @@ def test_exported_files_compute_what_the_classifier_computes(kind, tmp_path):
     result = export_classifier(str(network), folder)
     assert max(result.differences["stablehlo"], result.differences["onnx"]) <= 1e-5
     assert "densenet121, densenet169, densenet201" in result.skipped["keras"]
+
+    program = jax.export.deserialize(bytearray((folder / FILE_NAMES["stablehlo"]).read_bytes()))
+    products = re.findall(r"stablehlo\.(?:convolution|dot_general)\b.*", program.mlir_module())
+    assert products and all(line.count("HIGHEST") == 2 for line in products)
 
     classifier = densenet_flax.load_classifier(network, dtype="float32")
     assert classifier.tta == NETWORKS[kind][2]

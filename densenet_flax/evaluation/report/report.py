@@ -188,5 +188,5 @@ def _page(
         subset_counts=tables.subset_counts(split),
         overlap=overlap,
         split_facts=facts,
-        details={key: run[key] for key in ("weights", "device") if run.get(key)},
+        details={key: run[key] for key in ("weights", "device", "computation") if run.get(key)},
     )

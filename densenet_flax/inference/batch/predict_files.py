@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import prefetch
+from densenet_flax.common.sharding import device_kinds
 from densenet_flax.evaluation.predictions import probability_columns
 from densenet_flax.inference.batch.image_files import (
     ImageFile,
@@ -82,6 +83,7 @@ def predict(
     options.check()  # before the network is loaded
     files = with_names_in_data(find_images(images), _training_roots(network))
     classifier = load_classifier(network, batch_size=batch_size)
+    logging.info("device: %s; %s", device_kinds(), classifier.model.computation)
     summary = predict_files(classifier, files, options)
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
     count = sum(summary.decisions.values())

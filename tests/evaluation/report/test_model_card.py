@@ -79,6 +79,7 @@ def test_what_a_run_records_is_filled_in(random_table):
         },
         "weights": {"sha256": "abc"},
         "device": "cpu",
+        "computation": "float32 on a test",
         "versions": {"jax": "0.10"},
         "stages": ["head: 2 epochs"],
         "seconds": {"training": 61.0, "absent": None},
