@@ -184,7 +184,10 @@ def _symmetric_views(graph: _Graph, x: Tensor, size: tuple[int, int]) -> Tensor:
 def _preprocess_input(graph: _Graph, x: Tensor, mode: str) -> Tensor:
     """Preprocessed images, channels first, as ONNX's convolutions take them."""
     x = graph.add("Cast", x, name="pixels", to=TensorProto.FLOAT)
-    x = graph.add("Div", x, graph.constant("levels", 255.0), name="scaled")
+    levels = graph.constant("levels", 127.5 if mode == "tf" else 255.0)
+    x = graph.add("Div", x, levels, name="scaled")
+    if mode == "tf":
+        x = graph.add("Sub", x, graph.constant("center", 1.0), name="centred")
     if mode == "torch":
         x = graph.add("Sub", x, graph.constant("imagenet/mean", IMAGENET_MEAN), name="centred")
         x = graph.add("Div", x, graph.constant("imagenet/std", IMAGENET_STD), name="standardised")

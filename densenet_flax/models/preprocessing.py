@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-Preprocessing = Literal["torch", "scale"]
+Preprocessing = Literal["torch", "scale", "tf"]
 PREPROCESSING = get_args(Preprocessing)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,7 +21,8 @@ def preprocess_input(
     Args:
       images: RGB, 0 to 255, usually uint8.
       mode: `'torch'`, (x/255 - mean) / standard deviation of ImageNet, which is what
-        `keras.applications.densenet.preprocess_input` does; or `'scale'`, x/255 alone.
+        `keras.applications.densenet.preprocess_input` does; `'scale'`, x/255 alone; or `'tf'`,
+        x/127.5 - 1, which is Keras's name for it.
 
     Returns:
       float32 of the same shape.
@@ -32,9 +33,11 @@ def preprocess_input(
     x = jnp.asarray(images)
     if x.shape[-1] != 3:
         raise ValueError(f"images: expected RGB with 3 channels last, got shape {x.shape}")
-    x = x.astype(jnp.float32) / 255.0
+    x = x.astype(jnp.float32)
     if mode == "torch":
-        return (x - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+        return (x / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
     if mode == "scale":
-        return x
-    raise ValueError(f"preprocessing mode {mode!r}: expected 'torch' or 'scale'")
+        return x / 255.0
+    if mode == "tf":
+        return x / 127.5 - 1.0
+    raise ValueError(f"preprocessing mode {mode!r}: expected one of {', '.join(PREPROCESSING)}")

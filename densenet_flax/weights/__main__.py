@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import cast
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.models.preprocessing import PREPROCESSING
 from densenet_flax.weights.conversion import convert, export, inspect
-from densenet_flax.weights.info import PREPROCESSING, InfoFields
+from densenet_flax.weights.info import ACTIVATIONS, InfoFields, WeightsInfo
 from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL, download
 
 
@@ -29,27 +30,28 @@ def _parser() -> argparse.ArgumentParser:
         description="DenseNet weights of Keras, PyTorch and TIAToolbox, in and out.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, function, target, text in (
-        ("convert", convert, "DST.safetensors", "any supported file to this package's own"),
-        ("export", export, "DST.weights.h5", "any supported file to one that Keras loads"),
+    files = "Keras loads DST.weights.h5 and DST.h5, the others DST.safetensors and DST.pth."
+    for name, function, target, text, more in (
+        ("convert", convert, "DST.safetensors", "any supported file to this package's own", ""),
+        ("export", export, "DST", "any supported file to one of Keras, timm or torchvision", files),
     ):
-        command = commands.add_parser(name, help=text, description=f"Converts {text}.")
+        command = commands.add_parser(name, help=text, description=f"Converts {text}. {more}")
         command.add_argument("src", metavar="SRC", help="file, or checkpoint directory")
         command.add_argument("dst", metavar=target, help="where to write")
-        text = "run the source's framework too, and print the largest difference per unit"
-        command.add_argument("--verify", action="store_true", help=text)
-        group = command.add_argument_group("what the file cannot say itself")
-        group.add_argument("--preprocessing", choices=PREPROCESSING)
-        group.add_argument("--epsilon", type=float, help="of every BatchNorm")
-        text = "whether a ReLU follows the last norm"
-        group.add_argument("--final-relu", action=argparse.BooleanOptionalAction, help=text)
-        group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
-        group.add_argument("--license", "--licence", help="of the weights")
+        if function is export:
+            text = "what shall load .safetensors or .pth"
+            libraries = ("timm", "torchvision")
+            command.add_argument("--for", dest="library", choices=libraries, help=text)
+        text = "compare with what the source's framework computes, where it is installed"
+        boolean = argparse.BooleanOptionalAction
+        command.add_argument("--verify", action=boolean, default=True, help=text)
         command.set_defaults(run=_convert, function=function)
+        _add_overrides(command)
     command = commands.add_parser("inspect", help="what a file is, and whether it is complete")
     command.add_argument("file", metavar="FILE")
     command.add_argument("--tensors", action="store_true", help="list every tensor")
     command.add_argument("--json", action="store_true", help="all of it, as JSON")
+    _add_overrides(command)
     command.set_defaults(run=_inspect)
     command = commands.add_parser("download", help="an official ImageNet file of Keras")
     command.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
@@ -60,25 +62,49 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _convert(arguments: argparse.Namespace) -> None:
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what the file cannot say itself")
+    group.add_argument("--which", metavar="NAME", default="", help="of several networks in SRC")
+    group.add_argument("--activation", choices=ACTIVATIONS, help="of the outputs")
+    group.add_argument("--preprocessing", choices=PREPROCESSING)
+    group.add_argument("--epsilon", type=float, help="of every BatchNorm")
+    text = "whether a ReLU follows the last norm"
+    group.add_argument("--final-relu", action=argparse.BooleanOptionalAction, help=text)
+    group.add_argument("--class-names", metavar="A,B,…", help="in the order of the outputs")
+    group.add_argument("--license", "--licence", help="of the weights")
+
+
+def _overrides(arguments: argparse.Namespace) -> InfoFields:
     given = {n: vars(arguments).get(n) for n in InfoFields.__annotations__}
     if arguments.class_names is not None:
         given["class_names"] = tuple(name.strip() for name in arguments.class_names.split(","))
-    overrides = cast(InfoFields, {n: value for n, value in given.items() if value is not None})
-    result = arguments.function(arguments.src, arguments.dst, verify=arguments.verify, **overrides)
+    return cast(InfoFields, {n: value for n, value in given.items() if value is not None})
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    options = {"which": arguments.which, "verify": arguments.verify, **_overrides(arguments)}
+    if vars(arguments).get("library"):
+        options["library"] = arguments.library
+    result = arguments.function(arguments.src, arguments.dst, **options)
     for line in result.verification:
         print(line)
     info = result.info
     print(
         f"{arguments.dst}: {info.layout.describe()}, {result.parameters:,} parameters, "
         f"preprocessing {info.preprocessing!r}, epsilon {info.epsilon:g}"
-        f"{'' if info.final_relu else ', no final ReLU'}"
+        f"{'' if info.final_relu else ', no final ReLU'}{_activation(info)}"
     )
     print(f"{'because':>16}  {'; '.join(result.evidence)}")
+    for note in result.notes:
+        print(f"{'then':>16}  {note}")
+
+
+def _activation(info: WeightsInfo) -> str:
+    return f", activation {info.activation}" if info.num_classes else ""
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    inspection = inspect(arguments.file)
+    inspection = inspect(arguments.file, which=arguments.which, **_overrides(arguments))
     if arguments.json:
         # Scripts know these two keys from the first version.
         renamed = {"format": "form", "evidence": "reasons"}
@@ -92,6 +118,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         "network": info.layout.describe(),
         "parameters": f"{inspection.parameters:,} in {len(inspection.tensors):,} tensors",
         "classes": ", ".join(info.class_names) or "names unknown",
+        "activation": info.activation,
         "preprocessing": info.preprocessing,
         "epsilon": f"{info.epsilon:g}",
         "final ReLU": "yes" if info.final_relu else "no",
@@ -102,7 +129,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         "size": f"{inspection.size:,} bytes",
     }
     if not info.num_classes:
-        del rows["classes"]
+        del rows["classes"], rows["activation"]
     print(inspection.path)
     for name, value in rows.items():
         print(f"{name:>16}  {value}")

@@ -15,7 +15,14 @@ from densenet_flax.weights.layout import Shape
 from densenet_flax.weights.load import open_weights, read_weights
 from densenet_flax.weights.official import official_name
 from densenet_flax.weights.safe_reading import StrPath
-from densenet_flax.weights.save import check_target, export_weights, save_weights
+from densenet_flax.weights.save import (
+    TORCH_SUFFIXES,
+    check_target,
+    export_torch,
+    export_weights,
+    save_weights,
+)
+from densenet_flax.weights.weights_file import WeightsFile
 
 _Write: TypeAlias = Callable[[StrPath, Variables, WeightsInfo], None]
 
@@ -30,6 +37,7 @@ class Conversion:
       parameters: how many numbers the network trains.
       evidence: where the info comes from, in words.
       verification: lines that say how it was verified; empty if it was not.
+      notes: what one must do to use the file.
     """
 
     info: WeightsInfo
@@ -37,6 +45,7 @@ class Conversion:
     parameters: int
     evidence: tuple[str, ...]
     verification: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,39 +74,72 @@ class Inspection:
 
 
 def convert(
-    src: StrPath, dst: StrPath, *, verify: bool = False, **overrides: Unpack[InfoFields]
+    src: StrPath,
+    dst: StrPath,
+    *,
+    which: str = "",
+    verify: bool = True,
+    **overrides: Unpack[InfoFields],
 ) -> Conversion:
     """Converts any supported file to our `.safetensors`.
 
     Args:
       src: a file as for `read_weights`.
       dst: where to write; must end in `.safetensors`.
-      verify: compare the source's framework with ours first, then read the written file back.
+      which: of several networks in `src`, as for `read_weights`.
+      verify: compare the source's framework with ours first, if it is installed, then read the
+        written file back.
       **overrides: attributes of `WeightsInfo` that the file cannot state or states wrongly.
 
     Raises:
       InputError: `src` cannot be read, `dst` cannot be written, or the two networks disagree;
         `dst` is then what it was before.
     """
-    return _convert(src, check_target(dst, ".safetensors"), save_weights, verify, overrides)
+    target = check_target(dst, ".safetensors")
+    return _convert(src, target, save_weights, which, verify, overrides)
 
 
 def export(
-    src: StrPath, dst: StrPath, *, verify: bool = False, **overrides: Unpack[InfoFields]
+    src: StrPath,
+    dst: StrPath,
+    *,
+    library: str = "",
+    which: str = "",
+    verify: bool = True,
+    **overrides: Unpack[InfoFields],
 ) -> Conversion:
-    """Converts any supported file to one that Keras loads; arguments as for `convert`.
+    """Converts any supported file to one that Keras, timm or torchvision loads.
 
-    `dst` ends in `.weights.h5`, or is any other `.h5` for Keras's legacy format.
+    Args:
+      src: a file as for `read_weights`.
+      dst: where to write: `.weights.h5`, or any other `.h5` for Keras's legacy format; for timm
+        and torchvision `.safetensors` or `.pth`, beside which `config.json` is written.
+      library: 'timm' or 'torchvision' for these; '' for Keras.
+      which: as for `convert`.
+      verify: as for `convert`.
+      **overrides: as for `convert`.
 
     Raises:
-      InputError: as for `convert`; or Keras's DenseNet cannot compute what these weights need.
+      InputError: as for `convert`; or the library's DenseNet cannot compute what these weights
+        need.
     """
-    return _convert(src, check_target(dst, ".h5"), export_weights, verify, overrides)
+    if not library:
+        if Path(dst).suffix in TORCH_SUFFIXES:
+            raise InputError(f"{dst}: say what shall load it: --for=timm or --for=torchvision")
+        target = check_target(dst, ".h5")
+        return _convert(src, target, export_weights, which, verify, overrides)
+    target = check_target(dst, *TORCH_SUFFIXES)
+    from densenet_flax.weights.torch_writer import head_code
+
+    result = _convert(src, target, export_torch, which, verify, overrides)
+    code = head_code(result.info)
+    notes = (f"before load_state_dict: {code}",) if code else ()
+    return dataclasses.replace(result, notes=notes)
 
 
-def inspect(path: StrPath) -> Inspection:
-    """Reads all tensors of a file and describes it."""
-    with open_weights(path) as file:
+def inspect(path: StrPath, *, which: str = "", **overrides: Unpack[InfoFields]) -> Inspection:
+    """Reads all tensors of a file and describes it; arguments as for `convert`."""
+    with open_weights(path, which) as file:
         layout = file.layout()
         variables = file.read(layout)
         is_file = file.path.is_file()
@@ -106,8 +148,8 @@ def inspect(path: StrPath) -> Inspection:
             format=file.format,
             official=official_name(file.path) if is_file else "",
             size=file.path.stat().st_size if is_file else 0,
-            info=file.info(layout),
-            evidence=tuple(file.evidence),
+            info=file.info(layout, **overrides),
+            evidence=_explain(file, overrides),
             parameters=_count_parameters(variables),
             tensors={tensor.name: tensor.shape for tensor in file.tensors},
         )
@@ -122,17 +164,14 @@ def check_written(path: Path, variables: Variables) -> None:
 
 
 def _convert(
-    src: StrPath, dst: Path, write: _Write, verify: bool, overrides: InfoFields
+    src: StrPath, dst: Path, write: _Write, which: str, verify: bool, overrides: InfoFields
 ) -> Conversion:
     # All is read before anything is written: both names may be of the same file.
-    with open_weights(src) as file:
+    with open_weights(src, which) as file:
         layout = file.layout()
-        variables, info = file.read(layout), file.info(layout)
-        path, framework, evidence = file.path, file.framework, tuple(file.evidence)
-    if overrides:
-        info = dataclasses.replace(info, **overrides)
-        evidence = (*evidence, f"{', '.join(overrides)} as given by the user")
-    verification = _verify(path, framework, variables, info) if verify else ()
+        variables, info = file.read(layout), file.info(layout, **overrides)
+        evidence = _explain(file, overrides)
+        verification = _verify(file, variables, info) if verify else ()
     write(dst, variables, info)
     if verify:
         check_written(dst, variables)
@@ -141,28 +180,16 @@ def _convert(
     return Conversion(info, count, _count_parameters(variables), evidence, verification)
 
 
-def _verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
+def _verify(file: WeightsFile, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
     # Imported here: a conversion that is not verified needs no network.
-    from densenet_flax.weights.verify import TOLERANCE, verify
+    from densenet_flax.weights.verify import verify_file
 
-    result = verify(path, framework, variables, info)
-    if not result.framework:
-        return (
-            f"not compared with the source's framework: {result.reason}",
-            "checked: every tensor of the file is used once, all are finite, variances are not "
-            "negative, and our network gives finite values on random images",
-        )
-    if unit := result.failed_unit:
-        raise InputError(
-            f"{path}: {result.framework} and this package differ by "
-            f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the "
-            "metadata are not those of the file: state --epsilon or --final-relu"
-        )
-    return (
-        f"largest difference from {result.framework} over largest value, on random images:",
-        *(f"{unit:>16}  {value:.1e}" for unit, value in result.differences.items()),
-        f"{'worst':>16}  {max(result.differences.values()):.1e} (at most {TOLERANCE:.0e})",
-    )
+    return verify_file(file, variables, info)
+
+
+def _explain(file: WeightsFile, overrides: InfoFields) -> tuple[str, ...]:
+    given = (f"{', '.join(overrides)} as given by the user",) if overrides else ()
+    return file.explain() + given
 
 
 def _count_parameters(variables: Variables) -> int:

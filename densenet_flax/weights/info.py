@@ -13,11 +13,11 @@ from typing import Any, TypedDict, Unpack, cast
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.preprocessing import PREPROCESSING
 from densenet_flax.weights.inference_settings import InferenceSettings
 from densenet_flax.weights.layout import Layout
 
-PREPROCESSING = ("torch", "scale")
-ACTIVATIONS = ("softmax", "sigmoid")
+ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
 class InfoFields(TypedDict, total=False):
@@ -50,7 +50,9 @@ class WeightsInfo:
       preprocessing: `mode` of `densenet_flax.preprocess_input`.
       epsilon: of every BatchNorm.
       final_relu: whether a ReLU follows the last norm.
-      activation: what turns the logits into probabilities, 'softmax' or 'sigmoid'.
+      activation: what turns the logits into probabilities: 'softmax', classes that exclude each
+        other; 'sigmoid', a single probability or independent ones; 'none', they are none, such as
+        those of a regression.
       class_names: in the order of the logits; empty if unknown.
       source: name of the file that the weights first came from.
       sha256: of that file.

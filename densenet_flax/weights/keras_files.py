@@ -5,16 +5,17 @@ import io
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.keras_config import read_config
+from densenet_flax.weights.keras_config import read_config, weights_alone
+from densenet_flax.weights.keras_head import KerasHead
 from densenet_flax.weights.keras_names import tensors_by_name, tensors_by_order
 from densenet_flax.weights.safe_reading import check_expansion, damaged, reading
-from densenet_flax.weights.weights_file import WeightsFile, stored_metadata
+from densenet_flax.weights.weights_file import StoredTensor, WeightsFile, stored_metadata
 
 KERAS_EPSILON = 1.001e-5
 INFO_ATTRIBUTE = "densenet_flax"  # of our own files: their `WeightsInfo`, as JSON
@@ -86,19 +87,54 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
         check_expansion(path, size, declared)
         whole_model = "model_weights" in file
         config = config if config is not None else file.attrs.get("model_config")
-        metadata, evidence = read_config(path, config)
-        if INFO_ATTRIBUTE in file.attrs:
-            metadata |= stored_metadata(path, str(file.attrs[INFO_ATTRIBUTE]))
-            evidence = ["this package wrote the file and stated what it means"]
+        stated = read_config(path, config)
+        metadata, evidence = stated.fields.copy(), list(stated.evidence)
+        head = stated.head or KerasHead()
+        companions: dict[str, list[str]] = {}
+        for name in list(arrays):
+            if kind := _companion(name):
+                companions.setdefault(kind, []).append(name)
+                del arrays[name]
         # Legacy files list their layers' names; `.weights.h5` has only their order.
         if whole_model or "layer_names" in file.attrs or "layer_names0" in file.attrs:
             format = "Keras legacy HDF5, " + ("a whole model" if whole_model else "weights")
-            tensors = tensors_by_name(arrays, file["model_weights"] if whole_model else file)
+            weights = file["model_weights"] if whole_model else file
+            tensors = tensors_by_name(arrays, weights, head.dense)
         else:
             format = "Keras .keras" if path.suffix == ".keras" else "Keras .weights.h5"
-            tensors = tensors_by_order(path, arrays)
+            tensors = tensors_by_order(path, arrays, stated.dense_names, head.dense)
+        if INFO_ATTRIBUTE in file.attrs:
+            metadata |= stored_metadata(path, str(file.attrs[INFO_ATTRIBUTE]))
+            evidence = ["this package wrote the file and stated what it means"]
+        elif stated.head is None and (outputs := _outputs(tensors)):
+            metadata["activation"] = "softmax" if outputs > 1 else "sigmoid"
+            evidence.append(weights_alone(outputs))
     metadata = {"epsilon": KERAS_EPSILON, **metadata}
-    return WeightsFile(path, format, "Keras", tensors, metadata, evidence)
+    return WeightsFile(
+        path,
+        format,
+        "Keras",
+        tensors,
+        metadata,
+        evidence,
+        companions=companions,
+        head_fault=head.fault,
+    )
+
+
+def _outputs(tensors: Sequence[StoredTensor]) -> int:
+    """How many outputs the head has; 0 without one."""
+    path = ("params", "head", "predictions", "kernel")
+    return next((tensor.shape[-1] for tensor in tensors if tensor.path == path), 0)
+
+
+def _companion(name: str) -> str:
+    """What an array is that is no part of a network; '' if it may be one."""
+    parts = name.split("/")
+    if "seed_generator" in parts or "seed_generators" in parts:
+        return "random state"
+    # Keras 2.12 to 2.15 save the metrics of a model that was compiled.
+    return "states of metrics" if {"metrics", "_metrics", "compile_metrics"} & set(parts) else ""
 
 
 def _arrays(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -31,31 +31,50 @@ _ORDERED = re.compile(
 )
 
 
-def tensors_by_name(arrays: Mapping[str, h5py.Dataset], weights: h5py.Group) -> list[StoredTensor]:
-    """The tensors of a legacy file, whose attributes of `weights` list the layers in order."""
+def tensors_by_name(
+    arrays: Mapping[str, h5py.Dataset], weights: h5py.Group, dense: Sequence[str] = ()
+) -> list[StoredTensor]:
+    """The tensors of a legacy file, whose attributes of `weights` list the layers in order.
+
+    `dense` are the names of the head's layers in the order in which they are applied, if known.
+    """
     # `:0` ends the names of TensorFlow's variables.
     owners = {name: name.removesuffix(":0").rpartition("/")[::2] for name in arrays}
     kernels = [name for name, (_, variable) in owners.items() if variable == "kernel"]
-    dense = dict.fromkeys(owners[n][0] for n in kernels if owners[n][0] and arrays[n].ndim == 2)
+    found = dict.fromkeys(owners[n][0] for n in kernels if owners[n][0] and arrays[n].ndim == 2)
     order = _layer_order(weights)
     # In the file of a whole model, `weights` is a group of it.
-    in_order = sorted(dense, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order)))
+    in_order = sorted(found, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order)))
+    names = [name.rpartition("/")[2] for name in in_order]
+    if dense and len(set(names)) == len(names):
+        by_name = dict(zip(names, in_order, strict=True))
+        in_order = [by_name[name] for name in dense if name in by_name]
     head = dict(zip(in_order, name_head_layers(len(in_order)), strict=True))
     variables = {k: v for variables in KERAS_VARIABLES.values() for k, v in variables.items()}
     tensors = []
     for name, (layer, variable) in owners.items():
-        backbone = _backbone_path(layer)
+        backbone = backbone_path(layer)
         layer_path = backbone or (("head", head[layer]) if layer in head else None)
         collection, ours = variables.get(variable, ("", ""))
         path = (collection, *layer_path, ours) if layer_path and collection else None
         tensors.append(_tensor(name, arrays[name], path, in_head=not backbone))
-    return tensors
+    return tensors + _zero_biases(tensors)
 
 
-def tensors_by_order(path: Path, arrays: Mapping[str, h5py.Dataset]) -> list[StoredTensor]:
-    """The tensors of a `.weights.h5` file, by class and order of their layers."""
-    # The random state of dropout is no weight.
-    arrays = {n: array for n, array in arrays.items() if "seed_generator" not in n.split("/")}
+def tensors_by_order(
+    path: Path,
+    arrays: Mapping[str, h5py.Dataset],
+    saved: Sequence[str] = (),
+    dense: Sequence[str] = (),
+) -> list[StoredTensor]:
+    """The tensors of a `.weights.h5` file, by class and order of their layers.
+
+    Args:
+      path: the file.
+      arrays: all that it holds.
+      saved: names of all Dense layers in the order of the file, if known.
+      dense: names of the head's layers in the order in which they are applied, if known.
+    """
     groups = _group_by_order(arrays)
     # A base model nested in another has a container of its own; it has the most convolutions.
     containers = [container for container, layer_class in groups if layer_class == "conv2d"]
@@ -71,13 +90,30 @@ def tensors_by_order(path: Path, arrays: Mapping[str, h5py.Dataset]) -> list[Sto
     head: dict[str, VariablePath] = {}
     if len(heads) == 1:  # of several heads, none is ours
         # A layer that was deleted, or another model in the session, leaves a gap in the numbers.
-        dense = {i: arrays for i, (_, arrays) in enumerate(sorted(heads[0].items()))}
-        paths = [("head", name) for name in name_head_layers(len(dense))]
-        head = _match_order(dense, paths, "dense")
-    return [
+        layers = {i: names for i, (_, names) in enumerate(sorted(heads[0].items()))}
+        if dense and len(saved) == len(set(saved)) == len(layers):
+            layers = {dense.index(n): layers[i] for i, n in enumerate(saved) if n in dense}
+        paths = [("head", name) for name in name_head_layers(len(layers))]
+        head = _match_order(layers, paths, "dense")
+    tensors = [
         _tensor(name, array, (backbone | head).get(name), in_head=name not in backbone)
         for name, array in arrays.items()
     ]
+    return tensors + _zero_biases(tensors)
+
+
+def _zero_biases(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
+    """Biases of the head's layers that have none: zeros."""
+    paths = {tensor.path for tensor in tensors}
+    zeros = []
+    for tensor in tensors:
+        if tensor.in_head and tensor.path and tensor.path[-1] == "kernel":
+            path = (*tensor.path[:-1], "bias")
+            if path not in paths:
+                values = np.zeros(tensor.shape[-1:], np.float32)
+                name = f"{tensor.name} (no bias: zeros)"
+                zeros.append(StoredTensor(name, values.shape, path, values.copy, in_head=True))
+    return zeros
 
 
 # Number of a layer among those of its class -> number of the variable -> name of the array.
@@ -107,7 +143,7 @@ def _match_order(
     }
 
 
-def _backbone_path(layer: str) -> VariablePath | None:
+def backbone_path(layer: str) -> VariablePath | None:
     """`densenet201/conv1/bn` to ('conv1', 'bn'); None for what is no layer of the backbone."""
     parts = layer.split("/")
     for count in (2, 1):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -31,9 +31,13 @@ _EPSILON_TOLERANCE = 0.01
 
 
 @contextlib.contextmanager
-def open_weights(path: StrPath) -> Iterator[WeightsFile]:
-    """Opens a weights file of any supported format, recognized by its first bytes."""
+def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
+    """Opens a weights file of any supported format, recognized by its first bytes.
+
+    `which` names one of several networks in a PyTorch file.
+    """
     file = Path(path)
+    opener: Callable[..., contextlib.AbstractContextManager[WeightsFile]]
     # Each format is imported when it is met: Keras's files need no torch, PyTorch's no h5py, and
     # neither needs Orbax.
     if file.is_dir():
@@ -54,22 +58,37 @@ def open_weights(path: StrPath) -> Iterator[WeightsFile]:
         else:
             fault = "no weights file that this package knows"
             raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
-    with opener(file) as opened:
+    options = {}
+    if which:
+        if opener.__name__ not in ("open_torch", "open_safetensors"):
+            raise InputError(f"{file}: which={which!r}: only PyTorch's files hold several networks")
+        options["which"] = which
+    with opener(file, **options) as opened:
         yield opened
 
 
-def read_weights(path: StrPath) -> tuple[dict[str, PyTree], WeightsInfo]:
+def read_weights(
+    path: StrPath, *, which: str = "", activation: str = ""
+) -> tuple[dict[str, PyTree], WeightsInfo]:
     """Reads any file of Keras, PyTorch or this package, or a checkpoint directory of our training.
+
+    Args:
+      path: the file or directory.
+      which: of several networks in a checkpoint of PyTorch, such as 'state_dict'; by default the
+        average, as timm takes it.
+      activation: 'softmax', 'sigmoid' or 'none' where the file does not tell or is wrong.
 
     Returns:
       `{'params': …, 'batch_stats': …}` of float32 NumPy arrays, and their `WeightsInfo`.
 
     Raises:
-      InputError: the file is damaged, is no DenseNet, or tensors are missing or left over.
+      InputError: the file is damaged, is no DenseNet, or tensors are missing or left over; or its
+        head computes something that ours does not.
     """
-    with open_weights(path) as file:
+    overrides: InfoFields = {"activation": activation} if activation else {}
+    with open_weights(path, which) as file:
         layout = file.layout()
-        return file.read(layout), file.info(layout)
+        return file.read(layout), file.info(layout, **overrides)
 
 
 def load_weights(path: StrPath, model: DenseNet, *, ignore_head: bool = False) -> dict[str, PyTree]:

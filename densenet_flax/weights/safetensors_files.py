@@ -17,37 +17,45 @@ from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import Shape
 from densenet_flax.weights.safe_reading import reading
-from densenet_flax.weights.torch_names import torch_metadata, torch_tensors
-from densenet_flax.weights.weights_file import (
-    ReadTensor,
-    StoredTensor,
-    WeightsFile,
-    stored_metadata,
-)
-
-INFO_KEY = "densenet_flax"  # of the header's metadata: our `WeightsInfo`, as JSON
+from densenet_flax.weights.torch_names import INFO_KEY, network_file
+from densenet_flax.weights.torch_networks import BACKBONE_NAME, select_network
+from densenet_flax.weights.weights_file import StoredTensor, WeightsFile, stored_metadata
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @contextlib.contextmanager
-def open_safetensors(path: Path) -> Iterator[WeightsFile]:
+def open_safetensors(path: Path, which: str = "") -> Iterator[WeightsFile]:
     """Opens a file of ours, recognized by its metadata, or one with PyTorch's names."""
     with reading(path):
         file = safetensors.safe_open(path, framework="numpy")
         metadata = file.metadata() or {}
-        arrays = [_array(path, file, name) for name in file.keys()]  # noqa: SIM118
+        arrays = {name: _HeaderTensor(path, file, name) for name in file.keys()}  # noqa: SIM118
     with file:
-        if INFO_KEY in metadata:
-            format, framework = "densenet_flax safetensors", ""
-            tensors = [_our_tensor(*array) for array in arrays]
-            fields = stored_metadata(path, metadata[INFO_KEY])
+        stored = stored_metadata(path, metadata[INFO_KEY]) if INFO_KEY in metadata else None
+        is_torch = any(BACKBONE_NAME.fullmatch(name) for name in arrays)
+        if stored is not None and not is_torch:
+            tensors = [_our_tensor(name, array) for name, array in arrays.items()]
             evidence = ["stated in the file's header"]
-        else:
-            format, framework = "safetensors with PyTorch's names", "PyTorch"
-            tensors = torch_tensors(arrays)
-            fields, evidence = torch_metadata(path, tensors)
-        yield WeightsFile(path, format, framework, tensors, fields, evidence)
+            yield WeightsFile(path, "densenet_flax safetensors", "", tensors, stored, evidence)
+            return
+        with reading(path):
+            network = select_network(arrays, which)
+            if network is None:
+                names = ", ".join(list(arrays)[:3]) or "no tensors at all"
+                raise InputError(
+                    f"not the weights of a DenseNet (safetensors with {names}, …); expected "
+                    "DenseNet121, 161, 169 or 201"
+                )
+        format = "safetensors with PyTorch's names"
+        yield network_file(
+            path,
+            format,
+            network,
+            lambda name: arrays[name].read,
+            is_ordered=False,
+            stored=stored,
+        )
 
 
 def save_safetensors(path: Path, variables: Variables, info: WeightsInfo) -> None:
@@ -63,18 +71,23 @@ def save_safetensors(path: Path, variables: Variables, info: WeightsInfo) -> Non
             raise OSError(str(error)) from error
 
 
-def _array(path: Path, file: safetensors.safe_open, name: str) -> tuple[str, Shape, ReadTensor]:
-    header = file.get_slice(name)
+class _HeaderTensor:
+    """A tensor of the file, not read yet."""
 
-    def read() -> Float[np.ndarray, "..."]:
-        if header.get_dtype() not in _FLOATS:
-            raise InputError(f"{path}: {name} is {header.get_dtype()}; expected floats")
-        return file.get_tensor(name)
+    def __init__(self, path: Path, file: safetensors.safe_open, name: str):
+        self._path, self._file, self._name = path, file, name
+        self._header = file.get_slice(name)
+        self.shape: Shape = tuple(self._header.get_shape())
 
-    return name, tuple(header.get_shape()), read
+    def read(self) -> Float[np.ndarray, "..."]:
+        """Reads it; InputError if it holds no floats."""
+        if (dtype := self._header.get_dtype()) not in _FLOATS:
+            raise InputError(f"{self._path}: {self._name} is {dtype}; expected floats")
+        return self._file.get_tensor(self._name)
 
 
-def _our_tensor(name: str, shape: Shape, read: ReadTensor) -> StoredTensor:
+def _our_tensor(name: str, array: _HeaderTensor) -> StoredTensor:
     path = tuple(name.split("/"))
     is_variable = len(path) >= 3 and path[0] in ("params", "batch_stats")
-    return StoredTensor(name, shape, path if is_variable else None, read, path[1:2] == ("head",))
+    in_head = path[1:2] == ("head",)
+    return StoredTensor(name, array.shape, path if is_variable else None, array.read, in_head)

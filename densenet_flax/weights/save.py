@@ -1,4 +1,4 @@
-"""From variables to a weights file: ours, or Keras's."""
+"""From variables to a weights file: ours, Keras's, or one for timm and torchvision."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import Variables
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.safe_reading import StrPath
+
+TORCH_SUFFIXES = (".safetensors", ".pth")
 
 
 def save_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> None:
@@ -39,11 +41,24 @@ def export_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> No
     save_keras(target, variables, info)
 
 
-def check_target(path: StrPath, suffix: str) -> Path:
+def export_torch(path: StrPath, variables: Variables, info: WeightsInfo) -> None:
+    """Writes a file that timm and torchvision load: `.safetensors` or `.pth`, and `config.json`.
+
+    Raises:
+      InputError: as for `save_weights`; or they have no such network.
+    """
+    from densenet_flax.weights.torch_writer import save_torch
+
+    target = check_target(path, *TORCH_SUFFIXES)
+    _check_variables(target, variables, info)
+    save_torch(target, variables, info)
+
+
+def check_target(path: StrPath, *suffixes: str) -> Path:
     """Rejects a destination of another suffix, before anything is read."""
     target = Path(path)
-    if target.suffix != suffix:
-        raise InputError(f"{target}: expected a name that ends in {suffix}")
+    if target.suffix not in suffixes:
+        raise InputError(f"{target}: expected a name that ends in {' or '.join(suffixes)}")
     if target.is_dir():
         raise InputError(f"{target}: a directory is in the way; choose another name")
     return target

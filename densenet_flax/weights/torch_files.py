@@ -1,8 +1,10 @@
 """Opens PyTorch's `.pth` and `.pt` files. Needs PyTorch, and never runs code from the file."""
 
+import argparse
 import contextlib
 import pickle
 import re
+import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,30 +15,29 @@ from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights.safe_reading import check_expansion, reading
-from densenet_flax.weights.torch_names import torch_metadata, torch_tensors
+from densenet_flax.weights.torch_names import network_file
+from densenet_flax.weights.torch_networks import TorchNetwork, select_network
 from densenet_flax.weights.weights_file import ReadTensor, WeightsFile
 
 if TYPE_CHECKING:
     import torch
 
-# Under what training scripts keep the state dict in a checkpoint.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "desc")
-
 
 @contextlib.contextmanager
-def open_torch(path: Path) -> Iterator[WeightsFile]:
-    """Opens a state dict, or a training checkpoint that contains one."""
-    state = load_state_dict(path)
-    with reading(path):
-        tensors = torch_tensors(
-            (name, tuple(value.shape), _reader(path, name, value)) for name, value in state.items()
-        )
-        metadata, evidence = torch_metadata(path, tensors)
-    yield WeightsFile(path, "PyTorch state dict", "PyTorch", tensors, metadata, evidence)
+def open_torch(path: Path, which: str = "") -> Iterator[WeightsFile]:
+    """Opens a state dict, or a training checkpoint that contains some."""
+    network = load_network(path, which)
+    yield network_file(
+        path,
+        "PyTorch state dict",
+        network,
+        lambda name: _reader(path, name, network.tensors[name]),
+        is_ordered=True,
+    )
 
 
-def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
-    """The tensors of a PyTorch file by name; InputError without PyTorch."""
+def load_network(path: Path, which: str = "") -> TorchNetwork["torch.Tensor"]:
+    """The tensors of a network in a PyTorch file by name; InputError without PyTorch."""
     try:
         import torch
     except ImportError as error:
@@ -49,16 +50,35 @@ def load_state_dict(path: Path) -> dict[str, "torch.Tensor"]:
                 unpacked = sum(member.file_size for member in archive.infolist())
             check_expansion(path, stored, unpacked)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless_globals()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             fault = f"a pickle {_refusal(str(error))}; nothing was run"
             advice = "save the state_dict() alone, or distrust the file"
             raise InputError(f"{path}: {fault}; {advice}") from error
-        state = _find_state_dict(path, content)
+        if not isinstance(content, Mapping):
+            content = {}
+        network = select_network(content, which)
+        if network is None:
+            keys = ", ".join(reprlib.repr(key) for key in list(content)[:5]) or "none"
+            fault = f"no state dict of a DenseNet in it (keys: {keys})"
+            raise InputError(f"{path}: {fault}; save model.state_dict()")
         # A tensor may repeat one number a billion times by its strides.
-        declared = sum(value.numel() * value.element_size() for value in state.values())
+        declared = sum(v.numel() * v.element_size() for v in network.tensors.values())
         check_expansion(path, stored, declared)
-    return state
+    return network
+
+
+def _harmless_globals() -> list[Any]:
+    """What training scripts keep beside the weights, and what can do nothing when it is made.
+
+    The options of timm's and torchvision's scripts are an `argparse.Namespace`, and a best accuracy
+    is often a NumPy scalar, which files name as the NumPy that wrote them.
+    """
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
 
 
 def _refusal(message: str) -> str:
@@ -67,20 +87,6 @@ def _refusal(message: str) -> str:
         return f"that wants to run {name[1]}"
     reason = message.partition("WeightsUnpickler error:")[2].partition("Check the")[0]
     return f"PyTorch refuses ({' '.join(reason.split())})"
-
-
-def _find_state_dict(path: Path, content: Any) -> dict[str, "torch.Tensor"]:
-    """The tensors by name, where necessary from inside a checkpoint."""
-    for _ in range(3):  # a trainer's checkpoint in a framework's, at most
-        if not isinstance(content, Mapping):
-            break
-        tensors = {k: v for k, v in content.items() if isinstance(k, str) and hasattr(v, "numel")}
-        if any("." in name for name in tensors):
-            return tensors
-        values = (content.get(name) for name in _WRAPPERS)
-        content = next((value for value in values if isinstance(value, Mapping)), None)
-    fault = f"no state dict in it (looked under {', '.join(_WRAPPERS)})"
-    raise InputError(f"{path}: {fault}; save model.state_dict()")
 
 
 def _reader(path: Path, name: str, value: "torch.Tensor") -> ReadTensor:

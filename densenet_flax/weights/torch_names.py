@@ -1,35 +1,32 @@
-"""PyTorch's names for a DenseNet: torchvision, timm, TIAToolbox, and what wraps them.
+"""PyTorch's names for a DenseNet: torchvision, timm, MONAI, TIAToolbox, and what wraps them.
 
 They are the same in `.pth` files, which need PyTorch, and in `.safetensors`, which do not.
 """
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from densenet_flax.weights.info import InfoFields
-from densenet_flax.weights.layout import Shape, VariablePath, name_head_layers
+from densenet_flax.weights.info import InfoFields, WeightsInfo
+from densenet_flax.weights.layout import Shape, VariablePath, infer_layout, name_head_layers
 from densenet_flax.weights.safe_reading import reading
-from densenet_flax.weights.weights_file import ReadTensor, StoredTensor
+from densenet_flax.weights.torch_head import TorchHead, read_head
+from densenet_flax.weights.torch_networks import BACKBONE_NAME, BATCH_COUNTERS, TorchNetwork
+from densenet_flax.weights.weights_file import ReadTensor, StoredTensor, WeightsFile
 
 TORCH_EPSILON = 1e-5
+TIMM_CONFIG = "config.json"  # beside the weights, on the Hugging Face hub
+INFO_KEY = "densenet_flax"  # in it, and in the header of `.safetensors`: our `WeightsInfo`
+_STORED = "this package wrote the file and stated what it means"
 
-# What comes before depends on the wrapper: DistributedDataParallel adds `module.`, others `model.`.
-_BACKBONE = re.compile(
-    r"(?P<prefix>(?:\w+\.)*?)(?:features\.)?(?:"
-    r"(?P<stem>conv|norm)0|(?P<last>norm)5|"
-    r"transition(?P<pool>[1-9])\.(?P<pool_layer>conv|norm)|"
-    # torchvision before 0.3 wrote `norm.1` where today's says `norm1`.
-    r"denseblock(?P<block>[1-9])\.denselayer(?P<dense_layer>[1-9]\d{0,2})\."
-    r"(?P<layer>conv|norm)\.?(?P<number>[12])"
-    r")\.(?P<variable>weight|bias|running_mean|running_var)"
-)
 _NORM = {
     "weight": ("params", "scale"),
     "bias": ("params", "bias"),
@@ -38,40 +35,99 @@ _NORM = {
 }
 _LAYERS = {"norm1": "0_bn", "conv1": "1_conv", "norm2": "1_bn", "conv2": "2_conv"}
 _LAYERS |= {"norm": "bn", "conv": "conv"}  # of the stem and of transitions
+_LAST_SCALE = ("params", "bn", "scale")
 
 # https://github.com/TissueImageAnalytics/tiatoolbox, `CNNModel`: pixels / 255, no final ReLU.
 _TIATOOLBOX: InfoFields = {"preprocessing": "scale", "final_relu": False}
 _KATHER_CLASSES = ("BACK", "NORM", "DEB", "TUM", "ADI", "MUC", "MUS", "STR", "LYM")
 
 
-def torch_tensors(arrays: Iterable[tuple[str, Shape, ReadTensor]]) -> list[StoredTensor]:
-    """Tensors of a state dict, given as (name, shape, how to read it), in our layout."""
+def network_file(
+    path: Path,
+    format: str,
+    network: TorchNetwork[Any],
+    reader: Callable[[str], ReadTensor],
+    *,
+    is_ordered: bool,
+    stored: InfoFields | None = None,
+) -> WeightsFile:
+    """A network in a PyTorch file as a weights file.
+
+    Args:
+      path: the file.
+      format: in words.
+      network: the network; its tensors have a `shape`.
+      reader: how to read the tensor of a name.
+      is_ordered: whether the file keeps the order in which the model declares its layers.
+      stored: metadata of this package in the file.
+    """
+    arrays = [(name, tuple(value.shape), reader(name)) for name, value in network.tensors.items()]
+    with reading(path):
+        tensors, head = _torch_tensors(arrays, is_ordered=is_ordered)
+        metadata, evidence = _torch_metadata(path, tensors)
+        stored = stored or _metadata_beside(path, tensors)
+        if stored:
+            metadata, evidence = {**metadata, **stored}, [_STORED]
+            head = dataclasses.replace(head, activation=metadata["activation"], notes=())
+        elif head.activation:
+            metadata["activation"] = head.activation
+    return WeightsFile(
+        path,
+        format,
+        "PyTorch",
+        tensors,
+        metadata,
+        (*network.notes, *evidence, *head.notes),
+        companions={k: v for k, v in network.companions.items() if k != BATCH_COUNTERS},
+        head_fault=head.fault,
+        is_activation_known=head.activation is not None,
+        which=network.label,
+    )
+
+
+def _torch_tensors(
+    arrays: Iterable[tuple[str, Shape, ReadTensor]], *, is_ordered: bool
+) -> tuple[list[StoredTensor], TorchHead]:
+    """Tensors of a network in our layout, and its head.
+
+    Args:
+      arrays: name, shape and how to read each.
+      is_ordered: whether they are in the order in which the model declares them.
+    """
     tensors, others = [], []
     for name, shape, read in arrays:
-        if match := _BACKBONE.fullmatch(name):
+        if match := BACKBONE_NAME.fullmatch(name):
             tensors.append(_tensor(name, shape, read, _backbone_path(match)))
-        elif not name.endswith("num_batches_tracked"):  # a counter of PyTorch's, not a weight
+        else:
             others.append((name, shape, read))
-    kernels = [name for name, shape, _ in others if name.endswith(".weight") and len(shape) == 2]
-    dense = sorted((name.removesuffix(".weight") for name in kernels), key=_natural_order)
-    head = dict(zip(dense, name_head_layers(len(dense)), strict=True))
+    features = next((t.shape[0] for t in tensors if t.path == _LAST_SCALE and t.shape), 0)
+    shapes = {name: shape for name, shape, _ in others}
+    head = read_head(shapes, features, is_ordered=is_ordered)
+    ours = dict(zip(head.layers, name_head_layers(len(head.layers)), strict=True))
     for name, shape, read in others:
         layer, _, variable = name.rpartition(".")
-        ours = {"weight": "kernel", "bias": "bias"}.get(variable)
-        path = ("params", "head", head[layer], ours) if layer in head and ours else None
+        kind = {"weight": "kernel", "bias": "bias"}.get(variable)
+        path = ("params", "head", ours[layer], kind) if layer in ours and kind else None
         tensors.append(_tensor(name, shape, read, path, in_head=True))
-    return tensors
+    for layer, our_layer in ours.items():
+        if f"{layer}.bias" not in shapes:  # one without a bias is one whose bias is zero
+            zeros = np.zeros(shapes[f"{layer}.weight"][:1], np.float32)
+            path, name = ("params", "head", our_layer, "bias"), f"{layer}.bias (zeros)"
+            tensors.append(StoredTensor(name, zeros.shape, path, zeros.copy, in_head=True))
+    return tensors, head
 
 
-def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields, list[str]]:
+def _torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields, list[str]]:
     """Metadata of a PyTorch file and their evidence: timm's `config.json`, names, or convention.
 
     Raises:
       InputError: the `config.json` cannot be read, or states pixels that we do not compute.
     """
     metadata: InfoFields = {"epsilon": TORCH_EPSILON}
-    evidence = ["names as in torchvision and timm: ImageNet mean and standard deviation"]
-    config_path = file.parent / "config.json"
+    library = "MONAI" if any(".layers." in tensor.name for tensor in tensors) else ""
+    names_of = library or "torchvision and timm"
+    evidence = [f"names as in {names_of}: ImageNet mean and standard deviation assumed"]
+    config_path = file.parent / TIMM_CONFIG
     config = _timm_config(config_path)
     # Weights of TIAToolbox were published under timm's names, so that only words give them away.
     hint = f"{file.parent.name}/{file.name} {config.get('pretrained_cfg', {}).get('tag', '')}"
@@ -95,6 +151,17 @@ def torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields,
     return metadata, evidence
 
 
+def _metadata_beside(path: Path, tensors: Sequence[StoredTensor]) -> InfoFields | None:
+    """What this package wrote into `config.json` beside a `.pth`, if it is of these tensors."""
+    values = _timm_config(path.parent / TIMM_CONFIG).get(INFO_KEY)
+    if values is None:
+        return None
+    with reading(path.parent / TIMM_CONFIG, INFO_KEY):
+        info = WeightsInfo.from_dict(values)
+    shapes = {tensor.path: tensor.shape for tensor in tensors if tensor.path}
+    return info.fields if infer_layout(shapes) == info.layout else None
+
+
 def _timm_config(path: Path) -> JsonDict:
     """The `config.json` that the Hugging Face hub keeps beside a timm file; {} if there is none."""
     if not path.is_file():
@@ -114,9 +181,11 @@ def _timm_metadata(path: Path, pretrained: JsonDict) -> InfoFields:
     # timm's way to say that pixels / 255 are not normalized.
     if pixels == [0, 0, 0, 1, 1, 1]:
         return {**license, "preprocessing": "scale"}
+    if pixels == [0.5] * 6:  # timm's IMAGENET_INCEPTION_MEAN and _STD: -1 to 1
+        return {**license, "preprocessing": "tf"}
     raise InputError(
-        f"{path}: normalizes pixels by {pixels}; this package knows the ImageNet mean and "
-        "standard deviation, or none"
+        f"{path}: normalizes pixels by {pixels}; this package knows the mean and standard "
+        "deviation of ImageNet, 0.5 and 0.5, or none"
     )
 
 
@@ -149,9 +218,3 @@ def _tensor(
         return StoredTensor(name, shape, path, read, in_head)
     ours = tuple(shape[axis] for axis in axes)
     return StoredTensor(name, ours, path, lambda: np.transpose(read(), axes), in_head)
-
-
-def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Sorts `classifier.10` after `classifier.2`."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

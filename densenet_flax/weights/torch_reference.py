@@ -16,20 +16,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.torch_files import load_state_dict
+from densenet_flax.weights.torch_files import load_network
+from densenet_flax.weights.torch_head import read_head
+from densenet_flax.weights.torch_networks import select_network
 
 
 def run_torch(
-    path: Path, info: WeightsInfo, images: Float[np.ndarray, "N H W 3"]
+    path: Path, info: WeightsInfo, images: Float[np.ndarray, "N H W 3"], which: str = ""
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Outputs of every unit of the network in a PyTorch file, NHWC, by our unit names."""
     if path.suffix == ".safetensors":
         import safetensors.torch
 
-        state = safetensors.torch.load_file(path)
+        network = select_network(safetensors.torch.load_file(path), which)
+        assert network is not None  # it was read before
     else:
-        state = load_state_dict(path)
-    return run_state_dict(state, info, images, torch.float32)
+        network = load_network(path, which)
+    return run_state_dict(network.tensors, info, images, torch.float32)
 
 
 def run_state_dict(
@@ -87,10 +90,11 @@ class _DenseNet:
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         x = x.mean(dim=(2, 3))
-        names = [n.removesuffix(".weight") for n, w in self.weights.items() if w.ndim == 2]
-        for number, name in enumerate(names):
+        shapes = {n: tuple(w.shape) for n, w in self.weights.items() if w.ndim == 2}
+        layers = read_head(shapes, x.shape[1], is_ordered=True).layers
+        for number, name in enumerate(layers):
             x = F.relu(x) if number else x
-            x = F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+            x = F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
         return x
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -102,4 +106,6 @@ class _DenseNet:
 def _plain_name(name: str) -> str:
     """`module.features.denseblock1.denselayer1.norm.1.weight` without what varies."""
     inner = re.search(r"(denseblock\d|transition\d|conv0|norm[05])\..*", name)
-    return re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", inner[0]) if inner else name
+    if not inner:
+        return name
+    return re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", inner[0].replace(".layers.", "."))

@@ -1,6 +1,11 @@
-"""Checks a conversion: the source's framework and ours on the same images, unit by unit."""
+"""Checks a conversion: the source's framework and ours on the same images, unit by unit.
+
+A network has to be compiled for it, without optimization, which takes some seconds of a large one.
+Files of this package, and Keras's official ones by their md5, need no comparison.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +18,8 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import Variables
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.info import WeightsInfo
+from densenet_flax.weights.official import official_name
+from densenet_flax.weights.weights_file import WeightsFile
 
 # Largest difference over largest value. Rounding in float32 makes about 1e-6 over 200 layers, a
 # wrong epsilon or a swapped tensor far more than this.
@@ -41,15 +48,62 @@ class Verification:
         return next(failed, "")
 
 
-def verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) -> Verification:
+def verify_file(file: WeightsFile, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
+    """Compares what was read from a file with what its framework computes.
+
+    Returns:
+      Lines that say how they agree, or why they were not compared.
+
+    Raises:
+      InputError: they do not agree.
+    """
+    path = file.path
+    try:
+        result = verify(path, file.framework, variables, info, file.which)
+    except InputError:
+        raise
+    # Frameworks fail in many ways at files that we can read, such as of another version.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        result = Verification("", {}, f"{file.framework} cannot load it ({reason})")
+    if not result.framework:
+        return (
+            f"not compared with the source's framework: {result.reason}",
+            "checked: every tensor of the file is used once, all are finite and variances are not "
+            "negative",
+        )
+    if unit := result.failed_unit:
+        raise InputError(
+            f"{path}: {result.framework} and this package differ by "
+            f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the "
+            "metadata are not those of the file: state --epsilon or --final-relu"
+        )
+    return (
+        f"largest difference from {result.framework} over largest value, on random images:",
+        *(f"{unit:>16}  {value:.1e}" for unit, value in result.differences.items()),
+        f"{'worst':>16}  {max(result.differences.values()):.1e} (at most {TOLERANCE:.0e})",
+    )
+
+
+def verify(
+    path: Path, framework: str, variables: Variables, info: WeightsInfo, which: str = ""
+) -> Verification:
     """Runs the source's framework and ours on the same random images and compares every unit.
 
-    `path` is the file that `variables` were read from, `framework` its `WeightsFile.framework`.
+    Args:
+      path: the file that `variables` were read from.
+      framework: its `WeightsFile.framework`.
+      variables: of our network.
+      info: of the file.
+      which: its `WeightsFile.which`.
 
     Raises:
       InputError: our network gives numbers that are not finite.
     """
-    reason, reference = "the file is this package's own", None
+    if not framework:
+        return Verification("", {}, "the file is this package's own")
+    if framework == "Keras" and (name := official_name(path)):
+        return Verification("", {}, f"Keras's official {name}, by its md5")
     images = random_images()
     try:
         if framework == "Keras":
@@ -59,12 +113,12 @@ def verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) 
             # A saved model may accept images of one size alone.
             images = random_images(*model.input_size)
             reference = model.run(images)
-        elif framework == "PyTorch":
+        else:
             from densenet_flax.weights.torch_reference import run_torch
 
-            reference = run_torch(path, info, images)
+            reference = run_torch(path, info, images, which)
     except ImportError as error:
-        reason = f"{framework}: {error}"
+        return Verification("", {}, f"{framework}: {error}")
     ours = run_units(info.build_model(), variables, images, info.activation)
     for unit, values in ours.items():
         if not np.isfinite(values).all():
@@ -72,13 +126,11 @@ def verify(path: Path, framework: str, variables: Variables, info: WeightsInfo) 
                 f"{path}: unit {unit} gives numbers that are not finite on random images; "
                 "the weights are damaged, take another file"
             )
-    if reference is None:
-        return Verification("", {}, reason)
     differences = {unit: relative_difference(ours[unit], reference[unit]) for unit in reference}
     return Verification(framework, differences)
 
 
-def random_images(height: int = 123, width: int = 160) -> Float[np.ndarray, "2 H W 3"]:
+def random_images(height: int = 75, width: int = 96) -> Float[np.ndarray, "2 H W 3"]:
     """Two images; not square by default, or a mistake in an axis might not show."""
     return np.random.default_rng(0).standard_normal((2, height, width, 3), np.float32)
 
@@ -99,14 +151,15 @@ def run_units(
     """Outputs of every unit of our network by name; of an activation as 'probabilities', last."""
     units = model.units
 
-    @jax.jit
+    # Compiling takes far longer than running two images: half the time without optimization.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(variables: Variables, x: Float[Array, "N H W 3"]) -> dict[str, Float[Array, "N ..."]]:
         outputs = {}
         for unit, following in zip(units, [*units[1:], None], strict=True):
             outputs[unit] = x = jnp.asarray(model.apply(variables, x, start=unit, stop=following))
         if model.num_classes and activation:
-            activate = jax.nn.softmax if activation == "softmax" else jax.nn.sigmoid
-            outputs["probabilities"] = activate(x)
+            activate = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+            outputs["probabilities"] = activate.get(activation, lambda x: x)(x)
         return outputs
 
     return jax.tree.map(np.asarray, run(dict(variables), jnp.asarray(images)))

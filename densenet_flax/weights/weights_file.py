@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, Unpack
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -50,6 +50,10 @@ class WeightsFile:
       tensors: all that it holds, without optimizer state and the like.
       metadata: what the file states beyond its shapes, or its kind implies; `epsilon` at least.
       evidence: where the metadata come from, in words, for `inspect`.
+      companions: names of what the file holds besides a network and is left out, by what it is.
+      head_fault: why the head cannot be read exactly; '' if it can.
+      is_activation_known: whether the file or its names tell the activation of a head.
+      which: the network of several that was chosen, as `open_weights` takes it.
     """
 
     path: Path
@@ -58,6 +62,15 @@ class WeightsFile:
     tensors: Sequence[StoredTensor]
     metadata: InfoFields
     evidence: Sequence[str] = ()
+    companions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    head_fault: str = ""
+    is_activation_known: bool = True
+    which: str = ""
+
+    def explain(self) -> tuple[str, ...]:
+        """The evidence, and what was left out."""
+        left_out = [f"{kind} left out ({_list(names)})" for kind, names in self.companions.items()]
+        return (*self.evidence, *left_out)
 
     @property
     def shapes(self) -> dict[VariablePath, Shape]:
@@ -75,8 +88,18 @@ class WeightsFile:
             )
         return layout
 
-    def info(self, layout: Layout) -> WeightsInfo:
-        """The metadata as `WeightsInfo`, for weights of this layout."""
+    def info(self, layout: Layout, **overrides: Unpack[InfoFields]) -> WeightsInfo:
+        """The metadata as `WeightsInfo`, for weights of this layout.
+
+        Raises:
+          InputError: they cannot be used, or nothing tells the activation of the head.
+        """
+        if layout.num_classes and not (self.is_activation_known or "activation" in overrides):
+            raise InputError(
+                f"{self.path}: nothing tells what turns its {layout.num_classes} outputs into "
+                "probabilities; say so with convert … --activation=softmax, sigmoid or none "
+                "(read_weights: activation=…)"
+            )
         sha256 = "" if self.path.is_dir() else file_hash(self.path)
         # A file of ours states the source and hash of the file that it was converted from.
         fields: InfoFields = {"source": self.path.name, "sha256": sha256, **self.metadata}
@@ -84,16 +107,24 @@ class WeightsFile:
         if not layout.num_classes:
             fields |= {"class_names": (), "activation": "softmax"}
         with reading(self.path):
-            return WeightsInfo.from_layout(layout, **fields)
+            return dataclasses.replace(WeightsInfo.from_layout(layout, **fields), **overrides)
 
     def read(self, layout: Layout, *, ignore_head: bool = False) -> dict[str, PyTree]:
         """Reads the variables of `layout`, using every tensor of the file exactly once.
 
         Raises:
-          InputError: tensors are missing, left over, of another shape, or not finite.
+          InputError: tensors are missing, left over, of another shape, or not finite; or the head
+            computes something that ours does not.
         """
         if ignore_head:
             layout = layout.backbone
+        if self.head_fault and not ignore_head:
+            # What is wrong with the backbone comes first.
+            self._check([t for t in self.tensors if not t.in_head], layout.backbone)
+            raise InputError(
+                f"{self.path}: {self.head_fault}; its backbone alone can be used (ignore_head=True "
+                "of load_weights, or as config.model.weights)"
+            )
         tensors = [t for t in self.tensors if not (ignore_head and t.in_head)]
         self._check(tensors, layout)
         by_path = {tensor.path: tensor for tensor in tensors}
@@ -120,11 +151,10 @@ class WeightsFile:
         kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
         faults = [f"{len(v)} {kind} ({_list(v)})" for kind, v in kinds.items() if v]
         if faults:
-            raise InputError(
-                f"{self.path}: not {layout.describe()}: {'; '.join(faults)}; {self._advice(layout)}"
-            )
+            advice = self._advice(layout, kinds)
+            raise InputError(f"{self.path}: not {layout.describe()}: {'; '.join(faults)}; {advice}")
 
-    def _advice(self, layout: Layout) -> str:
+    def _advice(self, layout: Layout, kinds: Mapping[str, Sequence[str]]) -> str:
         inferred = infer_layout(self.shapes)
         if layout.network == "densenet" and inferred == layout:
             return "give DenseNet121, 161, 169 or 201"
@@ -132,6 +162,13 @@ class WeightsFile:
             return f"the file looks like {inferred.describe()}"
         if inferred and inferred != layout:
             return f"the file holds {inferred.describe()}; build that model, or ignore the head"
+        if not kinds["missing"]:
+            # The network is whole: leaving out what may belong to it would change what it computes.
+            return (
+                "every variable of the network is there, and the rest is surplus that this package "
+                "does not know; if it is no part of the network, save its state_dict or weights "
+                "without it"
+            )
         return "get a complete file"
 
     def _values(self, tensor: StoredTensor) -> Float[np.ndarray, "..."]:

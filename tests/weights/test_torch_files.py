@@ -92,8 +92,9 @@ def test_timms_config_beside_the_file_is_read(tmp_path):
     assert (info.preprocessing, info.final_relu) == ("scale", True)
     info = beside({**nothing, "tag": "tiatoolbox-kather100k"})
     assert (info.preprocessing, info.final_relu) == ("scale", False)
-    with pytest.raises(InputError, match=r"config\.json.*0\.5"):
-        beside({"mean": [0.5] * 3, "std": [0.5] * 3})
+    assert beside({"mean": [0.5] * 3, "std": [0.5] * 3}).preprocessing == "tf"
+    with pytest.raises(InputError, match=r"config\.json.*0\.4"):
+        beside({"mean": [0.4] * 3, "std": [0.5] * 3})
     with pytest.raises(InputError, match=r"config\.json: normalizes pixels by \[0\.5\]"):
         beside({"mean": [0.5], "std": []})
     (tmp_path / "config.json").write_text("{")

@@ -1,0 +1,120 @@
+"""The classification head in a state dict, which names its layers and does not say what is between.
+
+What shapes and numbers tell is used, what contradicts our head is a fault, and what must be assumed
+is said.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from densenet_flax.weights.layout import Shape
+
+# Of more layers not every order is tried.
+_MAX_LAYERS = 8
+# CheXNet's DenseNet121 and its many copies: https://github.com/arnoweng/CheXNet
+_CHEXNET = re.compile(r"(.*\.)?densenet121\.classifier\.0")
+_CHEXNET_OUTPUTS = 14
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchHead:
+    """The Linear layers of a head.
+
+    Attributes:
+      layers: their names in the order in which they are applied.
+      fault: why the head cannot be read exactly; '' if it can.
+      activation: of the probabilities; None if the names leave it open.
+      notes: what was recognized or assumed, in words.
+    """
+
+    layers: Sequence[str] = ()
+    fault: str = ""
+    activation: str | None = "softmax"
+    notes: tuple[str, ...] = ()
+
+
+def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -> TorchHead:
+    """Reads the head from the tensors that are not of the backbone.
+
+    Args:
+      shapes: of the tensors, by name.
+      features: how many pooled features enter the head; 0 if unknown.
+      is_ordered: whether the file keeps the order in which the model declares its layers.
+    """
+    layers = [n.removesuffix(".weight") for n, s in shapes.items() if _is_kernel(n, s)]
+    if not layers or not features:
+        return TorchHead(sorted(layers, key=_natural_order))
+    is_numbered = len({re.sub(r"\d+", "#", layer) for layer in layers}) == 1
+    if is_numbered:
+        layers.sort(key=_natural_order)
+    orders = list(itertools.islice(_fitting_orders(layers, shapes, features), 2))
+    described = ", ".join(f"{n} {'×'.join(map(str, shapes[f'{n}.weight']))}" for n in layers)
+    if not orders:
+        fault = (
+            f"its Linear layers ({described}) do not follow one another from the {features} "
+            "pooled features, as after another pooling or in several heads; this package's head "
+            "is global average pooling, then Dense layers"
+        )
+        return TorchHead(layers, fault)
+    if len(orders) > 1 and not (is_numbered or is_ordered):
+        fault = (
+            f"the order of its Linear layers ({described}) does not follow from their shapes, and "
+            "this format does not keep the order of names; give the .pth file"
+        )
+        return TorchHead(layers, fault)
+    layers = orders[0]
+    if pair := _adjacent(layers):
+        fault = (
+            f"{pair[0]} and {pair[1]} follow one another without a module between them, and this "
+            "package's head has a ReLU there; merge them into one Linear layer (W2 W1, W2 b1 + b2)"
+        )
+        return TorchHead(layers, fault)
+    return _assume(layers, shapes[f"{layers[-1]}.weight"][0])
+
+
+def _assume(layers: Sequence[str], outputs: int) -> TorchHead:
+    """Adds what a state dict does not say."""
+    if outputs == _CHEXNET_OUTPUTS and len(layers) == 1 and _CHEXNET.fullmatch(layers[0]):
+        note = f"a sigmoid of {outputs} outputs, by the names of CheXNet"
+        return TorchHead(layers, activation="sigmoid", notes=(note,))
+    between = ", ReLU between the layers" if len(layers) > 1 else ""
+    if re.search(r"(^|\.)0$", layers[0]) and len(layers) == 1 and outputs > 1:
+        # Nobody puts a single layer into an `nn.Sequential` that nothing follows.
+        return TorchHead(layers, activation=None, notes=("mean pooling assumed",))
+    activation = "softmax" if outputs > 1 else "sigmoid"
+    note = f"a state dict does not say what is not a layer: mean pooling{between} and {activation}"
+    return TorchHead(layers, activation=activation, notes=(f"{note} assumed",))
+
+
+def _fitting_orders(
+    layers: Sequence[str], shapes: Mapping[str, Shape], inputs: int
+) -> Iterator[list[str]]:
+    """Orders of the layers in which each takes what the one before gives, the given one first."""
+    if not layers:
+        yield []
+    for layer in layers if len(layers) <= _MAX_LAYERS else layers[:1]:
+        out_features, in_features = shapes[f"{layer}.weight"]
+        if in_features == inputs:
+            rest = [other for other in layers if other != layer]
+            yield from ([layer, *order] for order in _fitting_orders(rest, shapes, out_features))
+
+
+def _adjacent(layers: Sequence[str]) -> tuple[str, str] | None:
+    """The first two layers that are neighbors in an `nn.Sequential`."""
+    for first, second in itertools.pairwise(layers):
+        (parent, _, i), (other, _, j) = first.rpartition("."), second.rpartition(".")
+        if parent == other and i.isdecimal() and j.isdecimal() and int(j) - int(i) == 1:
+            return first, second
+    return None
+
+
+def _is_kernel(name: str, shape: Shape) -> bool:
+    return name.endswith(".weight") and len(shape) == 2
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Sorts `classifier.10` after `classifier.2`."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

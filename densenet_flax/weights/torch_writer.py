@@ -1,0 +1,179 @@
+"""Writes state dicts that timm and torchvision load, with `config.json` in timm's form."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+from jaxtyping import Shaped
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.trees import JsonDict, Variables
+from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from densenet_flax.storage.atomic import atomic_file, write_text
+from densenet_flax.weights.info import WeightsInfo
+from densenet_flax.weights.layout import VariablePath
+from densenet_flax.weights.safe_reading import reading
+from densenet_flax.weights.torch_names import INFO_KEY, TIMM_CONFIG, TORCH_EPSILON
+
+_VARIABLES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_LAYERS = {"0_bn": "norm1", "1_conv": "conv1", "1_bn": "norm2", "2_conv": "conv2"}
+_PIXELS = {
+    "torch": (IMAGENET_MEAN, IMAGENET_STD),
+    "scale": ((0.0,) * 3, (1.0,) * 3),
+    "tf": ((0.5,) * 3, (0.5,) * 3),
+}
+
+StateDict = dict[str, Shaped[np.ndarray, "..."]]
+
+
+def save_torch(path: Path, variables: Variables, info: WeightsInfo) -> None:
+    """Writes `.safetensors`, or `.pth` for any other name, and `config.json`.
+
+    Raises:
+      InputError: timm and torchvision have no such network, another `config.json` is in the way, or
+        PyTorch is needed and not installed.
+    """
+    _check_exportable(path, info)
+    config_path = path.with_name(TIMM_CONFIG)
+    _check_config(config_path)
+    state = torch_state_dict(variables)
+    write = _write_safetensors if path.suffix == ".safetensors" else _torch_writer(path)
+    with atomic_file(path) as temporary:
+        write(temporary, state, info)
+    write_text(config_path, json.dumps(timm_config(info), indent=2) + "\n")
+
+
+def torch_state_dict(variables: Variables) -> StateDict:
+    """The variables in torchvision's spelling and layout, with PyTorch's counters."""
+    state: StateDict = {}
+    flat = flatten_dict(variables)
+    num_dense = len(variables["params"].get("head", ()))
+    for path, value in flat.items():
+        array = np.asarray(value, np.float32)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
+        layer = _layer_name(path, num_dense)
+        name = f"{layer}.{_VARIABLES[path[-1]]}"
+        state[name] = np.ascontiguousarray(array.transpose(axes) if axes else array)
+        if path[-1] == "var":
+            state[f"{layer}.num_batches_tracked"] = np.array(0, np.int64)
+    return state
+
+
+def head_code(info: WeightsInfo) -> str:
+    """Python that gives timm's or torchvision's model the head of the file; '' if it has it."""
+    if not info.hidden:
+        return ""
+    sizes = [info.layout.features, *info.hidden, info.num_classes]
+    linears = [f"nn.Linear({i}, {o})" for i, o in itertools.pairwise(sizes)]
+    return f"model.classifier = nn.Sequential({', nn.ReLU(), '.join(linears)})"
+
+
+def timm_config(info: WeightsInfo) -> JsonDict:
+    """What timm keeps beside the weights, and our metadata, which timm ignores."""
+    mean, std = _PIXELS[info.preprocessing]
+    size = info.inference.image_size or (224, 224)
+    pretrained: JsonDict = {
+        "custom_load": False,
+        "input_size": [3, *size],
+        "fixed_input_size": False,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,  # images are resized as a whole
+        "mean": list(mean),
+        "std": list(std),
+        "num_classes": info.num_classes,
+        "pool_size": [size[0] // 32, size[1] // 32],
+        "first_conv": "features.conv0",
+        "classifier": "classifier",
+        **({"license": info.license} if info.license else {}),
+    }
+    names = {"label_names": list(info.class_names)} if info.class_names else {}
+    return {
+        "architecture": info.network,
+        "num_classes": info.num_classes,
+        "num_features": info.layout.features,
+        **names,
+        "pretrained_cfg": pretrained,
+        INFO_KEY: info.to_dict(),
+    }
+
+
+def _layer_name(path: VariablePath, num_dense: int) -> str:
+    unit, *layer = path[1:-1]
+    if unit == "head":
+        # ReLUs are the odd modules of the `nn.Sequential`.
+        position = num_dense if layer[0] == "predictions" else int(layer[0].removeprefix("dense_"))
+        return f"classifier.{2 * (position - 1)}" if num_dense > 1 else "classifier"
+    if unit == "conv1":
+        return f"features.{'conv0' if layer[0] == 'conv' else 'norm0'}"
+    if unit == "bn":
+        return "features.norm5"
+    if unit.startswith("pool"):
+        kind = "conv" if layer[0] == "conv" else "norm"
+        return f"features.transition{int(unit.removeprefix('pool')) - 1}.{kind}"
+    block, number = unit.removeprefix("conv").split("_block")
+    return f"features.denseblock{int(block) - 1}.denselayer{number}.{_LAYERS[layer[0]]}"
+
+
+def _check_exportable(path: Path, info: WeightsInfo) -> None:
+    """Rejects what timm's and torchvision's DenseNet cannot compute."""
+    if info.network == "densenet":
+        network = info.layout.describe()
+        raise InputError(
+            f"{path}: timm and torchvision have no {network}; expected one of the four"
+        )
+    if not info.final_relu:
+        raise InputError(
+            f"{path}: these weights belong to a network without a ReLU after the last norm, and "
+            "timm's and torchvision's have one; use them with this package, as .safetensors"
+        )
+    if abs(info.epsilon / TORCH_EPSILON - 1) > 0.01:
+        raise InputError(
+            f"{path}: these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, and "
+            f"timm's and torchvision's networks have {TORCH_EPSILON:g}"
+        )
+
+
+def _check_config(path: Path) -> None:
+    """Rejects a folder whose `config.json` is not of an earlier export."""
+    if not path.exists():
+        return
+    with reading(path):
+        config = json.loads(path.read_text()) if path.is_file() else None
+    if not (isinstance(config, dict) and INFO_KEY in config):
+        raise InputError(f"{path}: another file is in the way; choose another folder")
+
+
+def _write_safetensors(path: Path, state: StateDict, info: WeightsInfo) -> None:
+    metadata = {"format": "pt", INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
+    try:
+        safetensors.numpy.save_file(state, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _torch_writer(path: Path) -> Callable[[Path, StateDict, WeightsInfo], None]:
+    try:
+        import torch
+    except ImportError as error:
+        advice = "pip install torch, or write the same as .safetensors"
+        raise InputError(f"{path}: writing this file needs PyTorch; {advice}") from error
+
+    def write(path: Path, state: StateDict, info: WeightsInfo) -> None:
+        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in state.items()}
+        try:
+            torch.save(tensors, path)
+        except RuntimeError as error:  # of a full disk
+            raise OSError(" ".join(str(error).split())[:200]) from error
+
+    return write
