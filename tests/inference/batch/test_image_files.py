@@ -1,12 +1,24 @@
 """Which files a path or a pattern selects, and the patients that their names state."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.inference.batch.image_files import ImageFile, find_images, patient_from_name
+from densenet_flax.data.data_config import DataConfig
+from densenet_flax.data.images.array_cache import ImageOptions
+from densenet_flax.data.images.image_table import ImageTable
+from densenet_flax.data.sources.folder import FolderSource, list_tiles
+from densenet_flax.inference.batch.image_files import (
+    ImageFile,
+    find_images,
+    patient_from_name,
+    with_names_in_data,
+)
 from densenet_flax.weights import InferenceSettings
 
 
@@ -60,7 +72,7 @@ def test_the_patient_is_read_from_breakhis_names_or_by_the_pattern():
     name = "SOB_M_DC-14-2523AB-100-004.png"
     breakhis = ImageFile(Path("x") / name, name)
     other = ImageFile(Path("benign/p17_003.png"), "p17_003.png")
-    for file, settings, patient in (
+    for file, keys, patient in (
         (breakhis, {}, "2523"),
         (breakhis, {"patient_group": "slide81"}, "2523AB"),
         (breakhis, {"patient_group": "id82"}, "ductal_carcinoma/2523AB"),
@@ -70,4 +82,64 @@ def test_the_patient_is_read_from_breakhis_names_or_by_the_pattern():
         (other, {"patient_pattern": "q"}, ""),
         (other, {"patient_pattern": "p(x)?"}, ""),
     ):
-        assert patient_from_name(file, InferenceSettings(**settings)) == patient
+        assert patient_from_name(file, InferenceSettings(**keys)) == patient
+
+
+def test_a_table_is_not_contradicted_by_names():
+    file = ImageFile(Path("x"), "SOB_M_DC-14-2523AB-100-004.png")
+    assert patient_from_name(file, InferenceSettings(patient_source="table")) == ""
+
+
+# Names with what patterns trip over: digits everywhere, separators, names at the top.
+_words = st.text("12p_-", min_size=1, max_size=4)
+_patterns = st.sampled_from(
+    [r"(\d+)_", r"^\w+/(\d)", r"/(\w+)[_-]", r"p?\d", r"([^/]+)/[^/]*$", r"^([^/]+)/", r"[^/]+"]
+)
+_breakhis = st.sampled_from(
+    ["SOB_B_A-14-1AB-40-001.jpg", "aug_SOB_M_DC-14-23-100-1 (2).PNG", "SOB_B_F_14-7/9.tif"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(_words, _words, _words), min_size=2, max_size=8, unique=True),
+    st.lists(_breakhis, min_size=2, max_size=3, unique=True),
+    _patterns | st.just(""),
+    st.sampled_from(["keep", "merge"]),
+)
+def test_prediction_finds_the_patient_that_training_found(names, slides, pattern, similar_names):
+    with tempfile.TemporaryDirectory(prefix="2023_04_") as folder:
+        root = Path(folder)
+        relative = [f"{a}/{b}/{c}.png" for a, b, c in names] if pattern else []
+        for name in [*relative, *(f"c{i % 2}/{slide}" for i, slide in enumerate(slides))]:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        config = DataConfig(
+            name="folder",
+            path=str(root),
+            label_level=0,
+            patient_pattern=pattern,
+            similar_names=similar_names,
+        )
+        try:
+            tiles, provenance = list_tiles(root, config)
+            source = FolderSource(config, root / "cache", ImageOptions((8, 8)))
+        except InputError:  # a pattern that does not fit all names
+            return
+        table = ImageTable({"file": [tile.file for tile in tiles]}, "")
+        patients = source.annotate(table).groups["patient"]
+        rule = InferenceSettings(
+            patient_group="patient",
+            patient_pattern=pattern,
+            patient_source=provenance.patient_source,
+            merge_patients=similar_names == "merge",
+        )
+        expected = dict(zip([tile.file for tile in tiles], patients.tolist(), strict=True))
+        found = {file.name: patient_from_name(file, rule) for file in find_images(folder)}
+        assert found == expected
+        # A part of the data, as a folder, a pattern or a file, has the same patients.
+        part = root / tiles[0].file
+        for images in (part.parent, part.parent / "*", part):
+            for file in with_names_in_data(find_images(str(images)), [folder]):
+                name = file.path.relative_to(root).as_posix()
+                assert patient_from_name(file, rule) == expected[name]
