@@ -1,8 +1,8 @@
-"""Work on a sequence of items in threads, in order and a bounded number of items ahead."""
+"""Work on a sequence of items in order, a bounded number of them ahead: in threads, on devices."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ def prefetch(
     *,
     depth: int,
     threads: int | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `function(item)` for each item, computed in threads before it is asked for.
 
     `ThreadPoolExecutor.map` submits all items at once, so results would pile up in memory behind a
@@ -40,3 +40,22 @@ def prefetch(
             yield results.popleft().result()
     finally:  # also when the consumer stops early and closes the generator
         pool.shutdown(cancel_futures=True)
+
+
+def in_flight(results: Iterable[Result], count: int = 2) -> Iterator[Result]:
+    """Yields results late, so that work on `count` of them has begun before the first is read.
+
+    JAX returns an array before it is computed, and reading its values waits for that. If the values
+    of one batch are read before the next batch is dispatched, the device waits for the host.
+
+    Args:
+      results: an iterator that begins the work on a result when it is asked for it, such as a
+        generator that dispatches a computation and a copy to the host.
+      count: how many results may be in work, and so in memory.
+    """
+    begun: deque[Result] = deque()
+    for result in results:
+        begun.append(result)
+        if len(begun) >= count:
+            yield begun.popleft()
+    yield from begun

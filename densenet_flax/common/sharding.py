@@ -1,10 +1,10 @@
 """Data parallelism over all devices: the only file that knows meshes and processes."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 from numpy.typing import ArrayLike
@@ -149,11 +149,26 @@ def _put_local(x: Shaped[np.ndarray, "n ..."], mesh: Mesh) -> Shaped[Array, "N .
     return jax.make_array_from_callback(shape, over_batch(mesh), rows_of_device)
 
 
+def begin_copy_to_host(x: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+    """Begins to copy all rows of an array that is split over devices to every process.
+
+    Returns the array that `np.asarray` waits for. Several processes must call it in one order.
+    """
+    if multiple_processes():
+        assert isinstance(x.sharding, NamedSharding)
+        x = _gather(x.sharding)(x)
+    x.copy_to_host_async()
+    return x
+
+
+@functools.cache
+def _gather(sharding: NamedSharding) -> Callable[[Array], Array]:
+    return jax.jit(lambda x: x, out_shardings=sharding.update(spec=PartitionSpec()))
+
+
 def to_host(x: Shaped[Array, "N ..."]) -> Shaped[np.ndarray, "N ..."]:
     """Copies all rows of an array that is split over devices to every process, in their order."""
-    if not multiple_processes():
-        return np.asarray(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(begin_copy_to_host(x))
 
 
 def gather(value: ArrayLike) -> Shaped[np.ndarray, "P ..."]:

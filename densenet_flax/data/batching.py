@@ -1,6 +1,7 @@
 """The order of an epoch, and its batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32
@@ -35,3 +36,58 @@ def split_into_batches(
         weight = (np.arange(batch_size) < len(batch)).astype(np.float32)
         padding = np.repeat(batch[:1], batch_size - len(batch))
         yield np.concatenate([batch, padding]), weight
+
+
+class BatchRows(NamedTuple):
+    """Which examples are in a batch: row numbers, weights, and views if images are augmented."""
+
+    ids: Int32[np.ndarray, "B"]
+    weight: Float32[np.ndarray, "B"]
+    views: Int[np.ndarray, "B"] | None = None
+
+
+# The examples of an epoch, given its number, in order: row numbers and their views.
+EpochOrder: TypeAlias = Callable[[int], tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"] | None]]
+
+
+class EpochBatches(Sequence[BatchRows]):
+    """Batches of successive epochs, each made when it is indexed.
+
+    They can be read ahead over the end of an epoch, from any thread, and no more than two epochs
+    are in memory. Each epoch ends with a padded batch, as in `split_into_batches`.
+    """
+
+    def __init__(
+        self, order: EpochOrder, size: int, batch_size: int, start: int = 0, stop: int | None = None
+    ):
+        """Prepares the batches from `start` up to `stop`, both counted from the first epoch.
+
+        Args:
+          order: a pure function.
+          size: examples in an epoch.
+          batch_size: examples in a batch.
+          start: number of the first batch.
+          stop: number of the batch after the last; by default the end of the first epoch.
+        """
+        self.batch_size = batch_size
+        self._order, self._per_epoch = order, -(-size // batch_size)
+        self._numbers = range(start, self._per_epoch if stop is None else stop)
+        # By the parity of their numbers: threads that read ahead may be one epoch further.
+        self._epochs: list[tuple[int, list[BatchRows]]] = [(-1, []), (-1, [])]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> BatchRows:  # type: ignore[override]
+        """The batch at an index from 0, beginning with batch `start`."""
+        number, batch = divmod(self._numbers[index], self._per_epoch)
+        known, batches = self._epochs[number % 2]
+        if known != number:
+            ids, views = self._order(number)
+            positions = split_into_batches(np.arange(len(ids)), self.batch_size)
+            batches = [
+                BatchRows(np.asarray(ids[p], np.int32), weight, None if views is None else views[p])
+                for p, weight in positions
+            ]
+            self._epochs[number % 2] = number, batches
+        return batches[batch]

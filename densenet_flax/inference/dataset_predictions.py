@@ -8,9 +8,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from densenet_flax.common.sharding import process_rows, put_batch, to_host
+from densenet_flax.common.prefetch import in_flight, prefetch
+from densenet_flax.common.sharding import begin_copy_to_host, process_rows, put_batch
 from densenet_flax.common.trees import Variables
-from densenet_flax.data.batching import split_into_batches
+from densenet_flax.data.batching import BatchRows, split_into_batches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import prefetch_images
 from densenet_flax.inference.results import to_probabilities
@@ -47,10 +48,17 @@ def predict_logits(
     """
     if batches is None:
         batches = image_batches(dataset, ids, batch_size, segmented.mesh)
+    outputs = (
+        # The padding comes last.
+        (
+            int(weight.sum()),
+            begin_copy_to_host(segmented.run(variables, batch["inputs"], start=start)),
+        )
+        for _, weight, batch in batches
+    )
     logits = []
-    for _, weight, batch in batches:
-        count = int(weight.sum())  # the padding comes last
-        logits.append(to_host(segmented.run(variables, batch["inputs"], start=start))[:count])
+    for count, output in in_flight(outputs):
+        logits.append(np.asarray(output)[:count])
         if progress:
             progress(count)
     return np.concatenate(logits)
@@ -97,8 +105,15 @@ def image_batches(
     dataset: Dataset, ids: Int[np.ndarray, "N"], batch_size: int, mesh: Mesh
 ) -> Iterator[Batch]:
     """Yields batches of images without augmentation, on the devices; the next are read ahead."""
-    batches = list(split_into_batches(ids, batch_size))
+    batches = [BatchRows(*batch) for batch in split_into_batches(ids, batch_size)]
     # Each process reads its own rows of every batch.
-    images = prefetch_images(dataset.images, [process_rows(rows, mesh) for rows, _ in batches])
-    for rows, weight in batches:
-        yield rows, weight, put_batch(rows, weight, lambda _: {"inputs": next(images)}, mesh)
+    images = prefetch_images(dataset.images, [process_rows(b.ids, mesh) for b in batches])
+
+    def put(batch: BatchRows) -> dict[str, jax.Array]:
+        read = lambda _: {"inputs": next(images)}  # noqa: E731
+        return put_batch(batch.ids, batch.weight, read, mesh)
+
+    # One thread: images come in the order of the batches.
+    on_devices = prefetch(put, batches, depth=2, threads=1)
+    for rows, batch in zip(batches, on_devices, strict=True):
+        yield rows.ids, rows.weight, batch

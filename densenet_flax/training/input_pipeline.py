@@ -1,19 +1,21 @@
 """What enters a stage: batches of images, of views of them, or of cached features."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.prefetch import prefetch
 from densenet_flax.common.sharding import over_batch, process_rows, put_batch
 from densenet_flax.common.trees import Variables
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.data.augmentation.views import augment, mix
-from densenet_flax.data.batching import split_into_batches
+from densenet_flax.data.batching import BatchRows, EpochBatches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.images.stream import prefetch_images
 from densenet_flax.inference.dataset_predictions import Batch
@@ -101,6 +103,21 @@ class CachedFeatures:
 
 
 @dataclasses.dataclass(frozen=True)
+class LocalIds(Sequence[Int[np.ndarray, "b"]]):
+    """The ids at some positions of each batch."""
+
+    rows: EpochBatches
+    positions: Int[np.ndarray, "b"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Int[np.ndarray, "b"]:  # type: ignore[override]
+        """Those of one batch."""
+        return self.rows[index].ids[self.positions]
+
+
+@dataclasses.dataclass(frozen=True)
 class StageInputs:
     """Batches of one stage, with what enters at its cut.
 
@@ -120,57 +137,65 @@ class StageInputs:
     cached: CachedFeatures | None = None
     workers: int = 0
 
-    def batches(
-        self, ids: Int[np.ndarray, "N"], batch_size: int, views: Int[np.ndarray, "N"] | None = None
+    def fixed_batches(
+        self, ids: Int[np.ndarray, "N"], batch_size: int, view: int | None = None
     ) -> Iterator[Batch]:
-        """Divides images into batches on the devices; the last one is padded with weight 0.
+        """The batches of images in this order, as they are or in one view of each."""
+        views = None if view is None else np.full(len(ids), view)
+        return self.batches(EpochBatches(lambda _: (ids, views), len(ids), batch_size))
+
+    def batches(self, rows: EpochBatches) -> Generator[Batch, None, None]:
+        """Puts batches of images on the devices, two of them ahead of their use.
 
         Args:
-          ids: of images, in the order of the batches.
-          batch_size: images in each batch.
-          views: number of the view of each image; None for the images as they are.
+          rows: the images of each batch, and the numbers of their views if they have any.
 
         Yields:
-          The ids and weights [batch_size], and the batch: `inputs` (images [B, H, W, 3], 0 to 255,
-          if the cut is the stem, else features), `label`, `weight`, and `target` where images are
-          mixed.
+          The ids and weights [B], and the batch: `inputs` (images [B, H, W, 3], 0 to 255, if the
+          cut is the stem, else features), `label`, `weight`, and `target` where images are mixed.
         """
-        if not self.views.active:
-            views = None
-        elif views is not None and self.views.count:
-            views = views % self.views.count
-        # Positions and not ids are divided into batches, because views go with positions.
-        parts = list(split_into_batches(np.arange(len(ids)), batch_size))
         mesh = self.segmented.mesh
         images: Iterator[np.ndarray] = iter(())
         if not self.cached:
-            local_ids = [ids[process_rows(positions, mesh)] for positions, _ in parts]
-            images = prefetch_images(self.dataset.images, local_ids, workers=self.workers)
-        read = functools.partial(self._read_local, ids, views, images)
-        for positions, weight in parts:
-            batch = put_batch(positions, weight, read, mesh)
-            yield ids[positions], weight, self._compute_inputs(batch)
+            # All batches have one size, so this process reads the same positions of each.
+            local = process_rows(np.arange(rows.batch_size), mesh)
+            images = prefetch_images(
+                self.dataset.images, LocalIds(rows, local), workers=self.workers
+            )
+
+        def put(part: BatchRows) -> dict[str, jax.Array]:
+            read = functools.partial(self._read_local, part, images)
+            return put_batch(np.arange(rows.batch_size), part.weight, read, mesh)
+
+        # One thread, which reads and copies while the devices compute. What may be a collective
+        # operation stays in this one, because all processes must launch those in one order.
+        on_devices = prefetch(put, rows, depth=2, threads=1)
+        with contextlib.closing(on_devices):
+            for part, batch in zip(rows, on_devices, strict=True):
+                yield part.ids, part.weight, self._compute_inputs(batch)
 
     def _read_local(
         self,
-        ids: Int[np.ndarray, "N"],
-        views: Int[np.ndarray, "N"] | None,
+        part: BatchRows,
         images: Iterator[UInt8[np.ndarray, "b H W 3"]],
         positions: Int[np.ndarray, "b"],
     ) -> dict[str, np.ndarray]:
         """This process's part of a batch, the examples at `positions`, on the host."""
-        ids = ids[positions]
-        views = None if views is None else views[positions]
-        part = {"label": self.dataset.labels[ids]}
+        ids, views = part.ids[positions], None
+        if part.views is not None and self.views.active:
+            views = part.views[positions]
+            if self.views.count:
+                views = views % self.views.count
+        local = {"label": self.dataset.labels[ids]}
         if self.cached:
             rows = self.cached.rows(ids, views)
             if self.cached.features.on_device:
-                return {**part, "row": rows.astype(np.int32)}
-            return {**part, "inputs": self.cached.features.take(self.cut, rows)}
-        part["inputs"] = next(images)
+                return {**local, "row": rows.astype(np.int32)}
+            return {**local, "inputs": self.cached.features.take(self.cut, rows)}
+        local["inputs"] = next(images)
         if views is not None:
-            part |= {"id": ids.astype(np.int32), "view": views.astype(np.int32)}
-        return part
+            local |= {"id": ids.astype(np.int32), "view": views.astype(np.int32)}
+        return local
 
     def _compute_inputs(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """On the devices: from rows to features, or from images to views to features."""

@@ -19,7 +19,8 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import all_processes, replicate, to_host
+from densenet_flax.common.prefetch import in_flight
+from densenet_flax.common.sharding import all_processes, begin_copy_to_host, replicate
 from densenet_flax.common.trees import Variables
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.inference.segments import SegmentedModel
@@ -160,11 +161,10 @@ class PrefixCache:
             )
             logging.info(message, views, self.epochs)
 
-    def _passes(self) -> Iterator[tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"] | None]]:
-        """Yields ids and their views in the order of the rows."""
+    def _passes(self) -> Iterator[tuple[Int[np.ndarray, "N"], int | None]]:
+        """Yields ids and their view in the order of the rows."""
         for view in range(self.views.distinct):
-            views = np.full(len(self.train), view) if self.views.active else None
-            yield self.train, views
+            yield self.train, view if self.views.active else None
         yield self.validation, None
 
     def _indexed(self, features: Features) -> CachedFeatures:
@@ -195,14 +195,21 @@ class PrefixCache:
         inputs = self._uncached(prefix, "stem")
         run = functools.partial(self.segmented.run, inputs.variables)
         total = sum(len(ids) for ids, _ in self._passes())
-        with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
-            for ids, views in self._passes():
-                for _, weight, batch in inputs.batches(ids, self.batch_size, views):
-                    x, start, count = batch["inputs"], "stem", int(weight.sum())
+
+        def features() -> Iterator[tuple[int, dict[str, jax.Array]]]:
+            for ids, view in self._passes():
+                for _, weight, batch in inputs.fixed_batches(ids, self.batch_size, view):
+                    x, start, outputs = batch["inputs"], "stem", {}
                     for cut in cuts:
                         x, start = run(x, start=start, stop=cut), cut
-                        add(cut, to_host(x)[:count])
-                    bar.update(count)
+                        outputs[cut] = begin_copy_to_host(x)
+                    yield int(weight.sum()), outputs
+
+        with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
+            for count, outputs in in_flight(features()):
+                for cut, output in outputs.items():
+                    add(cut, np.asarray(output)[:count])
+                bar.update(count)
 
     def _key(self, prefix: Variables, cuts: Sequence[str]) -> str:
         """A folder name that differs wherever the features could differ."""

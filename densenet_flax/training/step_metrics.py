@@ -13,6 +13,9 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.train_step import TrainStep
 
+# Steps whose metrics are not read yet: their inputs may still be in the devices' memory.
+_MAX_WAITING = 16
+
 
 @dataclasses.dataclass
 class StepMetrics:
@@ -44,14 +47,20 @@ class StepMetrics:
         """Adds the metrics of a step that has been started, on these images."""
         self._waiting.append((metrics, ids))
         self.bar.update(len(ids))
-        # Reading a value waits for its step, so it is done only now and then, for several steps:
-        # the devices always have the next step to begin with.
-        if len(self._waiting) >= self.log_every:
-            self.flush()
+        # Reading a value waits for its step, so it is done only now and then, for several steps
+        # that are followed by two others: the devices always have the next step to begin with.
+        if len(self._waiting) >= min(self.log_every, _MAX_WAITING) + 2:
+            self.flush(keep=2)
 
-    def flush(self) -> None:
-        """Waits for the steps so far and counts them; an `InputError` if a loss is not finite."""
-        for metrics, ids in self._waiting:
+    def flush(self, keep: int = 0) -> None:
+        """Waits for all steps but the last `keep` and counts them.
+
+        Raises:
+          InputError: a loss is not finite.
+        """
+        end = len(self._waiting) - keep
+        done, self._waiting = self._waiting[:end], self._waiting[end:]
+        for metrics, (_, ids) in zip(jax.device_get([m for m, _ in done]), done, strict=True):
             values = {name: float(value) for name, value in metrics.items()}
             if not np.isfinite(values["loss"]):
                 stage = self.step.stage
@@ -76,7 +85,6 @@ class StepMetrics:
                     "update_norm": values["update_norm"],
                 }
                 self.write_metrics(line)
-        self._waiting.clear()
         loss, correct, count = self.progress.sums
         self.bar.set_postfix_str(f"loss {loss / count:.3f}, accuracy {correct / count:.3f}")
 

@@ -8,8 +8,9 @@ generators, and a run that was stopped and resumed ends with the same bits as on
 
 import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,10 +25,11 @@ from tqdm import tqdm
 from densenet_flax.common.host_memory import STAGE_BEGINS
 from densenet_flax.common.sharding import multiple_processes
 from densenet_flax.common.trees import JsonDict, Variables
+from densenet_flax.data.batching import EpochBatches
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.sampling import Sampler
 from densenet_flax.data.splits.split import Split
-from densenet_flax.inference.dataset_predictions import predict_logits
+from densenet_flax.inference.dataset_predictions import Batch, predict_logits
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
@@ -48,7 +50,6 @@ from densenet_flax.training.train_state import (
 )
 from densenet_flax.training.train_step import TrainStep
 
-Batch: TypeAlias = Mapping[str, Any]  # arrays, or their shapes
 SavedState: TypeAlias = Mapping[str, np.ndarray]  # of `state_to_save`, by name
 
 
@@ -188,7 +189,9 @@ class Trainer:
             workers=self.workers,
         )
 
-    def _compile_jobs(self, steps: Sequence[TrainStep]) -> list[tuple[TrainStep, Batch]]:
+    def _compile_jobs(
+        self, steps: Sequence[TrainStep]
+    ) -> list[tuple[TrainStep, Mapping[str, Any]]]:
         """The steps to compile in the background, with the shapes of their batches."""
         if multiple_processes():  # they must compile in the same order, so each when it is needed
             return []
@@ -234,13 +237,15 @@ class Trainer:
     ) -> tuple[Variables, SavedState]:
         """Trains the epochs that are left of a stage, each with validation and a checkpoint."""
         stage = step.stage
-        with self._progress_bar(stage, progress) as bar:
+        # One iterator for all epochs, so that each begins with batches that have been read ahead.
+        batches = inputs.batches(self._batches_left(stage, progress))
+        with self._progress_bar(stage, progress) as bar, contextlib.closing(batches):
             while True:
                 first = progress.stage_step
                 metrics = StepMetrics(
                     step, progress, self.dataset.files, self.log_every, self.write_metrics, bar
                 )
-                state, timing = self._train_epoch(state, inputs, metrics)
+                state, timing = self._train_epoch(state, batches, metrics)
                 images = min((progress.stage_step - first) * self.batch_size, self._sampler.size)
                 timing["images_per_second"] = images / timing["seconds"]
                 summary = self._summarize_epoch(step, state, inputs, progress)
@@ -256,6 +261,12 @@ class Trainer:
                 if progress.is_over(stage, self.steps_per_epoch):
                     return variables, saved_arrays(state)
 
+    def _batches_left(self, stage: Stage, progress: TrainProgress) -> EpochBatches:
+        done = progress.stage_step
+        start = len(progress.history) * self.steps_per_epoch + done % self.steps_per_epoch
+        sampler, stop = self._sampler, start + stage.steps - done
+        return EpochBatches(sampler.epoch, sampler.size, self.batch_size, start, stop)
+
     def _progress_bar(self, stage: Stage, progress: TrainProgress) -> tqdm:
         epochs, steps = divmod(progress.stage_step, self.steps_per_epoch)
         images = self._sampler.size
@@ -266,19 +277,16 @@ class Trainer:
         )
 
     def _train_epoch(
-        self, state: TrainState, inputs: StageInputs, metrics: StepMetrics
+        self, state: TrainState, batches: Iterator[Batch], metrics: StepMetrics
     ) -> tuple[TrainState, dict[str, float]]:
         """Makes the steps that are left of the current epoch; also returns how long they took."""
         started, timing = time.perf_counter(), {"compile_seconds": 0.0}
         step, progress = metrics.step, metrics.progress
         stage = step.stage
-        # The whole epoch is drawn again, then the steps that are done are left out.
-        ids, views = self._sampler.epoch(len(progress.history))
         done = progress.stage_step % self.steps_per_epoch
-        end = min(self.steps_per_epoch, done + stage.steps - progress.stage_step)
-        left = slice(done * self.batch_size, end * self.batch_size)
+        left = min(self.steps_per_epoch - done, stage.steps - progress.stage_step)
         scale = progress.rate_scale(stage)
-        for batch_ids, weight, batch in inputs.batches(ids[left], self.batch_size, views[left]):
+        for batch_ids, weight, batch in itertools.islice(batches, left):
             timing["compile_seconds"] += step.compile(batch)
             state, values = step.run_step(state, batch, scale)
             if not self._first_step_at:  # JAX returns before the step is done
@@ -316,9 +324,8 @@ class Trainer:
         }
 
     def _validate(self, tail: Variables, inputs: StageInputs) -> dict[str, float]:
-        ids = self.split.validation
-        size = self.batch_size
-        batches = inputs.batches(ids, size)
+        ids, size = self.split.validation, self.batch_size
+        batches = inputs.fixed_batches(ids, size)
         logits = predict_logits(
             self.segmented, tail, self.dataset, ids, size, start=inputs.cut, batches=batches
         )

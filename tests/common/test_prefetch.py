@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from densenet_flax.common.prefetch import prefetch
+from densenet_flax.common.prefetch import in_flight, prefetch
 
 
 def test_results_come_in_order_and_not_far_ahead():
@@ -57,3 +57,18 @@ def test_closing_ends_the_threads():
 
 def test_no_items():
     assert list(prefetch(str, [], depth=3)) == []
+
+
+def test_work_in_flight_is_bounded_and_comes_in_order():
+    begun = []
+
+    def results():
+        for number in range(6):
+            begun.append(number)
+            yield number
+
+    for number, result in enumerate(in_flight(results(), 3)):
+        assert result == number
+        assert begun == list(range(min(number + 3, 6)))  # the next two have begun before it is read
+    assert list(in_flight([], 2)) == []
+    assert list(in_flight([1], 2)) == [1]

@@ -4,7 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.batching import check_batch_size, epoch_order, split_into_batches
+from densenet_flax.data.batching import (
+    EpochBatches,
+    check_batch_size,
+    epoch_order,
+    split_into_batches,
+)
 
 
 def test_epoch_order_is_a_pure_function():
@@ -32,3 +37,27 @@ def test_invalid_batch_sizes():
         check_batch_size(16, 17)
     with pytest.raises(InputError, match="at least 1"):
         check_batch_size(16, 0)
+
+
+@given(
+    size=st.integers(1, 20), batch=st.integers(1, 7), start=st.integers(0, 12), n=st.integers(0, 12)
+)
+def test_batches_over_several_epochs_are_those_of_each(size, batch, start, n):
+    def order(number):
+        ids = epoch_order(size, 5, number)
+        return ids, ids + 100 * number
+
+    straight = [
+        (epoch, *b) for epoch in range(30) for b in split_into_batches(order(epoch)[0], batch)
+    ]
+    batches = EpochBatches(order, size, batch, start, start + n)
+    assert len(batches) == n
+    # In any order, as threads that read ahead ask for them.
+    for index in np.random.default_rng(n).permutation(n):
+        epoch, ids, weight = straight[start + index]
+        rows = batches[index]
+        np.testing.assert_array_equal(rows.ids, ids)
+        np.testing.assert_array_equal(rows.weight, weight)
+        np.testing.assert_array_equal(rows.views, ids + 100 * epoch)
+    with pytest.raises(IndexError):
+        batches[n]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -44,3 +45,23 @@ def test_tta_averages_the_views_and_ignores_how_the_tissue_lay(network, dataset)
     for batch_size in (3, 16):  # fewer images than one has views, and two at a time
         other = predict_probabilities(*network, turned, IDS, batch_size, tta=True)
         assert np.allclose(other, mean, atol=1e-6)
+
+
+def test_a_batch_is_dispatched_before_the_one_before_it_is_read(network, dataset, monkeypatch):
+    """Else the devices wait for the host between two batches."""
+    segmented, variables = network
+    events, run, asarray = [], SegmentedModel.run, np.asarray
+
+    def recorded_run(self, *args, **kwargs):
+        events.append("dispatch")
+        return run(self, *args, **kwargs)
+
+    def recorded_asarray(x, *args, **kwargs):
+        if isinstance(x, jax.Array) and x.shape == (16, 2):
+            events.append("read")
+        return asarray(x, *args, **kwargs)
+
+    monkeypatch.setattr(SegmentedModel, "run", recorded_run)
+    monkeypatch.setattr(np, "asarray", recorded_asarray)
+    predict_logits(segmented, variables, dataset, np.arange(48), 16)
+    assert events == ["dispatch", *["dispatch", "read"] * 2, "read"]

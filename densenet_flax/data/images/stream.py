@@ -98,7 +98,7 @@ Images: TypeAlias = np.ndarray | StreamedImages
 
 
 def prefetch_images(
-    images: Images, batches: Iterable[Int[np.ndarray, "B"]], *, workers: int = 0, depth: int = 2
+    images: Images, batches: Sequence[Int[np.ndarray, "B"]], *, workers: int = 0, depth: int = 2
 ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
     """Yields the images of one batch after the other, read while earlier ones are in use.
 
@@ -107,23 +107,23 @@ def prefetch_images(
 
     Args:
       images: in memory, mapped or streamed.
-      batches: row numbers of the images of each batch that this process reads.
+      batches: row numbers of the images of each batch that this process reads; indexed as needed,
+        in any thread, and with workers pickled.
       workers: processes that decode streamed images; 0 for threads. Arrays need none.
       depth: how many batches are read before they are asked for; with workers, by each.
 
     Raises:
       InputError: an image can no longer be read, or Grain is not installed.
     """
-    rows = (np.asarray(batch, int) for batch in batches)
     if workers and isinstance(images, StreamedImages):
-        yield from _prefetch_in_workers(images, list(rows), workers, depth)
+        yield from _prefetch_in_workers(images, batches, workers, depth)
     else:
         # One thread: streamed images decode with all cores already, and arrays only copy.
-        yield from prefetch(images.__getitem__, rows, depth=depth + 1, threads=1)
+        yield from prefetch(images.__getitem__, batches, depth=depth + 1, threads=1)
 
 
 def _prefetch_in_workers(
-    images: StreamedImages, rows: Sequence[Int[np.ndarray, "B"]], workers: int, depth: int
+    images: StreamedImages, batches: Sequence[Int[np.ndarray, "B"]], workers: int, depth: int
 ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
     try:
         import grain
@@ -138,16 +138,16 @@ def _prefetch_in_workers(
         flags.FLAGS.mark_as_parsed()
     # A worker reads its next batch while Grain moves the last one: more threads would compete.
     images = dataclasses.replace(images, threads=1)
-    batches: Any = grain.MapDataset.source(rows).map(images.__getitem__)
-    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    batches = batches.mp_prefetch(
+    loaded: Any = grain.MapDataset.source(batches).map(images.__getitem__)
+    loaded = loaded.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    loaded = loaded.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=depth),
         worker_init_fn=_ignore_interrupts,
     )
     # Through pipes: containers often have 64 MB of shared memory, and what is in it at the end of
     # the program is reported as a leak.
     options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    iterator = iter(grain.experimental.WithOptionsIterDataset(batches, options))
+    iterator = iter(grain.experimental.WithOptionsIterDataset(loaded, options))
     try:
         yield from iterator
     finally:
