@@ -1,7 +1,7 @@
 """Train, evaluate, cross-validate, predict and export.
 
     python main.py --config=configs/quickstart.py --workdir=runs/quickstart
-    python main.py --config=configs/quickstart.py --workdir=runs/quickstart --mode=evaluate
+    python main.py --mode=evaluate --workdir=runs/quickstart
     python main.py --config=configs/quickstart.py --workdir=runs/folds --mode=cross_validate
     python main.py --mode=predict --workdir=runs/quickstart --images='tiles/**/*.png'
     python main.py --mode=export --workdir=runs/quickstart --output=exported
@@ -15,30 +15,45 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from densenet_flax.common.errors import InputError, Stopped, one_line
 from densenet_flax.common.host_memory import tuned_host
+from densenet_flax.common.overrides import Override, split_overrides
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Functions import what they run: JAX takes seconds, and flags are checked before it is imported.
 
 
-def _run_experiment() -> None:
+def _train(config: "ConfigDict") -> None:
+    from densenet_flax.experiments.run import train_and_evaluate
+
+    train_and_evaluate(config, str(_WORKDIR.value))
+
+
+def _evaluate(config: "ConfigDict") -> None:
+    from densenet_flax.experiments.run import evaluate
+
+    evaluate(config, str(_WORKDIR.value), batch_size=_BATCH_SIZE.value)
+
+
+def _cross_validate(config: "ConfigDict") -> None:
     from densenet_flax.experiments.cross_validation import cross_validate
-    from densenet_flax.experiments.run import evaluate, preview, train_and_evaluate
 
-    functions = {
-        "train": train_and_evaluate,
-        "evaluate": evaluate,
-        "cross_validate": cross_validate,
-        "preview": preview,
-    }
-    functions[str(_MODE.value)](_CONFIG.value, str(_WORKDIR.value))
+    cross_validate(config, str(_WORKDIR.value))
 
 
-def _predict() -> None:
+def _preview(config: "ConfigDict") -> None:
+    from densenet_flax.experiments.run import preview
+
+    preview(config, str(_WORKDIR.value))
+
+
+def _predict(_: "ConfigDict") -> None:
     from densenet_flax.inference.batch.outputs import OutputOptions
     from densenet_flax.inference.batch.predict_files import predict
 
@@ -56,7 +71,7 @@ def _predict() -> None:
     )
 
 
-def _export() -> None:
+def _export(_: "ConfigDict") -> None:
     from densenet_flax import export
 
     export.export_classifier(
@@ -68,21 +83,31 @@ def _export() -> None:
 
 
 class _Mode(NamedTuple):
-    run: Callable[[], None]
+    run: Callable[["ConfigDict"], None]
+    flags: tuple[str, ...]  # that it takes, apart from those of every mode
     required_flags: tuple[str, ...]
-    needs_network: bool = False  # a work directory or a weights file, one of the two
+    uses_network: bool = False  # which comes with its configuration
 
 
+_NETWORK_FLAGS = ("workdir", "model", "output", "overwrite")
+_RUN = ("config", "workdir")
 _MODES = {
-    "train": _Mode(_run_experiment, ("config", "workdir")),
-    "evaluate": _Mode(_run_experiment, ("config", "workdir")),
-    "predict": _Mode(_predict, ("images",), needs_network=True),
-    "cross_validate": _Mode(_run_experiment, ("config", "workdir")),
-    "preview": _Mode(_run_experiment, ("config", "workdir")),
-    "export": _Mode(_export, (), needs_network=True),
+    "train": _Mode(_train, _RUN, ("workdir",)),
+    "evaluate": _Mode(_evaluate, (*_RUN, "batch_size"), ("workdir",)),
+    "predict": _Mode(
+        _predict,
+        (*_NETWORK_FLAGS, "images", "overlays", "unit", "embeddings", "batch_size"),
+        ("images",),
+        uses_network=True,
+    ),
+    "cross_validate": _Mode(_cross_validate, _RUN, _RUN),
+    "preview": _Mode(_preview, _RUN, ("workdir",)),
+    "export": _Mode(_export, (*_NETWORK_FLAGS, "formats"), (), uses_network=True),
 }
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "The experiment, a Python file; by default the one of the work directory."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do.")
 
@@ -98,45 +123,82 @@ _OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a saliency map of 
 _UNIT = flags.DEFINE_string("unit", "norm", "Unit of the maps: 'norm', or earlier and finer ones.")
 _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "File for features: .npy or .parquet.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace outputs that exist.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "To predict; by default as in training.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "To predict or evaluate; by default as in training.", lower_bound=1
+)
+_MODE_FLAGS = {name for mode in _MODES.values() for name in mode.flags}
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes: 'auto', or address:port of the first one."
 )
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes; not with 'auto'.")
-_PROCESS = flags.DEFINE_integer("process", 0, "Number of this one, from 0; not with 'auto'.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "Number of processes; not with 'auto'.", lower_bound=1
+)
+_PROCESS = flags.DEFINE_integer(
+    "process", 0, "Number of this one, from 0; not with 'auto'.", lower_bound=0
+)
+
+_overrides: list[Override] = []
+
+
+def _config(mode: _Mode) -> "ConfigDict":
+    """The configuration of --config or of the work directory, with the values of --config.KEY."""
+    from densenet_flax.experiments.command_line import apply_overrides, load_config
+    from densenet_flax.storage.workdir import Workdir
+
+    if path := _CONFIG.value:
+        if mode.uses_network:
+            logging.info("--mode=%s takes nothing from --config but cache_dir", _MODE.value)
+        config = load_config(path)
+    elif mode.uses_network:  # what the run compiled is used again
+        config = Workdir(str(_WORKDIR.value)).read_config() if _WORKDIR.value else {}
+    else:
+        config = Workdir(str(_WORKDIR.value)).require_config()
+    return apply_overrides(config, _overrides)
 
 
 def _fail(message: object) -> NoReturn:
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(1)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags and configuration; exits with one line on what is wrong with them."""
-    configs = [a.partition("=")[2] for a in argv if a.lstrip("-").split("=")[0] == "config"]
-    path = configs[-1].split(":")[0] if configs else ""
-    if path and not os.path.isfile(path):
-        _fail(f"--config={path}: no such file; the configurations are in configs/")
+    """Parses the flags; exits with one line on what is wrong with them."""
     try:
-        positional = flags.FLAGS(argv)
-        if configs:
-            _ = _CONFIG.value.to_dict()  # a configuration that failed to load says so when read
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        cause: object = error
-        while isinstance(cause, Exception) and cause.args:  # ml_collections wraps them
-            cause = cause.args[0]
-        text = str(cause)
-        _fail(text.strip().splitlines()[-1] if "Traceback" in text else text)
-    mode = _MODES[str(_MODE.value)]
-    for flag in mode.required_flags:
-        if not flags.FLAGS[flag].value:
-            _fail(f"--mode={_MODE.value}: --{flag}=… is missing; see the top of main.py")
-    if mode.needs_network and bool(_WORKDIR.value) == bool(_MODEL.value):
-        _fail(f"--mode={_MODE.value} needs --workdir=RUN or --model=FILE, one of the two")
+        expanded = flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+        rest, _overrides[:] = split_overrides(expanded)
+        positional = flags.FLAGS(rest)
+    except (flags.Error, OSError) as error:
+        _fail(error)
+    _check_flags(_MODES[str(_MODE.value)])
     if positional[1:]:
         _fail(f"unexpected argument {positional[1]!r}: options are written --name=value")
     return positional
+
+
+def _check_flags(mode: _Mode) -> None:
+    """Refuses flags that are missing or have no effect."""
+    name = f"--mode={_MODE.value}"
+    for flag in mode.required_flags:
+        if not flags.FLAGS[flag].value:
+            _fail(f"{name}: --{flag}=… is missing; see the top of main.py")
+    if mode.uses_network and bool(_WORKDIR.value) == bool(_MODEL.value):
+        _fail(f"{name} needs --workdir=RUN or --model=FILE, one of the two")
+    for flag in sorted(_MODE_FLAGS - {*mode.flags, "config"}):
+        if flags.FLAGS[flag].present:
+            users = ", ".join(other for other in _MODES if flag in _MODES[other].flags)
+            _fail(f"--{flag}: has no effect with {name}, only with {users}; leave it out")
+    for key, _ in _overrides if mode.uses_network else ():
+        if key != "cache_dir":
+            _fail(
+                f"--config.{key}: has no effect with {name}, which uses a network as it was "
+                "trained and evaluated; change it with --mode=train or --mode=evaluate"
+            )
+    if flags.FLAGS["unit"].present and not _OVERLAYS.value:
+        _fail("--unit: has no effect without --overlays; add it, or leave --unit out")
+    for flag in ("processes", "process"):
+        if flags.FLAGS[flag].present and _COORDINATOR.value in (None, "auto"):
+            _fail(f"--{flag}: has no effect without --coordinator=ADDRESS:PORT; add it")
 
 
 def _set_up_logging() -> None:
@@ -151,33 +213,30 @@ def _set_up_logging() -> None:
     logging.set_verbosity(logging.INFO)
 
 
-def _set_up_jax() -> None:
+def _set_up_jax(config: "ConfigDict") -> None:
     """Joins the other processes, and keeps compiled programs between runs."""
     import jax
 
     from densenet_flax.common.sharding import start_processes
     from densenet_flax.experiments.experiment import cache_directory
-    from densenet_flax.storage.workdir import Workdir
 
     if _COORDINATOR.value:
         start_processes(_COORDINATOR.value, int(_PROCESSES.value or 1), int(_PROCESS.value or 0))
-    config = _CONFIG.value
-    if config is None and _WORKDIR.value:  # to predict: what the run compiled is used again
-        config = Workdir(_WORKDIR.value).read_config()
-    directory = cache_directory((config or {}).get("cache_dir", "")) / "xla"
+    cache_dir = config.get("cache_dir", "")  # whose type is checked later
+    directory = cache_directory(cache_dir if isinstance(cache_dir, str) else "") / "xla"
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def main(_: Sequence[str]) -> None:
     """Runs the mode; errors that the user can correct become one line and exit status 1."""
-    from densenet_flax.common.errors import InputError, Stopped
-
     _set_up_logging()
+    mode = _MODES[str(_MODE.value)]
     try:
         with tuned_host():
-            _set_up_jax()
-            _MODES[str(_MODE.value)].run()
+            config = _config(mode)
+            _set_up_jax(config)
+            mode.run(config)
     except InputError as error:
         _fail(error)
     except Stopped as reason:

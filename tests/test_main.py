@@ -121,9 +121,9 @@ def test_eight_classes_from_images_to_report(cache, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config.batchsize=3"], ['Did you mean "batch_size"']),
-        (["--config.stages.hed.duration=x"], ['Did you mean "head"']),
-        (["--config.batch_size=many"], ["--config.batch_size", "many"]),
+        (["--config.batchsize=3"], ["did you mean config.batch_size?"]),
+        (["--config.stages.hed.duration=x"], ["did you mean config.stages.head.duration?"]),
+        (["--config.batch_size=many"], ["config.batch_size", "many"]),
         (["--config.model.name=resnet50"], ["config.model.name", "densenet201"]),
         (["--config.model.weights=/nowhere.h5"], ["/nowhere.h5"]),
         (["--config.class_weights=1,2,3"], ["class_weights", "balanced"]),

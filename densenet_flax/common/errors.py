@@ -21,5 +21,11 @@ def errors_in(subject: str) -> Iterator[None]:
         raise InputError(f"{subject}{error}") from error
 
 
+def one_line(message: object) -> str:
+    """A message for a terminal: on one line, with control characters of names escaped."""
+    text = " ".join(str(message).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Stopped(Exception):
     """The run was asked to stop, and has written a checkpoint from which it can resume."""

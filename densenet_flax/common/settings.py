@@ -9,6 +9,7 @@ HeadSettings.from_config({"dropout": 2.0}, "config.head")
 # InputError: config.head.dropout=2.0: expected a number from 0 to below 1
 """
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -32,6 +33,17 @@ _SHORT.maxstring = _SHORT.maxother = 200
 _NUMBERS: dict[Any, Any] = {int: Integral, float: Real}  # NumPy's numbers are these, too
 _UNIONS = (typing.Union, types.UnionType)
 _NAMES = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+# What other programs call our keys.
+_SYNONYMS = {
+    "epochs": "duration",
+    "steps": "duration",
+    "pretrained": "weights",
+    "checkpoint": "weights",
+    "arch": "name",
+    "architecture": "name",
+    "backbone": "name",
+}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "strings"}
 
 
@@ -99,20 +111,102 @@ class Settings:
                 raise InputError(f"{path}.{name}: missing; expected {_describe(hint)}")
         for key in rest:
             known = [name for name in cls.keys() if name not in computed]  # noqa: SIM118
-            close = difflib.get_close_matches(key, known, n=1)
-            advice = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-            raise InputError(f"{path}.{key}: no such key; {advice}")
+            raise InputError(f"{path}.{key}: no such key; {suggest(key, known)}")
         with errors_in(f"{path}."):
             return cls(**values)
 
     @classmethod
+    def hints(cls) -> dict[str, Any]:
+        """The types of the values by key, as the block has them in a configuration."""
+        hints = typing.get_type_hints(cls)
+        by_key: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            hint = hints[field.name]
+            by_key.update(hint.hints() if "inline" in field.metadata else {field.name: hint})
+        return by_key
+
+    @classmethod
     def keys(cls) -> list[str]:
         """The keys of the block in a configuration."""
-        names: list[str] = []
-        for field in dataclasses.fields(cls):
-            is_inline = "inline" in field.metadata
-            names += typing.get_type_hints(cls)[field.name].keys() if is_inline else [field.name]
-        return names
+        return list(cls.hints())
+
+
+def suggest(key: str, known: Collection[str]) -> str:
+    """What a message advises for a key that is none of the known ones."""
+    close = nearest(key, known)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"the keys are {', '.join(known)}"
+
+
+def nearest(key: str, known: Collection[str]) -> list[str]:
+    """The known keys that somebody who wrote `key` may have meant, at most three."""
+    lower = key.lower()
+    if lower in _SYNONYMS and _SYNONYMS[lower] in known:
+        return [_SYNONYMS[lower]]
+    scores = {k: difflib.SequenceMatcher(None, k, lower).ratio() for k in known}
+    best = max(scores.values(), default=0)
+    close = [
+        k for k in sorted(known, key=lambda k: -scores[k]) if scores[k] >= max(0.6, best - 0.1)
+    ]
+    # An abbreviation such as 'lr', or a part of the name such as 'rate', is too short for that.
+    short = [k for k in known if lower in ("".join(w[:1] for w in k.split("_")), *k.split("_"))]
+    return list(dict.fromkeys([*close[:1], *short, *close[1:]]))[:3]
+
+
+def parse_text(text: str, hint: Any, current: Any = None) -> Any:
+    """The value that a text from the command line stands for.
+
+    Args:
+      text: such as '0.5', 'true', '(64, 64)', '64,64' or 'head,finetune'.
+      hint: the type of the value.
+      current: the value that it replaces, which decides where a type allows text and numbers.
+
+    Returns:
+      A value of that type, or the text where it is none, which `from_config` then rejects.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _UNIONS:
+        options = [str] if str in arguments and isinstance(current, str) else arguments
+        values = [parse_text(text, option) for option in options]
+        return next((value for value in values if not isinstance(value, str)), text)
+    if origin is tuple or hint is Any:
+        return _parse_tuple(text, arguments) if origin else _parse_literal(text)
+    if hint is bool:
+        return _BOOLEANS.get(text.lower(), text)
+    if hint in _NUMBERS:
+        with contextlib.suppress(ValueError):
+            return hint(text)
+    return text
+
+
+def _parse_literal(text: str) -> Any:
+    """A number, a tuple or a quoted string as Python writes it, or the text itself."""
+    with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return ast.literal_eval(text.strip())
+    return text
+
+
+def _parse_tuple(text: str, hints: tuple[Any, ...]) -> Any:
+    """A tuple from '(a, b)', '[a, b]', 'a,b' or 'a'; () from '' and '()'."""
+    element, literal = hints[0], _parse_literal(text)
+    is_nested = typing.get_origin(element) is tuple
+    if isinstance(literal, list | tuple) and (
+        is_nested or (element is str and all(isinstance(item, str) for item in literal))
+    ):
+        return tuple(literal)
+    inner = text.strip()
+    if inner[:1] + inner[-1:] in ("()", "[]"):
+        inner = inner[1:-1]
+    items = [item.strip() for item in inner.split(",")]
+    if items[-1] == "":  # () and (64,)
+        items.pop()
+    quoted = ((item, item[1:-1]) for item in items)
+    items = [
+        inner if item[:1] == item[-1:] and item[:1] in "'\"" and item else item
+        for item, inner in quoted
+    ]
+    return tuple(parse_text(item, element) for item in items)
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:

@@ -58,7 +58,9 @@ class DataConfig(Settings):
     )
     path: str = ""
     image_size: tuple[int, int] = setting(
-        (224, 224), "(height, width) in pixels", lambda size: min(size) > 0
+        (224, 224),
+        "(height, width) in pixels, at most 4096",
+        lambda size: all(0 < length <= 4096 for length in size),
     )
     labels: str = choice("binary", LABELS)
     magnification: int = 0

@@ -10,29 +10,34 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import device_kinds, is_first_process, make_mesh, replicate
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.data_summary import describe_summary, summarize
 from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.experiments.extension import read_notes
 from densenet_flax.experiments.gallery import Picture, make_gallery
 from densenet_flax.experiments.initial_weights import with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.storage.atomic import write_text
-from densenet_flax.storage.checkpoint import Restored
+from densenet_flax.storage.checkpoint import DamagedCheckpoint, Restored
 from densenet_flax.training.progress import best_step
 from densenet_flax.weights.info import WeightsInfo
 
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
-def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
+def evaluate_run(
+    run: PreparedRun, seconds: Mapping[str, float], *, batch_size: int | None = None
+) -> JsonDict:
     """Chooses the operating point on the validation images, tests, and writes the report.
 
-    `seconds` are those of the phases before this one, for the report.
+    `seconds` are those of the phases before this one, for the report; `batch_size` is by default
+    that of training.
 
     Returns:
       The content of `report/metrics.json`; {} in all processes but the first.
@@ -43,19 +48,17 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
 
     started = time.perf_counter()
     settings = run.experiment.evaluation
-    last = run.checkpoints.restore(run.checkpoints.steps[-1])
+    last, checkpoint = _checkpoints(run)
     history = last.meta["position"]["history"]
-    best = best_step(history) if settings.evaluate == "best" else None
-    # The trainer always keeps the checkpoint of the best epoch besides the last one.
-    checkpoint = last if best in (None, last.step) else run.checkpoints.restore(best)
+    batch_size = batch_size or run.experiment.batch_size
     info = WeightsInfo.from_dict(checkpoint.meta["network"])
     mesh = make_mesh()
     model, cuts = with_weights_info(run.model, info), [stage.frontier.cut for stage in run.stages]
     network = SegmentedModel(model, mesh, cuts=cuts, preprocessing=info.preprocessing)
     variables = replicate(checkpoint.variables, mesh)
 
-    test = _predict(run, network, variables, "test")
-    validation = _predict(run, network, variables, "validation")
+    test = _predict(run, network, variables, "test", batch_size)
+    validation = _predict(run, network, variables, "validation", batch_size)
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
     pictures: list[Picture] = []
@@ -79,12 +82,30 @@ def evaluate_run(run: PreparedRun, seconds: Mapping[str, float]) -> JsonDict:
     return metrics
 
 
+def _checkpoints(run: PreparedRun) -> tuple[Restored, Restored]:
+    """The last checkpoint of the run, and the one to evaluate."""
+    last = run.checkpoints.restore_latest(train=False)
+    if last is None:
+        raise InputError(f"{run.workdir.checkpoints}: no complete checkpoint; run --mode=train")
+    best = best_step(last.meta["position"]["history"])
+    if run.experiment.evaluation.evaluate == "last" or best in (None, last.step):
+        return last, last
+    # The trainer always keeps the checkpoint of the best epoch besides the last one.
+    try:
+        return last, run.checkpoints.restore(best, train=False)
+    except DamagedCheckpoint as error:
+        raise InputError(
+            f"config.evaluate='best': {error}; or evaluate the last one with --mode=evaluate "
+            "--config.evaluate=last"
+        ) from error
+
+
 def _predict(
-    run: PreparedRun, network: SegmentedModel, variables: Variables, subset: str
+    run: PreparedRun, network: SegmentedModel, variables: Variables, subset: str, size: int
 ) -> Predictions:
     """The predictions table of a subset of the split."""
     rows = run.split.test if subset == "test" else run.split.validation
-    dataset, size, tta = run.dataset, run.experiment.batch_size, run.experiment.evaluation.tta
+    dataset, tta = run.dataset, run.experiment.evaluation.tta
     with tqdm(total=len(rows), desc=subset, unit="img", disable=None) as bar:
         probability = predict_probabilities(
             network, variables, dataset, rows, size, tta=tta, progress=bar.update
@@ -115,6 +136,7 @@ def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: Weigh
     warnings = list(dataset.notes)
     if dataset.name == "drawn":
         warnings.insert(0, "The images are drawn by a program. They are not tissue.")
+    warnings += [note.describe() for note in read_notes(run.workdir) if not note.exact]
     if experiment.model.weights == "random":
         warnings.insert(0, "The network started from random weights, not from ImageNet.")
     # Empty values are left out.

@@ -5,6 +5,7 @@ Keys have the names that they have in `configs/keras_recipe.py`, which says what
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,9 +46,11 @@ class ModelConfig(Settings):
     """The block `config.model`."""
 
     name: str = choice("densenet201", NETWORKS)
-    weights: str = "imagenet"
+    weights: str = setting(
+        "imagenet", "'imagenet', 'random' or the path of a weights file", lambda path: path.strip()
+    )
     hidden: tuple[int, ...] = setting(
-        (256,), "sizes of 1 or more, or ()", lambda sizes: all(size >= 1 for size in sizes)
+        (256,), "sizes of 1 or more, or ()", lambda sizes: all(1 <= size < 2**20 for size in sizes)
     )
     dropout: float = _share(0.5)
     dtype: str = choice("float32", ("float32", "bfloat16"))
@@ -66,13 +69,14 @@ class LossConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            is_valid = min(self.listed_weights, default=0.0) >= 0
+            weights = self.listed_weights or (1.0,)
+            is_valid = all(0 <= weight < math.inf for weight in weights) and any(weights)
         except ValueError:
             is_valid = False
         if not is_valid:
             raise InputError(
                 f"class_weights={self.class_weights!r}: expected 'none', 'balanced' or a number of "
-                "0 or more for each class, with commas between"
+                "0 or more for each class, not all 0, with commas between"
             )
 
     @property
@@ -133,7 +137,9 @@ class Experiment(Settings):
     config: JsonDict = dataclasses.field(repr=False)
     stage_order: tuple[str, ...]
     stages: Mapping[str, StageConfig]
-    seed: int = at_least(0, default=0)
+    seed: int = setting(
+        0, "a whole number of 0 or more, below 2**63", lambda seed: 0 <= seed < 2**63
+    )
     batch_size: int = at_least(1, default=32)
     cache: str = choice("auto", CACHE_MODES)
     cache_dir: str = ""

@@ -18,12 +18,15 @@ from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.common.trees import JsonDict
+from densenet_flax.data.images.stain_normalization import resolve_settings
 from densenet_flax.experiments.experiment import Experiment, LossConfig, ModelConfig, StageConfig
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.models import frontier
 from densenet_flax.models.densenet import NETWORKS, DenseNet
-from densenet_flax.training.optimizer import OptimizerSettings, duration_to_steps
+from densenet_flax.training.optimizer import OptimizerSettings, duration_to_steps, parse_duration
 from densenet_flax.training.stage import Loss, Stage
+
+_MIN_IMAGE_SIZE = 32
 
 
 def resolve(config: ConfigDict | JsonDict) -> Experiment:
@@ -36,14 +39,31 @@ def resolve(config: ConfigDict | JsonDict) -> Experiment:
     """
     if isinstance(config, ConfigDict):
         config = config.to_dict()
+    config = _with_plain_weights(config)
     experiment = Experiment.from_config(config, "config", config=config)
+    if min(experiment.data.image_size) < _MIN_IMAGE_SIZE:
+        raise InputError(
+            f"config.data.image_size={experiment.data.image_size}: expected (height, width) of at "
+            f"least {_MIN_IMAGE_SIZE} pixels, as the network halves an image five times"
+        )
     model = build_model(experiment.model)
-    # Any number of examples does: whether a duration makes sense does not depend on it.
-    build_stages(experiment.ordered_stages, model, examples=1, batch_size=1)
+    build_stages(experiment.ordered_stages, model)
+    with errors_in("config."):
+        resolve_settings(experiment.data.stain, measure=False)
     if experiment.evaluation.explain:
         with errors_in("config.explain: "):
             next_unit(model, experiment.evaluation.explain)
     return experiment
+
+
+def _with_plain_weights(config: JsonDict) -> JsonDict:
+    """Spells `model.weights` as we do: 'ImageNet' is 'imagenet', and Keras's None is 'random'."""
+    model = config.get("model")
+    if not isinstance(model, dict) or "weights" not in model:
+        return config
+    plain = {"none": "random", "random": "random", "imagenet": "imagenet"}
+    weights = plain.get(str(model["weights"]).lower(), model["weights"])
+    return {**config, "model": {**model, "weights": weights}}
 
 
 def build_model(config: ModelConfig, num_classes: int = 2) -> DenseNet:
@@ -60,9 +80,15 @@ def build_model(config: ModelConfig, num_classes: int = 2) -> DenseNet:
 
 
 def build_stages(
-    stages: Mapping[str, StageConfig], model: DenseNet, *, examples: int, batch_size: int
+    stages: Mapping[str, StageConfig],
+    model: DenseNet,
+    *,
+    examples: int | None = None,
+    batch_size: int = 1,
 ) -> list[Stage]:
     """The stages of a run with their lengths in steps, of epochs of so many examples.
+
+    Without the number of examples the lengths mean nothing, and only the settings are checked.
 
     Raises:
       InputError: a bad value; the message names the stage and the key.
@@ -76,15 +102,24 @@ def build_stages(
 
 
 def _build_stage(
-    name: str, stage: StageConfig, model: DenseNet, examples: int, batch_size: int
+    name: str, stage: StageConfig, model: DenseNet, examples: int | None, batch_size: int
 ) -> Stage:
     def in_steps(key: str, total: int | None = None) -> int:
         with errors_in(f"{key}: "):
             return duration_to_steps(
-                getattr(stage, key), examples=examples, batch_size=batch_size, total=total
+                getattr(stage, key), examples=examples or 1, batch_size=batch_size, total=total
             )
 
     steps = in_steps("duration")
+    warmup = in_steps("warmup", total=steps)
+    # Epochs and steps can be compared only when the number of examples is known.
+    has_same_unit = parse_duration(stage.warmup)[1] == parse_duration(stage.duration)[1]
+    is_comparable = examples or has_same_unit
+    if warmup > steps > 0 and is_comparable:
+        raise InputError(
+            f"warmup={stage.warmup!r}: longer than the stage, whose duration is "
+            f"{stage.duration!r}; choose a shorter one, or '5%'"
+        )
     # The other keys of the optimizer have the same names in both classes.
     keys = {field.name for field in dataclasses.fields(OptimizerSettings)} - {"name", "warmup"}
     return Stage(
@@ -93,7 +128,7 @@ def _build_stage(
         steps=steps,
         optimizer=OptimizerSettings(
             name=stage.optimizer,
-            warmup=in_steps("warmup", total=steps),
+            warmup=warmup,
             **{key: getattr(stage, key) for key in keys},
         ),
         keep_moments=stage.keep_moments,

@@ -1,5 +1,7 @@
 """The variables that a run starts from, and what a user of the trained network must know."""
 
+import os
+
 import jax
 import numpy as np
 from absl import logging
@@ -41,7 +43,7 @@ def initial_variables(
         variables = {**variables, "batch_stats": measure_batch_stats(model, variables, images)}
         origin: InfoFields = {"source": "random"}
     else:
-        backbone, origin = load_backbone(source, model)
+        backbone, origin = load_backbone(os.path.expanduser(source), model)
         # A backbone has no head, so the one that was drawn stays.
         variables = {kind: {**tree, **backbone[kind]} for kind, tree in variables.items()}
     height, width = dataset.images.shape[1:3]

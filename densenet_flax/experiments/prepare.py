@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 from absl import logging
 
+from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import device_kinds, is_first_process
 from densenet_flax.data.batching import check_batch_size
 from densenet_flax.data.data_summary import format_summary, summarize
@@ -16,10 +18,12 @@ from densenet_flax.data.splits.sampling import Sampler, make_sampler
 from densenet_flax.data.splits.split import Split, load_split
 from densenet_flax.evaluation.metrics.operating_point import check_rule
 from densenet_flax.experiments.experiment import ADDED_KEYS, Experiment
+from densenet_flax.experiments.extension import find_extensions
 from densenet_flax.experiments.from_config import build_model, build_stages
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.workdir import Workdir
+from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.stage import Stage
 
 
@@ -45,15 +49,23 @@ class PreparedRun:
         return Checkpoints(self.workdir.checkpoints)
 
 
-def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
+def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = False) -> PreparedRun:
     """Opens and splits the data, checking all that depends on it.
+
+    `to_train` allows the experiment to give the run more epochs.
 
     Raises:
       InputError: the configuration, the data or the work directory.
     """
     if workdir.has_begun:  # checked first, as data may take minutes to prepare
         experiment = _by_rules_of_run(experiment, workdir)
-        workdir.check(experiment.config, ADDED_KEYS)
+        if to_train:
+            position = Checkpoints(workdir.checkpoints).read_meta().get("position", {})
+            find_extensions(experiment, workdir, TrainProgress(**position))
+        else:
+            workdir.check(experiment.config, ADDED_KEYS)
+    elif to_train:
+        _check_weights(experiment.model.weights)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
     split = load_or_make_split(experiment, dataset, workdir, save=True)
@@ -66,6 +78,14 @@ def prepare_run(experiment: Experiment, workdir: Workdir) -> PreparedRun:
     logging.info("device: %d × %s; %s", jax.device_count(), device_kinds(), model.computation)
     built = build_stages(stages, model, examples=sampler.size, batch_size=batch_size)
     return PreparedRun(experiment, workdir, dataset, split, sampler, built)
+
+
+def _check_weights(weights: str) -> None:
+    if weights not in ("imagenet", "random") and not Path(weights).expanduser().exists():
+        raise InputError(
+            f"config.model.weights={weights!r}: no such file; expected 'imagenet', 'random' or the "
+            "path of a weights file"
+        )
 
 
 def log_data(dataset: Dataset, split: Split) -> None:

@@ -15,6 +15,7 @@ from densenet_flax.data.augmentation.color import with_stain_statistics
 from densenet_flax.data.augmentation.preview import write_preview
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.experiments.evaluate_run import evaluate_run
+from densenet_flax.experiments.extension import extend
 from densenet_flax.experiments.from_config import build_loss, resolve
 from densenet_flax.experiments.initial_weights import initial_variables, with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun, load_or_make_split, log_data, prepare_run
@@ -42,15 +43,19 @@ def train_and_evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
     experiment, directory = resolve(config), Workdir(workdir)
     with directory.lock():
         started = time.perf_counter()
-        run = prepare_run(experiment, directory)
+        run = prepare_run(experiment, directory, to_train=True)
         # What training holds in memory is freed with this call; the evaluation needs the room.
         seconds = _train(run, started)
         jax.monitoring.record_event(EVALUATION_BEGINS)
         return evaluate_run(run, seconds)
 
 
-def evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
+def evaluate(
+    config: ConfigDict | JsonDict, workdir: str, *, batch_size: int | None = None
+) -> JsonDict:
     """Writes the report on the network of a work directory; returns its `metrics.json`.
+
+    `batch_size` is that of the evaluation; by default that of training.
 
     Raises:
       InputError: there is no checkpoint, or as `train_and_evaluate`.
@@ -67,7 +72,7 @@ def evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
                 f"{directory.split}: missing, so it is unknown which images to test on; put it "
                 "back, or run --mode=train, which makes it again by the configuration"
             )
-        return evaluate_run(prepare_run(experiment, directory), {})
+        return evaluate_run(prepare_run(experiment, directory), {}, batch_size=batch_size)
 
 
 def preview(config: ConfigDict | JsonDict, workdir: str) -> Path:
@@ -97,13 +102,14 @@ def _train(run: PreparedRun, started: float) -> dict[str, float]:
     # As in RandStainNA the stains are measured on the training images alone.
     settings = with_stain_statistics(augment.settings, run.dataset, rows)
     loss = build_loss(experiment.loss, run.dataset.labels[rows])
-    restored = None
-    if checkpoints.steps:
-        restored = checkpoints.restore(checkpoints.steps[-1])
+    restored = checkpoints.restore_latest(repair=True)
+    if restored:
         progress = TrainProgress(**restored.meta["position"])
         variables: Variables = restored.variables
         info = WeightsInfo.from_dict(restored.meta["network"])
         logging.info("resuming from step %d in %s", progress.step, directory.path)
+        steps_per_epoch = -(-run.sampler.size // experiment.batch_size)
+        extend(experiment, directory, run.stages, progress, steps_per_epoch)
     else:
         # Until the first checkpoint a run may be started again with another configuration.
         directory.write_config(experiment.config)

@@ -280,19 +280,26 @@ def load_classifier(
         settings = dataclasses.replace(info.inference, dtype=dtype)
         info = dataclasses.replace(info, inference=settings)
     config = Workdir(path).read_config()  # {} for a file
-    batch_size = batch_size or config.get("batch_size", DEFAULT_BATCH_SIZE)
+    if batch_size is None:
+        in_training = config.get("batch_size")
+        batch_size = in_training if isinstance(in_training, int) else 0
+        batch_size = batch_size if batch_size >= 1 else DEFAULT_BATCH_SIZE
     cuts = _stage_cuts(config, info)
     return Classifier(variables, info, image_size=image_size, batch_size=batch_size, cuts=cuts)
 
 
 def _stage_cuts(config: JsonDict, info: WeightsInfo) -> list[str]:
     """The units at which the stages of a run cut the network; none without a configuration."""
-    stages = config.get("stages", {})
-    selected = [stages[name] for name in config.get("stage_order", ()) if name in stages]
-    return [
-        frontier.resolve(stage["unfreeze_from"], info.blocks, bn_mode=stage["bn_mode"]).cut
-        for stage in selected
-    ]
+    try:
+        stages = [config["stages"][name] for name in config["stage_order"]]
+        frontiers = [
+            frontier.resolve(stage["unfreeze_from"], info.blocks, bn_mode=stage["bn_mode"])
+            for stage in stages
+        ]
+    # Cuts change no result, so a damaged configuration is no reason to stop.
+    except (LookupError, TypeError, ValueError):
+        return []
+    return [frontier.cut for frontier in frontiers]
 
 
 def _class_names(info: WeightsInfo) -> tuple[str, ...]:

@@ -5,9 +5,12 @@ A checkpoint has three items: `model` (parameters and statistics, all that infer
 with its history, and what the network is).
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +18,24 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import CHECKPOINT_WRITTEN
-from densenet_flax.common.sharding import multiple_processes
+from densenet_flax.common.sharding import is_first_process, multiple_processes
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.atomic import writing
 from densenet_flax.storage.latest_writer import LatestWriter
-from densenet_flax.storage.named_arrays import NamedVector, join, split
+from densenet_flax.storage.named_arrays import Entry, NamedVector, join, split
 
-_TRAIN_ENTRIES = "train_leaves"  # key in `meta`: which arrays the vectors of `train` hold
+# Keys in `meta`: which arrays the vectors of `train` hold, and a checksum of each item.
+_TRAIN_ENTRIES = "train_leaves"
+_CHECKSUMS = "crc32"
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint is not there, or not as it was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +53,7 @@ class _Snapshot(Restored):
     """A checkpoint as it will be written: copies that training does not change."""
 
     keep: frozenset[int]
+    entries: list[Entry]  # what the vectors of `train` hold
 
 
 class Checkpoints:
@@ -102,10 +113,10 @@ class Checkpoints:
             self.finish()
         vectors, entries = join(train)
         # Through JSON, which copies what the caller goes on to change.
-        meta_copy = json.loads(json.dumps({**meta, _TRAIN_ENTRIES: entries}))
+        meta_copy = json.loads(json.dumps(dict(meta)))
         model = jax.tree.map(np.asarray, dict(variables))
         write = self._writer.submit if background else self._write
-        write(_Snapshot(step, model, vectors, meta_copy, keep))
+        write(_Snapshot(step, model, vectors, meta_copy, keep, entries))
 
     def finish(self) -> None:
         """Returns when all is written; an `InputError` if a checkpoint could not be."""
@@ -115,19 +126,25 @@ class Checkpoints:
         step = snapshot.step
         # Orbax deletes the others when this one is complete.
         self._keep.policies = [LatestN(1), CustomSteps(sorted(snapshot.keep))]
+        trees: dict[str, Any] = {"model": snapshot.variables}
+        if snapshot.train:  # before the first step there is nothing to keep
+            trees["train"] = snapshot.train
+        checksums = {n: _checksum(t) for n, t in {**trees, "meta": snapshot.meta}.items()}
+        meta = {**snapshot.meta, _TRAIN_ENTRIES: snapshot.entries, _CHECKSUMS: checksums}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["meta"] = ocp.args.JsonSave(meta)
         # Checked first, because Orbax's threads report a full disk in hundreds of lines.
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves((snapshot.variables, snapshot.train)))
-        if (free := shutil.disk_usage(self.directory).free) < needed:
-            reason = f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} are free"
-            raise self._write_error(step, reason)
-        items = ocp.args.Composite(
-            model=ocp.args.StandardSave(snapshot.variables),
-            train=ocp.args.StandardSave(snapshot.train),
-            meta=ocp.args.JsonSave(snapshot.meta),
-        )
         try:
-            self._manager.save(step, args=items)
-        except (OSError, ValueError) as error:
+            if (free := shutil.disk_usage(self.directory).free) < needed:
+                raise OSError(f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} are free")
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            if not self.directory.is_dir():
+                raise InputError(
+                    f"{self.directory}: was removed while the run wrote to it; put it back, or "
+                    "start the run again"
+                ) from error
             if isinstance(error, OSError) or "RESOURCE_EXHAUSTED" in str(error):
                 raise self._write_error(step, _first_line(error)) from error
             raise
@@ -139,29 +156,109 @@ class Checkpoints:
             "checkpoints are kept, make room and run the same command again"
         )
 
-    def restore(self, step: int) -> Restored:
-        """Reads a checkpoint; an `InputError` says if it cannot be read."""
+    def restore(self, step: int, *, train: bool = True) -> Restored:
+        """Reads a checkpoint.
+
+        Args:
+          step: one of `steps`.
+          train: whether to read what only training needs. It may be missing, and is then empty.
+
+        Raises:
+          DamagedCheckpoint: it is not there, or not as it was written.
+        """
         self.finish()
-        tree, meta = ocp.args.StandardRestore(), ocp.args.JsonRestore()
-        items = ocp.args.Composite(model=tree, train=tree, meta=meta)
+        folder = self.directory / str(step)
+        tree = ocp.args.StandardRestore()
+        items: dict[str, Any] = {"model": tree, "meta": ocp.args.JsonRestore()}
+        if train and (folder / "train").is_dir():
+            items["train"] = tree
         try:
-            content = self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.directory / str(step)}: this checkpoint cannot be read "
-                f"({_first_line(error)}); remove that folder to resume from an earlier one"
+            content = self._manager.restore(step, args=ocp.args.Composite(**items))
+            facts = dict(content["meta"])
+            saved = {n: jax.tree.map(np.asarray, content[n]) for n in items if n != "meta"}
+            entries, checksums = facts.pop(_TRAIN_ENTRIES, None), facts.pop(_CHECKSUMS, {})
+            # Earlier versions kept none.
+            read = {**saved, "meta": facts}
+            wrong = [n for n, crc in checksums.items() if n in read and _checksum(read[n]) != crc]
+            if wrong:
+                raise ValueError(f"{' and '.join(wrong)}: not the bytes that were written")
+            arrays = saved.get("train", {})
+            if entries is not None and "train" in saved:  # else in the first form, by name
+                arrays = split(arrays, entries)
+        # Orbax raises anything for a file with a flipped bit.
+        except Exception as error:
+            raise DamagedCheckpoint(
+                f"{folder}: this checkpoint cannot be read ({_first_line(error)}); put it back, or "
+                "remove that folder to go on from an earlier one"
             ) from error
-        model, train = (jax.tree.map(np.asarray, content[name]) for name in ("model", "train"))
-        facts = dict(content["meta"])
-        entries = facts.pop(_TRAIN_ENTRIES, None)
-        if entries is not None:  # else the first form of a checkpoint, with an array for each name
-            train = split(train, entries)
-        return Restored(step, model, train, facts)
+        return Restored(step, saved["model"], arrays, facts)
+
+    def restore_latest(self, *, train: bool = True, repair: bool = False) -> Restored | None:
+        """The newest checkpoint that can be read; a warning says which newer ones cannot.
+
+        Args:
+          train: as for `restore`.
+          repair: whether to move those aside, as training will write these steps again.
+
+        Returns:
+          None if there is no checkpoint at all.
+
+        Raises:
+          DamagedCheckpoint: there are checkpoints, and none can be read.
+        """
+        damaged: list[int] = []
+        steps = self.steps
+        for step in reversed(steps):
+            try:
+                restored = self.restore(step, train=train)
+            except DamagedCheckpoint as error:
+                if step == steps[0]:
+                    raise
+                logging.warning("%s", error)
+                damaged.append(step)
+                continue
+            if damaged:
+                logging.warning("going on from the checkpoint before it, of step %d", step)
+            if damaged and repair and is_first_process():
+                self._move_aside(damaged)
+            return restored
+        return None
+
+    def _move_aside(self, steps: Iterable[int]) -> None:
+        aside = self.directory.parent / "damaged_checkpoints"
+        with writing(aside):
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                target = Path(tempfile.mkdtemp(prefix=f"{step}.", dir=aside))
+                (self.directory / str(step)).rename(target)
+        self._manager.reload()
+
+    def read_meta(self) -> JsonDict:
+        """The `meta` of the newest checkpoint where it can be read; {} if there is none."""
+        for step in reversed(self.steps):
+            # One that is damaged is reported when it is restored.
+            with contextlib.suppress(Exception):
+                items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+                return dict(self._manager.restore(step, args=items)["meta"])
+        return {}
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is one checkpoint, named by its step."""
     return folder.name.isdigit() and (folder / "_CHECKPOINT_METADATA").exists()
+
+
+def _checksum(content: Any) -> int:
+    """CRC-32 of a tree of arrays, or of JSON values; 1.5 GB/s."""
+    crc = 0
+    for path, leaf in jax.tree.leaves_with_path(content):
+        crc = zlib.crc32(jax.tree_util.keystr(path).encode(), crc)
+        if isinstance(leaf, np.ndarray):
+            crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
+            crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
+        else:
+            crc = zlib.crc32(json.dumps(leaf).encode(), crc)
+    return crc
 
 
 def _first_line(error: BaseException) -> str:

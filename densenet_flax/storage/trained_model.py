@@ -1,11 +1,11 @@
 """The trained network of a work directory, for use after training."""
 
-import json
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.checkpoint import Checkpoints, is_checkpoint
+from densenet_flax.storage.json_files import read_json_object
 from densenet_flax.storage.workdir import OPERATING_POINT_FILE
 
 
@@ -32,14 +32,22 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[Variable
         raise InputError(f"{directory}: no checkpoint in it; expected a work directory of main.py")
     operating_point = _read_operating_point(directory.parent / OPERATING_POINT_FILE)
     checkpoints = Checkpoints(directory)
+    steps = checkpoints.steps
     if step is None:
-        step = operating_point.get("step", checkpoints.steps[-1])
-    if step not in checkpoints.steps:
+        step = operating_point.get("step")
+    if step is not None and step not in steps:
         raise InputError(
             f"{directory}: no checkpoint of step {step}, which was evaluated, only of "
-            f"{', '.join(map(str, checkpoints.steps))}; run --mode=evaluate again"
+            f"{', '.join(map(str, steps)) or 'none'}; run --mode=evaluate again"
         )
-    restored = checkpoints.restore(step)
+    restored = (
+        checkpoints.restore_latest(train=False)
+        if step is None
+        else checkpoints.restore(step, train=False)
+    )
+    if restored is None:
+        raise InputError(f"{directory}: no complete checkpoint in it; run --mode=train again")
+    step = restored.step
     network = restored.meta["network"]
     if operating_point.get("step") == step:
         extra = {**network.get("extra", {}), "operating_point": operating_point}
@@ -49,12 +57,10 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[Variable
 
 def _read_operating_point(path: Path) -> JsonDict:
     """What the evaluation of a run chose; {} if the run was not evaluated."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); run --mode=evaluate to write it again"
-        ) from error
-    return content if isinstance(content, dict) else {}
+    advice = "run --mode=evaluate to write it again"
+    content = read_json_object(path, advice)
+    if type(content.get("step")) is not int:
+        raise InputError(f"{path}: does not say which checkpoint was evaluated; {advice}")
+    return content

@@ -5,17 +5,19 @@ import fcntl
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import is_first_process
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.storage.atomic import write_text, writing
+from densenet_flax.storage.json_files import read_json_object
 
 OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and of which checkpoint
 
@@ -37,6 +39,7 @@ class Workdir:
         self.split = self.path / "split.json"
         self.report = self.path / "report"
         self.operating_point = self.path / OPERATING_POINT_FILE
+        self.extensions = self.path / "extensions.json"
         self._config = self.path / "config.json"
 
     @contextlib.contextmanager
@@ -75,41 +78,70 @@ class Workdir:
         if is_first_process():
             write_text(self._config, json.dumps(config, indent=2) + "\n")
 
+    def write_extensions(self, extensions: Sequence[JsonDict]) -> None:
+        """Writes `extensions.json`, what gave the run more epochs."""
+        write_text(self.extensions, json.dumps({"extensions": extensions}, indent=2) + "\n")
+
+    def read_extensions(self) -> list[JsonDict]:
+        """What `write_extensions` wrote; [] if the run was not extended."""
+        if not self.extensions.exists():
+            return []
+        content = read_json_object(self.extensions, "put it back")
+        extensions = content.get("extensions")
+        if not isinstance(extensions, list) or not all(isinstance(e, dict) for e in extensions):
+            raise InputError(f"{self.extensions}: a list of extensions is expected; put it back")
+        return extensions
+
     def read_config(self) -> JsonDict:
         """What `write_config` wrote; {} if it cannot be read."""
         try:
-            config = json.loads(self._config.read_text())
-        except (OSError, ValueError):
+            return self.require_config()
+        except InputError:
             return {}
-        return config if isinstance(config, dict) else {}
 
-    def check(self, config: Mapping[str, Any], added_keys: Mapping[str, Any]) -> None:
+    def require_config(self) -> JsonDict:
+        """What `write_config` wrote; InputError if there is none."""
+        if not self._config.exists() and not self.has_begun:
+            raise InputError(
+                f"{self.path}: holds no run yet; give its configuration with --config=FILE"
+            )
+        return read_json_object(self._config, "put it back, or choose another --workdir")
+
+    def check(
+        self,
+        config: Mapping[str, Any],
+        added_keys: Mapping[str, Any],
+        accepted: Collection[str] = (),
+    ) -> None:
         """Checks that the run in the directory has this configuration.
 
         Args:
           config: what `write_config` takes.
           added_keys: keys, with dots, that an older run may lack, and what they are for it.
+          accepted: keys, with dots, that may differ.
 
         Raises:
           InputError: the directory belongs to another configuration; the message names the keys.
         """
-        try:
-            old = flatten_dict(json.loads(self._config.read_text()), sep=".")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self._config}: cannot be read ({error}); put it back or choose another --workdir"
-            ) from error
-        new = flatten_dict(json.loads(json.dumps(config)), sep=".")
-        old, new = {**added_keys, **old}, {**added_keys, **new}
-        keys = [key for key in {**old, **new} if key not in _FREE_KEYS]
-        changed = [key for key in keys if old.get(key) != new.get(key)]
-        if changed:
-            shown = "; ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in changed[:4])
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        changed = self.changes(config, added_keys)
+        keys = [key for key in changed if key not in accepted]
+        if keys:
+            shown = "; ".join(f"{k} was {changed[k][0]!r}, is {changed[k][1]!r}" for k in keys[:4])
+            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
             raise InputError(
                 f"{self.path} belongs to another configuration ({shown}{more}); choose another "
                 "--workdir, or start with the configuration it was made with"
             )
+
+    def changes(
+        self, config: Mapping[str, Any], added_keys: Mapping[str, Any]
+    ) -> dict[str, tuple[Any, Any]]:
+        """Old and new value of each key that makes it another run; arguments as for `check`."""
+        old = flatten_dict(self.require_config(), sep=".")
+        new = flatten_dict(json.loads(json.dumps(config)), sep=".")
+        old, new = {**added_keys, **old}, {**added_keys, **new}
+        keys = [key for key in {**old, **new} if key not in _FREE_KEYS]
+        return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
     def metrics_writer(self, *, tensorboard: bool) -> Callable[[Mapping[str, Any]], None]:
         """Returns a function that appends to `metrics.jsonl`, and to TensorBoard's files if asked.
@@ -158,12 +190,23 @@ class Workdir:
             path = self.path / name
             if not path.exists():
                 continue
-            kept = []
-            for text in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a kill may have cut the last line short
-                    if json.loads(text)["step"] <= step:
-                        kept.append(text + "\n")
-            write_text(path, "".join(kept))
+            with writing(path):
+                lines = path.read_bytes().splitlines()
+            kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+            # A kill may have cut the last line short; others are not ours, or damaged.
+            bad = sum(_step_of(line) is None for line in lines[:-1])
+            if bad:
+                logging.warning("%s: %d lines cannot be read and are left out", path, bad)
+            write_text(path, "".join(f"{line.decode()}\n" for line in kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of `metrics.jsonl`; None if it is no such line."""
+    try:
+        step = json.loads(line.decode())["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def device_memory() -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A stage's optimizer as one optax transformation, with Keras's defaults."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from densenet_flax.training.raveled import Raveled
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "plateau")
 
+_LONGEST = 10**9
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(steps?|examples?|epochs?|%)\s*")
 
 
@@ -40,7 +42,9 @@ class OptimizerSettings(Settings):
       plateau_patience: of 'plateau', in epochs.
     """
 
-    learning_rate: float = setting(1e-3, "a number above 0", lambda rate: rate > 0)
+    learning_rate: float = setting(
+        1e-3, "a finite number above 0", lambda rate: 0 < rate < math.inf
+    )
     name: str = "adam"
     schedule: str = choice("constant", SCHEDULES)
     warmup: int = 0
@@ -73,11 +77,13 @@ def duration_to_steps(
     Raises:
       ValueError: it is not a duration.
     """
-    match = _DURATION.fullmatch(str(duration))
-    if not match or (match[2] == "%" and total is None):
+    number, unit = parse_duration(duration)
+    if not unit or (unit == "%" and total is None):
         units = "'10 epochs', '500 steps' or '8000 examples'" + (", or '5%'" if total else "")
         raise ValueError(f"{duration!r} is no duration; expected something like {units}")
-    number, unit = float(match[1]), match[2].rstrip("s")
+    longest = 100 if unit == "%" else _LONGEST
+    if number > longest:
+        raise ValueError(f"{duration!r} is too long; expected at most {longest:,}")
     steps_per_epoch = -(-examples // batch_size)
     steps_per_unit = {
         "step": 1.0,
@@ -86,6 +92,12 @@ def duration_to_steps(
         "%": (total or 0) / 100,
     }
     return round(number * steps_per_unit[unit])
+
+
+def parse_duration(duration: str) -> tuple[float, str]:
+    """Number and unit of a duration: 'step', 'example', 'epoch' or '%'; 0 and '' if it is none."""
+    match = _DURATION.fullmatch(str(duration))
+    return (float(match[1]), match[2].rstrip("s")) if match else (0.0, "")
 
 
 def learning_rate_schedule(settings: OptimizerSettings, total: int) -> optax.Schedule:

@@ -22,6 +22,7 @@ from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import STAGE_BEGINS
 from densenet_flax.common.sharding import multiple_processes
 from densenet_flax.common.trees import JsonDict, Variables
@@ -34,6 +35,7 @@ from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
 from densenet_flax.storage.checkpoint import Checkpoints, Restored
+from densenet_flax.storage.named_arrays import NamedVector
 from densenet_flax.training.background_compiler import BackgroundCompiler
 from densenet_flax.training.input_pipeline import StageInputs, Views, training_batch_specs
 from densenet_flax.training.prefix_cache import PrefixCache
@@ -147,6 +149,9 @@ class Trainer:
                     variables, saved = self._run_stage(step, state, inputs, progress)
                 variables, saved = self._restore_best(step.stage, progress, variables, saved)
                 progress.end_stage()
+            if not self.checkpoints.steps:
+                logging.info("no stage has a step to train; the network stays as it starts")
+                self._save_checkpoint(variables, [], TrainProgress())
         return variables
 
     def _epochs(self, stages: Sequence[Stage]) -> int:
@@ -214,6 +219,12 @@ class Trainer:
     ) -> TrainState:
         """The state at the start of a stage, or where a checkpoint left it."""
         state = step.init(progress.step)
+        if progress.stage_step and not saved:
+            raise InputError(
+                f"{self.checkpoints.directory / str(progress.step)}: its part 'train' is missing, "
+                "so the run can be evaluated (--mode=evaluate) and not go on; put it back, or "
+                "remove that folder to go on from an earlier checkpoint"
+            )
         # Within a stage `saved` comes from its own checkpoint, else from the end of the one before.
         if progress.stage_step:
             return restore_state(state, saved, self.mesh)
@@ -342,15 +353,19 @@ class Trainer:
         # The best epoch of the run is what the evaluation reads, that of the stage is what
         # `restore_best` returns to.
         bests = (best_step(progress.history), best_step(progress.stage_history(step.stage)))
-        self.checkpoints.save(
-            progress.step,
-            variables,
-            state_to_save(state),
-            {"position": dataclasses.asdict(progress), "network": dict(self.network)},
-            keep=[best for best in bests if best is not None],
-            background=True,
-        )
+        keep = [best for best in bests if best is not None]
+        self._save_checkpoint(variables, state_to_save(state), progress, keep)
         return variables
+
+    def _save_checkpoint(
+        self,
+        variables: Variables,
+        train: Sequence[NamedVector],
+        progress: TrainProgress,
+        keep: Sequence[int] = (),
+    ) -> None:
+        meta = {"position": dataclasses.asdict(progress), "network": dict(self.network)}
+        self.checkpoints.save(progress.step, variables, train, meta, keep=keep, background=True)
 
     def _log_epoch(self, stage: Stage, summary: JsonDict, timing: Mapping[str, float]) -> None:
         compiled = timing["compile_seconds"]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+from absl import logging
+
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import PyTree
 from densenet_flax.models.densenet import DenseNet
@@ -140,6 +142,8 @@ def _load(
     if os.fspath(path) == "imagenet":
         path = download(_official_name(layout))
     with open_weights(path) as file:
+        if ignore_head and any(tensor.in_head for tensor in file.tensors):
+            logging.info("%s: the head in this file is left out; its backbone is used", path)
         return file.read(layout, ignore_head=ignore_head), file.info(layout)
 
 

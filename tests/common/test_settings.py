@@ -52,7 +52,7 @@ def test_computed_fields_are_not_read():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kond": "a"}, "config.block.kond: no such key; did you mean 'kind'?"),
+        ({"kimd": "a"}, "config.block.kimd: no such key; did you mean 'kind'?"),
         ({"rat": 1.0}, "config.block.rat: no such key; did you mean 'rate'?"),
         ({"xyz": 1}, "config.block.xyz: no such key; the keys are name, kind, count, on, sizes,"),
         ({"kind": "c"}, "config.block.kind='c': expected one of 'a', 'b'"),

@@ -82,7 +82,11 @@ def test_the_defaults_are_the_recipe():
         ("stages.head.duration", "3", "config.stages.head.duration: '3' is no duration"),
         ("stages.head.warmup", "2 weeks", "config.stages.head.warmup: '2 weeks' is no duration"),
         ("stages.head.unfreeze_from", "conv7", "config.stages.head.unfreeze_from='conv7' is no"),
-        ("stages.head.rate", 0.1, "config.stages.head.rate: no such key; the keys are"),
+        (
+            "stages.head.rate",
+            0.1,
+            "config.stages.head.rate: no such key; did you mean 'learning_rate",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_what_was_expected(key, value, message):

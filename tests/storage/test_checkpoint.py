@@ -4,13 +4,14 @@ import shutil
 import threading
 import time
 
+import jax
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.storage.checkpoint import Checkpoints
+from densenet_flax.storage.checkpoint import Checkpoints, DamagedCheckpoint
 from densenet_flax.storage.named_arrays import NamedVector
 
 _MODEL = {"params": {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
@@ -123,3 +124,74 @@ def test_a_failure_is_raised_by_the_next_call_and_only_there(tmp_path, monkeypat
             checkpoints.save(3, _MODEL, _TRAIN, {}, background=True)
     checkpoints.save(4, _MODEL, _TRAIN, {}, background=True)
     assert checkpoints.steps == [4]
+
+
+def _save_two(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    rng = np.random.default_rng(0)
+    for step in (1, 2):
+        model = {"params": {"kernel": rng.normal(size=(40, 50)).astype(np.float32)}}
+        train = [NamedVector(rng.normal(size=900).astype(np.float32), [("mu", (900,))])]
+        checkpoints.save(step, model, train, {"history": [0.1, 0.25]}, keep=(1,))
+    return checkpoints
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(tmp_path):
+    expected = _save_two(tmp_path).restore(2)
+    files = sorted(path for path in (tmp_path / "checkpoints" / "2").rglob("*") if path.is_file())
+    rng = np.random.default_rng(1)
+    found = 0
+    for number in range(60):
+        file = files[number % len(files)]
+        content = file.read_bytes()
+        if not content:
+            continue
+        damaged = bytearray(content)
+        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        try:
+            restored = Checkpoints(tmp_path / "checkpoints").restore(2)
+        except DamagedCheckpoint as error:
+            assert "checkpoints/2: " in str(error) and "\n" not in str(error)
+            found += 1
+        else:
+            assert restored.meta == expected.meta
+            for name in ("variables", "train"):
+                pairs = zip(
+                    *map(jax.tree.leaves, (vars(restored)[name], vars(expected)[name])), strict=True
+                )
+                assert all(np.array_equal(a, b) for a, b in pairs)
+        file.write_bytes(content)
+    assert found > 15
+
+
+def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path, caplog):
+    _save_two(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "model")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.restore_latest().step == 1
+    assert (tmp_path / "checkpoints" / "2").exists()  # reading changes nothing
+    assert checkpoints.restore_latest(repair=True).step == 1
+    assert checkpoints.steps == [1]
+    assert len(list(tmp_path.glob("damaged_checkpoints/2.*/train"))) == 1
+    checkpoints.save(2, _MODEL, _TRAIN, {})
+    assert checkpoints.restore_latest().step == 2
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "model")
+    with pytest.raises(DamagedCheckpoint, match="this checkpoint cannot be read"):
+        Checkpoints(tmp_path / "checkpoints").restore_latest()
+    assert Checkpoints(tmp_path / "none").restore_latest() is None
+
+
+def test_what_only_training_needs_may_be_missing(tmp_path):
+    _save_two(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "train")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.restore(2).train == {} == checkpoints.restore(1, train=False).train
+    assert checkpoints.read_meta()["history"] == [0.1, 0.25]
+
+
+def test_a_directory_that_is_removed_is_named(tmp_path):
+    checkpoints = _save_two(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(InputError, match="was removed while the run wrote to it"):
+        checkpoints.save(3, _MODEL, _TRAIN, {})

@@ -1,14 +1,16 @@
 """A run that was stopped and resumed ends with the same bits as one that was not."""
 
+import dataclasses
 import os
+import shutil
 import signal
 
 import pytest
 
-from densenet_flax.common.errors import Stopped
+from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.stage import Loss
-from tests.training.runs import Run, assert_same, stage
+from tests.training.runs import RECIPE, Run, assert_same, stage
 
 
 def stop_at(run, step):
@@ -91,3 +93,42 @@ def test_all_options_resume_to_the_bit(tmp_path, tiny, tiny_variables, dataset, 
     assert_same(result, expected)
     assert_same(run.last_checkpoint.train, straight.last_checkpoint.train)
     assert run.last_checkpoint.meta == straight.last_checkpoint.meta
+
+
+def test_a_finished_run_with_more_epochs_is_the_longer_run_to_the_bit(
+    straight, tmp_path, tiny, tiny_variables, dataset, split
+):
+    head, tail = RECIPE
+    short = Run(tmp_path, tiny, dataset, split, (head, dataclasses.replace(tail, steps=3)))
+    short(tiny_variables)
+    longer = Run(tmp_path, tiny, dataset, split)
+    assert_same(longer(tiny_variables), straight.result)
+    assert_same(longer.last_checkpoint.train, straight.last_checkpoint.train)
+    assert longer.last_checkpoint.meta == straight.last_checkpoint.meta
+    assert short.lines + longer.lines == straight.lines
+
+
+def test_a_run_without_steps_is_saved_as_it_starts_and_can_go_on(
+    straight, tmp_path, tiny, tiny_variables, dataset, split
+):
+    none = tuple(dataclasses.replace(stage, steps=0) for stage in RECIPE)
+    run = Run(tmp_path, tiny, dataset, split, none)
+    assert_same(run(tiny_variables), tiny_variables)
+    assert run.checkpoints.steps == [0] and not run.lines
+    assert_same(run.last_checkpoint.variables, tiny_variables)
+    again = Run(tmp_path, tiny, dataset, split)
+    assert_same(again(tiny_variables), straight.result)
+    assert again.lines == straight.lines
+
+
+def test_a_checkpoint_without_the_optimizer_cannot_go_on(
+    tmp_path, tiny, tiny_variables, dataset, split
+):
+    run = Run(tmp_path, tiny, dataset, split)
+    stop_at(run, 1)
+    with pytest.raises(Stopped):
+        run(tiny_variables)
+    shutil.rmtree(next(tmp_path.glob("checkpoints/*/train")))
+    again = Run(tmp_path, tiny, dataset, split)
+    with pytest.raises(InputError, match=r"'train' is missing.*--mode=evaluate"):
+        again(tiny_variables)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.settings import suggest
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.decode import decode
 from densenet_flax.data.images.formats import read_image_file
@@ -39,9 +40,10 @@ _LARGEST_GRID = 256  # CLAHE keeps a histogram for each cell
 _SHAPES = {"mean": (3,), "std": (3,), "stains": (3, 2), "maximum": (2,), "clip": (), "grid": ()}
 _MAY_BE_NEGATIVE = ("mean", "stains")
 _DEFAULT_MIN_TISSUE = 0.05
+STAIN_KEYS = ("method", "reference", *_SHAPES, "min_tissue")
 
 
-def resolve_settings(settings: Settings | None) -> JsonDict:
+def resolve_settings(settings: Settings | None, *, measure: bool = True) -> JsonDict:
     """Completes the settings that a user writes, in plain numbers.
 
     Args:
@@ -51,6 +53,8 @@ def resolve_settings(settings: Settings | None) -> JsonDict:
         `grid` ('clahe', in OpenCV's units); `min_tissue`, the least share of a tile that must not
         be empty for it to be changed. What has a default may be left out.
 
+      measure: whether to read the reference; if not, what it decides is missing in the result.
+
     Returns:
       All settings of the method but `reference`, JSON-serializable; {} for the method 'none'.
 
@@ -59,6 +63,9 @@ def resolve_settings(settings: Settings | None) -> JsonDict:
         or a library that is not installed.
     """
     given = {key: value for key, value in (settings or {}).items() if value not in ("", None, ())}
+    for key in given:
+        if key not in STAIN_KEYS:
+            raise InputError(f"data.stain.{key}: no such key; {suggest(key, STAIN_KEYS)}")
     name = given.pop("method", "none")
     if name not in METHODS:
         raise InputError(f"data.stain.method={name!r}: expected one of {', '.join(METHODS)}")
@@ -77,7 +84,8 @@ def resolve_settings(settings: Settings | None) -> JsonDict:
     if reference is not None:
         if method.measure is None:
             raise InputError(f"data.stain.reference: {name} has no reference; remove it")
-        numbers |= method.measure(_read_reference(reference, min_tissue))
+        numbers |= method.measure(_read_reference(reference, min_tissue)) if measure else {}
+        numbers = {key: value for key, value in numbers.items() if measure or value is not None}
     for key, value in numbers.items():
         if value is None:
             raise InputError(

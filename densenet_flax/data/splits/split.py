@@ -18,11 +18,13 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split_config import LEAKY
 from densenet_flax.storage.atomic import write_text
+from densenet_flax.storage.json_files import read_json_object
 
 SUBSETS = ("train", "validation", "test")
 Rows: TypeAlias = Int[np.ndarray, "rows"]  # row numbers of a data set
 
 _FORMAT = 1
+_ADVICE = "put it back or make a new split"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +169,12 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], SplitPolicy, str]:
     """Returns the subset of each file, the rule and the hash in a split file."""
     try:
-        content = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_refuse_duplicates)
+        content = read_json_object(Path(path), _ADVICE, pairs_hook=_refuse_duplicates)
         subset_of_file, saved_hash = content["files"], content["hash"]
         policy = SplitPolicy.from_dict(content["policy"])
         known = content["format"] == _FORMAT and set(subset_of_file.values()) <= set(SUBSETS)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such split file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"{path}: not a complete split file ({error}); make a new split"
         raise InputError(message) from error

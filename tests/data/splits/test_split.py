@@ -112,6 +112,7 @@ def test_a_file_listed_twice_is_refused(saved):
         "",
         "{",
         "[]",
+        "[" * 100_000,
         "{}",
         '{"format": 1, "files": {}, "policy": {}, "hash": ""}',
         '{"format": 1, "files": [], "policy": {"kind": "patient", "group": "case70"}, "hash": ""}',
@@ -121,13 +122,15 @@ def test_a_file_listed_twice_is_refused(saved):
 def test_a_damaged_file_is_refused(tmp_path, text):
     path = tmp_path / "split.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"split\.json: not a complete split file"):
+    with pytest.raises(
+        InputError, match=r"split\.json: (not a complete split file|cannot be read)"
+    ):
         load_split(path, make_dataset(3, 3))
 
 
 def test_other_formats_and_missing_files_are_refused(saved):
     dataset, _, path = saved
-    with pytest.raises(InputError, match="no such split file"):
+    with pytest.raises(InputError, match=r"other\.json: missing"):
         load_split(path.with_name("other.json"), dataset)
     edit(path, lambda content: content.update(format=2))
     with pytest.raises(InputError, match="format 1"):
