@@ -13,9 +13,10 @@ import dataclasses
 import hashlib
 import heapq
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -42,7 +43,12 @@ _HIDDEN_FOLDERS = ("__macosx", "lost+found", "$recycle.bin", "#recycle", "@recyc
 _THUMBNAIL_FOLDERS = ("@eadir", "thumbnails", "thumbs")
 # A work directory has these, and its pictures are those of a report.
 _WORKDIR_FILES = ("config.json", "metrics.jsonl")
-_MASK_ENDINGS = ("_mask", "-mask", ".mask", "_seg", "_segmentation", "_overlay")
+_MASK_FOLDERS = ("mask", "masks", "annotation", "annotations", "segmentation", "segmentations")
+_IMAGE_FOLDERS = ("images/", "image/", "imgs/", "img/", "tiles/", "patches/", "")
+# As '1_mask_2', one of several masks of '1'.
+_MASK_ENDING = re.compile(
+    r"[ _.-](?:masks?|seg|segmentation|overlay|labels?|label+ed|gt)(?:[ _-]?\d+)?$"
+)
 
 # Device and inode: what a file is, whatever it is called.
 _Identity: TypeAlias = tuple[int, int]
@@ -230,15 +236,22 @@ def _reason_by_name(name: str, is_folder: bool) -> str:
 
 
 def _find_masks(names: Iterable[str]) -> list[str]:
-    """The names that are those of another image with '_mask' or the like behind its stem."""
-    stems = {name: os.path.splitext(name)[0] for name in names}
+    """The names of another image with '_mask' or the like behind, or in a folder of masks."""
+    stems = {name: os.path.splitext(name)[0].lower() for name in names}
     others = set(stems.values())
-    return [
-        name
-        for name, stem in stems.items()
-        for ending in _MASK_ENDINGS
-        if stem.lower().endswith(ending) and stem[: -len(ending)] in others
-    ]
+    return [name for name, stem in stems.items() if not others.isdisjoint(_images_of_mask(stem))]
+
+
+def _images_of_mask(stem: str) -> Iterator[str]:
+    """The stems that the image of a mask may have, if a stem is that of a mask."""
+    shorter = [text for text in (_MASK_ENDING.sub("", stem),) if text != stem]
+    yield from shorter
+    folders = stem.split("/")[:-1]
+    for i, folder in enumerate(folders):
+        if folder in _MASK_FOLDERS:
+            above = "".join(f"{name}/" for name in folders[:i])
+            for below in (text.removeprefix(f"{above}{folder}/") for text in (stem, *shorter)):
+                yield from (f"{above}{images}{below}" for images in _IMAGE_FOLDERS)
 
 
 def listing_digest(root: Path, files: Mapping[str, Path]) -> str:

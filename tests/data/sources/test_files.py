@@ -196,3 +196,27 @@ def test_every_file_is_accounted_for_exactly_once(nodes):
         identities = [(path.stat().st_dev, path.stat().st_ino) for path in paths]
         assert len(set(identities)) == len(identities)
         assert all(stat.S_ISREG(path.stat().st_mode) for path in paths)
+
+
+def test_masks_are_told_from_images_by_the_image_beside_them(tmp_path):
+    images = [
+        "a/benign (1).png",
+        "a/images/2.tif",
+        "a/3.png",
+        "b/img/4.jpg",
+        "b/masked.png",
+        "5_gt.png",
+    ]
+    masks = [
+        "a/benign (1)_mask.png",
+        "a/benign (1)_mask_1.png",
+        "a/masks/2.png",
+        "a/masks/3_mask.png",
+    ]
+    masks += ["b/Masks/4.png", "a/3-labelled.png"]
+    for name in [*images, *masks]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = files.list_files(tmp_path)
+    assert sorted(listing.images) == sorted(images)
+    assert listing.left_out == dict.fromkeys(sorted(masks), files.MASK)
