@@ -16,6 +16,8 @@ def prefetch(
     *,
     depth: int,
     threads: int | None = None,
+    size: Callable[[Item], int] = lambda item: 0,
+    max_size: int = 0,
 ) -> Generator[Result, None, None]:
     """Yields `function(item)` for each item, computed in threads before it is asked for.
 
@@ -28,16 +30,30 @@ def prefetch(
       items: in the order of the results.
       depth: how many results may be computed or in work before the first of them is taken.
       threads: by default as many as there are cores.
+      size: of an item, in any unit.
+      max_size: of all items in work together; a larger one waits until it is alone.
     """
-    results: deque[Future[Result]] = deque()
+    results: deque[tuple[int, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(threads or os.cpu_count())
+    in_work = 0
+
+    def take() -> Result:
+        nonlocal in_work
+        item_size, future = results.popleft()
+        in_work -= item_size
+        return future.result()
+
     try:
         for item in items:
-            results.append(pool.submit(function, item))
+            item_size = size(item)
+            while results and item_size and in_work + item_size > max_size:
+                yield take()
+            results.append((item_size, pool.submit(function, item)))
+            in_work += item_size
             if len(results) >= depth:
-                yield results.popleft().result()
+                yield take()
         while results:
-            yield results.popleft().result()
+            yield take()
     finally:  # also when the consumer stops early and closes the generator
         pool.shutdown(cancel_futures=True)
 

@@ -45,6 +45,8 @@ class DataConfig(Settings):
         spelling: 'error', 'merge' or 'keep'.
       class_names: of 'folder', the classes in the order of their labels; () for `order_classes`.
       patient_key: of TFDS, the feature that says whose an image is; '' if there is none.
+      bits: how many bits the values of images with more than 8 use, 8 to 16; 0 if unknown, which is
+        16 where an image has values that need them, and an error where not.
       stain: stain normalization; see `stain_normalization.resolve_settings`.
       drawn: of 'drawn', which tiles to draw.
       earlier_rules: of 'folder', whether each top folder is a class and all that follows from
@@ -80,6 +82,7 @@ class DataConfig(Settings):
         (), "each name once", lambda names: len(set(names)) == len(names)
     )
     patient_key: str = ""
+    bits: int = setting(0, "8 to 16, or 0 if unknown", lambda bits: bits in (0, *range(8, 17)))
     stain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     drawn: DrawnConfig = dataclasses.field(default_factory=DrawnConfig)
     earlier_rules: bool = False

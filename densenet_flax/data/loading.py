@@ -28,7 +28,9 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
     """
     cache = Path(cache_dir).expanduser().resolve()
     stain = resolve_settings(config.stain)
-    options = ImageOptions(config.image_size, stain, config.storage, config.on_bad_image)
+    options = ImageOptions(
+        config.image_size, stain, config.storage, config.on_bad_image, config.bits
+    )
     # The source annotates images in each run, and not once when they are prepared: a CSV, a pattern
     # or the kind of labels may change while the images stay the same.
     source = _make_source(config, cache, options)

@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images.decode import DECODE_ERRORS, decode, to_array
+from densenet_flax.data.images.decode import decode, describe_problem
 from densenet_flax.data.images.formats import read_image_file
+from densenet_flax.data.images.samples import to_rgb
 
 # A uint8 array [H, W, 3], an opened Pillow image, the bytes of an image file, or a path to one.
 ImageLike: TypeAlias = np.ndarray | Image.Image | bytes | str | os.PathLike[str]
@@ -32,21 +33,21 @@ def list_images(images: ImagesLike) -> Sequence[ImageLike]:
     return list(images)
 
 
-def read_pixels(image: ImageLike, name: object) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads or decodes one image.
+def read_pixels(image: ImageLike, name: object, bits: int = 0) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads or decodes one image; `bits` as in `decode`.
 
     Raises:
       InputError: it is not an image; the message calls it `name`, or by its path if it has one.
     """
     if isinstance(image, str | os.PathLike):
-        return decode(read_image_file(Path(image).expanduser(), image), image)
+        return decode(read_image_file(Path(image).expanduser(), image), image, bits)
     if isinstance(image, bytes):
-        return decode(image, name)
+        return decode(image, name, bits)
     if isinstance(image, Image.Image):
         try:
-            return to_array(image)
-        except DECODE_ERRORS as error:
-            raise InputError(f"{name}: is damaged or cut short ({error})") from error
+            return to_rgb(image, bits)
+        except Exception as error:  # Pillow's decoders document none
+            raise InputError(f"{name}: {describe_problem(error, b'')}") from error
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3 or not pixels.size:
         raise InputError(

@@ -13,13 +13,7 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
-from densenet_flax.data.images.decode import (
-    DECODE_ERRORS,
-    decode,
-    decode_in_threads,
-    describe_damage,
-    is_plain_tile,
-)
+from densenet_flax.data.images.decode import decode_in_threads, decoded
 from densenet_flax.data.images.formats import read_image_file
 from densenet_flax.data.sources.files import list_files, listing_digest
 

@@ -7,6 +7,7 @@ images need the second file only.
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
-from densenet_flax.data.images.decode import decode, decode_in_threads, resize
+from densenet_flax.data.images.decode import decode_in_threads, decoded, resize
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stain_normalization import Pixels, make_normalizer
 from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages
@@ -42,12 +43,14 @@ class ImageOptions:
       stain: normalization between decoding and resizing, as `resolve_settings` returns it.
       storage: 'array', or 'stream' to keep no pixels and decode images when they are used.
       on_bad_image: 'error', or 'skip' to leave out what is not a whole image.
+      bits: how many bits the values of images with more than 8 use; 0 if that is not known.
     """
 
     size: tuple[int, int]
     stain: JsonDict = dataclasses.field(default_factory=dict)
     storage: str = "array"
     on_bad_image: str = "error"
+    bits: int = 0
 
     def array_folder(self, folder: Path, selection: str = "all") -> Path:
         """Returns the folder of the array in a source's cache, named by all its pixels depend on.
@@ -67,6 +70,8 @@ class ImageOptions:
         A run with 'error' must not open what was prepared without the bad images. Where the array
         of all images exists, none of them is bad, and both use it.
         """
+        if self.bits:
+            folder = folder.with_name(f"{folder.name}-{self.bits}bits")
         if self.on_bad_image == "skip" and not self.array_folder(folder, selection).is_dir():
             return folder.with_name(f"{folder.name}-skip")
         return folder
@@ -125,7 +130,7 @@ def prepare_images(
     if options.storage == "array":
         return PreparedImages(_map_array(folder), table, folder)
     columns = {name: np.array(table[name]) for name in _ADDRESS if name in table.columns}
-    images = StreamedImages(read, columns, options.size, options.stain)
+    images = StreamedImages(read, columns, options.size, options.stain, options.bits)
     return PreparedImages(images, table, folder)
 
 
@@ -136,26 +141,28 @@ def write_images(
     normalize = make_normalizer(options.stain)
     # What a fingerprint depends on besides the images.
     stain = f" {options.stain_key}" if options.stain else ""
-    digest = hashlib.sha256(f"{options.size} {_PIXELS_VERSION}{stain}\n".encode())
+    bits = f" {options.bits} bits" if options.bits else ""
+    digest = hashlib.sha256(f"{options.size} {_PIXELS_VERSION}{stain}{bits}\n".encode())
     kept: list[Row] = []
     skipped = list(skipped)
 
-    def process(item: tuple[Row, bytes]) -> tuple[Row, str, Pixels | None]:
-        row, encoded = item
-        decoded = decode(encoded, row["file"])
-        # Of the pixels and not of the file: a copy may be compressed in another way or renamed.
-        content = hashlib.sha256(f"{decoded.shape}\n".encode())
-        content.update(decoded.data)
-        pixels = resize(normalize(decoded), options.size) if options.storage == "array" else None
+    def process(row: Row, encoded: bytes) -> tuple[Row, str, Pixels | None]:
+        pixels = None
+        with decoded(encoded, row["file"], options.bits) as image:
+            # Of the pixels and not of the file: a copy may be compressed in another way or renamed.
+            content = hashlib.sha256(f"{image.shape}\n".encode())
+            content.update(image.data)
+            if options.storage == "array":
+                pixels = resize(normalize(image), options.size)
         row = {**row, "content": content.hexdigest()}
         return row, hashlib.sha256(encoded).hexdigest(), pixels
 
     def processed_images() -> Iterator[Pixels]:
         bar = tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty())
-        encoded = ((row, read(row)) for row in bar)
+        encoded = ((row, _read(read, row)) for row in bar)
         bad_images = skipped if options.on_bad_image == "skip" else None
         for row, file_digest, pixels in decode_in_threads(process, encoded, bad_images):
-            digest.update(f"{row['file']}\t{file_digest}\n".encode())
+            digest.update(os.fsencode(f"{row['file']}\t{file_digest}\n"))
             kept.append(row)
             if pixels is not None:
                 yield pixels
@@ -169,6 +176,13 @@ def write_images(
         raise InputError(f"none of the {len(rows)} images can be used, such as {skipped[0]}")
     columns = {key: [row[key] for row in kept] for key in kept[0]}
     ImageTable(columns, digest.hexdigest(), skipped).save(folder)
+
+
+def _read(read: Reader, row: Row) -> bytes | InputError:
+    try:
+        return read(row)
+    except InputError as error:
+        return error
 
 
 def _write_array(path: Path, images: Iterable[Pixels], most: int, size: tuple[int, ...]) -> None:

@@ -1,89 +1,157 @@
 """Encoded images to RGB pixels, whatever the file format, or one line that says why not."""
 
+import contextlib
 import os
-import struct
-import zlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.prefetch import Item, Result, prefetch
-from densenet_flax.data.images.formats import MAX_PIXELS, open_image
+from densenet_flax.common.prefetch import Result, prefetch
+from densenet_flax.data.images.formats import (
+    FORMAT_NAMES,
+    MAX_PIXELS,
+    SLIDE,
+    UnsupportedImage,
+    open_image,
+    read_image_file,
+)
+from densenet_flax.data.images.integrity import check_decoded, check_encoded, check_tiff
+from densenet_flax.data.images.samples import to_rgb
+from densenet_flax.data.images.tiff_planes import describe_tiff
 
 MIN_SIDE = 8
-# What Pillow's decoders raise on damaged files.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+# Larger images are decoded one at a time: several of 8192×8192 pixels would take gigabytes.
+_LARGE_PIXELS = 2**24
+_LARGE_BYTES = 2**26
+_large_image = threading.RLock()
+# JPEG 2000 and AVIF take many bytes a pixel while they are decoded.
+_MAX_PIXELS_OF_FORMAT = {"JPEG2000": 2**24, "AVIF": 2**24}
+_MAX_BYTES_IN_FLIGHT = 2**28
 # Pillow's bilinear filter widens with the reduction, so nothing aliases; a plain box gives blocks
 # at the odd factors of 700 -> 224, and `reducing_gap` trades exactness for a tenth of the time.
 _FILTER = Image.Resampling.BILINEAR
-_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+Key = TypeVar("Key")
 
 
-def decode(data: bytes, name: object) -> UInt8[np.ndarray, "H W 3"]:
+def decode(data: bytes, name: object, bits: int = 0) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes the content of a file, which messages call `name`.
 
     Gray, palette, CMYK and 16-bit images become RGB; transparent pixels are laid over white, the
     color of an empty slide; a rotation noted in EXIF is applied; of several pages the first is
-    taken.
+    taken, or three that are the colors of one image.
+
+    Args:
+      data: the content of the file.
+      name: of the file.
+      bits: how many bits the values of images with more than 8 use. With 0 it is 16, and an image
+        whose values would fit into 14 is refused.
 
     Raises:
       InputError: it is not a whole image, or not one that could be a tile.
     """
-    try:
-        with open_image(data) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                problem = ": a slide and not a tile; cut tiles from it"
-            elif min(width, height) < MIN_SIDE:
-                problem = f"; expected at least {MIN_SIDE} each way; remove it"
-            else:
-                return to_array(image)
-    except DECODE_ERRORS as error:
-        raise InputError(f"{name}: {describe_damage(error, data, 'an image')}") from error
-    raise InputError(f"{name}: has {width}×{height} pixels{problem}")
+    with decoded(data, name, bits) as pixels:
+        return pixels
 
 
-def describe_damage(error: Exception, data: bytes, expected: str) -> str:
-    """Says what is wrong with the content of a file that raised one of DECODE_ERRORS."""
+@contextlib.contextmanager
+def decoded(
+    image: bytes | Path, name: object, bits: int = 0
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Decodes as `decode`, for use until the block ends: of large images in one thread at a time.
+
+    Args:
+      image: the content of a file, or its path.
+      name: as in `decode`.
+      bits: as in `decode`.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(image, Path):
+            with contextlib.suppress(OSError, ValueError):  # said when it is read
+                if image.stat().st_size > _LARGE_BYTES:
+                    stack.enter_context(_large_image)
+            image = read_image_file(image, name)
+        try:
+            pixels = _decode(image, bits, stack)
+        # Decoders document no exceptions, and damaged files get all kinds from them.
+        except Exception as error:
+            raise InputError(f"{name}: {describe_problem(error, image)}") from error
+        yield pixels
+
+
+def _decode(
+    data: bytes, bits: int, stack: contextlib.ExitStack
+) -> UInt8[np.ndarray, "H W 3"]:
+    with open_image(check_encoded(data)) as image:
+        width, height = image.size
+        limit = _MAX_PIXELS_OF_FORMAT.get(image.format or "", MAX_PIXELS)
+        if width * height > limit:
+            advice = SLIDE if limit == MAX_PIXELS else f"at most {limit} of {image.format}"
+            raise UnsupportedImage(f"has {width}×{height} pixels: {advice}")
+        if min(width, height) < MIN_SIDE:
+            raise UnsupportedImage(
+                f"has {width}×{height} pixels; expected at least {MIN_SIDE} each way; remove it"
+            )
+        if width * height > _LARGE_PIXELS:
+            stack.enter_context(_large_image)
+        if image.format == "TIFF":
+            check_tiff(image, len(data))
+        pixels = to_rgb(image, bits)
+        check_decoded(image, data)
+    return pixels
+
+
+def describe_problem(error: Exception, data: bytes) -> str:
+    """Says what is wrong with the content of an image file that raised an error."""
+    if isinstance(error, UnsupportedImage):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"has too many pixels: {SLIDE}"
+    advice = "copy the file again or remove it"
     if not isinstance(error, UnidentifiedImageError):
-        problem = f"is damaged or cut short ({error})"
-    else:
-        problem = f"is not {expected}" if data else "is empty"
-    return f"{problem}; copy the file again or remove it"
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"is damaged or cut short ({reason}); {advice}"
+    if not data:
+        return f"is empty; {advice}"
+    return describe_tiff(data) or f"is not an image of a format that is read ({FORMAT_NAMES}); {advice}"
 
 
 def decode_in_threads(
-    function: Callable[[Item], Result], items: Iterable[Item], skipped: list[str] | None
+    function: Callable[[Key, bytes], Result],
+    items: Iterable[tuple[Key, bytes | InputError]],
+    skipped: list[str] | None,
 ) -> Iterator[Result]:
-    """Yields `function(item)` of each item in order, computed on all cores.
+    """Yields `function(key, data)` of each encoded image in order, computed on all cores.
 
     Args:
       function: decodes; Pillow does so outside the GIL. Raises an `InputError` for a bad image.
-      items: advanced in the caller's thread, so that files are read in order.
+      items: what is known of each image, and its content or why it cannot be read. Advanced in the
+        caller's thread, so that files are read in order.
       skipped: gets a line for each bad image, which is then left out; None to raise.
     """
 
-    def attempt(item: Item) -> Result | InputError:
+    def attempt(item: tuple[Key, bytes | InputError]) -> Result | InputError:
+        key, data = item
         try:
-            return function(item)
+            if isinstance(data, InputError):
+                raise data
+            return function(key, data)
         except InputError as error:
             if skipped is None:
                 raise
             return error
 
-    for result in prefetch(attempt, items, depth=4 * (os.cpu_count() or 1)):
+    def size(item: tuple[Key, bytes | InputError]) -> int:
+        return len(item[1]) if isinstance(item[1], bytes) else 0
+
+    depth = 4 * (os.cpu_count() or 1)
+    for result in prefetch(attempt, items, depth=depth, size=size, max_size=_MAX_BYTES_IN_FLIGHT):
         if isinstance(result, InputError):
             assert skipped is not None  # without it `attempt` raises
             skipped.append(str(result))
@@ -91,39 +159,6 @@ def decode_in_threads(
             yield result
 
 
-def to_array(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """Returns the pixels of an opened image, by the rules of `decode`.
-
-    Raises:
-      ValueError: 32-bit or floating point values.
-      OSError: the image is damaged; other decoders raise others of DECODE_ERRORS.
-    """
-    return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-
-
-def is_plain_tile(image: Image.Image) -> bool:
-    """Whether `decode` would take the pixels of an opened image as they are stored."""
-    width, height = image.size
-    fits = min(width, height) >= MIN_SIDE and width * height <= MAX_PIXELS
-    is_rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return image.mode == "RGB" and fits and not image.has_transparency_data and not is_rotated
-
-
 def resize(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
     """Resizes an image to (height, width)."""
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), _FILTER))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _SIXTEEN_BIT_MODES:  # which Pillow would clip at 255 and not scale
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit values up to {values.max()}, expected 16 bits")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating point values, expected 8 or 16 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

@@ -19,6 +19,8 @@ MAX_PIXELS = 2**26
 MAX_BYTES = 8 * MAX_PIXELS
 SLIDE = "a slide and not a tile; cut tiles from it"
 
+# For messages.
+FORMAT_NAMES = "PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, AVIF"
 # Lower-case endings of names -> the format, as Pillow calls it. What a file is, its content says.
 SUFFIXES = {
     ".png": "PNG",
@@ -45,6 +47,10 @@ def formats() -> list[str]:
     Image.init()
     # Cameras write MPO, a JPEG with more pictures behind the first one, under the name of a JPEG.
     return [name for name in dict.fromkeys([*SUFFIXES.values(), "MPO"]) if name in Image.OPEN]
+
+
+class UnsupportedImage(ValueError):
+    """An image that is whole, but not one that can be used; the message says why."""
 
 
 def read_image_file(path: Path, name: object = None) -> bytes:

@@ -18,7 +18,7 @@ from jaxtyping import Int, Shaped, UInt8
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.prefetch import prefetch
 from densenet_flax.common.trees import JsonDict
-from densenet_flax.data.images.decode import decode, resize
+from densenet_flax.data.images.decode import decoded, resize
 from densenet_flax.data.images.stain_normalization import Normalizer, make_normalizer
 
 # What is known about an image: its `file` and whatever else its reader needs to find it.
@@ -38,6 +38,7 @@ class StreamedImages:
       columns: the rows of all images as columns, with `file`, which names an image in messages.
       size: (height, width).
       stain: settings of `make_normalizer`.
+      bits: as in `decode`.
       threads: how many images are read and decoded at a time.
     """
 
@@ -45,6 +46,7 @@ class StreamedImages:
     columns: Mapping[str, Shaped[np.ndarray, "N"]]
     size: tuple[int, int]
     stain: JsonDict
+    bits: int = 0
     threads: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
     ndim: ClassVar[int] = 4
@@ -90,7 +92,8 @@ class StreamedImages:
 
     def _decode(self, row_number: int) -> UInt8[np.ndarray, "H W 3"]:
         row = {name: column[row_number].item() for name, column in self.columns.items()}
-        return resize(self._normalize(decode(self.read(row), row["file"])), self.size)
+        with decoded(self.read(row), row["file"], self.bits) as image:
+            return resize(self._normalize(image), self.size)
 
 
 # All images of a data set, uint8 [N, H, W, 3]: in memory, mapped, or decoded when indexed.
