@@ -88,6 +88,7 @@ def _data() -> ConfigDict:
     config.require_complete = False  # refuse to start unless all 7,909 images of BreakHis are there
     config.duplicates = "keep"  # of images with the same pixels; or 'drop', 'error'
     config.on_bad_image = "error"  # or 'skip': the report says how many
+    config.bits = 0  # that values of more than 8 bits use, such as 12 in 16; 0 if unknown
     config.storage = "array"  # resized once, on disk; or 'stream': decoded whenever it is needed
     config.workers = 0  # processes that decode streamed images; 0 for threads
     config.csv = ""  # of folder: a table with the columns file, label, patient, site, split

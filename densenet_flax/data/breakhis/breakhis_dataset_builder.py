@@ -37,6 +37,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         source: str | os.PathLike[str] | None = None,
         file_format: str | None = "array_record",
         on_bad_image: str = "error",
+        bits: int = 0,
         **kwargs: Any,
     ):
         """Initializes the builder.
@@ -46,11 +47,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
           file_format: of the records. ArrayRecord needs no TensorFlow.
           on_bad_image: 'error', or 'skip' to leave out images that are not whole; `skipped` then
             has a line for each.
+          bits: how many bits the values of images with more than 8 use; 0 if unknown.
           **kwargs: as for every TFDS builder.
         """
         super().__init__(file_format=file_format, **kwargs)
         self._source = source
         self._on_bad_image = on_bad_image
+        self._bits = bits
         self.skipped: list[str] = []
 
     def download_and_prepare(self, **kwargs: Any) -> None:
@@ -84,7 +87,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         skipped = self.skipped if self._on_bad_image == "skip" else None
-        for file, data in read_images(source, skipped):
+        for file, data in read_images(source, skipped, self._bits):
             name = parse_name(file)
             assert name is not None  # read_images yields no other names
             # As an array, the image would make TFDS call TensorFlow's encoder.

@@ -1,12 +1,10 @@
 """BreakHis on disk: its tree of folders and its archive."""
 
-import gzip
+import functools
 import hashlib
 import io
 import os
-import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -14,11 +12,15 @@ from PIL import Image
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis.names import EXAMPLE_NAME, parse_name
 from densenet_flax.data.images.decode import decode_in_threads, decoded
-from densenet_flax.data.images.formats import read_image_file
-from densenet_flax.data.sources.files import list_files, listing_digest
+from densenet_flax.data.images.formats import IMAGE_SUFFIXES, open_image, read_image_file
+from densenet_flax.data.images.samples import is_plain
+from densenet_flax.data.sources.archives import is_archive, read_archive
+from densenet_flax.data.sources.files import FileListing, list_files, listing_digest
 
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
+# What a folder without images is searched for: Kaggle calls its own archive.zip.
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:
@@ -28,61 +30,80 @@ def find_source(path: str | os.PathLike[str]) -> Path:
       InputError: nothing is there, or nothing that looks like BreakHis.
     """
     path = Path(path).expanduser()
-    if path.is_file():
-        if path.name.endswith((".tar.gz", ".tgz")):
-            return path
-        raise InputError(
-            f"{path}: expected a folder with {ROOT} in it, or the archive {ARCHIVE}; "
-            "this is some other file"
-        )
-    if not path.is_dir():
+    if not path.exists():
         raise InputError(
             f"{path}: no such folder or archive; give the folder that holds {ROOT}, or {ARCHIVE}"
         )
+    if not path.is_dir():
+        if is_archive(path):
+            return path
+        if path.name.lower().endswith(_ARCHIVE_SUFFIXES):
+            raise InputError(
+                f"{path}: the archive is damaged or cut short (it is neither zip, tar nor gzip); "
+                "download it again"
+            )
+        raise InputError(
+            f"{path}: expected a folder with {ROOT} in it, or the archive {ARCHIVE} (or a zip or "
+            "tar); this is some other file"
+        )
     # Of an archive with its unpacked folder beside it, the folder is read.
-    if _list_png(path):
+    listing = _list_folder(path)
+    if listing.images:
         return path
-    if (path / ARCHIVE).is_file():
+    archives = [file for file in sorted(path.iterdir()) if _may_be_archive(file)]
+    if path / ARCHIVE in archives:
         return path / ARCHIVE
+    if len(archives) == 1:
+        return archives[0]
+    if archives:
+        raise InputError(
+            f"{path}: holds {archives[0].name} and {archives[1].name}; give one of them"
+        )
     raise InputError(
-        f"{path}: no PNG images and no {ARCHIVE} in this folder; give the folder that holds {ROOT}"
+        f"{path}: no images and no archive in this folder ({listing.describe()}); give the folder "
+        f"that holds {ROOT}, or {ARCHIVE}"
     )
+
+
+def _may_be_archive(file: Path) -> bool:
+    is_named_so = file.name.lower().endswith(_ARCHIVE_SUFFIXES) and not file.name.startswith(".")
+    return is_named_so and file.is_file() and is_archive(file)
 
 
 def list_images(folder: Path) -> list[Path]:
     """Lists the images of a folder, sorted by file name.
 
     If a folder `BreaKHis_v1` is below it, only what is in there counts: a folder above may hold
-    other pictures. Hidden files and all that is not a PNG are ignored.
+    other pictures.
 
     Raises:
-      InputError: a PNG is not named as in BreakHis, or there is none.
+      InputError: an image is not named as in BreakHis, or there is none; a folder cannot be read.
     """
-    images = _list_png(folder)
+    images = list(_list_folder(folder).images.values())
     images = [path for path in images if ROOT in path.parts] or images
     unknown = [path for path in images if not parse_name(path.name)]
     if len(unknown) == len(images):
         raise InputError(
-            f"{folder}: none of its {len(images)} PNG files is named as in BreakHis "
+            f"{folder}: none of its {len(images)} images is named as in BreakHis "
             f"({images[0].name if images else 'there is none'}; expected names such as "
-            f"{EXAMPLE_NAME})"
+            f"{EXAMPLE_NAME}); for other data set data.name='folder'"
         )
     if unknown:
         raise _bad_name(unknown[0])
     return sorted(images, key=lambda path: (path.name, path))
 
 
-def _list_png(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> FileListing:
     listing = list_files(folder)
     listing.check_readable()
-    return [path for path in listing.images.values() if path.suffix.lower() == ".png"]
+    return listing
 
 
 def list_names(source: Path) -> list[str]:
     """Lists the file names of all images of a folder or archive; no image is decoded."""
     if source.is_dir():
         return sorted({path.name for path in list_images(source)})
-    return sorted({os.path.basename(location) for location, _ in _read_archive(source)})
+    return sorted({os.path.basename(name) for name, _ in _list_archive(source)})
 
 
 def source_key(source: Path) -> str:
@@ -93,32 +114,36 @@ def source_key(source: Path) -> str:
     return listing_digest(source, images)
 
 
-def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-    """Yields the file name and the PNG bytes of each image, once it was decoded as a check.
+def read_images(
+    source: Path, skipped: list[str] | None = None, bits: int = 0
+) -> Iterator[tuple[str, bytes]]:
+    """Yields the file name and the image as a PNG, once it was decoded as a check.
 
     Args:
       source: a folder or archive, as `find_source` returns it.
       skipped: gets a line for each damaged image, which is then left out; None to raise.
+      bits: as in `decode`.
 
     Raises:
       InputError: an image or the archive is damaged, or two images have one name.
     """
-    if source.is_file():
-        encoded = _read_archive(source)
-    else:
-        encoded = ((str(path), read_image_file(path)) for path in list_images(source))
     # Copies of an image do no harm (an unpacked archive beside a backup), two contents do.
     seen: dict[str, tuple[str, bytes]] = {}
-    for location, data in decode_in_threads(_check_image, encoded, skipped):
+
+    def check(location: str, data: bytes) -> tuple[str, bytes, bytes]:
+        return location, hashlib.sha256(data).digest(), _to_png(location, data, bits)
+
+    for location, digest, png in decode_in_threads(check, _read_encoded(source), skipped):
         name = os.path.basename(location)
-        digest = hashlib.sha256(data).digest()
-        if name not in seen:
-            seen[name] = location, digest
-            yield name, data
-        elif seen[name][1] != digest:
+        # The same image as .png and as .jpg has two contents, too.
+        stem = os.path.splitext(name)[0].lower()
+        if stem not in seen:
+            seen[stem] = location, digest
+            yield name, png
+        elif seen[stem][1] != digest:
             raise InputError(
                 f"{location}: another image of this name but with different content is "
-                f"{seen[name][0]}; keep one of them"
+                f"{seen[stem][0]}; keep one of them"
             )
     if not seen:
         raise InputError(
@@ -126,60 +151,43 @@ def read_images(source: Path, skipped: list[str] | None = None) -> Iterator[tupl
         )
 
 
-def _check_image(image_file: tuple[str, bytes]) -> tuple[str, bytes]:
-    """Returns location and content, as an RGB PNG of a tile's size, or raises an `InputError`."""
-    location, data = image_file
+def _read_encoded(source: Path) -> Iterator[tuple[str, bytes | InputError]]:
+    if source.is_dir():
+        for path in list_images(source):
+            yield str(path), _try(functools.partial(read_image_file, path))
+    else:
+        for name, read in _list_archive(source):
+            yield f"{source}: {name}", _try(read)
+
+
+def _try(read: Callable[[], bytes]) -> bytes | InputError:
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.verify()  # the checksums, to the last byte
-        # After `verify` Pillow needs the image opened again to decode it.
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if is_plain_tile(image):
-                image.load()  # the pixels
-                return image_file
-    except DECODE_ERRORS as error:
-        raise InputError(f"{location}: {describe_damage(error, data, 'a PNG image')}") from error
-    # Some tool saved it as gray, palette, with alpha, 16 bits or rotated; or it is no tile, which
-    # raises.
-    buffer = io.BytesIO()
-    Image.fromarray(decode(data, location)).save(buffer, "PNG")
-    return location, buffer.getvalue()
+        return read()
+    except InputError as error:
+        return error
 
 
-def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields location and content of each PNG; nothing is ever unpacked to disk."""
-    try:
-        with gzip.open(path) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    if _is_image(path, member):
-                        file = archive.extractfile(member)
-                        data = file.read() if file else b""
-                        if len(data) < member.size:
-                            raise EOFError("unexpected end of data")
-                        yield f"{path}: {member.name}", data
-            # tarfile takes a missing end for the end: only gzip knows whether all came through.
-            while stream.read(1 << 20):
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(
-            f"{path}: the archive is damaged or cut short ({error}); download it again"
-        ) from error
+def _to_png(location: str, data: bytes, bits: int) -> bytes:
+    """Returns an image as an RGB PNG of a tile's size, or raises an `InputError`."""
+    with decoded(data, location, bits) as pixels:
+        with open_image(data) as image:
+            if image.format == "PNG" and is_plain(image):
+                return data
+        # A JPEG, or some tool saved it as gray, palette, with alpha, 16 bits or rotated.
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
-def _is_image(path: Path, member: tarfile.TarInfo) -> bool:
-    name = os.path.basename(member.name)
-    is_png = name.lower().endswith(".png") and not name.startswith(".")
-    if not member.isfile() or not is_png or "__MACOSX" in member.name:
-        return False
-    if not parse_name(name):
-        raise _bad_name(f"{path}: {member.name}")
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        raise InputError(
-            f"{path}: {member.name} climbs out of the archive's folder; this is not the authors' "
-            "archive: download it again"
-        )
-    return True
+def _list_archive(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yields the name and a function that reads the content of each image in an archive."""
+    for name, read in read_archive(path):
+        base = os.path.basename(name)
+        is_hidden = base.startswith(".") or "__MACOSX" in name.split("/")
+        if base.lower().endswith(IMAGE_SUFFIXES) and not is_hidden:
+            if not parse_name(base):
+                raise _bad_name(f"{path}: {name}")
+            yield name, read
 
 
 def _bad_name(location: object) -> InputError:

@@ -23,7 +23,7 @@ from densenet_flax.data.images.formats import (
 )
 from densenet_flax.data.images.integrity import check_decoded, check_encoded, check_tiff
 from densenet_flax.data.images.samples import to_rgb
-from densenet_flax.data.images.tiff_planes import describe_tiff
+from densenet_flax.data.images.tiff_planes import TIFF_MAGIC, describe_tiff
 
 MIN_SIDE = 8
 # Larger images are decoded one at a time: several of 8192×8192 pixels would take gigabytes.
@@ -85,21 +85,20 @@ def decoded(
         yield pixels
 
 
-def _decode(
-    data: bytes, bits: int, stack: contextlib.ExitStack
-) -> UInt8[np.ndarray, "H W 3"]:
+def _decode(data: bytes, bits: int, stack: contextlib.ExitStack) -> UInt8[np.ndarray, "H W 3"]:
+    with open_image(data) as header:
+        width, height = header.size
+        limit = _MAX_PIXELS_OF_FORMAT.get(header.format or "", MAX_PIXELS)
+    if width * height > limit:
+        advice = SLIDE if limit == MAX_PIXELS else f"at most {limit} are read of this format"
+        raise UnsupportedImage(f"has {width}×{height} pixels: {advice}")
+    if min(width, height) < MIN_SIDE:
+        raise UnsupportedImage(
+            f"has {width}×{height} pixels; expected at least {MIN_SIDE} each way; remove it"
+        )
+    if width * height > _LARGE_PIXELS:
+        stack.enter_context(_large_image)
     with open_image(check_encoded(data)) as image:
-        width, height = image.size
-        limit = _MAX_PIXELS_OF_FORMAT.get(image.format or "", MAX_PIXELS)
-        if width * height > limit:
-            advice = SLIDE if limit == MAX_PIXELS else f"at most {limit} of {image.format}"
-            raise UnsupportedImage(f"has {width}×{height} pixels: {advice}")
-        if min(width, height) < MIN_SIDE:
-            raise UnsupportedImage(
-                f"has {width}×{height} pixels; expected at least {MIN_SIDE} each way; remove it"
-            )
-        if width * height > _LARGE_PIXELS:
-            stack.enter_context(_large_image)
         if image.format == "TIFF":
             check_tiff(image, len(data))
         pixels = to_rgb(image, bits)
@@ -119,7 +118,9 @@ def describe_problem(error: Exception, data: bytes) -> str:
         return f"is damaged or cut short ({reason}); {advice}"
     if not data:
         return f"is empty; {advice}"
-    return describe_tiff(data) or f"is not an image of a format that is read ({FORMAT_NAMES}); {advice}"
+    if data[:4] in TIFF_MAGIC:
+        return describe_tiff(data) or f"is damaged or cut short (a TIFF without an image); {advice}"
+    return f"is not an image of a format that is read ({FORMAT_NAMES}); {advice}"
 
 
 def decode_in_threads(

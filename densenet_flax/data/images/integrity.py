@@ -1,7 +1,7 @@
 """Whether an encoded image is whole, where its format says so and Pillow does not look.
 
-PNG has a checksum for each of its chunks. A JPEG that was cut and closed again has fewer blocks than
-its header says, and a TIFF parts that lie behind its end. Other damage inside of a JPEG, and of a
+PNG has a checksum for each of its chunks. A JPEG that was cut and closed again has fewer blocks
+than its header says, and a TIFF has parts behind its end. Other damage inside of a JPEG, and of a
 TIFF that is not compressed, cannot be told from another picture: these formats have no checksum.
 """
 
@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -72,7 +72,7 @@ def check_decoded(image: Image.Image, data: bytes) -> None:
 
 def check_tiff(image: Image.Image, size: int) -> None:
     """Checks that the parts of an opened TIFF of `size` bytes are in it; raises a ValueError."""
-    tags = getattr(image, "tag_v2", {})
+    tags: dict[int, Any] = dict(getattr(image, "tag_v2", {}))
     offsets_tag, counts_tag = _TILES if _TILES[0] in tags else _STRIPS
     offsets, counts = tags.get(offsets_tag, ()), tags.get(counts_tag, ())
     offsets = (offsets,) if isinstance(offsets, int) else offsets
@@ -80,9 +80,11 @@ def check_tiff(image: Image.Image, size: int) -> None:
     for offset, count in itertools.zip_longest(offsets, counts, fillvalue=0):
         if offset + count > size:
             raise ValueError(f"{offset + count - size} bytes are missing at its end")
-    width, height = tags.get(256), tags.get(257)
+    width, height = image.size
+    if tags.get(274, 1) >= 5:  # turned by a quarter, when it is loaded
+        width, height = height, width
     if offsets_tag == _TILES[0]:
-        across, down = tags.get(322), tags.get(323)
+        across, down = tags[322], tags[323]
         # A tile is decoded as a whole, however little of it lies in the image.
         if across * down > max(2**22, 4 * width * height):
             raise ValueError(f"tiles of {across}×{down} pixels in an image of {width}×{height}")
@@ -99,7 +101,7 @@ def _samples(image: Image.Image) -> int:
 
 class _Chunk(NamedTuple):
     kind: bytes
-    content: bytes
+    content: memoryview
 
 
 def _png_chunks(data: bytes) -> Iterator[_Chunk]:
@@ -120,7 +122,7 @@ def _png_chunks(data: bytes) -> Iterator[_Chunk]:
         start = end
 
 
-def _check_png_rows(header: bytes, data: bytes) -> None:
+def _check_png_rows(header: memoryview, data: bytes) -> None:
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big")
     bits = header[8] * _PNG_SAMPLES[header[9]]
     passes = _ADAM7 if header[12] else ((0, 0, 1, 1),)

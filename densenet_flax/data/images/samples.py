@@ -44,8 +44,8 @@ def to_rgb(image: Image.Image, bits: int = 0) -> UInt8[np.ndarray, "H W 3"]:
         image = _read_deep_colors(image, raw_mode, bits)
     elif ";16" in raw_mode and not bits:
         image.load()  # the higher byte of each value
-        colors = image.getextrema()[: 1 if image.mode.startswith("L") else 3]
-        _check_depth(256 * max(int(high) for _, high in colors), 16)
+        colors = image.getbands()[: 1 if image.mode.startswith("L") else 3]
+        _check_depth(256 * max(_highest(image, color) for color in colors), 16)
     return _rotate(_convert(image), image)
 
 
@@ -130,7 +130,7 @@ def _convert(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         band = image.crop((0, top, image.width, bottom))
         if is_transparent:
             band = band.convert("RGBA")
-            visible = visible or band.getextrema()[3] != (0, 0)
+            visible = visible or _highest(band, "A") > 0
             band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band)
         pixels[top:bottom] = np.asarray(band.convert("RGB"))
     if not visible:
@@ -140,15 +140,17 @@ def _convert(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     return pixels
 
 
+def _highest(image: Image.Image, band: str) -> int:
+    return int(np.asarray(image.getchannel(band).getextrema())[1])
+
+
 def _bands(width: int, height: int) -> Iterator[tuple[int, int]]:
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         yield top, min(top + rows, height)
 
 
-def _rotate(
-    pixels: UInt8[np.ndarray, "h w 3"], image: Image.Image
-) -> UInt8[np.ndarray, "H W 3"]:
+def _rotate(pixels: UInt8[np.ndarray, "h w 3"], image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     """Applies the rotation that EXIF notes; Pillow has done so for a TIFF, and forgotten it."""
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation not in range(2, 9):

@@ -12,6 +12,8 @@ from PIL import Image, TiffImagePlugin
 from densenet_flax.data.images.formats import UnsupportedImage
 from densenet_flax.data.images.integrity import check_tiff
 
+TIFF_MAGIC = (b"II*\0", b"MM\0*")
+
 _BITS, _PHOTOMETRIC, _DESCRIPTION, _SAMPLES, _PLANAR, _FORMAT = 258, 262, 270, 277, 284, 339
 _SUBFILE = 254
 _REDUCED, _MASK = 1, 4  # bits of it: what a page is besides a page
@@ -45,21 +47,23 @@ def read_planes(image: Image.Image) -> list[Integer[np.ndarray, "H W"]] | None:
 
 def describe_tiff(data: bytes) -> str:
     """Says what a TIFF is that Pillow does not know; '' if that cannot be read either."""
-    if data[:4] not in (b"II*\0", b"MM\0*"):
-        return ""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        if tags.next > len(data):  # the directory is not there
+            return ""
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
+        if not {256, 257, _BITS} <= tags.keys():
+            return ""
         bits = ", ".join(map(str, sorted(set(_integers(tags.get(_BITS, 1))))))
         samples, is_float = tags.get(_SAMPLES, 1), 3 in _integers(tags.get(_FORMAT, 1))
     except Exception:  # whatever is wrong with it has been said
         return ""
     kind = "floating point " if is_float else ""
     return (
-        f"is a TIFF of {samples} channel(s) of {bits} bits {kind}that is not read; expected gray, RGB "
-        "or RGBA of 8 or 16 bits"
+        f"is a TIFF of {samples} channel(s) of {bits} bits {kind}that is not read; expected gray, "
+        "RGB or RGBA of 8 or 16 bits"
     )
 
 

@@ -1,7 +1,7 @@
 """Archives as streams of their members, whatever they are called; nothing is unpacked to disk.
 
 Headers are not trusted: no size counts that is more than is left of the file, or than a tile may
-have, and what grows a thousandfold when it is inflated is no archive of images.
+have, and what grows twentyfold when it is inflated is no archive of images.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.reading import check_regular, reading
@@ -28,7 +28,7 @@ _BLOCK = 2**20
 # Of a header: names have at most thousands of bytes.
 _MAX_HEADER = 2**20
 # Images hardly get smaller in an archive, but zeros do.
-_MAX_INFLATED, _MAX_RATIO = 2**29, 200
+_MAX_INFLATED, _MAX_RATIO = 2**29, 20
 _KINDS_OF_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -108,11 +108,14 @@ def _read_tar(path: Path) -> Iterator[Member]:
         file.seek(0)
         content = stack.enter_context(gzip.open(file)) if is_gzip else file
         stream = _Stream(content, path.stat().st_size)
-        archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
+        archive: Any = stack.enter_context(tarfile.open(fileobj=stream, mode="r:"))
         for member in archive:
             archive.members.clear()  # it would keep them all
             if member.isreg():
-                yield member.name, functools.partial(_read_tar_member, path, archive, stream, member)
+                yield (
+                    member.name,
+                    functools.partial(_read_tar_member, path, archive, stream, member),
+                )
         # tarfile takes a damaged or missing header for the end: there, two blocks are zero.
         if stream.last_read != bytes(tarfile.BLOCKSIZE):
             raise EOFError("its end is missing")
@@ -148,7 +151,7 @@ class _Stream(io.RawIOBase):
       last_read: what the last call of `read` returned.
     """
 
-    def __init__(self, file: IO[bytes], size: int):
+    def __init__(self, file: BinaryIO | gzip.GzipFile, size: int):
         """Takes a file, and the size that it has on disk, where it may be compressed."""
         self._file, self._position = file, 0
         self._max_position = max(_MAX_INFLATED, _MAX_RATIO * size)
@@ -184,8 +187,7 @@ class _Stream(io.RawIOBase):
             missing -= len(part)
             self._position += len(part)
             if self._position > self._max_position:
-                raise tarfile.ReadError(
-                    f"it inflates to more than {self._max_position / 1e6:,.0f} MB, which no images do"
-                )
+                limit = f"{self._max_position / 1e6:,.0f} MB"
+                raise tarfile.ReadError(f"it inflates to more than {limit}, which no images do")
         self.last_read = b"".join(parts)
         return self.last_read

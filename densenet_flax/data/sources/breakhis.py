@@ -125,5 +125,9 @@ class BreakHisSource(Source):
 
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            on_bad_image = self._options.on_bad_image
-            return Builder(data_dir=self._folder, source=self._raw_files, on_bad_image=on_bad_image)
+            return Builder(
+                data_dir=self._folder,
+                source=self._raw_files,
+                on_bad_image=self._options.on_bad_image,
+                bits=self._options.bits,
+            )
