@@ -50,6 +50,7 @@ def initial_variables(
     inference = InferenceSettings(
         image_size=(height, width),
         stain=dataset.stain,
+        bits=experiment.data.bits,
         dtype=experiment.model.dtype,
         patient_group=split.policy.group,
         patient_pattern=experiment.data.patient_pattern,

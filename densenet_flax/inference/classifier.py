@@ -179,7 +179,9 @@ class Classifier:
         Raises InputError with `name` for an image that cannot be read.
         """
         # In the order of training: the stain is estimated before pixels are averaged.
-        return resize(self._normalize(read_pixels(image, name)), self.image_size)
+        return resize(
+            self._normalize(read_pixels(image, name, self.info.inference.bits)), self.image_size
+        )
 
     def forward(self, batch: ImageBatch) -> ForwardOutput:
         """Runs the network on at most `images_per_batch` images that `prepare` returned."""

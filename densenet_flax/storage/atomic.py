@@ -60,8 +60,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f"incomplete.{path.name[:100]}."
-            handle, name = tempfile.mkstemp(path.suffix, prefix, path.parent)
+            # In a name of 255 bytes, of which a character may take four.
+            prefix = f"incomplete.{path.name[:30]}."
+            handle, name = tempfile.mkstemp(path.suffix[-10:], prefix, path.parent)
             os.close(handle)
             temporary = Path(name)
             yield temporary

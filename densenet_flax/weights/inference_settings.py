@@ -104,6 +104,7 @@ class InferenceSettings(Settings):
     Attributes:
       image_size: (height, width) in pixels that images are resized to; None if unknown.
       stain: settings of `data.images.stain_normalization`, which checks their shapes; {} for none.
+      bits: how many bits the values of images with more than 8 use; 0 if unknown.
       dtype: what the network computes in.
       patient_group: which of the data set's groups was a patient; '' if unknown.
       patient_pattern: regular expression that finds the patient in a file's path; '' for none.
@@ -122,6 +123,7 @@ class InferenceSettings(Settings):
         default_factory=dict,
         metadata={"expected": lambda: "a method and its numbers", "allowed": _are_stain_settings},
     )
+    bits: int = setting(0, "8 to 16, or 0 if unknown", lambda bits: bits in (0, *range(8, 17)))
     dtype: str = choice("float32", DTYPES)
     patient_group: str = ""
     patient_pattern: str = setting(

@@ -18,6 +18,7 @@ from densenet_flax.data.images.formats import (
     MAX_PIXELS,
     SLIDE,
     UnsupportedImage,
+    is_marked,
     open_image,
     read_image_file,
 )
@@ -103,6 +104,8 @@ def _decode(data: bytes, bits: int, stack: contextlib.ExitStack) -> UInt8[np.nda
             check_tiff(image, len(data))
         pixels = to_rgb(image, bits)
         check_decoded(image, data)
+        if is_marked(image):
+            raise UnsupportedImage("is an overlay that this program drew of a tile; remove it")
     return pixels
 
 

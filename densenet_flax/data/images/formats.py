@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from densenet_flax.common.reading import read_file
 
@@ -39,6 +40,22 @@ SUFFIXES = {
     ".avif": "AVIF",
 }
 IMAGE_SUFFIXES = tuple(SUFFIXES)
+
+
+# What a PNG of this program says of itself; see `png_mark`.
+_MARK = "Software", "densenet_flax, a picture of a prediction"
+
+
+def png_mark() -> PngInfo:
+    """Marks a picture that this program draws of an image, so that it is never taken for one."""
+    info = PngInfo()
+    info.add_text(*_MARK)
+    return info
+
+
+def is_marked(image: Image.Image) -> bool:
+    """Whether a loaded image has the mark of `png_mark`."""
+    return image.info.get(_MARK[0]) == _MARK[1]
 
 
 @functools.cache

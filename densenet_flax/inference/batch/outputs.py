@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.data.sources.files import OUTPUT_MARK
 from densenet_flax.inference.batch.table_writer import check_format
 
 
@@ -37,7 +38,10 @@ class OutputOptions:
         # Not a part of `check`: a job that resumes has written its own.
         self._check_free("--embeddings", self.embeddings)
         folder = self.overlays
-        if folder and not (folder.is_dir() and not any(folder.iterdir())):  # an empty one is free
+        # An empty one is free; one with a mark alone is that of a job that had only begun.
+        if folder and not (
+            folder.is_dir() and all(p.name == OUTPUT_MARK for p in folder.iterdir())
+        ):
             self._check_free("--overlays", folder)
 
     def _check_free(self, flag: str, path: Path | None) -> None:

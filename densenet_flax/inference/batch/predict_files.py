@@ -8,6 +8,7 @@ table is made from the journal (`write_tables`), so it appears only when it is c
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ from tqdm import tqdm
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import prefetch
 from densenet_flax.common.sharding import device_kinds
+from densenet_flax.data.images.decode import decoded
+from densenet_flax.data.images.formats import png_mark
 from densenet_flax.evaluation.predictions import probability_columns
 from densenet_flax.inference.batch.image_files import (
     ImageFile,
@@ -36,9 +39,13 @@ from densenet_flax.inference.batch.image_files import (
 )
 from densenet_flax.inference.batch.journal import Journal
 from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
+from densenet_flax.inference.batch.overlay_files import (
+    check_overlays,
+    mark_overlays,
+    overlay_name,
+)
 from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
 from densenet_flax.inference.classifier import Classifier, ForwardOutput, load_classifier
-from densenet_flax.inference.inputs import read_pixels
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file, writing
@@ -114,12 +121,15 @@ def predict_files(
     options.check()
     if options.overlays:
         next_unit(classifier.model, options.unit)  # rejects an unknown unit
+        check_overlays(options.overlays, files)
     journal = Journal(partial_path(options.output), _job_digest(classifier, files, options))
     with contextlib.closing(journal):
         if journal.done:
             logging.info("resuming after %d of %d images", journal.done, len(files))
         else:
             options.check_other_outputs()
+            if options.overlays:
+                mark_overlays(options.overlays)
         job = _Job(classifier, files, options, journal)
         try:
             with _sigterm_as_interrupt():
@@ -155,11 +165,11 @@ class _Job:
 
     def _load(self, file: ImageFile) -> _LoadedImage | InputError:
         try:
-            pixels = read_pixels(file.path, file.path)
-            prepared = self.classifier.prepare(pixels)
+            with decoded(file.path, file.path, self.classifier.info.inference.bits) as pixels:
+                prepared = self.classifier.prepare(pixels)
+                displayed = shrink_to_display(pixels) if self.options.overlays else prepared
         except InputError as error:
             return error
-        displayed = shrink_to_display(pixels) if self.options.overlays else prepared
         return _LoadedImage(prepared, displayed)
 
     def _process(self, batch: Sequence[_Item], features: BinaryIO | None) -> None:
@@ -202,10 +212,12 @@ class _Job:
             decision, p = prediction.decision[i], prediction.probability[i, prediction.label[i]]
             caption = f"called {decision}: P({decision}) = {p:.3f}"
             panel = draw_panel(image.displayed, maps[i], caption=caption)
-            # The suffix stays in the name: a folder may hold both x.jpg and x.png.
-            name = file.name if file.name.endswith(".png") else f"{file.name}.png"
-            with atomic_file(folder / name) as temporary:
-                panel.save(temporary, "PNG")
+            with atomic_file(folder / overlay_name(file.name, self._names)) as temporary:
+                panel.save(temporary, "PNG", pnginfo=png_mark())
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(file.name for file in self.files)
 
     @contextlib.contextmanager
     def _open_features(self) -> Iterator[BinaryIO | None]:
