@@ -214,12 +214,15 @@ def _set_up_logging() -> None:
 
 
 def _set_up_jax(config: "ConfigDict") -> None:
-    """Joins the other processes, and keeps compiled programs between runs."""
+    """Sets XLA's flags, joins the other processes, and keeps compiled programs between runs."""
     import jax
 
     from densenet_flax.common.sharding import start_processes
+    from densenet_flax.common.xla_flags import request_deterministic_kernels
     from densenet_flax.experiments.experiment import cache_directory
 
+    if config.get("deterministic") is True:  # its type is checked later
+        request_deterministic_kernels()
     if _COORDINATOR.value:
         start_processes(_COORDINATOR.value, int(_PROCESSES.value or 1), int(_PROCESS.value or 0))
     cache_dir = config.get("cache_dir", "")  # whose type is checked later

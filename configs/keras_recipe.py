@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial weights, the order of images, dropout and augmentation
+    config.deterministic = False  # on a GPU the same bits each time, with slower kernels
     config.batch_size = 32  # images in a step, over all devices
     # Where the output of the frozen layers is kept, so that it is computed once: 'device',
     # 'memory', 'disk', 'off', or 'auto' for the first of these with enough room.

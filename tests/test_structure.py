@@ -40,6 +40,7 @@ SHADOWING: dict[str, str] = {}
 BACKEND_QUERIES = {
     "models/densenet.py default_implementation": "the one place that chooses an implementation",
     "training/prefix_cache.py PrefixCache._key": "features of another device differ in rounding",
+    "common/xla_flags.py check_deterministic_kernels": "GPUs alone have other kernels each time",
     "storage/feature_store.py _free_on_devices": "the memory of a CPU device is the host's",
     "common/sharding.py device_kinds": "the log and the report name the device",
 }

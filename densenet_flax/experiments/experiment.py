@@ -26,6 +26,7 @@ from densenet_flax.storage.feature_store import CACHE_MODES
 # without them can be resumed.
 ADDED_KEYS = {
     "model.implementation": "auto",
+    "deterministic": False,
     **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
     "data.test_path": "",
     "data.label_level": None,
@@ -140,6 +141,7 @@ class Experiment(Settings):
     seed: int = setting(
         0, "a whole number of 0 or more, below 2**63", lambda seed: 0 <= seed < 2**63
     )
+    deterministic: bool = False
     batch_size: int = at_least(1, default=32)
     cache: str = choice("auto", CACHE_MODES)
     cache_dir: str = ""

@@ -9,6 +9,7 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import device_kinds, is_first_process
+from densenet_flax.common.xla_flags import check_deterministic_kernels
 from densenet_flax.data.batching import check_batch_size
 from densenet_flax.data.data_summary import format_summary, summarize
 from densenet_flax.data.dataset import Dataset
@@ -75,6 +76,8 @@ def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = Fa
     sampler = make_sampler(dataset, split.train, experiment.sampling, experiment.seed, group=group)
     # The frontiers of the stages do not depend on the number of classes.
     model, stages = build_model(experiment.model), experiment.ordered_stages
+    if experiment.deterministic:
+        check_deterministic_kernels()
     logging.info("device: %d × %s; %s", jax.device_count(), device_kinds(), model.computation)
     built = build_stages(stages, model, examples=sampler.size, batch_size=batch_size)
     return PreparedRun(experiment, workdir, dataset, split, sampler, built)

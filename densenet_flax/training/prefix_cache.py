@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -223,6 +224,7 @@ class PrefixCache:
             "views": repr(self.views) if self.views.active else "",
             "code": package_digest(),
             "jax": [jax.__version__, jax.default_backend(), jax.devices()[0].device_kind],
+            "flags": os.environ.get("XLA_FLAGS", ""),  # such as those for deterministic kernels
             "process": [jax.process_index(), jax.process_count()],
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
