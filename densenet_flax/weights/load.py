@@ -11,20 +11,13 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import PyTree
 from densenet_flax.models.densenet import DenseNet
+from densenet_flax.weights.formats import recognize
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.official import OFFICIAL, download
-from densenet_flax.weights.safe_reading import StrPath, reading
+from densenet_flax.weights.safe_reading import StrPath
 from densenet_flax.weights.weights_file import WeightsFile
 
-# PyTorch before 1.6 wrote bare pickles, and zips since then; a `.keras` file is a zip, too.
-_HDF5 = b"\x89HDF\r\n\x1a\n"
-_ZIP = b"PK\x03\x04"
-_PICKLE = b"\x80"
-_EXPECTED = (
-    "Keras's .h5, .weights.h5 or .keras, PyTorch's .pth or .pt, .safetensors, or a checkpoint "
-    "directory of this package"
-)
 # What a network takes from the file whose backbone it starts from.
 _INHERITED = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
 # Keras's epsilon of 1.001e-5 and PyTorch's of 1e-5 are taken for each other: the difference is
@@ -42,27 +35,20 @@ def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
     opener: Callable[..., contextlib.AbstractContextManager[WeightsFile]]
     # Each format is imported when it is met: Keras's files need no torch, PyTorch's no h5py, and
     # neither needs Orbax.
-    if file.is_dir():
+    kind = recognize(file)
+    if kind == "checkpoint":
         from densenet_flax.weights.checkpoint_directory import open_checkpoint as opener
+    elif kind == "hdf5":
+        from densenet_flax.weights.keras_files import open_hdf5 as opener
+    elif kind == "keras":
+        from densenet_flax.weights.keras_files import open_archive as opener
+    elif kind == "safetensors":
+        from densenet_flax.weights.safetensors_files import open_safetensors as opener
     else:
-        with reading(file), open(file, "rb") as stream:
-            start = stream.read(512)
-        if fault := _fault(start):
-            raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
-        if start.startswith(_HDF5):
-            from densenet_flax.weights.keras_files import open_hdf5 as opener
-        elif start.startswith(_ZIP) and file.suffix == ".keras":
-            from densenet_flax.weights.keras_files import open_archive as opener
-        elif file.suffix == ".safetensors":
-            from densenet_flax.weights.safetensors_files import open_safetensors as opener
-        elif start.startswith((_ZIP, _PICKLE)) and file.suffix != ".h5":
-            from densenet_flax.weights.torch_files import open_torch as opener
-        else:
-            fault = "no weights file that this package knows"
-            raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
+        from densenet_flax.weights.torch_files import open_torch as opener
     options = {}
     if which:
-        if opener.__name__ not in ("open_torch", "open_safetensors"):
+        if kind not in ("torch", "safetensors"):
             raise InputError(f"{file}: which={which!r}: only PyTorch's files hold several networks")
         options["which"] = which
     with opener(file, **options) as opened:
@@ -145,18 +131,6 @@ def _load(
         if ignore_head and any(tensor.in_head for tensor in file.tensors):
             logging.info("%s: the head in this file is left out; its backbone is used", path)
         return file.read(layout, ignore_head=ignore_head), file.info(layout)
-
-
-def _fault(start: bytes) -> str:
-    """What a file with these first bytes is, of the things that people take for weights."""
-    text = start.lstrip().lower()
-    if not start:
-        return "an empty file"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not weights; the download went wrong"
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not weights; fetch the file itself"
-    return ""
 
 
 def _official_name(layout: Layout) -> str:

@@ -53,11 +53,16 @@ def damaged(path: Path, fault: str) -> InputError:
 
 def check_expansion(path: Path, stored: int, unpacked: int) -> None:
     """Raises InputError for a file that claims to hold far more bytes than are stored."""
-    if unpacked > _MAX_EXPANSION * stored + _EXPANSION_ROOM:
+    if unpacked > max_expansion(stored):
         raise InputError(
             f"{path}: {stored:,} bytes that unpack to {unpacked:,}; no weights file does that, "
             "do not trust where it came from"
         )
+
+
+def max_expansion(stored: int) -> int:
+    """The most bytes that a file of `stored` bytes may unpack to."""
+    return _MAX_EXPANSION * stored + _EXPANSION_ROOM
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:

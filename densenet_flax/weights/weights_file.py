@@ -156,19 +156,19 @@ class WeightsFile:
 
     def _advice(self, layout: Layout, kinds: Mapping[str, Sequence[str]]) -> str:
         inferred = infer_layout(self.shapes)
-        if layout.network == "densenet" and inferred == layout:
-            return "give DenseNet121, 161, 169 or 201"
-        if inferred and inferred.backbone != layout.backbone:
-            return f"the file looks like {inferred.describe()}"
-        if inferred and inferred != layout:
-            return f"the file holds {inferred.describe()}; build that model, or ignore the head"
-        if not kinds["missing"]:
+        if inferred == layout and not kinds["missing"] and not kinds["of another shape"]:
             # The network is whole: leaving out what may belong to it would change what it computes.
             return (
                 "every variable of the network is there, and the rest is surplus that this package "
                 "does not know; if it is no part of the network, save its state_dict or weights "
                 "without it"
             )
+        if layout.network == "densenet" and inferred == layout:
+            return "give DenseNet121, 161, 169 or 201"
+        if inferred and inferred.backbone != layout.backbone:
+            return f"the file looks like {inferred.describe()}"
+        if inferred and inferred != layout:
+            return f"the file holds {inferred.describe()}; build that model, or ignore the head"
         return "get a complete file"
 
     def _values(self, tensor: StoredTensor) -> Float[np.ndarray, "..."]:

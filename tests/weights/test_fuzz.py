@@ -131,7 +131,7 @@ def test_random_bytes_after_the_right_signature(name, data, tmp_path):
 )
 def test_files_that_libhdf5_does_not_survive(name, bytes_at, tmp_path, monkeypatch):
     """Found by hand-run campaigns of some 10,000 files; other versions of HDF5 may survive them."""
-    monkeypatch.setattr(keras_files, "_SECONDS", 3)
+    monkeypatch.setattr(keras_files, "_CPU_SECONDS", 1)
     data = bytearray(content(name))
     for position, byte in bytes_at.items():
         data[position] = byte
@@ -150,8 +150,8 @@ def test_a_crash_of_the_child_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_child_that_does_not_end_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(keras_files, "_SECONDS", 0.001)
-    monkeypatch.setattr(keras_files, "_BYTES_PER_SECOND", 1e12)
+    monkeypatch.setattr(keras_files, "_CPU_SECONDS", 0.001)
+    monkeypatch.setattr(keras_files, "_BYTES_PER_CPU_SECOND", 1e12)
     (tmp_path / "m.h5").write_bytes(content("m.h5"))
     with pytest.raises(InputError, match="does not end"):
         read_weights(tmp_path / "m.h5")

@@ -129,6 +129,38 @@ def test_logits_agree_with_timm(name, implementation, torchvision, tmp_path):
     compare(model, tmp_path, expect, implementation)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_timm_and_torchvision_load_what_is_exported(name, torchvision, tmp_path):
+    """Strictly, and give our logits; read back, every number is the same bits."""
+    timm = pytest.importorskip("timm", reason="timm is the reference here; pip install timm")
+    import safetensors.torch
+    import torch
+
+    layout = Layout.of(NETWORKS[name](num_classes=3))
+    info = info_of(layout, class_names=("a", "b", "c"), activation="sigmoid", license="CC0 1.0")
+    variables, source = random_variables(layout), tmp_path / "ours.safetensors"
+    save_weights(source, variables, info)
+    folder = tmp_path / "out"
+    export(source, folder / "model.safetensors", library="timm", verify=False)
+    export(source, folder / "model.pth", library="torchvision", verify=False)
+    x = np.random.default_rng(1).standard_normal((2, 64, 96, 3), np.float32)
+    ours = np.asarray(jax.jit(info.build_model().apply)(variables, x))
+    for path in (folder / "model.safetensors", folder / "model.pth"):
+        assert_same(read_weights(path)[0], variables)
+        assert dataclasses.replace(read_weights(path)[1], source="", sha256="") == info
+        is_pth = path.suffix == ".pth"
+        state = torch.load(path) if is_pth else safetensors.torch.load_file(path)
+        model = timm.create_model(name, num_classes=3)
+        if is_pth:
+            model = getattr(torchvision.models, name)(num_classes=3)
+        model.load_state_dict(state, strict=True)
+        with torch.inference_mode():
+            theirs = model.eval()(torch.tensor(x).permute(0, 3, 1, 2)).numpy()
+        difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+        print(f"{name} {path.name}: {difference:.1e}")
+        assert difference < 3e-6
+
+
 def test_logits_agree_with_tiatoolbox(torchvision, tmp_path):
     """Its `CNNModel`: torchvision's features, pooled without a ReLU, and a linear layer."""
     import torch

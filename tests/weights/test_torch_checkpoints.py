@@ -1,0 +1,176 @@
+"""Checkpoints as training scripts write them: which network, what beside it, what is refused."""
+
+import argparse
+import zipfile
+
+import numpy as np
+import pytest
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.weights import inspect, load_weights, read_weights
+from densenet_flax.weights.layout import Layout
+from tests.weights.helpers import TINY, assert_same, info_of, random_variables, torch_state
+
+torch = pytest.importorskip("torch", reason="writing .pth needs PyTorch")
+
+TWO = Layout(TINY.blocks, num_classes=2)
+WIDTH = TWO.features
+N = torch.tensor(9)
+RAW, AVERAGE = random_variables(TWO), random_variables(TWO, seed=1)
+
+
+def state_of(variables, prefix=""):
+    arrays = torch_state(variables, f"{prefix}features.", f"{prefix}classifier")
+    return {name: torch.tensor(value) for name, value in arrays.items()}
+
+
+def save(folder, content):
+    torch.save(content, folder / "m.pth")
+    return folder / "m.pth"
+
+
+CHECKPOINTS = {
+    "timm": {
+        "state_dict": state_of(RAW),
+        "args": argparse.Namespace(lr=0.1),
+        "arch": "densenet121",
+    },
+    "numpy": {"state_dict": state_of(RAW), "best": np.float64(0.9), "epoch": np.int64(3)},
+    "torchvision": {"model": state_of(RAW), "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
+    "data parallel": state_of(RAW, "module."),
+    "compiled": {"model_state": state_of(RAW, "_orig_mod.module.")},
+    "lightning": {
+        "state_dict": {
+            **state_of(RAW, "model.net."),
+            "criterion.weight": torch.ones(2),
+            "train_acc.tp": torch.ones(2),
+            "val_auroc.confmat": torch.ones(2, 2),
+        }
+    },
+    "swa": {"n_averaged": torch.tensor(3), **state_of(RAW, "module.")},
+    "params_ema": {"params_ema": state_of(RAW)},
+    "no bias": {k: v for k, v in state_of(RAW).items() if k != "classifier.bias"},
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_is_read(name, tmp_path):
+    expected = RAW
+    if name == "no bias":
+        head = {"predictions": {**RAW["params"]["head"]["predictions"], "bias": np.zeros(2, "f4")}}
+        expected = {**RAW, "params": {**RAW["params"], "head": head}}
+    read, info = read_weights(save(tmp_path, CHECKPOINTS[name]))
+    assert_same(read, expected)
+    assert (info.layout, info.activation) == (TWO, "softmax")
+
+
+def test_monai(tmp_path):
+    state = {
+        name.replace("norm1", "layers.norm1")
+        .replace("conv1", "layers.conv1")
+        .replace("norm2", "layers.norm2")
+        .replace("conv2", "layers.conv2")
+        .replace("classifier", "class_layers.out"): value
+        for name, value in state_of(RAW).items()
+    }
+    path = save(tmp_path, state)
+    assert_same(read_weights(path)[0], RAW)
+    assert "MONAI" in "; ".join(inspect(path).evidence)
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    evidence = "; ".join(inspect(save(tmp_path, CHECKPOINTS["lightning"])).evidence)
+    assert "weights of a loss left out (criterion.weight)" in evidence
+    assert "states of metrics left out (train_acc.tp, val_auroc.confmat)" in evidence
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"state_dict": state_of(RAW)}, {"state_dict_ema": state_of(AVERAGE)}),
+        (
+            {"model": state_of(RAW)},
+            {"model_ema": {"n_averaged": N, **state_of(AVERAGE, "module.")}},
+        ),
+        ({"state_dict": {**state_of(RAW, "model."), **state_of(AVERAGE, "ema_model.module.")}}, {}),
+    ],
+)
+def test_the_average_is_taken_and_said_and_which_chooses(first, second, tmp_path):
+    path = save(tmp_path, {**first, **second})
+    assert_same(read_weights(path)[0], AVERAGE)
+    assert "the average" in inspect(path).evidence[0]
+    raw = next(iter(first)) if second else "state_dict.model"
+    assert_same(read_weights(path, which=raw)[0], RAW)
+    with pytest.raises(InputError, match=f"no network 'teacher'.*{raw}"):
+        read_weights(path, which="teacher")
+
+
+def test_several_networks_that_nothing_ranks_are_refused(tmp_path):
+    path = save(tmp_path, {**state_of(RAW, "student."), **state_of(AVERAGE, "teacher.")})
+    with pytest.raises(InputError, match="student, teacher; choose one: --which student"):
+        read_weights(path)
+    assert_same(read_weights(path, which="teacher")[0], AVERAGE)
+
+
+def test_unknown_tensors_are_surplus_and_not_missing(tmp_path):
+    path = save(tmp_path, {**state_of(RAW), "attention.gate": torch.ones(3)})
+    with pytest.raises(InputError, match=r"1 unexpected \(attention.gate\).*surplus") as error:
+        read_weights(path)
+    assert "complete file" not in str(error.value)
+
+
+def head_of(*sizes, names):
+    layers = zip(names, sizes, sizes[1:], strict=False)
+    return {f"{n}.weight": torch.randn(o, i) for n, i, o in layers}
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (head_of(WIDTH, 8, 2, names=["classifier.0", "classifier.1"]), "merge them"),
+        (head_of(2 * WIDTH, 2, names=["classifier"]), "another pooling"),
+        ({**head_of(WIDTH, 2, names=["a"]), **head_of(WIDTH, 3, names=["b"])}, "several heads"),
+        (head_of(WIDTH, 5, names=["classifier.0"]), "--activation"),
+    ],
+)
+def test_a_head_that_is_not_ours_is_refused_and_the_backbone_used(head, words, tmp_path):
+    backbone = {k: v for k, v in state_of(RAW).items() if "classifier" not in k}
+    path = save(tmp_path, {**backbone, **head})
+    with pytest.raises(InputError, match=words):
+        read_weights(path)
+    model = info_of(TINY, epsilon=1e-5).build_model()
+    read = load_weights(path, model, ignore_head=True)
+    assert "head" not in read["params"]
+
+
+def test_the_activation_can_be_stated(tmp_path):
+    backbone = {k: v for k, v in state_of(RAW).items() if "classifier" not in k}
+    path = save(tmp_path, {**backbone, **head_of(WIDTH, 5, names=["classifier.0"])})
+    assert read_weights(path, activation="sigmoid")[1].activation == "sigmoid"
+    chexnet = {f"densenet121.{k}": v for k, v in backbone.items()}
+    chexnet |= head_of(WIDTH, 14, names=["densenet121.classifier.0"])
+    assert read_weights(save(tmp_path, {"state_dict": chexnet}))[1].activation == "sigmoid"
+
+
+def test_other_files_are_named(tmp_path):
+    def refused(name, words):
+        with pytest.raises(InputError, match=words) as error:
+            read_weights(tmp_path / name)
+        assert "damaged" not in str(error.value) and "\n" not in str(error.value)
+
+    def archive(name, *members):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for member in members:
+                file.writestr(member, b"x")
+
+    archive("script.pt", "m/data.pkl", "m/code/m.py", "m/constants.pkl")
+    refused("script.pt", "TorchScript.*state_dict")
+    archive("renamed.pth", "weights/model.pth")
+    refused("renamed.pth", "unpack it")
+    np.savez(tmp_path / "m.npz", a=np.ones(3))
+    refused("m.npz", "NumPy arrays")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"x")
+    refused("saved", "SavedModel")
+    (tmp_path / "m.ckpt.index").write_bytes(b"x")
+    refused("m.ckpt.index", "checkpoint of TensorFlow")
