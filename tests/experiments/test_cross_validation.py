@@ -71,6 +71,11 @@ def test_the_folds_of_a_configuration(config, tmp_path):
     config.split.policy = "official"
     assert config_of_fold(config, 2).split.policy == "official"
     assert count_folds(config) == 5
+    for policy, becomes in (("auto", "kfold"), ("given", "given")):  # 'given': folds of the data
+        config.split.policy, config.split.folds = policy, 4
+        assert count_folds(config) == 4
+        fold = config_of_fold(config, 3).split
+        assert (fold.policy, fold.fold) == (becomes, 3)
     for policy, folds, message in (("image", 3, "has no folds"), ("kfold", 1, r"split\.folds=1")):
         config.split.policy, config.split.folds = policy, folds
         with pytest.raises(InputError, match=message):
