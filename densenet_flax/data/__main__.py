@@ -7,6 +7,7 @@
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings = {key: value for key, value in vars(options).items() if key in known}
             split = make_split(dataset, SplitConfig.from_config(settings, "split"))
         print(format_split(split, dataset))
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head` has read enough; nothing more can be written, at the end too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

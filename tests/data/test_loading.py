@@ -1,4 +1,6 @@
+import dataclasses
 import logging as python_logging
+import os
 import re
 import shutil
 import threading
@@ -9,9 +11,13 @@ from PIL import Image
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import breakhis_dataset_builder
+from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.images import array_cache
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.sources.breakhis import BreakHisSource
+from densenet_flax.data.splits.policies import make_split
+from densenet_flax.data.splits.split import load_split
+from densenet_flax.data.splits.split_config import SplitConfig
 
 
 @pytest.fixture
@@ -232,3 +238,39 @@ def test_real_images(make_config, breakhis_sample, tmp_path):
     assert len(dataset) == len(list(breakhis_sample.rglob("*.png")))
     assert len(set(dataset.patients("case70"))) < len(set(dataset.patients("slide81")))
     assert 100 < dataset.images.mean() < 230
+
+
+def test_names_that_are_not_utf8_and_broken_links_under_skip(tmp_path):
+    root = tmp_path / "tiles"
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    os.rename(root / "a" / "0.png", os.fsencode(root) + b"/a/tumeur_\xe9.png")
+    (root / "b" / "gone.png").symlink_to("nowhere")
+    config = DataConfig(name="folder", path=str(root), image_size=(16, 16))
+    with pytest.raises(InputError, match=r"gone\.png: cannot be read"):
+        open_dataset(config, tmp_path / "cache")
+    config = dataclasses.replace(config, on_bad_image="skip")
+    dataset = open_dataset(config, tmp_path / "cache")
+    assert len(dataset) == 16 and any("gone.png" in note for note in dataset.notes)
+    split = make_split(dataset, SplitConfig(policy="image", group="patient"))
+    split.save(tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json", dataset).hash == split.hash
+
+
+def test_the_depth_of_16_bit_tiles_is_stated_once(tmp_path):
+    values = np.linspace(0, 4095, 16 * 16).astype(np.uint16).reshape(16, 16)
+    for name in ("a", "b"):
+        (tmp_path / "tiles" / name).mkdir(parents=True)
+        Image.fromarray(values).save(tmp_path / "tiles" / name / f"{name}.png")
+        values = values[::-1]
+    config = DataConfig(name="folder", path=str(tmp_path / "tiles"), image_size=(16, 16))
+    with pytest.raises(InputError, match=r"a\.png: has values up to 4095.*data\.bits=12"):
+        open_dataset(config, tmp_path / "cache")
+    for storage in ("array", "stream"):
+        config = dataclasses.replace(config, bits=12, storage=storage)
+        images = open_dataset(config, tmp_path / "cache").images
+        np.testing.assert_array_equal(images[0][..., 0], np.rint(values * (255 / 4095)))

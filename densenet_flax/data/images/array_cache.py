@@ -7,7 +7,6 @@ images need the second file only.
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -162,7 +161,9 @@ def write_images(
         encoded = ((row, _read(read, row)) for row in bar)
         bad_images = skipped if options.on_bad_image == "skip" else None
         for row, file_digest, pixels in decode_in_threads(process, encoded, bad_images):
-            digest.update(os.fsencode(f"{row['file']}\t{file_digest}\n"))
+            # Names of files need not be UTF-8; Python keeps other bytes as surrogates.
+            line = f"{row['file']}\t{file_digest}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
             kept.append(row)
             if pixels is not None:
                 yield pixels

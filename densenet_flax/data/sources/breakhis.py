@@ -117,6 +117,8 @@ class BreakHisSource(Source):
                 # folder is complete, as it got its name in the same way.
                 if not builder.data_path.exists():
                     raise
+        # Prepared since it was opened: by this process, or by another one just now.
+        if not builder.info.splits:
             builder = self._open_builder()
         return tfds_files.open_split(builder, "train", "image")
 

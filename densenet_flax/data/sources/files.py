@@ -263,5 +263,5 @@ def listing_digest(root: Path, files: Mapping[str, Path]) -> str:
             facts = f"{status.st_size}\0{status.st_mtime_ns}"
         except OSError:  # a file that cannot be read is reported when it is due
             facts = "unreadable"
-        digest.update(os.fsencode(f"{name}\0{facts}\n"))
+        digest.update(f"{name}\0{facts}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

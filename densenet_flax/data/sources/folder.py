@@ -47,7 +47,11 @@ class FolderSource(Source):
                 )
         self.read = functools.partial(_read_tile, root, _test_root(config))
         paths = {tile.file: tile.path for tile in tiles}
-        folder = options.cache_folder(cache / "folder" / listing_digest(root, paths)[:20])
+        key = listing_digest(root, paths)[:20]
+        # Of a TIFF with its colors in several pages, earlier versions kept the first page alone.
+        if not config.earlier_rules and any(_is_tiff(file) for file in paths):
+            key += "-planes"
+        folder = options.cache_folder(cache / "folder" / key)
         self.array_folder = options.array_folder(folder)
 
     def rows(self) -> list[Row]:
@@ -251,6 +255,10 @@ def _with_breakhis_groups(annotations: Annotations, slides: Sequence[SlideName])
 
 def _knowing(tile: Tile, name: str, value: str) -> Tile:
     return tile._replace(known={**tile.known, name: value})
+
+
+def _is_tiff(file: str) -> bool:
+    return file.lower().endswith((".tif", ".tiff"))
 
 
 def _test_root(config: DataConfig) -> Path | None:

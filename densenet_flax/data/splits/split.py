@@ -95,7 +95,7 @@ class Split:
         """SHA-256 of which file is where: equal for equal splits, whatever rule made them."""
         # Sorted, so that the order of the files on disk does not count.
         lines = sorted(f"{file}\t{subset}\n" for file, subset in self._subset_of_file().items())
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def patient_disjoint(self) -> bool:

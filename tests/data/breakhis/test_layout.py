@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis.layout import find_source, list_images, read_images, source_key
+from densenet_flax.data.breakhis.layout import (
+    find_source,
+    list_images,
+    list_names,
+    read_images,
+    source_key,
+)
 from densenet_flax.data.breakhis.names import CLASS_NAMES, parse_name
 
 
@@ -48,6 +54,46 @@ def test_links_are_followed_once(tree, tmp_path):
 def test_archive_and_folder_contain_the_same_images(drawn_tree, drawn_archive):
     assert read(drawn_archive) == read(drawn_tree)
     assert find_source(drawn_archive.parent) == drawn_archive
+
+
+def test_archives_of_any_kind_and_name(drawn_tree, tmp_path):
+    expected = read(drawn_tree)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(drawn_tree / "BreaKHis_v1", "BreaKHis_v1")
+    shutil.make_archive(str(tmp_path / "archive"), "zip", drawn_tree, "BreaKHis_v1")
+    (tmp_path / "plain.tar.gz").write_bytes((tmp_path / "a.tar").read_bytes())
+    for name in ("a.tar", "archive.zip", "plain.tar.gz"):
+        assert read(tmp_path / name) == expected
+        assert set(list_names(tmp_path / name)) == set(expected)
+    with pytest.raises(InputError, match=r"holds a\.tar and archive\.zip; give one of them"):
+        find_source(tmp_path)
+    for name in ("a.tar", "plain.tar.gz"):
+        (tmp_path / name).unlink()
+    assert find_source(tmp_path) == tmp_path / "archive.zip"
+
+
+def test_half_of_the_images_as_jpeg_do_not_vanish(tree):
+    names = set(read(tree))
+    for path in sorted(tree.rglob("*-200-*.png")):
+        Image.open(path).save(path.with_suffix(".JPG"))
+        path.unlink()
+    images = read(tree)
+    assert {name.rpartition(".")[0] for name in images} == {n.rpartition(".")[0] for n in names}
+    assert all(data.startswith(b"\x89PNG") for data in images.values())
+    # The same image under two suffixes has two contents.
+    path = first_image(tree)
+    Image.open(path).save(path.with_suffix(".jpg"))
+    with pytest.raises(InputError, match="another image of this name"):
+        read(tree)
+
+
+def test_bad_files_and_members_are_left_out_if_asked(tree, tmp_path):
+    path = first_image(tree)
+    path.unlink()
+    path.symlink_to("nowhere")
+    skipped = []
+    assert len(dict(read_images(find_source(tree), skipped))) == 15
+    assert len(skipped) == 1 and path.name in skipped[0]
 
 
 def test_other_files_are_ignored(tree):
