@@ -31,6 +31,10 @@ class OutputOptions:
         check_format("--output", self.output, (".csv", ".parquet"))
         if self.embeddings:
             check_format("--embeddings", self.embeddings, (".npy", ".parquet"))
+            if self.embeddings.resolve() == self.output.resolve():
+                raise InputError(
+                    f"--embeddings={self.embeddings}: is --output, too; choose another"
+                )
         self._check_free("--output", self.output)
 
     def check_other_outputs(self) -> None:

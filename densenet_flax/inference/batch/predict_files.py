@@ -103,7 +103,8 @@ def predict(
 
 def _training_roots(network: str) -> list[str]:
     """The folders that a run found its tiles in; [] for a weights file, which does not say."""
-    data = Workdir(network).read_config().get("data", {}) if Path(network).is_dir() else {}
+    data = Workdir(network).read_config().get("data") if Path(network).is_dir() else None
+    data = data if isinstance(data, dict) else {}
     # In other data the file names alone say whose the images are.
     paths = [data.get("path"), data.get("test_path")] if data.get("name") == "folder" else []
     return [path for path in paths if isinstance(path, str) and path]
@@ -122,7 +123,8 @@ def predict_files(
     if options.overlays:
         next_unit(classifier.model, options.unit)  # rejects an unknown unit
         check_overlays(options.overlays, files)
-    journal = Journal(partial_path(options.output), _job_digest(classifier, files, options))
+    key, names = _job_digest(classifier, files, options), [file.name for file in files]
+    journal = Journal(partial_path(options.output), key, names)
     with contextlib.closing(journal):
         if journal.done:
             logging.info("resuming after %d of %d images", journal.done, len(files))

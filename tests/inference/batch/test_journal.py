@@ -1,15 +1,20 @@
 """The journal of a job that can be stopped at any time."""
 
+import os
+
 import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.inference.batch.journal import Journal
 
-ENTRIES = [["a.png", [0.25, 0.75]], ["b.png", "b.png: is empty"], ["c.png", [1.0, 0.0]]]
+ENTRIES = [("a.png", [0.25, 0.75]), ("b.png", "b.png: is empty"), ("c.png", [1.0, 0.0])]
+
+
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
 
 
 def write(path, key="job", entries=ENTRIES):
-    journal = Journal(path, key)
+    journal = Journal(path, key, NAMES)
     journal.append(entries)
     journal.close()
 
@@ -17,16 +22,16 @@ def write(path, key="job", entries=ENTRIES):
 def test_the_same_job_resumes_after_its_entries(tmp_path):
     path = tmp_path / "new" / "journal"
     write(path)
-    journal = Journal(path, "job")
+    journal = Journal(path, "job", NAMES)
     assert journal.done == 3 and list(journal.entries()) == ENTRIES
-    journal.append([["d.png", [0.5, 0.5]]])
-    assert list(journal.entries()) == [*ENTRIES, ["d.png", [0.5, 0.5]]]
+    journal.append([("d.png", [0.5, 0.5])])
+    assert list(journal.entries()) == [*ENTRIES, ("d.png", [0.5, 0.5])]
     journal.close()
 
 
 def test_another_job_starts_over(tmp_path):
     write(tmp_path / "journal")
-    journal = Journal(tmp_path / "journal", "another job")
+    journal = Journal(tmp_path / "journal", "another job", NAMES)
     assert journal.done == 0 and not list(journal.entries())
     journal.close()
 
@@ -36,7 +41,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(cut, tmp_path):
     path = tmp_path / "journal"
     write(path)
     path.write_bytes(path.read_bytes()[:-cut])
-    journal = Journal(path, "job")
+    journal = Journal(path, "job", NAMES)
     assert journal.done == 2 and list(journal.entries()) == ENTRIES[:2]
     journal.append(ENTRIES[2:])
     assert list(journal.entries()) == ENTRIES
@@ -44,8 +49,58 @@ def test_a_line_that_a_kill_cut_short_is_dropped(cut, tmp_path):
 
 
 def test_a_second_process_is_refused(tmp_path):
-    journal = Journal(tmp_path / "journal", "job")
+    journal = Journal(tmp_path / "journal", "job", NAMES)
     with pytest.raises(InputError, match="journal: another process is writing it"):
-        Journal(tmp_path / "journal", "job")
+        Journal(tmp_path / "journal", "job", NAMES)
     journal.close()
-    Journal(tmp_path / "journal", "job").close()
+    Journal(tmp_path / "journal", "job", NAMES).close()
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_no_file_gets_the_entry_of_another(tmp_path, lost):
+    """A line that is lost, repeated or exchanged: what follows begins anew."""
+    path = tmp_path / "journal"
+    write(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    entries = lines[1:]
+    others = [entries[lost + 1 :], [entries[lost], *entries[lost:]], entries[lost:][::-1]]
+    for rest in others:
+        path.write_bytes(b"".join([lines[0], *entries[:lost], *rest]))
+        journal = Journal(path, "job", NAMES)
+        assert journal.done <= len(ENTRIES)
+        assert list(journal.entries()) == ENTRIES[: journal.done]
+        journal.append(ENTRIES[journal.done :])
+        assert list(journal.entries()) == ENTRIES
+        journal.close()
+
+
+def test_any_change_of_a_byte_is_found(tmp_path):
+    path = tmp_path / "journal"
+    write(path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(0, 8, 3):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            journal = Journal(path, "job", NAMES)
+            assert list(journal.entries()) == ENTRIES[: journal.done]
+            assert journal.done < 3
+            journal.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"{}\n[]\n", b"[" * 100_000, b"\n" * 50, b'"job"\n' + b"[" * 9_999]
+)
+def test_garbage_begins_anew(tmp_path, content):
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    journal = Journal(path, "job", NAMES)
+    assert journal.done == 0 and not list(journal.entries())
+    journal.close()
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "journal")
+    with pytest.raises(InputError, match="not a regular file"):
+        Journal(tmp_path / "journal", "job", NAMES)

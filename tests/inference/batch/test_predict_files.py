@@ -151,7 +151,7 @@ def test_another_job_does_not_resume_it(folder, classifier, tmp_path, monkeypatc
 
 
 def test_a_second_process_is_refused(folder, classifier, tmp_path):
-    held = Journal(tmp_path / "out.csv.partial", "x")
+    held = Journal(tmp_path / "out.csv.partial", "x", [])
     with pytest.raises(InputError, match=r"out\.csv\.partial: another process"):
         predict_files(classifier, find_images(str(folder)), OutputOptions(tmp_path / "out.csv"))
     held.close()
