@@ -13,7 +13,8 @@ import logging as python_logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -132,10 +133,13 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes: 'auto', or address:port of the first one."
 )
 _PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "Number of processes; not with 'auto'.", lower_bound=1
+    "processes", None, "Number of processes; not with 'auto'.", lower_bound=1
 )
 _PROCESS = flags.DEFINE_integer(
-    "process", 0, "Number of this one, from 0; not with 'auto'.", lower_bound=0
+    "process", None, "Number of this one, from 0; not with 'auto'.", lower_bound=0
+)
+_COORDINATOR_TIMEOUT = flags.DEFINE_float(
+    "coordinator_timeout", 40, "Seconds to wait at the start for the other processes.", 1
 )
 
 _overrides: list[Override] = []
@@ -196,6 +200,11 @@ def _check_flags(mode: _Mode) -> None:
             )
     if flags.FLAGS["unit"].present and not _OVERLAYS.value:
         _fail("--unit: has no effect without --overlays; add it, or leave --unit out")
+    if mode.uses_network and _COORDINATOR.value:
+        _fail(
+            f"--coordinator: {name} runs in one process; leave it out, and to predict on several "
+            "hosts give each its own --images and --output"
+        )
     for flag in ("processes", "process"):
         if flags.FLAGS[flag].present and _COORDINATOR.value in (None, "auto"):
             _fail(f"--{flag}: has no effect without --coordinator=ADDRESS:PORT; add it")
@@ -214,21 +223,30 @@ def _set_up_logging() -> None:
 
 
 def _set_up_jax(config: "ConfigDict") -> None:
-    """Sets XLA's flags, joins the other processes, and keeps compiled programs between runs."""
+    """Sets XLA's flags, and keeps compiled programs between runs."""
     import jax
 
-    from densenet_flax.common.sharding import start_processes
     from densenet_flax.common.xla_flags import request_deterministic_kernels
     from densenet_flax.experiments.experiment import cache_directory
 
     if config.get("deterministic") is True:  # its type is checked later
         request_deterministic_kernels()
-    if _COORDINATOR.value:
-        start_processes(_COORDINATOR.value, int(_PROCESSES.value or 1), int(_PROCESS.value or 0))
     cache_dir = config.get("cache_dir", "")  # whose type is checked later
     directory = cache_directory(cache_dir if isinstance(cache_dir, str) else "") / "xla"
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextmanager
+def _joined_processes() -> Iterator[None]:
+    """Runs with the other processes, if there are any, which have to be in the same mode."""
+    from densenet_flax.common.processes import joined_processes
+    from densenet_flax.common.sharding import require_equal
+
+    timeout = float(_COORDINATOR_TIMEOUT.value or 0)
+    with joined_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, timeout):
+        require_equal({"--mode": _MODE.value})
+        yield
 
 
 def main(_: Sequence[str]) -> None:
@@ -239,7 +257,8 @@ def main(_: Sequence[str]) -> None:
         with tuned_host():
             config = _config(mode)
             _set_up_jax(config)
-            mode.run(config)
+            with _joined_processes():
+                mode.run(config)
     except InputError as error:
         _fail(error)
     except Stopped as reason:

@@ -1,6 +1,7 @@
-"""Data parallelism over all devices: the only file that knows meshes and processes."""
+"""Data parallelism over all devices: the only file that knows meshes."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -11,31 +12,6 @@ from numpy.typing import ArrayLike
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import PyTree
-
-
-def start_processes(coordinator: str, processes: int, process: int) -> None:
-    """Connects the processes of a run; call it before JAX is used for anything else.
-
-    Args:
-      coordinator: 'auto' where JAX finds the other processes itself (Slurm, GKE, TPU pods, MPI), or
-        'address:port' of the first process, with the two numbers below.
-      processes: how many there are.
-      process: which one this is, from 0.
-
-    Raises:
-      InputError: they cannot be found or reached.
-    """
-    try:
-        if coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(coordinator, processes, process)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"--coordinator={coordinator}: the processes of this run did not find each other "
-            f"({str(error).splitlines()[0]}); give --coordinator=address:port --processes=N "
-            "--process=0…N-1"
-        ) from error
 
 
 def device_kinds() -> str:
@@ -184,6 +160,51 @@ def gather(value: ArrayLike) -> Shaped[np.ndarray, "P ..."]:
     rows = to_host(_put_local(np.repeat(value[None], len(_local_devices(mesh)), axis=0), mesh))
     owners = [device.process_index for device in mesh.devices.flat]
     return rows[[owners.index(process) for process in range(jax.process_count())]]
+
+
+def broadcast(tree: PyTree) -> PyTree:
+    """Copies the arrays of the first process to all of them; all have to call it.
+
+    What one process measures, chooses or reads from a directory, others may see differently. The
+    arrays of the other processes only give the shapes and dtypes.
+    """
+    if not multiple_processes():
+        return tree
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    data = gather(np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8))[0].tobytes()
+    ends = np.cumsum([leaf.nbytes for leaf in leaves]).tolist()
+    copies = [
+        np.frombuffer(data[end - leaf.nbytes : end], leaf.dtype).reshape(leaf.shape)
+        for leaf, end in zip(leaves, ends, strict=True)
+    ]
+    return jax.tree.unflatten(structure, copies)
+
+
+def require_equal(facts: Mapping[str, PyTree]) -> None:
+    """Checks that trees of arrays, numbers and strings are the same in all processes.
+
+    All of them have to call it, with the same names.
+
+    Raises:
+      InputError: one is not; in all processes.
+    """
+    if not multiple_processes():
+        return
+    digests = []
+    for fact in facts.values():
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(fact):
+            digest.update(np.asarray(leaf).tobytes())
+        digests.append(np.frombuffer(digest.digest(), np.uint8))
+    gathered = gather(np.stack(digests))
+    differs = (gathered != gathered[:1]).any(axis=2)  # [processes, facts]
+    for number, name in enumerate(facts):
+        if differs[:, number].any():
+            others = ", ".join(map(str, np.flatnonzero(differs[:, number])))
+            raise InputError(
+                f"{name}: not the same in process {others} as in process 0; all processes of a run "
+                "need the same code, command line, configuration, data and files"
+            )
 
 
 def all_processes(condition: bool) -> bool:

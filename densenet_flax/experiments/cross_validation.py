@@ -4,11 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import is_first_process
+from densenet_flax.common.sharding import broadcast, is_first_process
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.breakhis.folds import FOLDS
 from densenet_flax.evaluation.report import cautions
@@ -47,7 +48,7 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
     with directory.lock():
         for number, folder in enumerate(folders, start=1):
             fold_config = config_of_fold(config, number)
-            if _is_done(folder, fold_config):
+            if broadcast(np.array(_is_done(folder, fold_config))):
                 logging.info("fold %d of %d: done already", number, count)
                 continue
             logging.info("fold %d of %d: %s", number, count, folder)

@@ -1,5 +1,6 @@
 """The network of a run on its validation and test images, and the report on it."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -11,7 +12,13 @@ from absl import logging
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import device_kinds, is_first_process, make_mesh, replicate
+from densenet_flax.common.sharding import (
+    broadcast,
+    device_kinds,
+    is_first_process,
+    make_mesh,
+    replicate,
+)
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.data_summary import describe_summary, summarize
 from densenet_flax.data.splits.split_table import overlap_rows
@@ -61,6 +68,11 @@ def evaluate_run(
     validation = _predict(run, network, variables, "validation", batch_size)
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
+    # Other processors may round differently, and all processes draw maps of the same images.
+    chosen = broadcast(np.array([operating_point.threshold, operating_point.temperature]))
+    operating_point = dataclasses.replace(
+        operating_point, threshold=float(chosen[0]), temperature=float(chosen[1])
+    )
     pictures: list[Picture] = []
     note = ""
     if settings.explain:

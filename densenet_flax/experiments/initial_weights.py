@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
+from densenet_flax.common.sharding import broadcast, is_first_process
 from densenet_flax.common.trees import Variables
 from densenet_flax.data.batching import epoch_order
 from densenet_flax.data.dataset import Dataset
@@ -39,8 +40,11 @@ def initial_variables(
         logging.warning("starting from random weights: config.model.weights is 'random'")
         order = epoch_order(len(split.train), seed, 0)
         # Sorted, because the images may lie in a file, which is read fastest in its order.
-        images = dataset.images[np.sort(split.train[order[:_CALIBRATION_IMAGES]])]
-        variables = {**variables, "batch_stats": measure_batch_stats(model, variables, images)}
+        rows = np.sort(split.train[order[:_CALIBRATION_IMAGES]])
+        statistics = variables["batch_stats"]
+        if is_first_process():
+            statistics = measure_batch_stats(model, variables, dataset.images[rows])
+        variables = {**variables, "batch_stats": broadcast(statistics)}
         origin: InfoFields = {"source": "random"}
     else:
         backbone, origin = load_backbone(os.path.expanduser(source), model)

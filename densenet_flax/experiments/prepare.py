@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
+from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import device_kinds, is_first_process
+from densenet_flax.common.sharding import device_kinds, is_first_process, require_equal
+from densenet_flax.common.trees import JsonDict
 from densenet_flax.common.xla_flags import check_deterministic_kernels
 from densenet_flax.data.batching import check_batch_size
 from densenet_flax.data.data_summary import format_summary, summarize
@@ -24,8 +28,11 @@ from densenet_flax.experiments.from_config import build_model, build_stages
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.workdir import Workdir
+from densenet_flax.training.prefix_cache import package_digest
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.stage import Stage
+
+_LOCAL_KEYS = ("cache_dir", "data.path", "data.storage", "data.workers", "tensorboard")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +87,17 @@ def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = Fa
         check_deterministic_kernels()
     logging.info("device: %d × %s; %s", jax.device_count(), device_kinds(), model.computation)
     built = build_stages(stages, model, examples=sampler.size, batch_size=batch_size)
+    # Before anything is computed together: with other batches, or programs, processes would wait
+    # for each other forever, or train on each other's labels.
+    require_equal(
+        {
+            "this package's code": package_digest(),
+            "the versions of JAX and NumPy": (jax.__version__, np.__version__),
+            "--config": _without_local_keys(experiment.config),
+            "the data (config.data)": (dataset.fingerprint, dataset.files, dataset.labels),
+            "the split": split.hash,
+        }
+    )
     return PreparedRun(experiment, workdir, dataset, split, sampler, built)
 
 
@@ -111,6 +129,12 @@ def _by_rules_of_run(experiment: Experiment, workdir: Workdir) -> Experiment:
         split = dataclasses.replace(experiment.split, policy=policy)
         experiment = dataclasses.replace(experiment, config=config, split=split)
     return experiment
+
+
+def _without_local_keys(config: JsonDict) -> str:
+    """A configuration but for keys that may be others on each host."""
+    flat = flatten_dict(json.loads(json.dumps(config)), sep=".")
+    return json.dumps({key: value for key, value in flat.items() if key not in _LOCAL_KEYS})
 
 
 def load_or_make_split(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import EVALUATION_BEGINS
-from densenet_flax.common.sharding import is_first_process, make_mesh
+from densenet_flax.common.sharding import is_first_process, make_mesh, require_equal
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.augmentation.color import with_stain_statistics
 from densenet_flax.data.augmentation.preview import write_preview
@@ -115,6 +115,7 @@ def _train(run: PreparedRun, started: float) -> dict[str, float]:
         directory.write_config(experiment.config)
         progress = TrainProgress()
         variables, info = initial_variables(experiment, run.model, run.dataset, run.split)
+    require_equal({"the weights that training starts from": variables})
     # A killed process may have logged steps after its last checkpoint; they are run again.
     directory.rewind(progress.step)
     ready = time.perf_counter()

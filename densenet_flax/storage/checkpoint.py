@@ -23,7 +23,12 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSt
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import CHECKPOINT_WRITTEN
-from densenet_flax.common.sharding import is_first_process, multiple_processes
+from densenet_flax.common.sharding import (
+    all_processes,
+    broadcast,
+    is_first_process,
+    multiple_processes,
+)
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.atomic import writing
 from densenet_flax.storage.latest_writer import LatestWriter
@@ -207,14 +212,20 @@ class Checkpoints:
           DamagedCheckpoint: there are checkpoints, and none can be read.
         """
         damaged: list[int] = []
-        steps = self.steps
+        steps = self._steps_of_first_process()
         for step in reversed(steps):
+            failure = None
             try:
                 restored = self.restore(step, train=train)
             except DamagedCheckpoint as error:
+                failure = error
+            if not all_processes(failure is None):  # they go on from the same one
+                if failure is None:
+                    name = f"{self.directory / str(step)}"
+                    failure = DamagedCheckpoint(f"{name}: another process cannot read it")
                 if step == steps[0]:
-                    raise
-                logging.warning("%s", error)
+                    raise failure
+                logging.warning("%s", failure)
                 damaged.append(step)
                 continue
             if damaged:
@@ -223,6 +234,13 @@ class Checkpoints:
                 self._move_aside(damaged)
             return restored
         return None
+
+    def _steps_of_first_process(self) -> list[int]:
+        # On shared storage one process may see a directory later than another.
+        steps = self.steps
+        count = int(broadcast(np.array(len(steps))))
+        padded = np.resize(steps or [0], count).astype(np.int64)
+        return [int(step) for step in broadcast(padded)] if count else []
 
     def _move_aside(self, steps: Iterable[int]) -> None:
         aside = self.directory.parent / "damaged_checkpoints"

@@ -5,19 +5,29 @@ import fcntl
 import json
 import os
 import resource
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import is_first_process
+from densenet_flax.common.sharding import (
+    all_processes,
+    broadcast,
+    gather,
+    is_first_process,
+    multiple_processes,
+)
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.storage.atomic import write_text, writing
 from densenet_flax.storage.json_files import read_json_object
+
+_VISIBLE_SECONDS = 10.0  # what one host writes on shared storage, the others see by then
 
 OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and of which checkpoint
 
@@ -47,12 +57,14 @@ class Workdir:
         """Keeps other processes out of the directory, which is created if need be.
 
         Raises:
-          InputError: another process holds the lock, or the directory cannot be written.
+          InputError: another process holds the lock, or the directory cannot be written, or not
+            all processes of the run see it.
         """
         # The operating system releases the lock when the process ends, however it ends. (The
         # package `filelock` does not promise that: where a file system has no locks it writes a
         # marker file, which a killed process leaves behind.)
         if not is_first_process():
+            self._check_visible()
             yield
             return
         with writing(self.path):
@@ -66,7 +78,34 @@ class Workdir:
                     f"{self.path}: another run is using this work directory; wait for it, or "
                     "choose another --workdir"
                 ) from error
+            self._check_visible()
             yield
+
+    def _check_visible(self) -> None:
+        """Checks that all processes of the run see the directory of the first one."""
+        if not multiple_processes():
+            return
+        token = broadcast(np.frombuffer(os.urandom(8), np.uint8)).tobytes().hex()
+        # A name that no process has looked for before: network file systems remember absent files.
+        file = self.path / f".visible-{token}"
+        if is_first_process():
+            with writing(self.path):
+                file.write_text(token)
+        all_processes(True)  # now it is written
+        deadline = time.monotonic() + _VISIBLE_SECONDS
+        while not (seen := file.is_file() and file.read_text() == token):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        blind = np.flatnonzero(~gather(seen))
+        if is_first_process():
+            file.unlink()
+        if blind.size:
+            numbers = ", ".join(map(str, blind))
+            raise InputError(
+                f"--workdir={self.path}: process {numbers} of this run does not see what process 0 "
+                "writes there; choose a directory on storage that all hosts share, by the same path"
+            )
 
     @property
     def has_begun(self) -> bool:

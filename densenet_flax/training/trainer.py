@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import STAGE_BEGINS
-from densenet_flax.common.sharding import multiple_processes
+from densenet_flax.common.sharding import broadcast, multiple_processes
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.batching import EpochBatches
 from densenet_flax.data.dataset import Dataset
@@ -342,10 +342,10 @@ class Trainer:
         )
         labels = self.dataset.labels[ids]
         losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
-        return {
-            "validation_loss": float(losses.mean()),
-            "validation_accuracy": float((logits.argmax(-1) == labels).mean()),
-        }
+        accuracy = (logits.argmax(-1) == labels).mean()
+        # They decide when a stage ends and which epoch is best, in all processes alike.
+        mean_loss, accuracy = broadcast(np.array([losses.mean(), accuracy], np.float64)).tolist()
+        return {"validation_loss": mean_loss, "validation_accuracy": accuracy}
 
     def _save(self, step: TrainStep, state: TrainState, progress: TrainProgress) -> Variables:
         """Saves a checkpoint of now and keeps the best of the run and of the stage."""

@@ -7,10 +7,11 @@ in a folder of WORKDIR of that name.
 """
 
 import os
+import signal
 import sys
 
 WORKDIR, DEVICES = sys.argv[1], int(sys.argv[2])
-STOP_AT_STEP = int(sys.argv[3])  # 0: never
+STOP_AT_STEP = int(sys.argv[3])  # 0: never; negative: there process 1 kills itself
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -22,14 +23,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from densenet_flax.common import sharding
+from densenet_flax.common import processes, sharding
 
+stack = contextlib.ExitStack()
 if len(sys.argv) > 4:
-    process, processes, port = sys.argv[4:7]
-    sharding.start_processes(f"127.0.0.1:{port}", int(processes), int(process))
+    process, count, port = map(int, sys.argv[4:7])
+    joined = processes.joined_processes(f"127.0.0.1:{port}", count, process, timeout=60)
+    stack.enter_context(joined)
 assert jax.local_device_count() == DEVICES
 
-from densenet_flax.common.errors import Stopped
+from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.inference import classifier as classifier_module
@@ -38,7 +41,9 @@ from densenet_flax.inference.dataset_predictions import predict_logits
 from densenet_flax.models import frontier as fr
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
+from densenet_flax.storage import workdir as workdir_module
 from densenet_flax.storage.checkpoint import Checkpoints
+from densenet_flax.storage.workdir import Workdir
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.stage import Loss, Stage
@@ -99,11 +104,36 @@ def train(workdir, mesh, cache):
     if checkpoints.steps:
         restored = checkpoints.restore(checkpoints.steps[-1])
         position, initial = TrainProgress(**restored.meta["position"]), restored.variables
-    if STOP_AT_STEP:
+    if STOP_AT_STEP < 0:
+        trainer._should_stop = kill_second_process
+    elif STOP_AT_STEP:
         trainer._should_stop = lambda step: step >= STOP_AT_STEP
     with contextlib.suppress(Stopped):
         trainer.run(initial, position, restored)
     return trainer, lines
+
+
+def kill_second_process(step):
+    if jax.process_index() == 1 and step >= -STOP_AT_STEP:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disagreements(workdir):
+    """The messages on what the processes do not have in common."""
+    messages = []
+    mine = f"{workdir}/of-process-{jax.process_index()}"
+    with contextlib.suppress(InputError), Workdir(workdir).lock():
+        messages.append("all see it")
+    try:
+        with Workdir(mine).lock():
+            messages.append("not reached")
+    except InputError as error:
+        messages.append(str(error))
+    try:
+        sharding.require_equal({"the seed": 1, "the split": jax.process_index()})
+    except InputError as error:
+        messages.append(str(error))
+    return messages
 
 
 def write_predictions(path, trainer):
@@ -122,6 +152,8 @@ def write_predictions(path, trainer):
         "ids": ids,
         "returned_ids": sharding.to_host(batch["id"])[: len(ids)],
         "gathered": sharding.gather(jax.process_index()),
+        "broadcast": sharding.broadcast([np.full(2, jax.process_index()), np.float64(0.1)])[0],
+        "disagreements": disagreements(Path(path).parent),
         "logits": predict_logits(segmented, replicated, counting_dataset, ids, 11),
         "probability": np.concatenate([output.probability for output in predicted]),
         "features": np.concatenate([output.features for output in predicted]),
@@ -133,16 +165,23 @@ def write_predictions(path, trainer):
         np.savez(path, **rows)
 
 
-# Images in every epoch on one mesh, cached features on the other.
-runs = {order: cache for order, cache in zip(sys.argv[7:], ("off", "disk"), strict=False)}
-for order, cache in (runs or {"": "disk"}).items():
-    workdir = Path(WORKDIR) / order
-    workdir.mkdir(exist_ok=True)
-    trainer, lines = train(workdir, mesh_of(order) if order else sharding.make_mesh(), cache)
-    if sharding.is_first_process():
-        for line in lines:
-            if line["kind"] == "epoch":
-                print("epoch", line["step"], line["train_loss"], line["validation_loss"])
-    if runs or DEVICES == 1:
-        write_predictions(workdir / "rows.npz", trainer)
-print("rows", max(len(rows) for rows in reads), flush=True)
+def main():
+    # Images in every epoch on one mesh, cached features on the other.
+    runs = {order: cache for order, cache in zip(sys.argv[7:], ("off", "disk"), strict=False)}
+    for order, cache in (runs or {"": "disk"}).items():
+        workdir = Path(WORKDIR) / order
+        workdir.mkdir(exist_ok=True)
+        mesh = mesh_of(order) if order else sharding.make_mesh()
+        trainer, lines = train(workdir, mesh, cache)
+        if sharding.is_first_process():
+            for line in lines:
+                if line["kind"] == "epoch":
+                    print("epoch", line["step"], line["train_loss"], line["validation_loss"])
+        if not STOP_AT_STEP and (runs or DEVICES == 1):
+            write_predictions(workdir / "rows.npz", trainer)
+    print("rows", max(len(rows) for rows in reads), flush=True)
+
+
+workdir_module._VISIBLE_SECONDS = 1
+with stack:
+    main()

@@ -1,6 +1,7 @@
 """One device, eight, and two processes of two: more devices change only the speed."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def test_two_processes_train_as_one_does_and_read_half_the_rows_each(one, two, o
 def test_each_row_is_of_its_image_whatever_the_order_of_the_devices(one, two, order):
     with np.load(one[0] / "rows.npz") as expected, np.load(two[0] / order / "rows.npz") as rows:
         assert rows["gathered"].tolist() == [0, 1]
+        assert rows["broadcast"].tolist() == [0, 0]
         assert rows["returned_ids"].tolist() == rows["ids"].tolist()
         for name in ("logits", "probability", "features", "maps"):
             np.testing.assert_allclose(rows[name], expected[name], atol=1e-5, err_msg=name)
@@ -110,6 +112,33 @@ def test_the_prefix_cache_holds_each_image_in_its_row(one, two):
         assert len(names) == 2  # of two stages
         for name in names:
             np.testing.assert_allclose(rows[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def test_processes_that_differ_are_told_what_in(two):
+    with np.load(two[0] / "0101" / "rows.npz") as rows:
+        sees, workdir, split = rows["disagreements"].tolist()
+    assert sees == "all see it"
+    assert "of-process-0: process 1 of this run does not see what process 0 writes" in workdir
+    assert split.startswith("the split: not the same in process 1 as in process 0")
+
+
+def test_a_run_that_lost_a_process_says_so_and_resumes_to_the_same_bits(two, tmp_path):
+    port, order = free_port(), ORDERS[0]
+    both = [start(tmp_path, 2, -8, process, 2, port, order) for process in (0, 1)]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [1, -signal.SIGKILL], errors
+    assert errors[0].startswith("error: process 1 of this run ended or cannot be reached any more")
+    assert len(errors[0].splitlines()) == 1
+    assert Checkpoints(tmp_path / order / "checkpoints").steps[-1] == 6
+    port = free_port()
+    for process in [start(tmp_path, 2, 0, process, 2, port, order) for process in (0, 1)]:
+        finish(process)
+    for resumed, straight in zip(
+        jax.tree.leaves(weights(tmp_path / order)),
+        jax.tree.leaves(weights(two[0] / order)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(resumed, straight)
 
 
 def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):

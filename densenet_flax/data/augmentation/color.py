@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.sharding import broadcast
 from densenet_flax.data.augmentation.color_spaces import change_dyes, lab_to_rgb, rgb_to_lab
 from densenet_flax.data.augmentation.settings import NO_FACTOR, AugmentSettings, Image, Pixels
 from densenet_flax.data.augmentation.streams import Stream, ViewKey, stream_key
@@ -90,8 +91,10 @@ def with_stain_statistics(
     # Statistics that the configuration states are kept.
     if not settings.stain_jitter or settings.stain_statistics:
         return settings
-    images = dataset.images[rows[_evenly_spaced(len(rows))]]
-    return dataclasses.replace(settings, stain_statistics=stain_statistics(images))
+    statistics = stain_statistics(dataset.images[rows[_evenly_spaced(len(rows))]])
+    # They become constants of the program, which must be the same in all processes.
+    copy = broadcast(np.array(statistics))
+    return dataclasses.replace(settings, stain_statistics=tuple(map(tuple, copy.tolist())))
 
 
 def _evenly_spaced(count: int) -> Int[np.ndarray, "M"]:
