@@ -147,7 +147,7 @@ def nearest(key: str, known: Collection[str]) -> list[str]:
     scores = {k: difflib.SequenceMatcher(None, k, lower).ratio() for k in known}
     best = max(scores.values(), default=0)
     close = [
-        k for k in sorted(known, key=lambda k: -scores[k]) if scores[k] >= max(0.6, best - 0.1)
+        k for k in sorted(known, key=lambda k: -scores[k]) if scores[k] >= max(0.6, best - 0.2)
     ]
     # An abbreviation such as 'lr', or a part of the name such as 'rate', is too short for that.
     short = [k for k in known if lower in ("".join(w[:1] for w in k.split("_")), *k.split("_"))]
