@@ -70,6 +70,7 @@ def _model() -> ConfigDict:
     config = ConfigDict()
     config.name = "densenet201"  # or densenet121, densenet161, densenet169
     config.weights = "imagenet"  # or a weights file, or 'random'
+    config.verify_weights = True  # compare a file with what its framework computes, if installed
     config.hidden = (256,)  # sizes of the Dense layers between pooling and the last one
     config.dropout = 0.5  # rate before each Dense layer of the head
     config.dtype = "float32"  # of convolutions and activations; or 'bfloat16', fast on GPU and TPU

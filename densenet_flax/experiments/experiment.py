@@ -26,6 +26,7 @@ from densenet_flax.storage.feature_store import CACHE_MODES
 # without them can be resumed.
 ADDED_KEYS = {
     "model.implementation": "auto",
+    "model.verify_weights": True,  # changes no number
     "deterministic": False,
     **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
     "data.test_path": "",
@@ -50,6 +51,7 @@ class ModelConfig(Settings):
     weights: str = setting(
         "imagenet", "'imagenet', 'random' or the path of a weights file", lambda path: path.strip()
     )
+    verify_weights: bool = True
     hidden: tuple[int, ...] = setting(
         (256,), "sizes of 1 or more, or ()", lambda sizes: all(1 <= size < 2**20 for size in sizes)
     )

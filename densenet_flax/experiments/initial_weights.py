@@ -47,7 +47,8 @@ def initial_variables(
         variables = {**variables, "batch_stats": broadcast(statistics)}
         origin: InfoFields = {"source": "random"}
     else:
-        backbone, origin = load_backbone(os.path.expanduser(source), model)
+        verify = experiment.model.verify_weights
+        backbone, origin = load_backbone(os.path.expanduser(source), model, verify=verify)
         # A backbone has no head, so the one that was drawn stays.
         variables = {kind: {**tree, **backbone[kind]} for kind, tree in variables.items()}
     height, width = dataset.images.shape[1:3]

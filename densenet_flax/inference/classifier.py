@@ -249,6 +249,7 @@ def load_classifier(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
     dtype: str | None = None,
+    verify: bool = True,
 ) -> Classifier:
     """Loads a trained network with its classes, preprocessing, threshold and temperature.
 
@@ -260,6 +261,8 @@ def load_classifier(
       batch_size: images at a time; by default that of training, or 32. Each call is padded to
         whole batches, so single images are answered sooner with 1.
       dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
+      verify: compare a file of Keras or PyTorch with what its framework computes, where that is
+        installed, which takes some seconds. What was assumed and compared is logged.
 
     Raises:
       InputError: there is no network, it has no head, or a size or the dtype cannot be used.
@@ -269,7 +272,12 @@ def load_classifier(
         raise InputError(
             f"{path}: no such file or directory; expected a work directory or a weights file"
         )
-    variables, info = read_weights(path)
+    variables, info = read_weights(path, verify=verify)
+    if info.activation == "none":
+        raise InputError(
+            f"{path}: its outputs are no probabilities (activation 'none'), so that it cannot "
+            "classify; convert it with --activation=softmax or sigmoid if they are"
+        )
     # The stain settings are checked here, where the message can name the file: `weights` does not
     # know the methods of `data`.
     try:

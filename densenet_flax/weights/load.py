@@ -56,7 +56,7 @@ def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
 
 
 def read_weights(
-    path: StrPath, *, which: str = "", activation: str = ""
+    path: StrPath, *, which: str = "", activation: str = "", verify: bool = False
 ) -> tuple[dict[str, PyTree], WeightsInfo]:
     """Reads any file of Keras, PyTorch or this package, or a checkpoint directory of our training.
 
@@ -65,6 +65,8 @@ def read_weights(
       which: of several networks in a checkpoint of PyTorch, such as 'state_dict'; by default the
         average, as timm takes it.
       activation: 'softmax', 'sigmoid' or 'none' where the file does not tell or is wrong.
+      verify: compare with what the source's framework computes, where it is installed; takes some
+        seconds for files that are neither ours nor Keras's official ones.
 
     Returns:
       `{'params': …, 'batch_stats': …}` of float32 NumPy arrays, and their `WeightsInfo`.
@@ -76,7 +78,21 @@ def read_weights(
     overrides: InfoFields = {"activation": activation} if activation else {}
     with open_weights(path, which) as file:
         layout = file.layout()
-        return file.read(layout), file.info(layout, **overrides)
+        variables, info = file.read(layout), file.info(layout, **overrides)
+        if verify:
+            _compare(file, variables, info)
+        return variables, info
+
+
+def _compare(file: WeightsFile, variables: PyTree, info: WeightsInfo) -> None:
+    """Compares a file with what its framework computes, and logs how they agree."""
+    if not file.framework:
+        return
+    # Imported here: what is not compared needs no network.
+    from densenet_flax.weights.verify import summarize, verify_file
+
+    logging.info("%s: %s", file.path, "; ".join(file.explain()))
+    logging.info("%s: %s", file.path, summarize(verify_file(file, variables, info)))
 
 
 def load_weights(path: StrPath, model: DenseNet, *, ignore_head: bool = False) -> dict[str, PyTree]:
@@ -107,20 +123,24 @@ def load_with_info(
     return variables, info
 
 
-def load_backbone(path: StrPath, model: DenseNet) -> tuple[dict[str, PyTree], InfoFields]:
+def load_backbone(
+    path: StrPath, model: DenseNet, *, verify: bool = False
+) -> tuple[dict[str, PyTree], InfoFields]:
     """As `load_weights` with `ignore_head`, for a model of another epsilon or final_relu, too.
+
+    `verify` is that of `read_weights`.
 
     Returns:
       The variables without 'head', and what a network that starts from them must take from the
       file, such as its preprocessing, epsilon and final_relu.
     """
-    variables, info = _load(path, model, ignore_head=True)
+    variables, info = _load(path, model, ignore_head=True, verify=verify)
     inherited = {name: getattr(info, name) for name in _INHERITED}
     return variables, cast(InfoFields, inherited)
 
 
 def _load(
-    path: StrPath, model: DenseNet, ignore_head: bool
+    path: StrPath, model: DenseNet, ignore_head: bool, verify: bool = False
 ) -> tuple[dict[str, PyTree], WeightsInfo]:
     layout = Layout.of(model)
     if ignore_head:

@@ -6,7 +6,7 @@ Files of this package, and Keras's official ones by their md5, need no compariso
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -83,6 +83,12 @@ def verify_file(file: WeightsFile, variables: Variables, info: WeightsInfo) -> t
         *(f"{unit:>16}  {value:.1e}" for unit, value in result.differences.items()),
         f"{'worst':>16}  {max(result.differences.values()):.1e} (at most {TOLERANCE:.0e})",
     )
+
+
+def summarize(lines: Sequence[str]) -> str:
+    """The result of `verify_file` in one line."""
+    is_compared = lines[0].startswith("largest")
+    return " ".join((f"{lines[0]} {lines[-1]}" if is_compared else lines[0]).split())
 
 
 def verify(
