@@ -35,6 +35,7 @@ def test_flags_of_the_user_stay(before, after, monkeypatch):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_program_sets_the_flag_that_a_configuration_asks_for(deterministic, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(main, "_COORDINATOR", type("Flag", (), {"value": None}))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     main._set_up_jax(ConfigDict({"deterministic": deterministic}))
     assert os.environ["XLA_FLAGS"] == (FLAG if deterministic else "")

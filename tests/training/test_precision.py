@@ -11,11 +11,12 @@ from densenet_flax.common.sharding import make_mesh
 from densenet_flax.inference import saliency
 from densenet_flax.inference.segments import run_segment
 from densenet_flax.models import frontier
-from densenet_flax.models.densenet import IMPLEMENTATIONS
+from densenet_flax.models.densenet import IMPLEMENTATIONS, DenseNet
 from densenet_flax.models.init import init_variables
 from densenet_flax.training.stage import Loss, Stage
 from densenet_flax.training.train_step import TrainStep
 
+MODEL = DenseNet(blocks=(1, 1), num_classes=2, hidden=(8,), dropout=0.5)  # all kinds of units
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), np.uint8)
 
 
@@ -59,26 +60,26 @@ def saliency_map(model):
 
 @pytest.mark.parametrize("program", [forward, step, saliency_map])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_float32_is_float32_on_every_backend(program, implementation, tiny):
-    traced = program(tiny.clone(implementation=implementation))
+def test_float32_is_float32_on_every_backend(program, implementation):
+    traced = program(MODEL.clone(implementation=implementation))
     for platform in ("tpu", "cuda"):
         found = products(traced, platform)
-        assert len(found) >= 8
+        assert len(found) >= 6
         assert set(found) == {("f32", True)}
 
 
 @pytest.mark.parametrize("program", [forward, step, saliency_map])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_bfloat16_is_fast_and_its_float32_is_exact(program, implementation, tiny):
-    traced = program(tiny.clone(implementation=implementation, dtype=jnp.bfloat16))
+def test_bfloat16_is_fast_and_its_float32_is_exact(program, implementation):
+    traced = program(MODEL.clone(implementation=implementation, dtype=jnp.bfloat16))
     for platform in ("tpu", "cuda"):
         found = products(traced, platform)
         # In float32: the head, the statistics, the sums of the loss and of the norms.
         assert set(found) == {("bf16", False), ("f32", True)}
 
 
-def test_logs_and_reports_say_what_is_computed(tiny):
-    exact = tiny.clone(implementation="reference").computation
+def test_logs_and_reports_say_what_is_computed():
+    exact = MODEL.clone(implementation="reference").computation
     assert exact == "float32 at highest precision; implementation reference"
-    fast = tiny.clone(implementation="fused", dtype=jnp.bfloat16).computation
+    fast = MODEL.clone(implementation="fused", dtype=jnp.bfloat16).computation
     assert fast == "bfloat16, head and statistics in float32; implementation fused"
