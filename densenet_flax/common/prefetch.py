@@ -66,12 +66,22 @@ def in_flight(results: Iterable[Result], count: int = 2) -> Iterator[Result]:
 
     Args:
       results: an iterator that begins the work on a result when it is asked for it, such as a
-        generator that dispatches a computation and a copy to the host.
+        generator that dispatches a computation and a copy to the host. What it raises, an
+        interrupt included, is raised after the results before it, so that no work is lost.
       count: how many results may be in work, and so in memory.
     """
-    begun: deque[Result] = deque()
-    for result in results:
-        begun.append(result)
+    source, begun = iter(results), deque[Result]()
+    error: BaseException | None = None
+    while True:
+        try:
+            begun.append(next(source))
+        except StopIteration:
+            break
+        except BaseException as raised:
+            error = raised
+            break
         if len(begun) >= count:
             yield begun.popleft()
     yield from begun
+    if error is not None:
+        raise error

@@ -1,8 +1,10 @@
 """A trained network as one object: images of any size in; probabilities, features and maps out."""
 
+import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,7 +14,8 @@ import scipy  # its parts are imported when they are first used
 from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.sharding import make_mesh, put_batch, replicate, to_host
+from densenet_flax.common.prefetch import in_flight, prefetch
+from densenet_flax.common.sharding import begin_copy_to_host, make_mesh, put_batch, replicate
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.images.decode import resize
 from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
@@ -185,19 +188,29 @@ class Classifier:
 
     def forward(self, batch: ImageBatch) -> ForwardOutput:
         """Runs the network on at most `images_per_batch` images that `prepare` returned."""
+        return self.begin_forward(batch)()
+
+    def begin_forward(self, batch: ImageBatch) -> Callable[[], ForwardOutput]:
+        """Begins what `forward` does; the function that it returns waits for the output."""
         # In three segments, because the input of the norm and the features are returned as well.
         # They are the segments of the evaluation, so the compilation cache of the run has them.
         x = self._to_devices(batch, self.images_per_batch)
         x = symmetric_views(x) if self.tta else x
         norm_input = self.network.run(self.variables, x, stop="norm")
         features = self.network.run(self.variables, norm_input, start="norm", stop="head")
-        logits = to_host(self.network.run(self.variables, features, start="head"))
-        probability = to_probabilities(logits, self.info.activation)
+        logits = begin_copy_to_host(self.network.run(self.variables, features, start="head"))
         if self._views > 1:  # features and maps are those of the first view, the image itself
-            probability = mean_over_views(probability, self._views)
             features, norm_input = features[:: self._views], norm_input[:: self._views]
-        n = len(batch)
-        return ForwardOutput(probability[:n], to_host(features).astype(np.float32)[:n], norm_input)
+        features, n = begin_copy_to_host(features), len(batch)
+
+        def output() -> ForwardOutput:
+            probability = to_probabilities(np.asarray(logits), self.info.activation)
+            if self._views > 1:
+                probability = mean_over_views(probability, self._views)
+            on_host = np.asarray(features).astype(np.float32)
+            return ForwardOutput(probability[:n], on_host[:n], norm_input)
+
+        return output
 
     def explain_batch(
         self, batch: ImageBatch, label: Int[np.ndarray, "N"], output: ForwardOutput, *, unit: str
@@ -231,11 +244,21 @@ class Classifier:
         self, images: Sequence[ImageLike]
     ) -> Iterator[tuple[slice, ImageBatch, ForwardOutput]]:
         """Yields the rows of each batch, its prepared images and the output for them."""
-        for start in range(0, len(images), self.images_per_batch):
-            rows = slice(start, start + self.images_per_batch)
-            numbered = enumerate(images[rows], start)
-            batch = np.stack([self.prepare(image, f"image {i}") for i, image in numbered])
-            yield rows, batch, self.forward(batch)
+        size = self.images_per_batch
+
+        def prepare(numbered: tuple[int, ImageLike]) -> UInt8[np.ndarray, "H W 3"]:
+            return self.prepare(numbered[1], f"image {numbered[0]}")
+
+        def begin() -> Iterator[tuple[slice, ImageBatch, Callable[[], ForwardOutput]]]:
+            # Two batches ahead: one that the network takes next, and one that is being decoded.
+            prepared = prefetch(prepare, enumerate(images), depth=2 * size)
+            with contextlib.closing(prepared):
+                for start in range(0, len(images), size):
+                    batch = np.stack(list(itertools.islice(prepared, size)))
+                    yield slice(start, start + size), batch, self.begin_forward(batch)
+
+        for rows, batch, output in in_flight(begin()):
+            yield rows, batch, output()
 
     def _to_devices(self, batch: ImageBatch, size: int) -> UInt8[Array, "M H W 3"]:
         """Pads a batch to `size` with its last image and splits it over the devices."""

@@ -11,9 +11,9 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ from densenet_flax.common.sharding import (
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.atomic import writing
 from densenet_flax.storage.latest_writer import LatestWriter
-from densenet_flax.storage.named_arrays import Entry, NamedVector, join, split
+from densenet_flax.storage.named_arrays import NamedVector, join, split
 
 # Keys in `meta`: which arrays the vectors of `train` hold, and a checksum of each item.
 _TRAIN_ENTRIES = "train_leaves"
@@ -53,12 +53,18 @@ class Restored:
     meta: JsonDict
 
 
-@dataclasses.dataclass(frozen=True)
-class _Snapshot(Restored):
-    """A checkpoint as it will be written: copies that training does not change."""
+# Returns the variables and what else training needs, on the host.
+ReadState: TypeAlias = Callable[[], tuple[Variables, Iterable[NamedVector]]]
 
+
+@dataclasses.dataclass(frozen=True)
+class _Snapshot:
+    """A checkpoint that will be written: nothing in it is changed by training."""
+
+    step: int
+    read: ReadState
+    meta: JsonDict
     keep: frozenset[int]
-    entries: list[Entry]  # what the vectors of `train` hold
 
 
 class Checkpoints:
@@ -89,8 +95,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        variables: Variables,
-        train: Iterable[NamedVector],
+        read: ReadState,
         meta: Mapping[str, Any],
         *,
         keep: Iterable[int] = (),
@@ -100,9 +105,10 @@ class Checkpoints:
 
         Args:
           step: of the whole run.
-          variables: the network, all that inference needs, as NumPy arrays that nobody changes.
-          train: what else training needs; it may be changed as soon as this returns.
-          meta: anything that JSON can hold; likewise.
+          read: returns the variables of the network, all that inference needs, and what else
+            training needs. In the background it is called by the thread that writes, so that
+            nobody waits for copies to the host; what it reads must not change.
+          meta: anything that JSON can hold; it may be changed as soon as this returns.
           keep: steps whose checkpoints stay; all others but this one are deleted.
           background: whether to return before it is written.
 
@@ -116,12 +122,10 @@ class Checkpoints:
         background = background and not multiple_processes()
         if not background or (waiting is not None and waiting.step in keep):
             self.finish()
-        vectors, entries = join(train)
         # Through JSON, which copies what the caller goes on to change.
-        meta_copy = json.loads(json.dumps(dict(meta)))
-        model = jax.tree.map(np.asarray, dict(variables))
+        snapshot = _Snapshot(step, read, json.loads(json.dumps(dict(meta))), keep)
         write = self._writer.submit if background else self._write
-        write(_Snapshot(step, model, vectors, meta_copy, keep, entries))
+        write(snapshot)
 
     def finish(self) -> None:
         """Returns when all is written; an `InputError` if a checkpoint could not be."""
@@ -129,17 +133,20 @@ class Checkpoints:
 
     def _write(self, snapshot: _Snapshot) -> None:
         step = snapshot.step
+        variables, state = snapshot.read()
+        model = jax.tree.map(np.asarray, dict(variables))
+        train, entries = join(state)
         # Orbax deletes the others when this one is complete.
         self._keep.policies = [LatestN(1), CustomSteps(sorted(snapshot.keep))]
-        trees: dict[str, Any] = {"model": snapshot.variables}
-        if snapshot.train:  # before the first step there is nothing to keep
-            trees["train"] = snapshot.train
+        trees: dict[str, Any] = {"model": model}
+        if train:  # before the first step there is nothing to keep
+            trees["train"] = train
         checksums = {n: _checksum(t) for n, t in {**trees, "meta": snapshot.meta}.items()}
-        meta = {**snapshot.meta, _TRAIN_ENTRIES: snapshot.entries, _CHECKSUMS: checksums}
+        meta = {**snapshot.meta, _TRAIN_ENTRIES: entries, _CHECKSUMS: checksums}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
         # Checked first, because Orbax's threads report a full disk in hundreds of lines.
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((snapshot.variables, snapshot.train)))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((model, train)))
         try:
             if (free := shutil.disk_usage(self.directory).free) < needed:
                 raise OSError(f"it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} are free")

@@ -30,6 +30,9 @@ class _Layout:
     order: tuple[int, ...]
 
 
+_layouts: dict[_Layout, _Layout] = {}
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Raveled:
@@ -68,6 +71,9 @@ class Raveled:
         # Under `jit` concatenation is part of the step; on the host it must not compile a program.
         on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
         concatenate: Callable[[list[Any]], Any] = np.concatenate if on_host else jnp.concatenate
+        # One object for equal layouts: each call of a compiled step compares them, and two objects
+        # leaf by leaf.
+        layout = _layouts.setdefault(layout, layout)
         return cls({group: concatenate(part) for group, part in parts.items()}, layout)
 
     def unravel(self) -> PyTree:

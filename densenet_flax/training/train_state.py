@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -31,6 +32,12 @@ class TrainState:
     def trained_variables(self) -> tuple[PyTree, PyTree]:
         """Parameters, averaged if an average is kept, and statistics, on the host."""
         return unravel_to_host((self.params if self.ema is None else self.ema, self.batch_stats))
+
+
+@jax.jit
+def copy_state(state: TrainState) -> TrainState:
+    """A copy on the devices, which outlives the steps that reuse the buffers of `state`."""
+    return jax.tree.map(jnp.copy, state)
 
 
 def state_to_save(state: TrainState) -> list[NamedVector]:

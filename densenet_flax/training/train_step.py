@@ -89,6 +89,7 @@ class TrainStep:
         self._jitted = jax.jit(self._step, donate_argnums=0, out_shardings=(everywhere, everywhere))
         self._compiled: Any = None
         self._compile_lock = threading.Lock()
+        self._scales: dict[float, Float[Array, ""]] = {}
         self.set_variables(variables)
 
     @property
@@ -138,7 +139,7 @@ class TrainStep:
 
     def variables(self, state: TrainState) -> Variables:
         """The whole network as it would be used now, on the host."""
-        # Copies, because the next step reuses the buffers of this state.
+        # Copies, because a later step may reuse the buffers of this state.
         params, batch_stats = jax.tree.map(np.array, state.trained_variables())
         tail = self.merge_tail(params, batch_stats, self._select_tail(self._host_frozen))
         return {name: {**dict(tree), **tail[name]} for name, tree in self._host_frozen.items()}
@@ -191,8 +192,13 @@ class TrainStep:
           `gradient_norm` (before clipping) and `update_norm`.
         """
         self.compile(batch)
-        scale = replicate(np.float32(rate_scale), self.mesh)
-        return self._compiled(state, self.frozen, dict(batch), scale)
+        return self._compiled(state, self.frozen, dict(batch), self._scale(rate_scale))
+
+    def _scale(self, rate_scale: float) -> Float[Array, ""]:
+        """The factor on the devices; it is the same for many steps and is copied once."""
+        if rate_scale not in self._scales:
+            self._scales = {rate_scale: replicate(np.float32(rate_scale), self.mesh)}
+        return self._scales[rate_scale]
 
     def _step(
         self,

@@ -34,8 +34,7 @@ from densenet_flax.inference.dataset_predictions import Batch, predict_logits
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.frontier import Frontier
-from densenet_flax.storage.checkpoint import Checkpoints, Restored
-from densenet_flax.storage.named_arrays import NamedVector
+from densenet_flax.storage.checkpoint import Checkpoints, ReadState, Restored
 from densenet_flax.training.background_compiler import BackgroundCompiler
 from densenet_flax.training.input_pipeline import StageInputs, Views, training_batch_specs
 from densenet_flax.training.prefix_cache import PrefixCache
@@ -45,6 +44,7 @@ from densenet_flax.training.step_metrics import StepMetrics, current_rate
 from densenet_flax.training.stop_signal import StopSignal
 from densenet_flax.training.train_state import (
     TrainState,
+    copy_state,
     restore_moments,
     restore_state,
     saved_arrays,
@@ -151,7 +151,7 @@ class Trainer:
                 progress.end_stage()
             if not self.checkpoints.steps:
                 logging.info("no stage has a step to train; the network stays as it starts")
-                self._save_checkpoint(variables, [], TrainProgress())
+                self._save_checkpoint(lambda: (variables, []), TrainProgress())
         return variables
 
     def _epochs(self, stages: Sequence[Stage]) -> int:
@@ -264,13 +264,13 @@ class Trainer:
                 # In the history before it is saved, and in the log after. If the process is killed
                 # before the checkpoint is written, `Workdir.rewind` removes what the log has more.
                 progress.end_epoch(summary)
-                variables = self._save(step, state, progress)
+                self._save(step, state, progress)
                 self.write_metrics({"kind": "epoch", **summary})
                 self.write_timing({"stage": stage.name, "step": progress.step, **timing})
                 if self._stop.number:
                     raise self._stop.stopped(progress.step)
                 if progress.is_over(stage, self.steps_per_epoch):
-                    return variables, saved_arrays(state)
+                    return step.variables(state), saved_arrays(state)
 
     def _batches_left(self, stage: Stage, progress: TrainProgress) -> EpochBatches:
         done = progress.stage_step
@@ -347,25 +347,22 @@ class Trainer:
         mean_loss, accuracy = broadcast(np.array([losses.mean(), accuracy], np.float64)).tolist()
         return {"validation_loss": mean_loss, "validation_accuracy": accuracy}
 
-    def _save(self, step: TrainStep, state: TrainState, progress: TrainProgress) -> Variables:
+    def _save(self, step: TrainStep, state: TrainState, progress: TrainProgress) -> None:
         """Saves a checkpoint of now and keeps the best of the run and of the stage."""
-        variables = step.variables(state)
         # The best epoch of the run is what the evaluation reads, that of the stage is what
         # `restore_best` returns to.
         bests = (best_step(progress.history), best_step(progress.stage_history(step.stage)))
         keep = [best for best in bests if best is not None]
-        self._save_checkpoint(variables, state_to_save(state), progress, keep)
-        return variables
+        # A copy on the devices, because the next step reuses the buffers of this state. The thread
+        # that writes copies it to the host.
+        copy = copy_state(state)
+        self._save_checkpoint(lambda: (step.variables(copy), state_to_save(copy)), progress, keep)
 
     def _save_checkpoint(
-        self,
-        variables: Variables,
-        train: Sequence[NamedVector],
-        progress: TrainProgress,
-        keep: Sequence[int] = (),
+        self, read: ReadState, progress: TrainProgress, keep: Sequence[int] = ()
     ) -> None:
         meta = {"position": dataclasses.asdict(progress), "network": dict(self.network)}
-        self.checkpoints.save(progress.step, variables, train, meta, keep=keep, background=True)
+        self.checkpoints.save(progress.step, read, meta, keep=keep, background=True)
 
     def _log_epoch(self, stage: Stage, summary: JsonDict, timing: Mapping[str, float]) -> None:
         compiled = timing["compile_seconds"]

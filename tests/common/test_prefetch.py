@@ -72,3 +72,15 @@ def test_work_in_flight_is_bounded_and_comes_in_order():
         assert begun == list(range(min(number + 3, 6)))  # the next two have begun before it is read
     assert list(in_flight([], 2)) == []
     assert list(in_flight([1], 2)) == [1]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_loses_no_work_in_flight(error):
+    def results():
+        yield from range(4)
+        raise error
+
+    begun = in_flight(results(), 3)
+    assert [next(begun) for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(error):
+        next(begun)

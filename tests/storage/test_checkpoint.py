@@ -28,7 +28,7 @@ def test_arrays_of_any_dtype_and_shape(tmp_path):
         "z": np.array([-0.0, np.inf], np.float32),
     }
     vectors = [NamedVector(np.ravel(a), [(name, a.shape)]) for name, a in train.items()]
-    Checkpoints(tmp_path).save(3, _MODEL, vectors, {"history": [1.5], "network": {}})
+    Checkpoints(tmp_path).save(3, lambda: (_MODEL, vectors), {"history": [1.5], "network": {}})
     restored = Checkpoints(tmp_path).restore(3)
     np.testing.assert_array_equal(
         restored.variables["params"]["a"]["kernel"], _MODEL["params"]["a"]["kernel"]
@@ -43,7 +43,7 @@ def test_arrays_of_any_dtype_and_shape(tmp_path):
 
 def test_several_arrays_in_a_vector(tmp_path):
     contents = [("b", (2, 2)), ("a", ()), ("c", (1,))]
-    Checkpoints(tmp_path).save(1, _MODEL, [NamedVector(np.arange(6.0), contents)], {})
+    Checkpoints(tmp_path).save(1, lambda: (_MODEL, [NamedVector(np.arange(6.0), contents)]), {})
     train = Checkpoints(tmp_path).restore(1).train
     assert {name: array.tolist() for name, array in train.items()} == {
         "b": [[0, 1], [2, 3]],
@@ -84,16 +84,19 @@ def slow(tmp_path, monkeypatch):
 
 def test_a_waiting_checkpoint_makes_room_for_the_next(slow):
     checkpoints, may_write, written = slow
-    values = np.zeros(3, np.float32)
+    meta, threads = {"network": {}}, set()
     for step in (1, 2, 3, 4):
-        values[:] = step  # changed as soon as the call returns
-        train = [NamedVector(values, [("mu", (3,))])]
-        checkpoints.save(
-            step, _MODEL, train, {"at": step, "network": {}}, keep=[1], background=True
-        )
+        meta["at"] = step  # changed as soon as the call returns
+
+        def read(step=step):
+            threads.add(threading.get_ident())
+            return _MODEL, [NamedVector(np.full(3, step, np.float32), [("mu", (3,))])]
+
+        checkpoints.save(step, read, meta, keep=[1], background=True)
     assert written == []
     may_write.set()
     assert checkpoints.steps == [1, 4] and written == [1, 4]
+    assert threading.get_ident() not in threads  # copies to the host keep nobody waiting
     for step in (1, 4):
         restored = checkpoints.restore(step)
         assert restored.meta["at"] == step
@@ -102,27 +105,27 @@ def test_a_waiting_checkpoint_makes_room_for_the_next(slow):
 
 def test_a_checkpoint_to_keep_is_waited_for(slow):
     checkpoints, may_write, written = slow
-    checkpoints.save(1, _MODEL, _TRAIN, {}, keep=[1], background=True)
-    checkpoints.save(2, _MODEL, _TRAIN, {}, keep=[2], background=True)
+    checkpoints.save(1, lambda: (_MODEL, _TRAIN), {}, keep=[1], background=True)
+    checkpoints.save(2, lambda: (_MODEL, _TRAIN), {}, keep=[2], background=True)
     threading.Timer(0.2, may_write.set).start()
-    checkpoints.save(3, _MODEL, _TRAIN, {}, keep=[2], background=True)
+    checkpoints.save(3, lambda: (_MODEL, _TRAIN), {}, keep=[2], background=True)
     assert written[:2] == [1, 2]
     assert checkpoints.steps == [2, 3]
 
 
 def test_a_failure_is_raised_by_the_next_call_and_only_there(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, _MODEL, _TRAIN, {}, background=True)
+    checkpoints.save(1, lambda: (_MODEL, _TRAIN), {}, background=True)
     checkpoints.finish()
     with monkeypatch.context() as patch:
         full = shutil.disk_usage(tmp_path)._replace(free=1)
         patch.setattr(shutil, "disk_usage", lambda path: full)
-        checkpoints.save(2, _MODEL, _TRAIN, {}, background=True)
+        checkpoints.save(2, lambda: (_MODEL, _TRAIN), {}, background=True)
         while checkpoints._writer.is_writing:
             time.sleep(0.01)
         with pytest.raises(InputError, match="checkpoint 2 could not be written"):
-            checkpoints.save(3, _MODEL, _TRAIN, {}, background=True)
-    checkpoints.save(4, _MODEL, _TRAIN, {}, background=True)
+            checkpoints.save(3, lambda: (_MODEL, _TRAIN), {}, background=True)
+    checkpoints.save(4, lambda: (_MODEL, _TRAIN), {}, background=True)
     assert checkpoints.steps == [4]
 
 
@@ -132,7 +135,8 @@ def _save_two(tmp_path):
     for step in (1, 2):
         model = {"params": {"kernel": rng.normal(size=(40, 50)).astype(np.float32)}}
         train = [NamedVector(rng.normal(size=900).astype(np.float32), [("mu", (900,))])]
-        checkpoints.save(step, model, train, {"history": [0.1, 0.25]}, keep=(1,))
+        state = (model, train)
+        checkpoints.save(step, lambda s=state: s, {"history": [0.1, 0.25]}, keep=(1,))
     return checkpoints
 
 
@@ -174,7 +178,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path, caplog):
     assert checkpoints.restore_latest(repair=True).step == 1
     assert checkpoints.steps == [1]
     assert len(list(tmp_path.glob("damaged_checkpoints/2.*/train"))) == 1
-    checkpoints.save(2, _MODEL, _TRAIN, {})
+    checkpoints.save(2, lambda: (_MODEL, _TRAIN), {})
     assert checkpoints.restore_latest().step == 2
     shutil.rmtree(tmp_path / "checkpoints" / "2" / "model")
     with pytest.raises(DamagedCheckpoint, match="this checkpoint cannot be read"):
@@ -194,4 +198,4 @@ def test_a_directory_that_is_removed_is_named(tmp_path):
     checkpoints = _save_two(tmp_path)
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(InputError, match="was removed while the run wrote to it"):
-        checkpoints.save(3, _MODEL, _TRAIN, {})
+        checkpoints.save(3, lambda: (_MODEL, _TRAIN), {})

@@ -212,7 +212,7 @@ def test_read_weights_of_a_checkpoint_directory(tmp_path):
         "network": {"network": "densenet201", "class_names": ["b", "m"], "preprocessing": "scale"}
     }
     train = [NamedVector(np.array([7]), [("step", ())])]
-    Checkpoints(tmp_path / "checkpoints").save(7, variables, train, meta)
+    Checkpoints(tmp_path / "checkpoints").save(7, lambda: (variables, train), meta)
     read, info = read_weights(tmp_path)
     assert_same(read, variables)
     assert (info.layout, info.class_names, info.preprocessing) == (RECIPE, ("b", "m"), "scale")

@@ -1,9 +1,9 @@
 """Predictions of any number of image files, in little memory, that can be stopped and resumed.
 
 An image travels from its file to the table in these steps: threads decode and prepare it ahead of
-the network (`_load`); images are grouped into batches of one shape (`_group`); the network runs,
-and features, overlays and a journal entry are written for the batch (`_process`). At the end the
-table is made from the journal (`write_tables`), so it appears only when it is complete.
+the network (`_load`); images are grouped into batches of one shape (`_group`); the network runs
+(`_begin`), and features, overlays and a journal entry are written for the batch (`_write`). At the
+end the table is made from the journal (`write_tables`), so it appears only when it is complete.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from densenet_flax.common.errors import InputError, Stopped
-from densenet_flax.common.prefetch import prefetch
+from densenet_flax.common.prefetch import in_flight, prefetch
 from densenet_flax.common.sharding import device_kinds
 from densenet_flax.data.images.decode import decoded
 from densenet_flax.data.images.formats import png_mark
@@ -77,6 +77,22 @@ class _LoadedImage:
 
 # A file and its image, or why it cannot be read.
 _Item: TypeAlias = tuple[ImageFile, _LoadedImage | InputError]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Images of which the readable ones are on their way through the network.
+
+    Attributes:
+      items: in their order; about as many as the network takes at a time are readable.
+      readable, prepared: these, and their pixels as the network takes them.
+      output: waits for the output for them; None without a readable image.
+    """
+
+    items: Sequence[_Item]
+    readable: Sequence[tuple[ImageFile, _LoadedImage]] = ()
+    prepared: UInt8[np.ndarray, "N H W 3"] | None = None
+    output: Callable[[], ForwardOutput] | None = None
 
 
 def predict(
@@ -161,9 +177,10 @@ class _Job:
         total, done = len(self.files), self.journal.done
         progress = tqdm(total=total, initial=done, desc="predict", unit="img", disable=None)
         with progress, self._open_features() as features:
-            for batch in _group(images, batch_size):
-                self._process(batch, features)
-                progress.update(len(batch))
+            # The network takes the next batch while the files of this one are written.
+            for begun in in_flight(self._begin(batch) for batch in _group(images, batch_size)):
+                self._write(begun, features)
+                progress.update(len(begun.items))
 
     def _load(self, file: ImageFile) -> _LoadedImage | InputError:
         try:
@@ -174,18 +191,24 @@ class _Job:
             return error
         return _LoadedImage(prepared, displayed)
 
-    def _process(self, batch: Sequence[_Item], features: BinaryIO | None) -> None:
-        """Runs the network on the readable images of a batch and writes all about them."""
-        readable = [(file, image) for file, image in batch if isinstance(image, _LoadedImage)]
-        for _, image in batch:
+    def _begin(self, items: Sequence[_Item]) -> _Batch:
+        """Begins to run the network on the readable images of a batch."""
+        readable = [(file, image) for file, image in items if isinstance(image, _LoadedImage)]
+        if not readable:
+            return _Batch(items)
+        prepared = np.stack([image.prepared for _, image in readable])
+        return _Batch(items, readable, prepared, self.classifier.begin_forward(prepared))
+
+    def _write(self, batch: _Batch, features: BinaryIO | None) -> None:
+        """Waits for the output of the network and writes all about a batch."""
+        for _, image in batch.items:
             if isinstance(image, InputError):
                 with tqdm.external_write_mode():  # above the progress bar
                     logging.warning("skipped: %s", image)
         # The journal has the files in their order, the network took the readable ones of them.
         probabilities: Iterator[list[float]] = iter(())
-        if readable:
-            prepared = np.stack([image.prepared for _, image in readable])
-            output = self.classifier.forward(prepared)
+        if batch.output is not None and batch.prepared is not None:
+            output = batch.output()
             probabilities = iter(output.probability.tolist())
             if features:
                 with writing(features.name):
@@ -193,12 +216,12 @@ class _Job:
                     features.flush()
                     os.fsync(features.fileno())
             if self.options.overlays:
-                self._write_overlays(self.options.overlays, readable, prepared, output)
+                self._write_overlays(self.options.overlays, batch.readable, batch.prepared, output)
         # The journal comes last: after a kill before this line the batch is processed again, and
         # `_open_features` drops what it had appended.
         self.journal.append(
             (file.name, str(image) if isinstance(image, InputError) else next(probabilities))
-            for file, image in batch
+            for file, image in batch.items
         )
 
     def _write_overlays(

@@ -92,7 +92,7 @@ def test_a_job_stopped_at_any_batch_resumes_to_the_same_files(
     )
     predict_files(classifier, files, uninterrupted)
     options = OutputOptions(tmp_path / "stopped.csv", tmp_path / "o", tmp_path / "stopped.npy")
-    forward, calls = classifier.forward, []
+    forward, calls = classifier.begin_forward, []
 
     def stop_at(number):
         def stopping(batch):
@@ -106,7 +106,7 @@ def test_a_job_stopped_at_any_batch_resumes_to_the_same_files(
     total = 0
     for number in (1, 2, 2):
         calls.clear()
-        monkeypatch.setattr(classifier, "forward", stop_at(number))
+        monkeypatch.setattr(classifier, "begin_forward", stop_at(number))
         with pytest.raises(Stopped, match="same command"):
             predict_files(classifier, files, options)
         total += number - 1
@@ -117,7 +117,7 @@ def test_a_job_stopped_at_any_batch_resumes_to_the_same_files(
         with open(tmp_path / "stopped.csv.partial", "ab") as file:
             file.write(b'["cut')
     calls.clear()
-    monkeypatch.setattr(classifier, "forward", stop_at(1000))
+    monkeypatch.setattr(classifier, "begin_forward", stop_at(1000))
     predict_files(classifier, files, options)
     assert (total, len(calls)) == (2, 2)  # sixteen readable images in batches of four: none twice
     for one, other in (
@@ -136,16 +136,16 @@ def test_a_job_stopped_at_any_batch_resumes_to_the_same_files(
 def test_another_job_does_not_resume_it(folder, classifier, tmp_path, monkeypatch):
     files = find_images(str(folder))
     options = OutputOptions(tmp_path / "out.csv")
-    forward = classifier.forward
+    forward = classifier.begin_forward
 
     def interrupt(batch):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classifier, "forward", interrupt)
+    monkeypatch.setattr(classifier, "begin_forward", interrupt)
     with pytest.raises(Stopped):
         predict_files(classifier, files, options)
     calls = []
-    monkeypatch.setattr(classifier, "forward", lambda b: calls.append(len(b)) or forward(b))
+    monkeypatch.setattr(classifier, "begin_forward", lambda b: calls.append(len(b)) or forward(b))
     predict_files(classifier, files[:5], options)
     assert len(rows_of(options.output)) == sum(calls) == 4  # the fifth is damaged
 
