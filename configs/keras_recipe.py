@@ -74,9 +74,13 @@ def _model() -> ConfigDict:
     config.hidden = (256,)  # sizes of the Dense layers between pooling and the last one
     config.dropout = 0.5  # rate before each Dense layer of the head
     config.dtype = "float32"  # of convolutions and activations; or 'bfloat16', fast on GPU and TPU
-    config.remat = "bottleneck"  # computed again, not kept, for gradients; or 'none', 'block'
+    config.remat = (
+        "auto"  # what gradients compute again and do not keep: 'none', 'bottleneck', 'block'
+    )
     config.bn_momentum = 0.99  # share of the running statistics that is kept at each step
-    config.implementation = "auto"  # the fastest on the device; or 'reference', 'fused'
+    config.implementation = (
+        "auto"  # the fastest on the device; or 'reference', 'fused', 'gpu', 'tpu'
+    )
     return config
 
 

@@ -57,7 +57,7 @@ class ModelConfig(Settings):
     )
     dropout: float = _share(0.5)
     dtype: str = choice("float32", ("float32", "bfloat16"))
-    remat: str = choice("bottleneck", REMAT)
+    remat: str = choice("auto", ("auto", *REMAT))
     bn_momentum: float = _share(0.99)
     implementation: str = choice("auto", ("auto", *IMPLEMENTATIONS))
 

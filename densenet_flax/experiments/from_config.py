@@ -74,7 +74,7 @@ def build_model(config: ModelConfig, num_classes: int = 2) -> DenseNet:
         dropout=config.dropout,
         momentum=config.bn_momentum,
         dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
+        remat=None if config.remat == "auto" else config.remat,
         implementation=None if config.implementation == "auto" else config.implementation,
     )
 

@@ -1,6 +1,7 @@
-"""Convolutions of stride 1 as matrix products, whose gradients XLA computes faster on a CPU."""
+"""Convolutions: XLA's own, and forms that it computes faster on a CPU or a TPU."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from densenet_flax.kernels.matmul import (
     matmul,
     matmul_float32,
     matmul_grads,
+    product_precision,
 )
 
 _OFFSETS = [(i, j) for i in range(3) for j in range(3)]
@@ -56,6 +58,48 @@ def _conv3x3_backward(residuals: tuple[Array, Array], grad: Array) -> tuple[Arra
 
 
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+def conv2d(
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "kh kw C K"],
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: int | Sequence[tuple[int, int]] = 0,
+) -> Float[Array, "N h w K"]:
+    """Computes XLA's own convolution in the dtype of `x`."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        strides,
+        [(padding, padding)] * 2 if isinstance(padding, int) else padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=product_precision(x.dtype),
+    )
+
+
+def stem_conv(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "7 7 C K"]
+) -> Float[Array, "N H/2 W/2 K"]:
+    """Computes the stem's convolution, of stride 2 and padding 3."""
+    return conv2d(x, kernel, strides=(2, 2), padding=3)
+
+
+def stem_conv_by_squares(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "7 7 C K"]
+) -> Float[Array, "N H/2 W/2 K"]:
+    """Computes `stem_conv` with the pixels of a 2×2 square as channels of one position.
+
+    Three channels fill 3 of the 128 lanes of a TPU's memory. Odd sizes are left to XLA.
+    """
+    n, h, w, c = x.shape
+    if h % 2 or w % 2:
+        return stem_conv(x, kernel)
+    # Output row r reads the rows 2r-3 to 2r+3: with one more above, four rows of squares.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, c, -1)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * c, -1)
+    x = x.reshape(n, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return conv2d(x.reshape(n, h // 2, w // 2, 4 * c), kernel, padding=[(2, 1), (2, 1)])
 
 
 def _as_matrix(kernel: Float[Array, "3 3 C K"]) -> Float[Array, "C 9*K"]:

@@ -1,4 +1,4 @@
-"""Pooling as slices: XLA's windows over four axes are slow loops on a CPU."""
+"""Pooling; as slices on a CPU, where XLA's windows over four axes are slow loops."""
 
 import functools
 
@@ -7,8 +7,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from densenet_flax.kernels.convolution import conv1x1
+from densenet_flax.kernels.convolution import conv1x1, conv2d
 from densenet_flax.kernels.matmul import as_bits, from_bits
+
+
+def max_pool_by_windows(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
+    """Computes 3×3 max pooling of stride 2 and padding 1."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 @jax.custom_vjp
@@ -38,10 +43,7 @@ def _max_pool_forward(x: Array):
 
 
 def _max_pool_backward(x: Array, grad: Array) -> tuple[Array]:
-    windows = functools.partial(
-        nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
-    )
-    return jax.vjp(windows, x)[1](grad)
+    return jax.vjp(max_pool_by_windows, x)[1](grad)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -56,6 +58,13 @@ def conv1x1_avg_pool(
     The result is the same but for rounding, with a quarter of the products.
     """
     return conv1x1(avg_pool(x), kernel)
+
+
+def avg_pool_conv1x1(
+    x: Float[Array, "N H W C"], kernel: Float[Array, "1 1 C K"]
+) -> Float[Array, "N H/2 W/2 K"]:
+    """Computes what `conv1x1_avg_pool` does, in the same order, by XLA's own operations."""
+    return conv2d(nn.avg_pool(x, (2, 2), strides=(2, 2)), kernel)
 
 
 def avg_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H//2 W//2 C"]:

@@ -3,8 +3,8 @@
     stem  conv2_block1 … conv2_block6  pool2  conv3_block1 …  pool4  conv5_block1 …  norm  head
 
 This file is the network: read it top to bottom. `implementation='reference'` computes exactly
-what stands here; 'fused' hands the dense blocks and poolings to `kernels`, which computes the same
-from one buffer and is tested against this file.
+what stands here; the others replace operations by those of `kernels`, which compute the same in
+forms that suit a kind of device, and are tested against this file.
 
 Padding, epsilon, momentum and initial values are Keras's. Parameters are nested so that a path
 joined with `_` is Keras's layer name: the kernel of `conv4_block23_2_conv` is
@@ -22,14 +22,15 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from densenet_flax.kernels import pooling
+from densenet_flax.kernels.device_kernels import KERNELS, Kernels
 from densenet_flax.kernels.matmul import product_precision
 from densenet_flax.kernels.normalization import MeanVar
+from densenet_flax.kernels.parts import split_like
 from densenet_flax.models.fused import fused_dense_block
-from densenet_flax.models.layers import BatchNorm, Conv, concatenate_stats, mean_var
+from densenet_flax.models.layers import BatchNorm, Conv, concatenate_stats
 from densenet_flax.models.units import unit_names
 
-Implementation = Literal["reference", "fused"]
+Implementation = Literal["reference", "fused", "gpu", "tpu"]
 Remat = Literal["none", "bottleneck", "block"]
 IMPLEMENTATIONS, REMAT = get_args(Implementation), get_args(Remat)
 Weight = Float[Array, " N"] | None
@@ -51,16 +52,16 @@ class Stem(nn.Module):
 
     features: int
     norm: NormFactory
-    fused: bool
+    kernels: Kernels | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W 3"], weight: Weight) -> Float[Array, "N h w C"]:
         """Images to features of a quarter of their height and width."""
-        kernel = (7, 7, x.shape[-1], self.features)
-        x = Conv(kernel, strides=2, padding=3, name="conv")(x)
+        conv = Conv((7, 7, x.shape[-1], self.features), strides=2, padding=3, name="conv")
+        x = self.kernels.stem_conv(x, conv.kernel) if self.kernels else conv(x)
         x = nn.relu(self.norm(self.features, "conv1", "bn")(x, weight))
-        if self.fused:
-            return pooling.max_pool(x)
+        if self.kernels:
+            return self.kernels.max_pool(x)
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
@@ -70,6 +71,7 @@ class DenseLayer(nn.Module):
     features: int
     growth_rate: int
     norm: NormFactory
+    kernels: Kernels | None
 
     def setup(self):
         """Declares the layers under Keras's names."""
@@ -84,26 +86,41 @@ class DenseLayer(nn.Module):
         features: Sequence[Float[Array, "N H W _"]],
         stats: Sequence[MeanVar],
         weight: Weight,
-    ) -> Float[Array, "N H W G"]:
+    ) -> tuple[Float[Array, "N H W G"], list[MeanVar]]:
         """Computes new features from all features of the dense block so far.
 
         Args:
           features: what entered the block, then each layer's.
-          stats: batch statistics of each, or empty if no norm of the block needs them.
+          stats: batch statistics of the first of them, as far as an earlier norm needed them.
           weight: how much each example counts in them.
+
+        Returns:
+          The new features, and the batch statistics of those that were read, if a norm used them.
         """
+        stats = list(stats)
+        if self.norm_0.train:  # of what no norm has read yet, which is all after the first one
+            unknown = features[len(stats) :]
+            rest = jnp.concatenate(unknown, axis=-1) if len(unknown) > 1 else unknown[0]
+            means, variances = self.norm_0.batch_stats(rest, weight)
+            stats += zip(split_like(means, unknown), split_like(variances, unknown), strict=True)
         # Here and not in the caller: with `remat` a layer keeps its parts, not another copy of all.
-        x = jnp.concatenate(features, axis=-1)
-        y = self.conv_1(nn.relu(self.norm_0(x, weight, concatenate_stats(stats))))
-        y = checkpoint_name(y, "bottleneck")
-        return self.conv_2(nn.relu(self.norm_1(y, weight)))
+        kernels = self.kernels.layer if self.kernels else None
+        known = concatenate_stats(stats) if stats else None
+        y = self.norm_0.then_relu(features, weight, known)
+        if kernels and not self.norm_1.train:
+            y = kernels.conv1x1_affine_relu(y, self.conv_1.kernel, *self.norm_1.affine)
+            y = checkpoint_name(y, "bottleneck")
+        else:
+            y = checkpoint_name(self.conv_1(y), "bottleneck")
+            y = self.norm_1.then_relu([y], weight)
+        return self.conv_2(y), stats
 
 
 class Transition(nn.Module):
     """Norm, ReLU, 1×1 convolution to half the channels, 2×2 average pooling of stride 2."""
 
     norm: NormFactory
-    fused: bool
+    kernels: Kernels | None
 
     @nn.compact
     def __call__(
@@ -113,8 +130,8 @@ class Transition(nn.Module):
         c = x.shape[-1]
         x = nn.relu(self.norm(c, self.name, "bn")(x, weight, stats))
         conv = Conv((1, 1, c, c // 2), name="conv")
-        if self.fused:
-            return pooling.conv1x1_avg_pool(x, conv.kernel)
+        if self.kernels:
+            return self.kernels.conv1x1_avg_pool(x, conv.kernel)
         return nn.avg_pool(conv(x), (2, 2), strides=(2, 2))
 
 
@@ -148,8 +165,10 @@ def global_average_pool(x: Float[Array, "N *hwC"]) -> Float[Array, "N C"]:
 _POLICIES = jax.checkpoint_policies
 _REMATTED = {  # what the backward pass finds saved of a layer: all, the bottleneck, or its inputs
     "none": DenseLayer,
-    "bottleneck": nn.remat(DenseLayer, policy=_POLICIES.save_only_these_names("bottleneck")),
-    "block": nn.remat(DenseLayer, policy=_POLICIES.nothing_saveable),
+    "bottleneck": nn.remat(
+        DenseLayer, policy=_POLICIES.save_only_these_names("bottleneck", "stats")
+    ),
+    "block": nn.remat(DenseLayer, policy=_POLICIES.save_only_these_names("stats")),
 }
 
 
@@ -174,7 +193,9 @@ class DenseNet(nn.Module):
       remat: what the backward pass of training computes again instead of keeping it: 'none';
         'bottleneck', concatenations, norms and ReLUs, so that each layer's bottleneck and new
         features are kept once; 'block', the 1×1 convolutions also. The gradients are the same.
-      implementation: 'reference', 'fused', or None for what is fastest on the default backend.
+        None: 'none' for implementations 'gpu' and 'tpu', else 'bottleneck'.
+      implementation: 'reference'; 'fused', 'gpu' or 'tpu', kernels for a CPU, GPU or TPU, which
+        compute the same on any device; or None for what is fastest on the default backend.
     """
 
     blocks: Sequence[int]
@@ -187,7 +208,7 @@ class DenseNet(nn.Module):
     momentum: float = 0.99
     final_relu: bool = True
     dtype: jnp.dtype | type = jnp.float32
-    remat: Remat = "bottleneck"
+    remat: Remat | None = None
     implementation: Implementation | None = None
 
     @property
@@ -230,12 +251,12 @@ class DenseNet(nn.Module):
         Raises:
           ValueError: `start` or `stop` is no unit, or `x` is not what the first unit takes.
         """
-        fused = (self.implementation or default_implementation()) == "fused"
+        kernels = KERNELS[self.implementation or default_implementation()]
 
         # One place decides which norms train; modules only ask for a norm by its Keras name.
         def norm(features: int, *names: str) -> BatchNorm:
             train = "_".join(names) in train_norms
-            return BatchNorm(features, self.epsilon, self.momentum, train, fused, name=names[-1])
+            return BatchNorm(features, self.epsilon, self.momentum, train, kernels, name=names[-1])
 
         units = self._between(start, stop)
         if units[:1] == ("stem",):
@@ -244,11 +265,11 @@ class DenseNet(nn.Module):
         stats: MeanVar | None = None  # of what `x` holds, where a dense block has computed them
         for part, members in itertools.groupby(units, lambda unit: unit.partition("_block")[0]):
             if part == "stem":
-                x = Stem(self.stem_features, norm, fused, name="conv1")(x, weight)
+                x = Stem(self.stem_features, norm, kernels, name="conv1")(x, weight)
             elif part.startswith("conv"):
-                x, stats = self._dense_block(tuple(members), x, weight, norm, fused)
+                x, stats = self._dense_block(tuple(members), x, weight, norm, kernels)
             elif part.startswith("pool"):
-                x, stats = Transition(norm, fused, name=part)(x, weight, stats), None
+                x, stats = Transition(norm, kernels, name=part)(x, weight, stats), None
             elif part == "norm":
                 x = norm(x.shape[-1], "bn")(x, weight, stats)
                 x = nn.relu(x) if self.final_relu else x
@@ -262,28 +283,33 @@ class DenseNet(nn.Module):
         x: Float[Array, "N H W C"],
         weight: Weight,
         norm: NormFactory,
-        fused: bool,
+        kernels: Kernels | None,
     ) -> tuple[Float[Array, "N H W D"], MeanVar | None]:
-        """Runs consecutive dense layers; returns all features, and their statistics if needed.
+        """Runs consecutive dense layers; returns all features, and the statistics that they used.
 
         Every layer reads all features before it, so the batch statistics of a channel are the same
-        for every norm that sees it: they are computed once, when the channel is created.
+        for every norm that sees it: they are computed once, by the first.
         """
-        layer_class = DenseLayer if fused else _REMATTED[self.remat]
+        remat = self.remat or (kernels.remat if kernels else "bottleneck")
+        whole = kernels is not None and kernels.layer is None
+        layer_class = DenseLayer if whole else _REMATTED[remat]
         layers = [
-            layer_class(x.shape[-1] + i * self.growth_rate, self.growth_rate, norm, name=unit)
+            layer_class(
+                x.shape[-1] + i * self.growth_rate, self.growth_rate, norm, kernels, name=unit
+            )
             for i, unit in enumerate(units)
         ]
-        if fused:
-            return fused_dense_block(layers, x, weight, self.epsilon, self.remat)
-        needs_stats = any(layer.norm_0.train for layer in layers)
-        features = [x]
-        stats = [mean_var(x, weight)] if needs_stats else []
+        if whole:
+            return fused_dense_block(layers, x, weight, self.epsilon, remat)
+        features, stats = [x], list[MeanVar]()
         for layer in layers:
-            features.append(layer(features, stats, weight))
-            if needs_stats:
-                stats.append(mean_var(features[-1], weight))
-        return jnp.concatenate(features, axis=-1), concatenate_stats(stats)
+            new, stats = layer(features, stats, weight)
+            if kernels and kernels.layer and len(features) == kernels.layer.max_parts:
+                # Not the first part: nothing of it may need a gradient.
+                features = [features[0], kernels.layer.concatenate(features[1:])]
+                stats = [stats[0], concatenate_stats(stats[1:])] if stats else []
+            features.append(new)
+        return jnp.concatenate(features, axis=-1), concatenate_stats(stats) if stats else None
 
     def _between(self, start: str | None, stop: str | None) -> tuple[str, ...]:
         units = self.units
@@ -312,11 +338,11 @@ class DenseNet(nn.Module):
 def default_implementation() -> Implementation:
     """Returns what is fastest on the default backend; no other place decides it.
 
-    On a CPU 'fused': a training step from layer 300 takes half the time (docs/benchmarks.md).
-    Elsewhere 'reference': nothing has been measured on a GPU or TPU yet, and by XLA's estimates
-    for a TPU v5e the fused step takes 1.6 times the cycles.
+    Measured on a CPU, where a training step from layer 300 takes half the time of the reference's;
+    for a TPU v5e and an H100 by XLA's estimates of the compiled programs (docs/benchmarks.md).
     """
-    return "fused" if jax.default_backend() == "cpu" else "reference"
+    fastest: dict[str, Implementation] = {"cpu": "fused", "gpu": "gpu", "tpu": "tpu"}
+    return fastest.get(jax.default_backend(), "reference")
 
 
 def _check_images(x: Array) -> None:

@@ -6,11 +6,12 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from densenet_flax.kernels import normalization
-from densenet_flax.kernels.matmul import product_precision
-from densenet_flax.kernels.normalization import MeanVar
+from densenet_flax.kernels.convolution import conv2d
+from densenet_flax.kernels.device_kernels import Kernels
+from densenet_flax.kernels.normalization import MeanVar, affine, normalize
 
 Tree = TypeVar("Tree")
 
@@ -35,14 +36,8 @@ class Conv(nn.Module):
 
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w K"]:
         """Convolves in the dtype of `x`."""
-        return jax.lax.conv_general_dilated(
-            x,
-            self.kernel.astype(x.dtype),
-            (self.strides, self.strides),
-            [(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=product_precision(x.dtype),
-        )
+        strides = (self.strides, self.strides)
+        return conv2d(x, self.kernel, strides=strides, padding=self.padding)
 
 
 def mean_var(x: Float[Array, "N H W C"], weight: Float[Array, " N"] | None = None) -> MeanVar:
@@ -61,10 +56,8 @@ def mean_var(x: Float[Array, "N H W C"], weight: Float[Array, " N"] | None = Non
     return mean, (share * jnp.square(x - mean)).sum(axis=(0, 1, 2))
 
 
-def concatenate_stats(stats: Sequence[MeanVar]) -> MeanVar | None:
-    """Joins the statistics of features that are concatenated; None if there are none."""
-    if not stats:
-        return None
+def concatenate_stats(stats: Sequence[MeanVar]) -> MeanVar:
+    """Joins the statistics of features that are concatenated."""
     means, variances = zip(*stats, strict=True)
     return jnp.concatenate(means), jnp.concatenate(variances)
 
@@ -80,14 +73,14 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       momentum: share of the running statistics that an update keeps.
       train: normalize with the batch's statistics and update the running ones, as in training.
-      fused: compute with `kernels.normalization`.
+      kernels: what to compute with; None for what stands here.
     """
 
     features: int
     epsilon: float
     momentum: float
     train: bool
-    fused: bool
+    kernels: Kernels | None
 
     def setup(self):
         """Declares parameters and running statistics, with Keras's initial values."""
@@ -103,6 +96,26 @@ class BatchNorm(nn.Module):
         """Mean and variance that inference mode uses."""
         return self.mean.value, self.var.value
 
+    @property
+    def affine(self) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        """Factor and shift of each channel that inference mode amounts to."""
+        return affine(self.scale, self.bias, self.running_stats, self.epsilon)
+
+    def batch_stats(
+        self, x: Float[Array, "N H W c"], weight: Float[Array, " N"] | None = None
+    ) -> MeanVar:
+        """Computes the batch's statistics of the last channels that this norm reads.
+
+        Args:
+          x: those channels; all of them or fewer.
+          weight: how much each example counts.
+        """
+        if self.kernels is None:
+            stats = mean_var(x, weight)
+        else:
+            stats = self.kernels.mean_var(x, weight, self.mean.value[-x.shape[-1] :])
+        return checkpoint_name(stats, "stats")  # small, and a pass over all rows to compute again
+
     def __call__(
         self,
         x: Float[Array, "N H W C"],
@@ -114,19 +127,40 @@ class BatchNorm(nn.Module):
         Args:
           x: any floating dtype.
           weight: how much each example counts in the batch's statistics.
-          stats: the batch's statistics, where they are known already.
+          stats: the batch's statistics of the first channels or of all, where they are known.
         """
         if self.train:
-            stats = stats or (normalization.mean_var if self.fused else mean_var)(x, weight)
+            known = len(stats[0]) if stats else 0
+            if known < self.features:
+                rest = self.batch_stats(x[..., known:], weight)
+                stats = concatenate_stats([stats, rest]) if stats else rest
+            assert stats is not None
             self.update_running_stats(stats)
         else:
             stats = self.running_stats
-        if self.fused:
-            return normalization.normalize(x, self.scale, self.bias, stats, self.epsilon)
+        if self.kernels is not None:
+            return normalize(x, self.scale, self.bias, stats, self.epsilon)
         mean, var = stats
         # float32 statistics make the whole expression float32; it is rounded once, at the end.
         y = (x - mean) * (self.scale * jax.lax.rsqrt(var + self.epsilon)) + self.bias
         return y.astype(x.dtype)
+
+    def then_relu(
+        self,
+        parts: Sequence[Float[Array, "N H W _"]],
+        weight: Float[Array, " N"] | None = None,
+        stats: MeanVar | None = None,
+    ) -> Float[Array, "N H W C"]:
+        """Normalizes features given in parts and applies ReLU; arguments as for the norm alone."""
+        if self.kernels is None or self.kernels.layer is None:
+            return nn.relu(self(jnp.concatenate(parts, axis=-1), weight, stats))
+        if self.train:
+            if stats is None:
+                stats = self.batch_stats(jnp.concatenate(parts, axis=-1), weight)
+            self.update_running_stats(stats)
+        else:
+            stats = self.running_stats
+        return self.kernels.layer.norm_relu(parts, self.scale, self.bias, stats, self.epsilon)
 
     def update_running_stats(self, stats: MeanVar) -> None:
         """Moves the running statistics towards those of a batch.

@@ -31,10 +31,11 @@ _VISIBLE_SECONDS = 10.0  # what one host writes on shared storage, the others se
 
 OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and of which checkpoint
 
-# Where the data is, how fast it is read and how the result is evaluated may change between starts;
-# what is trained may not.
+# Where the data is, how fast it is read, what a step keeps in memory and how the result is
+# evaluated may change between starts; what is trained may not.
 _FREE_KEYS = (
     *("data.path", "data.storage", "data.workers", "cache", "cache_dir", "tensorboard"),
+    "model.remat",
     *("evaluate", "threshold", "tta", "explain"),
 )
 

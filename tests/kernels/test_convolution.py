@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from densenet_flax.kernels.convolution import conv1x1, conv3x3
+from densenet_flax.kernels.convolution import conv1x1, conv3x3, stem_conv, stem_conv_by_squares
 from tests.kernels.comparison import assert_same_values_and_gradients, draw
 
 
@@ -40,3 +40,9 @@ def test_bfloat16_sums_in_float32():
     exact = run(jnp.float32)  # small whole numbers: float32 does not round them
     rounded = jax.tree.map(lambda leaf: np.float32(leaf.astype(ml_dtypes.bfloat16)), exact)
     jax.tree.map(np.testing.assert_array_equal, run(jnp.bfloat16), rounded)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (14, 6), (7, 8), (9, 9)])
+def test_the_stem_by_squares_is_the_stem(size):
+    x, kernel = draw((2, *size, 3)), draw((7, 7, 3, 5), seed=1)
+    assert_same_values_and_gradients(stem_conv_by_squares, stem_conv, x, kernel)

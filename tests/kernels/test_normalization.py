@@ -10,16 +10,21 @@ from densenet_flax.models import layers
 from tests.kernels.comparison import assert_same_values_and_gradients, draw
 
 # One rule for both: float32 statistics of bfloat16 features are float32's.
-MEAN_VAR = {"kernel": normalization.mean_var, "reference": layers.mean_var}
+MEAN_VAR = {
+    "two passes": normalization.mean_var,
+    "one pass": lambda x, weight=None: normalization.mean_var_one_pass(x, weight, x[0, 0, 0]),
+    "reference": layers.mean_var,
+}
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(5, 4, 6, 7), (3, 1, 1, 2), (2, 7, 5, 3)])
-def test_mean_var_is_the_reference(shape, dtype, weighted):
+@pytest.mark.parametrize("mean_var", [*MEAN_VAR][:2])
+def test_mean_var_is_the_reference(mean_var, shape, dtype, weighted):
     weight = jnp.asarray([1, 0.5, 2, 0, 1][: shape[0]], jnp.float32) if weighted else None
     assert_same_values_and_gradients(
-        lambda x: normalization.mean_var(x, weight),
+        lambda x: MEAN_VAR[mean_var](x, weight),
         lambda x: layers.mean_var(x, weight),
         draw(shape, dtype),
     )

@@ -154,36 +154,52 @@ def test_bfloat16_computes_half_and_keeps_float32(model, tiny_variables):
     assert float(jnp.abs(actual - expected).max()) < 0.05 * float(jnp.abs(expected).max())
 
 
-def test_the_fused_implementation_is_the_reference(tiny, tiny_variables):
-    """Logits, gradients and statistics, with the frontier inside a dense layer."""
+@pytest.mark.parametrize("implementation", ["fused", "gpu", "tpu"])
+@pytest.mark.parametrize("unfreeze_from", ["conv4_block2_1_conv", "conv4_block9_0_bn"])
+def test_each_implementation_is_the_reference(implementation, unfreeze_from):
+    """Logits, gradients and statistics, with the frontier inside a dense block.
+
+    The block is long enough for its first features to be concatenated twice, before and after the
+    first norm that needs their statistics.
+    """
     x = draw_images(5, 47, 61)
     weight = jnp.array([1, 1, 2, 0, 1], jnp.float32)
-    train_norms = resolve("conv4_block2_1_conv", tiny.blocks).train_norms
-    assert {"conv4_block2_1_bn", "pool4_bn", "bn"} < train_norms
+    network = dn.DenseNet((1, 1, 17, 1), num_classes=2, growth_rate=4, stem_features=8)
+    variables = init.init_variables(network, seed=0)
+    frontier = resolve(unfreeze_from, network.blocks)
+    mask = frontier.mask(variables["params"])
 
     def run(implementation):
-        model = tiny.clone(implementation=implementation)
+        model = network.clone(implementation=implementation)
 
         def loss(params):
-            variables = {**tiny_variables, "params": params}
+            params = jax.tree.map(
+                lambda p, trains: p if trains else jax.lax.stop_gradient(p), params, mask
+            )
             logits, updated = model.apply(
-                variables, x, train_norms=train_norms, weight=weight, mutable=["batch_stats"]
+                {**variables, "params": params},
+                x,
+                train_norms=frontier.train_norms,
+                weight=weight,
+                mutable=["batch_stats"],
             )
             return (logits**2).sum(), (logits, updated)
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny_variables["params"])
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
-    assert_close(run("fused"), run("reference"), {"float32": 1e-4})
+    assert_close(run(implementation), run("reference"), {"float32": 1e-4})
 
 
 def test_one_place_says_which_implementation_is_used(tiny, tiny_variables, monkeypatch):
     x = draw_images(1)
     program = lambda model: str(jax.make_jaxpr(model.apply)(tiny_variables, x))  # noqa: E731
-    fused, reference = (program(tiny.clone(implementation=i)) for i in ("fused", "reference"))
-    assert "custom_vjp" in fused and "custom_vjp" not in reference
-    assert program(tiny) == fused  # the tests run on a CPU
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert program(tiny) == reference
+    programs = {i: program(tiny.clone(implementation=i)) for i in dn.IMPLEMENTATIONS}
+    assert "custom_vjp" not in programs["reference"]
+    assert len(set(programs.values())) == len(dn.IMPLEMENTATIONS)
+    assert program(tiny) == programs["fused"]  # the tests run on a CPU
+    for backend, expected in {"tpu": "tpu", "gpu": "gpu", "other": "reference"}.items():
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert program(tiny) == programs[expected]
 
 
 @pytest.mark.parametrize("remat", ["bottleneck", "block"])
@@ -222,7 +238,8 @@ def test_remat_keeps_less_for_the_backward_pass(model, tiny_variables):
         _, backward = jax.eval_shape(lambda p: jax.vjp(loss, p), tiny_variables["params"])
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
-    assert kept("block") < kept("bottleneck") < 0.6 * kept("none")
+    # Kernels that read parts also keep those that they concatenate.
+    assert kept("block") < kept("bottleneck") < 0.7 * kept("none")
 
 
 def test_init_variables_are_keras_initial_values(tiny):
