@@ -71,7 +71,7 @@ class Case:
 
     Attributes:
       target: a key of `TARGETS`.
-      network: 'textbook', or an `implementation` of ours.
+      network: 'textbook'; 'ours', as it is on the target; or another `implementation` of ours.
       program: 'forward', images to logits; a segment, 'conv4_block5:conv4_block9', in inference
         mode, or with ':train' behind it in training mode with the gradients of all that enters it;
         else what a training step unfreezes, as in `config.stages`: 'head', '300', 'all'.
@@ -79,7 +79,7 @@ class Case:
       batch: images, of all devices together.
       blocks: layers of each dense block.
       image_size: height and width.
-      remat: see `DenseNet.remat`.
+      remat: see `DenseNet.remat`; None for the default.
     """
 
     target: str
@@ -89,7 +89,7 @@ class Case:
     batch: int
     blocks: tuple[int, ...] = (6, 12, 48, 32)
     image_size: int = 224
-    remat: str = "bottleneck"
+    remat: str | None = None
 
     def trace(self) -> jax.stages.Traced:
         """Traces the program for the target's devices."""
@@ -119,7 +119,7 @@ class _Tracer:
         case, dtype = self.case, jnp.dtype(self.case.dtype)
         if case.network == "textbook":
             return textbook.Textbook(case.blocks, dtype)
-        return self._ours(implementation=case.network)
+        return self._ours(implementation=None if case.network == "ours" else case.network)
 
     def _ours(self, **options: Any) -> DenseNet:
         case = self.case
