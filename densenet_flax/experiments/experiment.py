@@ -29,6 +29,7 @@ ADDED_KEYS = {
     "model.verify_weights": True,  # changes no number
     "deterministic": False,
     **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
+    "data.bits": 0,
     "data.test_path": "",
     "data.label_level": None,
     "data.label_pattern": "",

@@ -11,7 +11,6 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-import safetensors.torch
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.inference.results import to_probabilities
@@ -143,6 +142,7 @@ def test_keras_heads_are_exact_or_refused(seed, keras_base, tmp_path):
 @pytest.mark.parametrize("seed", range(3 * COUNT))
 def test_torch_heads_are_exact_or_refused(seed, tmp_path):
     torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
     from torch import nn
 
     rng = random.Random(seed)
@@ -176,7 +176,7 @@ def test_torch_heads_are_exact_or_refused(seed, tmp_path):
     if path.suffix == ".pth":
         torch.save(rng.choice([state, {"state_dict": state}, {"model": state, "epoch": 3}]), path)
     else:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, path)
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
     described = [type(m).__name__ for m in modules]
     x = np.random.default_rng(seed).uniform(0, 1, (3, features)).astype(np.float32)
     with torch.inference_mode():
