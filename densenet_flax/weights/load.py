@@ -79,19 +79,20 @@ def read_weights(
     with open_weights(path, which) as file:
         layout = file.layout()
         variables, info = file.read(layout), file.info(layout, **overrides)
-        if verify:
-            _compare(file, variables, info)
+        _report(file, variables, info, verify)
         return variables, info
 
 
-def _compare(file: WeightsFile, variables: PyTree, info: WeightsInfo) -> None:
-    """Compares a file with what its framework computes, and logs how they agree."""
+def _report(file: WeightsFile, variables: PyTree, info: WeightsInfo, verify: bool) -> None:
+    """Logs what was assumed of another framework's file, and with `verify` how it compares."""
     if not file.framework:
+        return
+    logging.info("%s: %s", file.path, "; ".join(file.explain()))
+    if not verify:
         return
     # Imported here: what is not compared needs no network.
     from densenet_flax.weights.verify import summarize, verify_file
 
-    logging.info("%s: %s", file.path, "; ".join(file.explain()))
     logging.info("%s: %s", file.path, summarize(verify_file(file, variables, info)))
 
 
@@ -150,7 +151,9 @@ def _load(
     with open_weights(path) as file:
         if ignore_head and any(tensor.in_head for tensor in file.tensors):
             logging.info("%s: the head in this file is left out; its backbone is used", path)
-        return file.read(layout, ignore_head=ignore_head), file.info(layout)
+        variables, info = file.read(layout, ignore_head=ignore_head), file.info(layout)
+        _report(file, variables, info, verify)
+        return variables, info
 
 
 def _official_name(layout: Layout) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import pickle
 import re
 import reprlib
@@ -17,6 +18,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.weights.safe_reading import check_expansion, reading
 from densenet_flax.weights.torch_names import network_file
 from densenet_flax.weights.torch_networks import TorchNetwork, select_network
+from densenet_flax.weights.torch_options import find_options
 from densenet_flax.weights.weights_file import ReadTensor, WeightsFile
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def load_network(path: Path, which: str = "") -> TorchNetwork["torch.Tensor"]:
         # A tensor may repeat one number a billion times by its strides.
         declared = sum(v.numel() * v.element_size() for v in network.tensors.values())
         check_expansion(path, stored, declared)
-    return network
+    return dataclasses.replace(network, options=find_options(content))
 
 
 def _harmless_globals() -> list[Any]:

@@ -6,20 +6,19 @@ They are the same in `.pth` files, which need PyTorch, and in `.safetensors`, wh
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
-from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Shape, VariablePath, infer_layout, name_head_layers
 from densenet_flax.weights.safe_reading import reading
 from densenet_flax.weights.torch_head import TorchHead, read_head
 from densenet_flax.weights.torch_networks import BACKBONE_NAME, BATCH_COUNTERS, TorchNetwork
+from densenet_flax.weights.torch_options import StatedSettings, find_options, read_options
 from densenet_flax.weights.weights_file import ReadTensor, StoredTensor, WeightsFile
 
 TORCH_EPSILON = 1e-5
@@ -64,13 +63,15 @@ def network_file(
     arrays = [(name, tuple(value.shape), reader(name)) for name, value in network.tensors.items()]
     with reading(path):
         tensors, head = _torch_tensors(arrays, is_ordered=is_ordered)
-        metadata, evidence = _torch_metadata(path, tensors)
-        stored = stored or _metadata_beside(path, tensors)
+        # What was trained since has options, which the export that it began with does not know.
+        stored = stored or (None if network.options else _metadata_beside(path, tensors))
         if stored:
-            metadata, evidence = {**metadata, **stored}, [_STORED]
+            metadata, evidence, settings = stored, [_STORED], StatedSettings()
             head = dataclasses.replace(head, activation=metadata["activation"], notes=())
-        elif head.activation:
-            metadata["activation"] = head.activation
+        else:
+            metadata, evidence, settings = _torch_metadata(path, tensors, network.options)
+            if head.activation:
+                metadata["activation"] = head.activation
     return WeightsFile(
         path,
         format,
@@ -79,7 +80,8 @@ def network_file(
         metadata,
         (*network.notes, *evidence, *head.notes),
         companions={k: v for k, v in network.companions.items() if k != BATCH_COUNTERS},
-        head_fault=head.fault,
+        head_fault=head.fault or (settings.head_fault if head.layers else ""),
+        pixels_fault=settings.pixels_fault,
         is_activation_known=head.activation is not None,
         which=network.label,
     )
@@ -117,11 +119,15 @@ def _torch_tensors(
     return tensors, head
 
 
-def _torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields, list[str]]:
-    """Metadata of a PyTorch file and their evidence: timm's `config.json`, names, or convention.
+def _torch_metadata(
+    file: Path, tensors: list[StoredTensor], options: Mapping[str, object]
+) -> tuple[InfoFields, list[str], StatedSettings]:
+    """Metadata of a PyTorch file, their evidence, and what is stated beside the weights.
+
+    They are from the options in the file, timm's `config.json` beside it, names, or convention.
 
     Raises:
-      InputError: the `config.json` cannot be read, or states pixels that we do not compute.
+      InputError: the `config.json` cannot be read, or a backbone that ours is not is stated.
     """
     metadata: InfoFields = {"epsilon": TORCH_EPSILON}
     library = "MONAI" if any(".layers." in tensor.name for tensor in tensors) else ""
@@ -129,8 +135,11 @@ def _torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields
     evidence = [f"names as in {names_of}: ImageNet mean and standard deviation assumed"]
     config_path = file.parent / TIMM_CONFIG
     config = _timm_config(config_path)
+    pretrained = config.get("pretrained_cfg", config)  # timm before 0.9 had one level
+    # Those in the file are nearer to it, and so the last ones.
+    settings = read_options({**find_options(config, f"{TIMM_CONFIG}: "), **options})
     # Weights of TIAToolbox were published under timm's names, so that only words give them away.
-    hint = f"{file.parent.name}/{file.name} {config.get('pretrained_cfg', {}).get('tag', '')}"
+    hint = f"{file.parent.name}/{file.name} {pretrained.get('tag', '')}"
     biases = (t.shape for t in tensors if t.path == ("params", "head", "predictions", "bias"))
     classes = next((shape[0] for shape in biases if shape), 0)
     is_wrapped = any("feat_extract." in tensor.name for tensor in tensors)
@@ -142,13 +151,17 @@ def _torch_metadata(file: Path, tensors: list[StoredTensor]) -> tuple[InfoFields
             metadata |= {"class_names": _KATHER_CLASSES, "license": "CC BY 4.0"}
         elif classes == 2 and "pcam" in hint.lower():
             metadata |= {"license": "CC0 1.0"}
-    elif config:
-        metadata |= _timm_metadata(config_path, config["pretrained_cfg"])
-        evidence = ["timm's config.json beside the file"]
+        settings = dataclasses.replace(settings, pixels_fault="")
+    elif settings.preprocessing:
+        metadata["preprocessing"] = settings.preprocessing
+        evidence = [f"preprocessing {settings.preprocessing!r} by {settings.pixels_source}"]
+    if config:
+        metadata.setdefault("license", str(pretrained.get("license") or ""))
+        evidence.append("timm's config.json beside the file")
     names = config.get("label_names")
     if isinstance(names, list) and len(names) == classes:
         metadata["class_names"] = tuple(map(str, names))
-    return metadata, evidence
+    return metadata, evidence, settings
 
 
 def _metadata_beside(path: Path, tensors: Sequence[StoredTensor]) -> InfoFields | None:
@@ -168,25 +181,9 @@ def _timm_config(path: Path) -> JsonDict:
         return {}
     with reading(path):
         config = json.loads(path.read_text())
-    is_timm = isinstance(config, dict) and isinstance(config.get("pretrained_cfg"), dict)
-    return config if is_timm and str(config.get("architecture")).startswith("densenet") else {}
-
-
-def _timm_metadata(path: Path, pretrained: JsonDict) -> InfoFields:
-    with reading(path):
-        pixels = [float(v) for key in ("mean", "std") for v in pretrained.get(key, ())]
-    license: InfoFields = {"license": str(pretrained.get("license") or "")}
-    if len(pixels) == 6 and np.allclose(pixels, [*IMAGENET_MEAN, *IMAGENET_STD], atol=1e-4):
-        return {**license, "preprocessing": "torch"}
-    # timm's way to say that pixels / 255 are not normalized.
-    if pixels == [0, 0, 0, 1, 1, 1]:
-        return {**license, "preprocessing": "scale"}
-    if pixels == [0.5] * 6:  # timm's IMAGENET_INCEPTION_MEAN and _STD: -1 to 1
-        return {**license, "preprocessing": "tf"}
-    raise InputError(
-        f"{path}: normalizes pixels by {pixels}; this package knows the mean and standard "
-        "deviation of ImageNet, 0.5 and 0.5, or none"
-    )
+    is_timm = isinstance(config, dict) and isinstance(config.get("pretrained_cfg", {}), dict)
+    names = ("densenet", "tv_densenet")
+    return config if is_timm and str(config.get("architecture")).startswith(names) else {}
 
 
 def _backbone_path(match: re.Match[str]) -> VariablePath | None:

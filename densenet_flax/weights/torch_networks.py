@@ -53,12 +53,14 @@ class TorchNetwork(Generic[Tensor]):
       tensors: its own and those that belong to no network, as the file orders and spells them.
       companions: names of tensors that are known to be no part of it, by what they are.
       notes: what was chosen and left out, in words.
+      options: of the script that trained it, by name.
     """
 
     label: str
     tensors: dict[str, Tensor]
     companions: Mapping[str, Sequence[str]]
     notes: tuple[str, ...] = ()
+    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 def select_network(content: Mapping[str, object], which: str = "") -> TorchNetwork | None:

@@ -52,6 +52,7 @@ class WeightsFile:
       evidence: where the metadata come from, in words, for `inspect`.
       companions: names of what the file holds besides a network and is left out, by what it is.
       head_fault: why the head cannot be read exactly; '' if it can.
+      pixels_fault: why pixels cannot be preprocessed as is stated; '' if they can.
       is_activation_known: whether the file or its names tell the activation of a head.
       which: the network of several that was chosen, as `open_weights` takes it.
     """
@@ -64,6 +65,7 @@ class WeightsFile:
     evidence: Sequence[str] = ()
     companions: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     head_fault: str = ""
+    pixels_fault: str = ""
     is_activation_known: bool = True
     which: str = ""
 
@@ -94,6 +96,8 @@ class WeightsFile:
         Raises:
           InputError: they cannot be used, or nothing tells the activation of the head.
         """
+        if self.pixels_fault and "preprocessing" not in overrides:
+            raise InputError(f"{self.path}: {self.pixels_fault}")
         if layout.num_classes and not (self.is_activation_known or "activation" in overrides):
             raise InputError(
                 f"{self.path}: nothing tells what turns its {layout.num_classes} outputs into "

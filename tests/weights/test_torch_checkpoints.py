@@ -1,14 +1,16 @@
 """Checkpoints as training scripts write them: which network, what beside it, what is refused."""
 
 import argparse
+import json
 import zipfile
 
 import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights import inspect, load_weights, read_weights
+from densenet_flax.weights import convert, inspect, load_weights, read_weights
 from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.load import load_backbone
 from tests.weights.helpers import TINY, assert_same, info_of, random_variables, torch_state
 
 torch = pytest.importorskip("torch", reason="writing .pth needs PyTorch")
@@ -62,6 +64,84 @@ def test_a_checkpoint_is_read(name, tmp_path):
     read, info = read_weights(save(tmp_path, CHECKPOINTS[name]))
     assert_same(read, expected)
     assert (info.layout, info.activation) == (TWO, "softmax")
+
+
+def timm_checkpoint(folder, **args):
+    return save(folder, {"state_dict": state_of(RAW), "args": argparse.Namespace(**args)})
+
+
+@pytest.mark.parametrize(
+    ("args", "mode"),
+    [
+        ({"mean": [0.5], "std": [0.5]}, "tf"),  # one number is for all channels
+        ({"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}, "scale"),
+        ({"mean": [0.485, 0.456, 0.406], "std": None, "gp": "fast"}, "torch"),
+        ({"mean": None, "std": None, "gp": None, "model_kwargs": {"act_layer": "ReLU"}}, "torch"),
+    ],
+)
+def test_pixels_of_timms_options(args, mode, tmp_path):
+    path = timm_checkpoint(tmp_path, **args)
+    assert read_weights(path)[1].preprocessing == mode
+    is_stated = args["mean"] is not None
+    assert (f"preprocessing '{mode}' by args.mean" in inspect(path).evidence[0]) == is_stated
+
+
+def test_pixels_that_no_mode_computes_are_refused_until_one_is_stated(tmp_path):
+    path = timm_checkpoint(tmp_path, mean=[0.7, 0.5, 0.7], std=[0.2] * 3)
+    fault = r"m\.pth: args\.mean and args\.std: normalizes pixels by \[0\.7, 0\.5, 0\.7\]"
+    with pytest.raises(InputError, match=fault):
+        read_weights(path)
+    with pytest.raises(InputError, match="normalizes pixels by"):
+        read_weights(timm_checkpoint(tmp_path, mean="auto"))
+    target = tmp_path / "ours.safetensors"
+    assert convert(path, target, verify=False, preprocessing="tf").info.preprocessing == "tf"
+
+
+@pytest.mark.parametrize("where", ["args", "model_kwargs", "config", "model_args"])
+def test_another_pooling_is_refused_and_the_backbone_used(where, tmp_path):
+    options = {
+        "args": {"gp": "catavgmax"},
+        "model_kwargs": {"model_kwargs": {"global_pool": "max"}},
+    }
+    path = timm_checkpoint(tmp_path, **options.get(where, {}))
+    if where in ("config", "model_args"):
+        stated = {"global_pool": "max"}
+        stated = stated if where == "config" else {"model_args": stated}
+        config = {"architecture": "densenet121", "pretrained_cfg": {}, **stated}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"(gp|global_pool)='(catavg)?max'.*backbone alone"):
+        read_weights(path)
+    model = info_of(TINY, epsilon=1e-5).build_model()
+    assert "head" not in load_weights(path, model, ignore_head=True)["params"]
+    headless = {name: value for name, value in state_of(RAW).items() if "classifier" not in name}
+    args = argparse.Namespace(gp="max")
+    assert not read_weights(save(tmp_path, {"model": headless, "args": args}))[1].num_classes
+
+
+def test_other_layers_of_timm_are_refused(tmp_path):
+    path = timm_checkpoint(tmp_path, model_kwargs={"act_layer": "silu"})
+    with pytest.raises(InputError, match=r"m\.pth: args\.model_kwargs\.act_layer='silu'"):
+        load_weights(path, info_of(TINY, epsilon=1e-5).build_model(), ignore_head=True)
+
+
+def test_options_of_other_scripts_are_left_alone(tmp_path):
+    """`gp` is also the weight of a gradient penalty, and a pickle can contain itself."""
+    config = {"gp": 10.0}
+    config["config"] = config
+    path = save(tmp_path, {"state_dict": state_of(RAW), "config": config})
+    assert read_weights(path)[1].preprocessing == "torch"
+
+
+def test_what_is_assumed_is_logged(tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    path = timm_checkpoint(tmp_path, mean=[0.5], std=[0.5])
+    read_weights(path)
+    load_weights(path, info_of(TWO, epsilon=1e-5).build_model())
+    lines = [line for line in caplog.messages if "mean pooling and softmax assumed" in line]
+    assert len(lines) == 2 and all("preprocessing 'tf' by args.mean" in line for line in lines)
+    caplog.clear()
+    load_backbone(path, info_of(TINY).build_model(), verify=True)
+    assert "largest difference from PyTorch" in caplog.messages[-1]
 
 
 def test_monai(tmp_path):

@@ -95,8 +95,12 @@ def test_timms_config_beside_the_file_is_read(tmp_path):
     assert beside({"mean": [0.5] * 3, "std": [0.5] * 3}).preprocessing == "tf"
     with pytest.raises(InputError, match=r"config\.json.*0\.4"):
         beside({"mean": [0.4] * 3, "std": [0.5] * 3})
-    with pytest.raises(InputError, match=r"config\.json: normalizes pixels by \[0\.5\]"):
+    with pytest.raises(InputError, match=r"config\.json: .*normalizes pixels by \[0\.5\] and \[\]"):
         beside({"mean": [0.5], "std": []})
+    # timm before 0.9 had one level, and what is stated has to be honored there as well.
+    flat = {"architecture": "tv_densenet121", "mean": [0.5] * 3, "std": [0.5] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(flat))
+    assert read_weights(path)[1].preprocessing == "tf"
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
         read_weights(path)
