@@ -127,6 +127,11 @@ class Classifier:
         """The Flax module."""
         return self.network.model
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether classes are independent: a sigmoid of several outputs."""
+        return self.info.activation == "sigmoid" and self.info.num_classes > 1
+
     def predict(self, images: ImagesLike) -> Prediction:
         """Computes probabilities and decisions.
 
@@ -228,6 +233,14 @@ class Classifier:
     def decide(self, probability: Float[np.ndarray, "N K"]) -> Prediction:
         """Calibrates the network's own probabilities and decides, at the operating point."""
         point = self.operating_point
+        if self.is_multilabel:
+            # Each output is a question of its own, which an operating point of one does not answer.
+            calibrated = probability
+            if point.temperature != 1:
+                scores = scipy.special.logit(probability) / point.temperature
+                calibrated = scipy.special.expit(scores)
+            label, present = probability.argmax(axis=1), probability >= 0.5
+            return Prediction(self.class_names, probability, calibrated, label, present)
         if len(self.class_names) == 2:
             label = point.decide(probability[:, 1])
             positive = point.calibrate(probability[:, 1])

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import scipy  # its parts are imported when they are first used
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 
 from densenet_flax.inference.inputs import ImageLike, read_pixels
@@ -20,21 +20,30 @@ class Prediction:
       probability: float64, the network's own probabilities; decisions are made with these.
       calibrated: float64, after temperature scaling; `probability` where no temperature is known.
       label: int64, index of the decided class. Of two classes the second where its probability
-        reaches the threshold; of more the most probable.
+        reaches the threshold; of more the most probable, also where they are independent.
+      present: of independent classes (multi-label, a sigmoid of several outputs), which of them
+        reach 0.5, each by itself; None where classes exclude each other.
     """
 
     class_names: tuple[str, ...]
     probability: Float[np.ndarray, "N K"]
     calibrated: Float[np.ndarray, "N K"]
     label: Int[np.ndarray, "N"]
+    present: Bool[np.ndarray, "N K"] | None = None
 
     def __len__(self) -> int:
         return len(self.label)
 
     @property
     def decision(self) -> Shaped[np.ndarray, "N"]:
-        """The name of the decided class of each image, a string array."""
-        return np.array(self.class_names)[self.label]
+        """The name of the decided class of each image, a string array.
+
+        Of independent classes those that are present, as 'a|b'; '' if none is.
+        """
+        names = np.array(self.class_names)
+        if self.present is None:
+            return names[self.label]
+        return np.array(["|".join(names[row]) for row in self.present], np.str_)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -47,6 +47,7 @@ from densenet_flax.inference.batch.overlay_files import (
 from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
 from densenet_flax.inference.classifier import Classifier, ForwardOutput, load_classifier
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
+from densenet_flax.inference.results import Prediction
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file, writing
 from densenet_flax.storage.workdir import Workdir
@@ -59,11 +60,14 @@ class Summary:
     """What was predicted.
 
     Attributes:
-      decisions: number of images by decided class.
+      decisions: number of images by decided class; of independent classes an image counts in each
+        that is present.
+      images: number of images that were predicted.
       skipped: for each file that cannot be read, a line that says why.
     """
 
     decisions: Mapping[str, int]
+    images: int
     skipped: tuple[str, ...]
 
 
@@ -109,8 +113,7 @@ def predict(
     logging.info("device: %s; %s", device_kinds(), classifier.model.computation)
     summary = predict_files(classifier, files, options)
     decisions = ", ".join(f"{count} {name}" for name, count in summary.decisions.items())
-    count = sum(summary.decisions.values())
-    logging.info("%s: %d images: %s", options.output, count, decisions)
+    logging.info("%s: %d images: %s", options.output, summary.images, decisions)
     if skipped := summary.skipped:
         message = "%d of %d files cannot be read and were skipped, such as %s"
         logging.warning(message, len(skipped), len(files), skipped[0])
@@ -232,10 +235,13 @@ class _Job:
         output: ForwardOutput,
     ) -> None:
         prediction, unit = self.classifier.decide(output.probability), self.options.unit
+        class_names, decisions = prediction.class_names, prediction.decision
         maps = self.classifier.explain_batch(prepared, prediction.label, output, unit=unit)
         for i, (file, image) in enumerate(images):
-            decision, p = prediction.decision[i], prediction.probability[i, prediction.label[i]]
-            caption = f"called {decision}: P({decision}) = {p:.3f}"
+            # The map explains one class, also where several or none are present.
+            explained = class_names[prediction.label[i]]
+            p = prediction.probability[i, prediction.label[i]]
+            caption = f"called {decisions[i] or 'none'}: P({explained}) = {p:.3f}"
             panel = draw_panel(image.displayed, maps[i], caption=caption)
             with atomic_file(folder / overlay_name(file.name, self._names)) as temporary:
                 panel.save(temporary, "PNG", pnginfo=png_mark())
@@ -285,26 +291,37 @@ class _Job:
         if embeddings:
             partial_path(embeddings).unlink(missing_ok=True)
         decisions = {name: counts[name] for name in self.classifier.class_names}
-        return Summary(decisions, tuple(skipped))
+        return Summary(decisions, len(self.files) - len(skipped), tuple(skipped))
 
     def _table_parts(self, counts: Counter[str]) -> Iterator[Part]:
         """Yields the table part by part, and counts the decisions."""
         settings = self.classifier.info.inference
         for chunk in chunks(self._predicted(), ROWS_PER_CHUNK):
             prediction = self.classifier.decide(np.array([row for _, row in chunk]))
-            counts.update(prediction.decision.tolist())
+            counts.update(_decided(prediction))
             yield {
                 "file": [str(file.path) for file, _ in chunk],
                 "patient": [patient_from_name(file, settings) for file, _ in chunk],
-                **_columns("probability", prediction.probability, prediction.class_names),
-                **_columns("calibrated", prediction.calibrated, prediction.class_names),
+                **_columns("probability", prediction.probability, prediction),
+                **_columns("calibrated", prediction.calibrated, prediction),
                 "decision": prediction.decision.tolist(),
             }
 
 
+def _decided(prediction: Prediction) -> list[str]:
+    """The decided class of every image, or all classes that are present in them."""
+    if prediction.present is None:
+        return prediction.decision.tolist()
+    return np.array(prediction.class_names)[np.nonzero(prediction.present)[1]].tolist()
+
+
 def _columns(
-    name: str, values: Float[np.ndarray, "N K"], class_names: tuple[str, ...]
+    name: str, values: Float[np.ndarray, "N K"], prediction: Prediction
 ) -> dict[str, Float[np.ndarray, "N"]]:
+    class_names = prediction.class_names
+    if prediction.present is not None:  # two independent classes have two columns
+        columns = [f"{name}_{class_name}" for class_name in class_names]
+        return dict(zip(columns, values.T, strict=True))
     values = values[:, 1:] if len(class_names) == 2 else values
     return dict(zip(probability_columns(name, class_names), values.T, strict=True))
 

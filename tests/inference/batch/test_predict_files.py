@@ -217,6 +217,37 @@ def test_more_than_two_classes(tiny, folder, tmp_path):
         assert abs(sum(values) - 1) < 1e-9 and row["decision"] == "abc"[int(np.argmax(values))]
 
 
+def test_independent_classes(tiny, folder, tmp_path, caplog):
+    """Every sigmoid has its own threshold and column; two of them are no pair of classes."""
+    from densenet_flax.models.init import init_variables
+    from densenet_flax.weights import WeightsInfo, save_weights
+
+    caplog.set_level("INFO", logger="absl")
+    model = tiny.clone(num_classes=2)
+    settings = InferenceSettings(image_size=(32, 32))
+    fields = {"activation": "sigmoid", "class_names": ("a", "b"), "inference": settings}
+    variables = init_variables(model, 0)
+    last = variables["params"]["head"]["predictions"]
+    for bias, decision in (((9.0, 9.0), "a|b"), ((-9.0, 9.0), "b"), ((-9.0, -9.0), "")):
+        constant = {"kernel": 0 * last["kernel"], "bias": np.array(bias, np.float32)}
+        head = {**variables["params"]["head"], "predictions": constant}
+        params = {**variables["params"], "head": head}
+        path = tmp_path / f"{len(decision)}.safetensors"
+        save_weights(path, {**variables, "params": params}, WeightsInfo.of(model, **fields))
+        options = OutputOptions(path.with_suffix(".csv"), overlays=tmp_path / path.stem)
+        summary = predict(str(path), str(folder / "a"), options)
+        rows = rows_of(options.output)
+        names = [f"{what}_{name}" for what in ("probability", "calibrated") for name in "ab"]
+        assert list(rows[0]) == ["file", "patient", *names, "decision"]
+        for row in rows:
+            assert row["decision"] == decision
+            values = [float(row[f"probability_{name}"]) for name in "ab"]
+            assert np.allclose(values, 1 / (1 + np.exp(-np.array(bias))))
+        expected = {name: len(rows) * (name in decision) for name in "ab"}
+        assert (summary.decisions, summary.images) == (expected, len(rows))
+        assert f"{len(rows)} images" in caplog.text
+
+
 def test_what_cannot_be_done_is_rejected_in_one_line(
     folder, classifier, tiny_run, tmp_path, monkeypatch
 ):
