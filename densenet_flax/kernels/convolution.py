@@ -78,6 +78,21 @@ def conv2d(
     )
 
 
+def conv1x1_affine_relu(
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "1 1 C K"],
+    factor: Float[Array, " K"],
+    shift: Float[Array, " K"],
+) -> Float[Array, "N H W K"]:
+    """Computes ReLU(y · factor + shift) of a 1×1 convolution y, with the factor in its kernel.
+
+    So a norm in inference mode is no pass of its own: cuDNN adds a shift and applies ReLU in the
+    convolution, and XLA fuses them with it on a TPU.
+    """
+    y = conv2d(x, kernel * factor)
+    return jax.nn.relu(y + shift.astype(y.dtype))
+
+
 def stem_conv(
     x: Float[Array, "N H W C"], kernel: Float[Array, "7 7 C K"]
 ) -> Float[Array, "N H/2 W/2 K"]:

@@ -1,7 +1,8 @@
 """Features of a dense block as a list of parts: what entered it, and what its layers created.
 
-A concatenation of all features for each layer is what a DenseNet costs. Forwards XLA fuses it with
-what reads it; backwards it must not add up the gradients of all features once for each layer.
+Every layer reads all features before it. In the forward pass XLA fuses their concatenation with the
+arithmetic that reads it. In the backward pass it would add up the gradients of all features once
+for each layer; in parts they are added up once for every few layers.
 """
 
 import functools
@@ -11,6 +12,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# A layer reads at most so many parts; then all but the first become one.
+MAX_PARTS = 8
 
 
 def split_like(x: Float[Array, "... C"], parts: Sequence[Array]) -> list[Float[Array, "... _"]]:

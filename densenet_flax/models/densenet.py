@@ -22,10 +22,11 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from densenet_flax.kernels.convolution import conv1x1_affine_relu
 from densenet_flax.kernels.device_kernels import KERNELS, Kernels
 from densenet_flax.kernels.matmul import product_precision
 from densenet_flax.kernels.normalization import MeanVar
-from densenet_flax.kernels.parts import split_like
+from densenet_flax.kernels.parts import MAX_PARTS, concatenate_parts, split_like
 from densenet_flax.models.fused import fused_dense_block
 from densenet_flax.models.layers import BatchNorm, Conv, concatenate_stats
 from densenet_flax.models.units import unit_names
@@ -98,17 +99,15 @@ class DenseLayer(nn.Module):
           The new features, and the batch statistics of those that were read, if a norm used them.
         """
         stats = list(stats)
-        if self.norm_0.train:  # of what no norm has read yet, which is all after the first one
+        if self.norm_0.train:  # each channel's are computed by the first norm that needs them
             unknown = features[len(stats) :]
             rest = jnp.concatenate(unknown, axis=-1) if len(unknown) > 1 else unknown[0]
             means, variances = self.norm_0.batch_stats(rest, weight)
             stats += zip(split_like(means, unknown), split_like(variances, unknown), strict=True)
-        # Here and not in the caller: with `remat` a layer keeps its parts, not another copy of all.
-        kernels = self.kernels.layer if self.kernels else None
-        known = concatenate_stats(stats) if stats else None
-        y = self.norm_0.then_relu(features, weight, known)
-        if kernels and not self.norm_1.train:
-            y = kernels.conv1x1_affine_relu(y, self.conv_1.kernel, *self.norm_1.affine)
+        # Concatenated in here: with `remat` a layer keeps its parts, not another copy of all.
+        y = self.norm_0.then_relu(features, weight, concatenate_stats(stats) if stats else None)
+        if self.kernels and not self.norm_1.train:
+            y = conv1x1_affine_relu(y, self.conv_1.kernel, *self.norm_1.affine)
             y = checkpoint_name(y, "bottleneck")
         else:
             y = checkpoint_name(self.conv_1(y), "bottleneck")
@@ -291,7 +290,7 @@ class DenseNet(nn.Module):
         for every norm that sees it: they are computed once, by the first.
         """
         remat = self.remat or (kernels.remat if kernels else "bottleneck")
-        whole = kernels is not None and kernels.layer is None
+        whole = kernels is not None and kernels.norm_relu is None
         layer_class = DenseLayer if whole else _REMATTED[remat]
         layers = [
             layer_class(
@@ -304,9 +303,9 @@ class DenseNet(nn.Module):
         features, stats = [x], list[MeanVar]()
         for layer in layers:
             new, stats = layer(features, stats, weight)
-            if kernels and kernels.layer and len(features) == kernels.layer.max_parts:
-                # Not the first part: nothing of it may need a gradient.
-                features = [features[0], kernels.layer.concatenate(features[1:])]
+            if kernels and len(features) == MAX_PARTS:
+                # Without the first part, which needs no gradient where nothing before it trains.
+                features = [features[0], concatenate_parts(features[1:])]
                 stats = [stats[0], concatenate_stats(stats[1:])] if stats else []
             features.append(new)
         return jnp.concatenate(features, axis=-1), concatenate_stats(stats) if stats else None

@@ -152,7 +152,7 @@ class BatchNorm(nn.Module):
         stats: MeanVar | None = None,
     ) -> Float[Array, "N H W C"]:
         """Normalizes features given in parts and applies ReLU; arguments as for the norm alone."""
-        if self.kernels is None or self.kernels.layer is None:
+        if self.kernels is None or self.kernels.norm_relu is None:
             return nn.relu(self(jnp.concatenate(parts, axis=-1), weight, stats))
         if self.train:
             if stats is None:
@@ -160,7 +160,7 @@ class BatchNorm(nn.Module):
             self.update_running_stats(stats)
         else:
             stats = self.running_stats
-        return self.kernels.layer.norm_relu(parts, self.scale, self.bias, stats, self.epsilon)
+        return self.kernels.norm_relu(parts, self.scale, self.bias, stats, self.epsilon)
 
     def update_running_stats(self, stats: MeanVar) -> None:
         """Moves the running statistics towards those of a batch.
