@@ -1,5 +1,6 @@
 """BreakHis on disk: its tree of folders and its archive."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -15,12 +16,14 @@ from densenet_flax.data.images.decode import decode_in_threads, decoded
 from densenet_flax.data.images.formats import IMAGE_SUFFIXES, open_image, read_image_file
 from densenet_flax.data.images.samples import is_plain
 from densenet_flax.data.sources.archives import is_archive, read_archive
-from densenet_flax.data.sources.files import FileListing, list_files, listing_digest
+from densenet_flax.data.sources.files import FileListing, list_files
 
 ROOT = "BreaKHis_v1"
 ARCHIVE = "BreaKHis_v1.tar.gz"
 # What a folder without images is searched for: Kaggle calls its own archive.zip.
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+# Why images of a folder are left out, besides the reasons of `data.sources.files`.
+_OUTSIDE, _COPY = f"images outside of {ROOT}", "copies of an image under the same name"
 
 
 def find_source(path: str | os.PathLike[str]) -> Path:
@@ -70,27 +73,38 @@ def _may_be_archive(file: Path) -> bool:
     return is_named_so and file.is_file() and is_archive(file)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Lists the images of a folder, sorted by file name.
+def list_source(source: Path) -> FileListing:
+    """Lists the images of a folder, sorted by file name, and why all else in it is left out.
 
     If a folder `BreaKHis_v1` is below it, only what is in there counts: a folder above may hold
-    other pictures.
+    other pictures. Copies of an image are in both lists, as they are read to compare them. The
+    listing of an archive is the archive itself; its members are known when it is read.
 
     Raises:
       InputError: an image is not named as in BreakHis, or there is none; a folder cannot be read.
     """
-    images = list(_list_folder(folder).images.values())
-    images = [path for path in images if ROOT in path.parts] or images
-    unknown = [path for path in images if not parse_name(path.name)]
+    if source.is_file():
+        return FileListing(source.parent, {source.name: source}, {})
+    listing = _list_folder(source)
+    images = {name: path for name, path in listing.images.items() if ROOT in path.parts}
+    images = images or dict(listing.images)
+    unknown = [path for path in images.values() if not parse_name(path.name)]
     if len(unknown) == len(images):
         raise InputError(
-            f"{folder}: none of its {len(images)} images is named as in BreakHis "
-            f"({images[0].name if images else 'there is none'}; expected names such as "
+            f"{source}: none of its {len(images)} images is named as in BreakHis "
+            f"({unknown[0].name if unknown else 'there is none'}; expected names such as "
             f"{EXAMPLE_NAME}); for other data set data.name='folder'"
         )
     if unknown:
         raise _bad_name(unknown[0])
-    return sorted(images, key=lambda path: (path.name, path))
+    images = dict(sorted(images.items(), key=lambda item: (item[1].name, item[1])))
+    left_out = {**listing.left_out}
+    left_out |= {name: _OUTSIDE for name in listing.images if name not in images}
+    first_of_stem: dict[str, str] = {}
+    for name, path in images.items():
+        if first_of_stem.setdefault(_stem(path.name), name) != name:
+            left_out[name] = _COPY
+    return dataclasses.replace(listing, images=images, left_out=left_out)
 
 
 def _list_folder(folder: Path) -> FileListing:
@@ -102,16 +116,8 @@ def _list_folder(folder: Path) -> FileListing:
 def list_names(source: Path) -> list[str]:
     """Lists the file names of all images of a folder or archive; no image is decoded."""
     if source.is_dir():
-        return sorted({path.name for path in list_images(source)})
+        return sorted({path.name for path in list_source(source).images.values()})
     return sorted({os.path.basename(name) for name, _ in _list_archive(source)})
-
-
-def source_key(source: Path) -> str:
-    """Returns a digest of the names, sizes and times of a folder's images, or of an archive."""
-    if source.is_file():
-        return listing_digest(source, {source.name: source})
-    images = {str(path.relative_to(source)): path for path in list_images(source)}
-    return listing_digest(source, images)
 
 
 def read_images(
@@ -135,8 +141,7 @@ def read_images(
 
     for location, digest, png in decode_in_threads(check, _read_encoded(source), skipped):
         name = os.path.basename(location)
-        # The same image as .png and as .jpg has two contents, too.
-        stem = os.path.splitext(name)[0].lower()
+        stem = _stem(name)
         if stem not in seen:
             seen[stem] = location, digest
             yield name, png
@@ -153,11 +158,16 @@ def read_images(
 
 def _read_encoded(source: Path) -> Iterator[tuple[str, bytes | InputError]]:
     if source.is_dir():
-        for path in list_images(source):
+        for path in list_source(source).images.values():
             yield str(path), _try(functools.partial(read_image_file, path))
     else:
         for name, read in _list_archive(source):
             yield f"{source}: {name}", _try(read)
+
+
+def _stem(name: str) -> str:
+    """What names of one image have in common: as .png and as .jpg it has two contents, too."""
+    return os.path.splitext(name)[0].lower()
 
 
 def _try(read: Callable[[], bytes]) -> bytes | InputError:

@@ -12,7 +12,7 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.counts import describe_difference
-from densenet_flax.data.breakhis.layout import find_source, source_key
+from densenet_flax.data.breakhis.layout import find_source, list_source
 from densenet_flax.data.breakhis.name_list import annotate_names
 from densenet_flax.data.breakhis.names import CLASS_NAMES, class_names, parse_name
 from densenet_flax.data.data_config import DataConfig
@@ -20,6 +20,7 @@ from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
 from densenet_flax.data.sources import tfds_files
+from densenet_flax.data.sources.files import listing_digest
 from densenet_flax.data.sources.source import Annotations, Source
 from densenet_flax.storage.atomic import write_text, writing
 
@@ -42,7 +43,9 @@ class BreakHisSource(Source):
         self._path, self._config, self._options = path, config, options
         self._raw_files = find_source(path)
         selection = f"{config.magnification}X" if config.magnification else "all"
-        folder = cache / "tfds" / source_key(self._raw_files)[:20]
+        listing = list_source(self._raw_files)
+        self._left_out = listing.left_out
+        folder = cache / "tfds" / listing_digest(self._raw_files, listing.images)[:20]
         self._folder = options.cache_folder(folder, selection)
         self.array_folder = options.array_folder(self._folder, selection)
         self.class_names = class_names(config.labels)
@@ -85,6 +88,10 @@ class BreakHisSource(Source):
         annotations = annotate_names(table["file"], config.labels, self._path)
         if config.name != "breakhis":  # drawn tiles are as many as they were asked to be
             return annotations
+        annotations = dataclasses.replace(
+            annotations,
+            provenance=dataclasses.replace(annotations.provenance, left_out=self._left_out),
+        )
         tiles = zip(table["subtype"], table["magnification"], strict=True)
         difference = describe_difference(tiles, config.magnification)
         if not difference:

@@ -71,3 +71,22 @@ def test_damaged_images_can_be_skipped(make_config, drawn_tree, tmp_path):
         assert len(dataset) == 15 and path.name not in dataset.files
         assert dataset.notes[0].startswith("1 image(s) could not be used and were left out: ")
         assert path.name in dataset.notes[0]
+
+
+def test_all_else_in_the_folder_is_counted(make_config, drawn_tree, tmp_path):
+    tree = shutil.copytree(drawn_tree, tmp_path / "tree")
+    (tree / "BreaKHis_v1" / "README.txt").write_text("no image")
+    (tree / "holiday.png").write_bytes(b"not in BreaKHis_v1")
+    image = sorted(tree.rglob("SOB_*.png"))[0]
+    shutil.copy(image, tree / "BreaKHis_v1" / image.name)
+    config = make_config(name="breakhis", path=str(tree))
+    for labels in ("binary", "subtype"):  # prepared, and from the cache
+        dataset = open_dataset(dataclasses.replace(config, labels=labels), tmp_path / "cache")
+        assert len(dataset) == 16
+        assert sorted(dataset.provenance.left_out.values()) == [
+            ".json",
+            ".txt",
+            "copies of an image under the same name",
+            "images outside of BreaKHis_v1",
+        ]
+    assert not open_dataset(make_config(), tmp_path / "cache").provenance.left_out  # drawn
