@@ -1,5 +1,6 @@
 """Holds back for a moment what C++ code writes to stderr, so that one line can replace an abort."""
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -32,77 +33,72 @@ class HeldStderr:
             process ends, in place of the abort that follows; or None to pass everything on.
         """
         self._explain = explain
-        self._held, self._since, self._lock = b"", 0.0, threading.Lock()
         sys.stderr.flush()
         self._stderr = os.dup(2)
         self._pipe, write_end = os.pipe()
-        os.set_blocking(self._pipe, False)
         os.dup2(write_end, 2)
         os.close(write_end)
         sys.stderr = os.fdopen(os.dup(self._stderr), "w", 1, errors="backslashreplace")
         logging.get_absl_handler().python_handler.setStream(sys.stderr)
         if faulthandler.is_enabled():
             faulthandler.enable(sys.stderr)
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._on_abort)
-        # Python's own handlers run in the main thread, after the signal; this one while it lasts.
-        _libc_signal(ctypes.cast(self._handler, ctypes.c_void_p))
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._relay, daemon=True)
         self._thread.start()
+        # In C, because Python's own handlers run in the main thread and after the signal.
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._on_abort)
+        self._previous = _set_abort_handler(ctypes.cast(self._handler, ctypes.c_void_p).value)
 
     def release(self) -> None:
         """Passes on what is held; from now on nothing is held and an abort is an abort."""
         os.dup2(self._stderr, 2)
         self._released.set()
         self._thread.join(2 * _SECONDS)
-        self._read()
-        self._pass_on()
-        _libc_signal(None)
+        _set_abort_handler(self._previous)
 
     def _relay(self) -> None:
-        while not self._released.is_set():
-            if select.select([self._pipe], [], [], _SECONDS)[0]:
-                self._read()
-            # Between its text and the abort a library looks up the symbols of its stack, for
-            # seconds on a busy machine.
-            self._end_if_explained()
-            if time.monotonic() - self._since >= _SECONDS:
-                self._pass_on()
-            else:
-                time.sleep(0.02)
+        held, since = b"", 0.0
+        while True:
+            ready = bool(select.select([self._pipe], [], [], _SECONDS / 10)[0])
+            data = os.read(self._pipe, 1 << 16) if ready else b""
+            since = since if held else time.monotonic()
+            held += data
+            # The end of the pipe; processes that this one started may keep it open.
+            ended = not data and (ready or self._released.is_set())
+            due = time.monotonic() - since >= _SECONDS
+            # Before the abort, for which a library looks up the symbols of its stack, for seconds
+            # on a busy machine; but not in the middle of the text.
+            if held and not ended and (due or not data):
+                self._end_if_explained(held.decode(errors="replace"))
+            if due or ended:
+                self._pass_on(held)
+                held = b""
+            if ended:
+                return
 
-    def _read(self) -> None:
-        with self._lock:
-            while select.select([self._pipe], [], [], 0)[0]:
-                self._since = self._since if self._held else time.monotonic()
-                if not (data := os.read(self._pipe, 1 << 16)):
-                    break
-                self._held += data
+    def _pass_on(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            while data:
+                data = data[os.write(self._stderr, data) :]
 
-    def _pass_on(self) -> None:
-        with self._lock:
-            data, self._held = self._held, b""
-        while data:
-            data = data[os.write(self._stderr, data) :]
+    def _end_if_explained(self, text: str) -> None:
+        line = self._explain(text)
+        if line is not None:
+            sys.stdout.flush()
+            self._pass_on(line.encode() + b"\n")
+            os._exit(1)
 
     def _on_abort(self, _: int) -> None:
-        self._read()
-        self._end_if_explained()
-        self._pass_on()
-        _libc_signal(None)
+        time.sleep(2 * _SECONDS)  # `_relay` passes on what is held, or ends the process
+        _set_abort_handler(self._previous)
         os.abort()
 
-    def _end_if_explained(self) -> None:
-        line = self._explain(self._held.decode(errors="replace"))
-        if line is not None:
-            with self._lock:  # one thread says it
-                sys.stdout.flush()
-                os.write(self._stderr, line.encode() + b"\n")
-                os._exit(1)
 
+def _set_abort_handler(handler: int | None) -> int | None:
+    """Sets the address of the C-level handler of SIGABRT; returns the one before.
 
-def _libc_signal(handler: ctypes.c_void_p | None) -> None:
-    """Sets the C-level handler of SIGABRT; None is the default action."""
+    None is the default action.
+    """
     function = ctypes.CDLL(None).signal
     function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    function(signal.SIGABRT, handler)
+    return function(signal.SIGABRT, handler)

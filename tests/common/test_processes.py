@@ -92,3 +92,18 @@ def test_nothing_that_was_written_is_lost():
     done = run_program(HELD + text + "held.release(); os.write(2, b' end')")
     assert done.returncode == 0
     assert done.stderr == "python\n" + "x" * 300_000 + " end"
+
+
+def test_after_the_release_an_abort_is_what_it_was_before():
+    enabled = "import faulthandler; faulthandler.enable()\n"
+    done = run_program(enabled + HELD + "held.release(); os.write(2, b'lost\\n'); os.abort()")
+    assert done.returncode == -6
+    assert done.stderr.startswith("lost\nFatal Python error: Aborted")
+
+
+def test_a_reader_that_is_gone_holds_up_nothing():
+    text = "import time; os.write(2, b'x'); time.sleep(0.8); os.write(2, b'x' * 300_000)"
+    program = [sys.executable, "-c", HELD + text]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+        assert process.wait(60) == 0
