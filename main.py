@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
-from densenet_flax.common.errors import InputError, Stopped, one_line
+from densenet_flax.common.errors import InputError, Stopped, one_line, path_errors
 from densenet_flax.common.host_memory import tuned_host
 from densenet_flax.common.overrides import Override, split_overrides
 
@@ -254,7 +254,7 @@ def main(_: Sequence[str]) -> None:
     _set_up_logging()
     mode = _MODES[str(_MODE.value)]
     try:
-        with tuned_host():
+        with path_errors(), tuned_host():
             config = _config(mode)
             _set_up_jax(config)
             with _joined_processes():

@@ -135,6 +135,7 @@ def test_eight_classes_from_images_to_report(cache, tmp_path):
         (["--mode=predict"], ["--images", "is missing"]),
         (["--mode=predict", "--images=x", "--model=y"], ["--workdir", "--model", "one of the two"]),
         (["--mode=predict", "--images=/none/*.png"], ["/none/*.png", "no image found"]),
+        (["--mode=predict", f"--images={'x' * 300}"], ["xxx: File name too long"]),
         (["--mode=predict", "--images=/none", "--output=x.xls"], ["x.xls", ".parquet"]),
         (["--mode=export", "--model=y"], ["--mode=export", "one of the two"]),
         (["--mode=export", "--formats=onnx,tflite"], ["tflite", "stablehlo, onnx, keras"]),

@@ -21,6 +21,22 @@ def errors_in(subject: str) -> Iterator[None]:
         raise InputError(f"{subject}{error}") from error
 
 
+@contextlib.contextmanager
+def path_errors() -> Iterator[None]:
+    """Makes an `InputError` of a path that cannot even be looked up, for a whole program.
+
+    The folder above it may be closed to this user, or a name too long.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # it is about no path
+            raise
+        raise InputError(
+            f"{error.filename}: {error.strerror}; check this path and its permissions"
+        ) from error
+
+
 def one_line(message: object) -> str:
     """A message for a terminal: on one line, with control characters of names escaped."""
     text = " ".join(str(message).split())

@@ -153,8 +153,8 @@ def joined_processes(
 
 def _lost_process(written: str) -> str:
     """The line on a process that is lost, from what JAX wrote."""
-    found = re.search(r"stopped sending heartbeats\):\s*([\d,\s]+)", written)
-    numbers = found[1].replace(",", " ").split() if found else []
+    match = re.search(r"stopped sending heartbeats\):\s*([\d,\s]+)", written)
+    numbers = match[1].replace(",", " ").split() if match else []
     # The service is part of the first process, so its end is the end of a connection.
     names = f"process {', '.join(numbers)}" if numbers else "process 0"
     return (

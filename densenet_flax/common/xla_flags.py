@@ -23,8 +23,10 @@ def request_deterministic_kernels() -> None:
 
 def check_deterministic_kernels() -> None:
     """Raises InputError if the devices are GPUs that may choose kernels as they like."""
-    wanted = {f"--{_DETERMINISTIC}{value}" for value in ("", "=true", "=True", "=1")}
-    if jax.default_backend() == "gpu" and not wanted & set(os.environ.get("XLA_FLAGS", "").split()):
+    settings = {f"--{_DETERMINISTIC}{value}" for value in ("", "=true", "=True", "=1")}
+    if jax.default_backend() == "gpu" and not settings & set(
+        os.environ.get("XLA_FLAGS", "").split()
+    ):
         raise InputError(
             f"deterministic=True: XLA_FLAGS lacks --{_DETERMINISTIC}=true, so a GPU may give other "
             "bits each time; main.py adds it, a program of your own has to set it before JAX is "

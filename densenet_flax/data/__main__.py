@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, path_errors
 from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import load_split
@@ -38,15 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show.add_argument(f"--{key}", type=type(default), default=default)
     options = parser.parse_args(arguments)
     try:
-        dataset = dataset_of_names(list_file_names(options.path), options.labels, options.path)
-        if options.split:
-            split = load_split(options.split, dataset)
-        else:
-            known = SplitConfig.keys()
-            settings = {key: value for key, value in vars(options).items() if key in known}
-            split = make_split(dataset, SplitConfig.from_config(settings, "split"))
-        print(format_split(split, dataset))
-        sys.stdout.flush()
+        with path_errors():
+            dataset = dataset_of_names(list_file_names(options.path), options.labels, options.path)
+            if options.split:
+                split = load_split(options.split, dataset)
+            else:
+                known = SplitConfig.keys()
+                settings = {key: value for key, value in vars(options).items() if key in known}
+                split = make_split(dataset, SplitConfig.from_config(settings, "split"))
+            print(format_split(split, dataset))
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

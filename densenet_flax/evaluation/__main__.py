@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, path_errors
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES
 from densenet_flax.evaluation.metrics.comparison import compare, comparison_table
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary, summary_table
@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit status: 1 if the input is invalid."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with path_errors():
+            options.run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

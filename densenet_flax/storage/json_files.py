@@ -1,15 +1,13 @@
 """JSON files that this package wrote, read as files that anything may have happened to."""
 
 import json
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.reading import MAX_TEXT_BYTES, read_file
 from densenet_flax.common.trees import JsonDict
-
-_MAX_BYTES = 1 << 30  # the table of ten million images
 
 
 def read_json_object(
@@ -29,17 +27,14 @@ def read_json_object(
       InputError: there is no such file, or it is something else.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would never end
-            raise ValueError("not a regular file")
-        if status.st_size > _MAX_BYTES:
-            raise ValueError(f"{status.st_size:,} bytes are far too many")
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=pairs_hook)
+        data = read_file(path, max_bytes=MAX_TEXT_BYTES)
+    except InputError as error:
+        raise InputError(f"{error}; {advice}") from error
+    try:
+        content = json.loads(data.decode(), object_pairs_hook=pairs_hook)
         if not isinstance(content, dict):
             raise ValueError(f"a JSON object is expected, not {type(content).__name__}")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing; {advice}") from error
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or f"{error}"[:120] or type(error).__name__
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = f"{error}"[:120] or type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); {advice}") from error
     return content

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, path_errors
 from densenet_flax.models.preprocessing import PREPROCESSING
 from densenet_flax.weights.conversion import convert, export, inspect
 from densenet_flax.weights.info import ACTIVATIONS, InfoFields, WeightsInfo
@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with path_errors():
+            arguments.run(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

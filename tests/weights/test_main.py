@@ -85,6 +85,7 @@ def test_download(ours, tmp_path, capsys, monkeypatch):
         ["export", "missing.h5", "m.safetensors"],
         ["inspect", "missing.h5"],
         ["inspect", "."],
+        ["inspect", "x" * 300],
         ["download", "densenet161"],
     ],
 )

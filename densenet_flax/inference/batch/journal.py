@@ -91,10 +91,10 @@ class Journal:
     def _valid_line(self, number: int, name: str, line: bytes) -> bytes | None:
         """The line as it was written, if it is the entry of this file."""
         try:
-            found, value, _ = json.loads(line)
+            entry_name, value, _ = json.loads(line)
         except (ValueError, TypeError, RecursionError):
             return None
-        return self._line(number, (name, value)).encode() if found == name else None
+        return self._line(number, (name, value)).encode() if entry_name == name else None
 
     def _line(self, number: int, entry: Entry) -> str:
         checksum = zlib.crc32(json.dumps([self._key, number, *entry]).encode())
