@@ -74,13 +74,11 @@ def _model() -> ConfigDict:
     config.hidden = (256,)  # sizes of the Dense layers between pooling and the last one
     config.dropout = 0.5  # rate before each Dense layer of the head
     config.dtype = "float32"  # of convolutions and activations; or 'bfloat16', fast on GPU and TPU
-    config.remat = (
-        "auto"  # what gradients compute again and do not keep: 'none', 'bottleneck', 'block'
-    )
+    # What gradients compute again and do not keep: 'none', 'bottleneck', 'block'.
+    config.remat = "auto"
     config.bn_momentum = 0.99  # share of the running statistics that is kept at each step
-    config.implementation = (
-        "auto"  # the fastest on the device; or 'reference', 'fused', 'gpu', 'tpu'
-    )
+    # The fastest on the device; or 'reference', 'fused', 'gpu', 'tpu'.
+    config.implementation = "auto"
     return config
 
 
@@ -120,7 +118,7 @@ def _split() -> ConfigDict:
     config.folds = 5  # of kfold and stated folds
     config.group = "case70"  # which images are of one patient: 'case70', 'slide81' or 'id82'
     config.mixed_patients = "error"  # with images of several classes; or 'rarest' (docs/splits.md)
-    config.ignore_given = False  # split anew although folders or a table state the subsets
+    config.ignore_given = False  # make a new split although the data states one
     config.allow_copies = False  # of folder: the same pixels in several subsets are no error
     config.test_fraction = 0.2  # of the patients of each class
     config.validation_fraction = 0.15  # of the other patients of each class

@@ -43,7 +43,11 @@ def summarize(dataset: Dataset, split: Split) -> JsonDict:
 
 def _subsets_from(dataset: Dataset, split: Split) -> str:
     policy, stated = split.policy, dataset.provenance.subsets_from
-    text = stated if policy.kind == "given" and stated else f"split.policy={policy.kind!r}"
+    if policy.kind == "given" and stated:
+        # Stated folds by their names: `split.fold` counts them from 1, and they may begin at 0.
+        fold = "" if policy.fold is None else str(dataset.columns["split"][split.test[0]])
+        return f"{stated}, tested on {fold}" if fold else stated
+    text = f"split.policy={policy.kind!r}"
     return text if policy.fold is None else f"{text}, tested on fold {policy.fold}"
 
 

@@ -46,7 +46,17 @@ def read_text_table(path: Path) -> TextTable:
         lines = lines.partition("\n")[2]
         skipped += 1
     delimiter = _find_delimiter(lines)
-    rows = list(csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter))
+    # Strict, because a quote that is not closed would swallow the rows behind it.
+    reader = csv.reader(io.StringIO(lines, newline=""), delimiter=delimiter, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            rows.append(row)
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: row {skipped + len(rows) + 1} is not CSV ({error}); close each quote, and "
+            "write one in a cell twice"
+        ) from error
     header = [name.strip() for name in rows[0]] if rows else []
     named = [name for name in header if name]
     if len({name.casefold() for name in named}) < len(named):
@@ -117,7 +127,10 @@ def _find_delimiter(text: str) -> str:
     def score(delimiter: str) -> tuple[bool, int]:
         # Read as CSV and not counted: a quoted cell may have the others in it.
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        first = [len(row) for row in itertools.islice(rows, 20) if row]
+        try:
+            first = [len(row) for row in itertools.islice(rows, 20) if row]
+        except csv.Error:  # whole lines may be too long for a cell
+            return False, 0
         return len(set(first)) == 1 and first[0] > 1, first[0] if first else 0
 
     return max(",;\t", key=score)

@@ -84,7 +84,7 @@ def _resolve_policy(dataset: Dataset, config: SplitConfig) -> SplitConfig:
         raise InputError(
             f"config.split.policy={config.policy!r}: {dataset.name} states its subsets ({stated}); "
             "set config.split.policy='given' to use them, or config.split.ignore_given=True to "
-            "split anew"
+            "make a new split"
         )
     return config
 
@@ -204,6 +204,12 @@ def _split_as_stated(dataset: Dataset, config: SplitConfig) -> Subsets:
             "another policy, or a CSV with a column 'split'"
         )
     if folds := _stated_folds(dataset):
+        if others := sorted(set(stated.tolist()) - set(folds)):
+            # As all that is not tested trains, images for test would train.
+            raise InputError(
+                f"config.split.policy='given': {dataset.name} states folds ({', '.join(folds)}) "
+                f"and also {', '.join(others)}; leave out the images of one or the other"
+            )
         if len(folds) != config.folds or not 1 <= config.fold <= len(folds):
             raise InputError(
                 f"config.split.folds={config.folds}, fold={config.fold}: {dataset.name} states "

@@ -45,6 +45,9 @@ def test_encodings_and_separators(root, encoding, delimiter, write_table):
         ("file,label\nn0_0.png,a\nnormal/n0_0.png,b", "row 3: normal/n0_0.png is in row 2 already"),
         ("file,label\nsame.png,a", "same.png is the name of normal/same.png and of tumour/same"),
         ("file,label,split\nn0_0.png,a,later", "row 2: split 'later'"),
+        # The quote would swallow the rows behind it.
+        ('file,label\nn0_0.png,a\nn0_1.png,"a\nn0_2.png,b', "row 3 is not CSV .*close each quote"),
+        (f"file,label,note\nn0_0.png,a,{'x' * 200_000}", "row 2 is not CSV .*field limit"),
     ],
 )
 def test_invalid_tables(root, text, message, write_table):

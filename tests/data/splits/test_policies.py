@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.breakhis import folds, names
 from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
+from densenet_flax.data.data_summary import summarize
 from densenet_flax.data.dataset import Provenance
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import SUBSETS, assert_disjoint, load_split
@@ -205,8 +206,8 @@ def test_stated_subsets_are_used_or_ignored_on_purpose():
         ):
             make_split(stated, by_patient(policy=policy))
         make_split(stated, by_patient(policy=policy, ignore_given=True, folds=3))
-    anew = make_split(stated, by_patient(policy="auto", ignore_given=True))
-    assert anew.policy.kind == "patient"
+    new = make_split(stated, by_patient(policy="auto", ignore_given=True))
+    assert new.policy.kind == "patient"
     assert make_split(make_patients(5, 5), by_patient(policy="auto")).policy.kind == "patient"
 
 
@@ -220,6 +221,18 @@ def test_stated_folds_are_tested_one_at_a_time():
         make_split(make_stated(folds_of), by_patient(policy="given"))
     with pytest.raises(InputError, match=r"fold=2: made states subsets and no folds"):
         make_split(make_stated(["train"] * 8 + ["test"] * 4), by_patient(policy="given", fold=2))
+    # Images for test would train where another fold is tested.
+    with pytest.raises(InputError, match=r"states folds \(fold_0, fold_1\) and also test"):
+        make_split(make_stated(folds_of[:8] + ["test"] * 8), by_patient(policy="given", folds=2))
+
+
+def test_the_summary_names_the_stated_fold_that_is_tested():
+    stated = make_stated([f"fold_{i // 4}" for i in range(12)])
+    split = make_split(stated, by_patient(policy="given", fold=2, folds=3))
+    assert summarize(stated, split)["subsets_from"] == "column 'split', tested on fold_1"
+    split = make_split(make_patients(5, 5), by_patient(policy="kfold", fold=2, folds=3))
+    summary = summarize(make_patients(5, 5), split)
+    assert summary["subsets_from"] == "split.policy='kfold', tested on fold 2"
 
 
 def test_exact_copies_in_two_subsets_are_an_error():
