@@ -205,8 +205,9 @@ def _check_flags(mode: _Mode) -> None:
             f"--coordinator: {name} runs in one process; leave it out, and to predict on several "
             "hosts give each its own --images and --output"
         )
-    for flag in ("processes", "process"):
-        if flags.FLAGS[flag].present and _COORDINATOR.value in (None, "auto"):
+    for flag in ("processes", "process", "coordinator_timeout"):
+        not_with_auto = _COORDINATOR.value == "auto" and flag != "coordinator_timeout"
+        if flags.FLAGS[flag].present and (not_with_auto or not _COORDINATOR.value):
             _fail(f"--{flag}: has no effect without --coordinator=ADDRESS:PORT; add it")
 
 

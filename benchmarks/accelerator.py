@@ -81,9 +81,9 @@ def run_section(
     return not code
 
 
-def main() -> None:
-    """Runs all sections."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def option_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the options, which the sections are given, too."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     add = parser.add_argument
     add("--small", action="store_true", help="a tiny network and few images, for a CPU")
     add("--minutes", type=float, default=8, help="for everything (%(default)s)")
@@ -92,6 +92,12 @@ def main() -> None:
     add("--torch-python", default=sys.executable, help="interpreter with torch and timm")
     add("--keras-python", default=sys.executable, help="interpreter with Keras and JAX")
     add("--trace", type=Path, default=ROOT / "runs" / "trace", help="keeps the profile")
+    return parser
+
+
+def main() -> None:
+    """Runs all sections."""
+    parser = option_parser(__doc__)
     args = parser.parse_args()
     names = args.sections.split(",")
     if unknown := set(names) - set(SECTIONS):

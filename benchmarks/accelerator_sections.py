@@ -16,22 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import ROOT, markdown, run_peer
+from benchmarks.accelerator import option_parser
+from benchmarks.common import ROOT, markdown_lines, random_batch, run_peer
 
 IMPLEMENTATIONS = ("reference", "fused")
 Lines = Iterator[str]
-
-
-def table(columns: list[str], rows: Iterator[list[Any]]) -> Lines:
-    """The lines of a Markdown table, each as soon as its row is there."""
-    yield from markdown(columns, []).splitlines()
-    for row in rows:
-        yield "| " + " | ".join(str(cell) for cell in row) + " |"
 
 
 def make_model(args: argparse.Namespace, dtype: str, implementation: str) -> Any:
@@ -146,7 +139,7 @@ def parity(args: argparse.Namespace) -> Lines:
     yield f"Batch statistics in all norms, 8 images of {pixels} pixels; relative differences."
     yield ""
     columns = ["precision", "implementation", "logits", "gradient of all parameters", "loss"]
-    yield from table(columns, rows())
+    yield from markdown_lines(columns, rows())
 
 
 def forward(args: argparse.Namespace) -> Lines:
@@ -176,12 +169,12 @@ def forward(args: argparse.Namespace) -> Lines:
                 yield [dtype, batch, implementation, *speed, f"{compiled:.0f}", device_memory()]
 
     columns = ["precision", "batch", "implementation", "ms", "images/s", "goal"]
-    yield from table([*columns, "first call, s", "peak so far, GB"], rows())
+    yield from markdown_lines([*columns, "first call, s", "peak so far, GB"], rows())
 
 
 def make_step(args: argparse.Namespace, case: tuple[str, str, int, str]) -> tuple[Any, Any]:
     """A training step and a batch for it, by (trains from, precision, batch, implementation)."""
-    from densenet_flax.common.sharding import make_mesh, put_batch
+    from densenet_flax.common.sharding import make_mesh
     from densenet_flax.models import frontier
     from densenet_flax.models.init import init_variables
     from densenet_flax.training.stage import Stage
@@ -191,13 +184,7 @@ def make_step(args: argparse.Namespace, case: tuple[str, str, int, str]) -> tupl
     model, pixels, mesh = make_model(args, dtype, implementation), sizes(args)[1], make_mesh()
     at = frontier.resolve(unfreeze_from, model.blocks)
     step = TrainStep(model, Stage("s", at, 10**6), init_variables(model, 0), mesh, seed=0)
-    x = random_images(n, pixels)
-    if at.cut != "stem":
-        shape = model.input_shape(at.cut, x.shape)
-        x = np.abs(np.random.default_rng(0).normal(size=shape)).astype(np.dtype(model.dtype))
-    label, ones = np.arange(n, dtype=np.int32) % 2, np.ones(n, np.float32)
-    read = lambda rows: {"inputs": x[rows], "label": label[rows]}  # noqa: E731
-    return step, put_batch(np.arange(n), ones, read, mesh)
+    return step, random_batch(model, at.cut, n, pixels, mesh)
 
 
 def step(args: argparse.Namespace) -> Lines:
@@ -228,7 +215,7 @@ def step(args: argparse.Namespace) -> Lines:
 
     columns = ["trains from", "precision", "batch", "implementation", "ms", "images/s", "goal"]
     columns += ["compilation, s", "temporaries, MB", "peak so far, GB"]
-    yield from table(columns, rows())
+    yield from markdown_lines(columns, rows())
 
 
 def profile(args: argparse.Namespace) -> Lines:
@@ -252,7 +239,7 @@ def profile(args: argparse.Namespace) -> Lines:
         return
     total, longest = longest_kernels(json.loads(gzip.decompress(traces[-1].read_bytes())))
     rows = ([name[:80], n, f"{1e3 * s:.3f}", f"{s / total:.1%}"] for name, n, s in longest)
-    yield from table(["kernel", "calls", "ms", "share"], rows)
+    yield from markdown_lines(["kernel", "calls", "ms", "share"], rows)
 
 
 def longest_kernels(
@@ -320,7 +307,7 @@ def peers(args: argparse.Namespace) -> Lines:
         yield ""
         columns = ["network", *(f"images/s, batch {n}" for n in batches)]
         columns += [f"time to the first row's, batch {batches[-1]}", "peak, GB"]
-        yield from table(columns, rows())
+        yield from markdown_lines(columns, rows())
 
 
 def recipe(args: argparse.Namespace) -> Lines:
@@ -329,14 +316,8 @@ def recipe(args: argparse.Namespace) -> Lines:
         yield "Left out with `--small`: `recipe.py` trains DenseNet201."
         return
     names = ["ours:bfloat16"] + ["torch:bfloat16"] * ("torch" in args.peers.split(","))
-    command = [
-        sys.executable,
-        "benchmarks/recipe.py",
-        "--train=2000",
-        "--validation=400",
-        "--again",
-    ]
-    command += [f"--peers={','.join(names)}", f"--python=torch={args.torch_python}"]
+    command = [sys.executable, "benchmarks/recipe.py", "--train=2000", "--validation=400"]
+    command += ["--again", f"--peers={','.join(names)}", f"--python=torch={args.torch_python}"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     yield from done.stdout.splitlines()
 
@@ -346,14 +327,9 @@ SECTIONS = {f.__name__: f for f in (device, parity, forward, step, profile, peer
 
 def main() -> None:
     """Prints a section."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = option_parser(__doc__)
     parser.add_argument("section", choices=SECTIONS)
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--peers", default="")
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--keras-python", default=sys.executable)
-    parser.add_argument("--trace", type=Path, default=ROOT / "runs" / "trace")
-    args, _ = parser.parse_known_args()
+    args = parser.parse_args()
     for line in SECTIONS[args.section](args):
         print(line, flush=True)
 

@@ -1,7 +1,8 @@
-"""Shared by the benchmarks and their peers. Only the standard library: a peer may lack JAX."""
+"""Shared by the benchmarks and their peers. Imports no JAX at the top: a peer may lack it."""
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import resource
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,29 @@ def median(values: Iterable[float]) -> float:
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(markdown_lines(columns, rows))
+
+
+def markdown_lines(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Yields the lines of a Markdown table, each as soon as its row is there."""
+    for line in itertools.chain([columns, ["---"] * len(columns)], rows):
+        yield "| " + " | ".join(str(cell) for cell in line) + " |"
+
+
+def random_batch(model: Any, cut: str, n: int, pixels: int, mesh: Any) -> Any:
+    """Puts on the devices what a step from `cut` of our network takes: images or features."""
+    import numpy as np
+
+    from densenet_flax.common.sharding import put_batch
+
+    rng, shape = np.random.default_rng(0), (n, pixels, pixels, 3)
+    if cut == "stem":
+        x = rng.integers(0, 256, shape, np.uint8)
+    else:
+        x = np.abs(rng.normal(size=model.input_shape(cut, shape))).astype(np.dtype(model.dtype))
+    label, ones = np.arange(n, dtype=np.int32) % 2, np.ones(n, np.float32)
+    read = lambda rows: {"inputs": x[rows], "label": label[rows]}  # noqa: E731
+    return put_batch(np.arange(n), ones, read, mesh)
 
 
 def describe_versions(runs: Iterable[Mapping[str, Any]]) -> str:

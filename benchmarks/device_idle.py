@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 
-from benchmarks.common import markdown
+from benchmarks.common import markdown, random_batch
 
 GOAL = 0.1  # of an epoch outside steps and validation
 
@@ -66,13 +66,7 @@ class FakeDevice:
             ctypes.cast(output, ctypes.POINTER(ctypes.c_float))[0] = 0.0
 
         self._occupy = occupy  # must live as long as programs call it
-        make = ctypes.pythonapi.PyCapsule_New
-        make.restype, make.argtypes = (
-            ctypes.py_object,
-            [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p],
-        )
-        pointer = ctypes.cast(occupy, ctypes.c_void_p)
-        capsule = make(pointer, b"xla._CUSTOM_CALL_TARGET", None)
+        capsule = jax.ffi.pycapsule(occupy)
         jax.ffi.register_ffi_target("occupy", capsule, platform="cpu", api_version=0)
 
     def occupy(self, label: str, milliseconds: float, after: Any) -> Any:
@@ -158,7 +152,7 @@ def epochs_of(intervals: Sequence[Interval]) -> list[list[Interval]]:
     return [list(intervals[begin : end + 1]) for begin, end in pairwise(first_steps)]
 
 
-def describe(phases: Iterator[tuple[str, float, float]]) -> list[list[str]]:
+def describe(phases: Iterable[tuple[str, float, float]]) -> list[list[str]]:
     """Rows of the table: phase, idle and whole seconds."""
     return [
         [phase, f"{1e3 * idle:.0f}", f"{whole:.2f}", f"{idle / whole:.1%}"]
@@ -236,7 +230,7 @@ def measure_training(args: argparse.Namespace, device: FakeDevice, fake_step: ty
 
 def measure_steps(args: argparse.Namespace, device: FakeDevice, fake_step: type) -> list:
     """A row of steps on one batch, which shows what part of the rest is due to the fake device."""
-    from densenet_flax.common.sharding import make_mesh, put_batch
+    from densenet_flax.common.sharding import make_mesh
     from densenet_flax.models import frontier
     from densenet_flax.models.init import init_variables
     from densenet_flax.training.stage import Stage
@@ -244,10 +238,7 @@ def measure_steps(args: argparse.Namespace, device: FakeDevice, fake_step: type)
     model, mesh = network(args), make_mesh()
     at = frontier.resolve(args.unfreeze_from, model.blocks)
     step = fake_step(model, Stage("tail", at, 1000), init_variables(model, 0), mesh, seed=0)
-    x = np.zeros(model.input_shape(at.cut, (args.batch, args.pixels, args.pixels, 3)), np.float32)
-    label, ones = np.zeros(args.batch, np.int32), np.ones(args.batch, np.float32)
-    read = lambda rows: {"inputs": x[rows], "label": label[rows]}  # noqa: E731
-    batch = put_batch(np.arange(args.batch), ones, read, mesh)
+    batch = random_batch(model, at.cut, args.batch, args.pixels, mesh)
     state = step.init(0)
     for _ in range(args.batches):
         state, metrics = step.run_step(state, batch)

@@ -77,10 +77,8 @@ def config_of_fold(config: ConfigDict, fold: int | None) -> ConfigDict:
     """The configuration of one fold, from 1; of None what all folds have in common."""
     changed = config.copy_and_resolve_references()
     with changed.unlocked():
-        if changed.split.policy not in (
-            "official",
-            "given",
-        ):  # 'patient' is a single split by the same rule
+        # 'patient' and 'auto' are a single split by the same rule.
+        if changed.split.policy in ("patient", "auto"):
             changed.split.policy = "kfold"
         if fold is None:
             del changed.split.fold

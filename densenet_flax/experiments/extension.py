@@ -54,13 +54,13 @@ class Extension:
 def find_extensions(
     experiment: Experiment, workdir: Workdir, progress: TrainProgress
 ) -> list[Extension]:
-    """What the configuration gives the run in the directory on top of its own.
+    """The extensions that the configuration makes to the run in the directory.
 
     Raises:
       InputError: the directory belongs to another configuration.
     """
     changes = workdir.changes(experiment.config, ADDED_KEYS)
-    found = []
+    extensions = []
     for index, (name, stage) in enumerate(experiment.ordered_stages.items()):
         for key in _KEYS:
             full_key = f"stages.{name}.{key}"
@@ -69,10 +69,10 @@ def find_extensions(
                 continue
             has_begun = index == progress.stage and progress.stage_step > 0
             exact = key != "duration" or not has_begun or not _depends_on_length(stage)
-            found.append(Extension(progress.step, name, key, before, after, exact))
-    accepted = [f"stages.{extension.stage}.{extension.key}" for extension in found]
+            extensions.append(Extension(progress.step, name, key, before, after, exact))
+    accepted = [f"stages.{extension.stage}.{extension.key}" for extension in extensions]
     workdir.check(experiment.config, ADDED_KEYS, accepted)
-    return found
+    return extensions
 
 
 def extend(

@@ -117,14 +117,14 @@ def log_data(dataset: Dataset, split: Split) -> None:
 
 def _by_rules_of_run(experiment: Experiment, workdir: Workdir) -> Experiment:
     """The experiment as it was if an earlier version began the run: same files, same classes."""
-    old = workdir.read_config()
-    if experiment.data.name != "folder" or "earlier_rules" in old.get("data", {"earlier_rules": 0}):
+    old = flatten_dict(workdir.require_config(), sep=".")
+    if experiment.data.name != "folder" or "data.earlier_rules" in old:
         return experiment
     experiment = dataclasses.replace(
         experiment, data=dataclasses.replace(experiment.data, earlier_rules=True)
     )
     if experiment.split.policy == "auto":  # which is what configs/folder.py has now
-        policy = old.get("split", {}).get("policy", "patient")
+        policy = old.get("split.policy", "patient")
         config = {**experiment.config, "split": {**experiment.config["split"], "policy": policy}}
         split = dataclasses.replace(experiment.split, policy=policy)
         experiment = dataclasses.replace(experiment, config=config, split=split)

@@ -16,6 +16,11 @@ from densenet_flax.training.progress import TrainProgress
 _IN_HEAD = TrainProgress(stage=0, stage_step=8, step=8)
 _IN_FINETUNE = TrainProgress(stage=1, stage_step=6, step=14)
 
+_LONGER = {"stages__finetune__duration": "7 epochs"}
+_COSINE = {"stages__finetune__schedule": "cosine"}
+_WARMUP = {"stages__finetune__warmup": "5%"}
+_PATIENT = {"stages__finetune__patience": "2"}
+
 
 def _experiment(**overrides):
     """The demo with finetune constant, and other values: dots in keys are written as '__'."""
@@ -34,46 +39,21 @@ def _workdir(path, **overrides):
 @pytest.mark.parametrize(
     ("progress", "before", "after", "exact"),
     [
-        (_IN_FINETUNE, {}, {"stages__finetune__duration": "7 epochs"}, [True]),
+        (_IN_FINETUNE, {}, _LONGER, [True]),
         (_IN_FINETUNE, {}, {"stages__finetune__duration": "6.5epochs"}, [True]),
         (_IN_HEAD, {}, {"stages__head__duration": "9 epochs"}, [True]),
         (_IN_HEAD, {}, {"stages__finetune__duration": "9 epochs"}, [True]),  # has not begun
-        (
-            _IN_FINETUNE,
-            {"stages__finetune__schedule": "cosine"},
-            {"stages__finetune__schedule": "cosine", "stages__finetune__duration": "7 epochs"},
-            [False],
-        ),
-        (
-            _IN_HEAD,
-            {"stages__finetune__schedule": "cosine"},
-            {"stages__finetune__schedule": "cosine", "stages__finetune__duration": "7 epochs"},
-            [True],
-        ),
-        (
-            _IN_FINETUNE,
-            {"stages__finetune__warmup": "5%"},
-            {"stages__finetune__warmup": "5%", "stages__finetune__duration": "7 epochs"},
-            [False],
-        ),
-        (
-            _IN_FINETUNE,
-            {"stages__finetune__patience": "2"},
-            {"stages__finetune__patience": "3", "stages__finetune__duration": "7 epochs"},
-            [True, True],
-        ),
-        (
-            _IN_FINETUNE,
-            {"stages__finetune__patience": "2"},
-            {"stages__finetune__patience": "0"},
-            [True],
-        ),
+        (_IN_FINETUNE, _COSINE, _COSINE | _LONGER, [False]),
+        (_IN_HEAD, _COSINE, _COSINE | _LONGER, [True]),
+        (_IN_FINETUNE, _WARMUP, _WARMUP | _LONGER, [False]),
+        (_IN_FINETUNE, _PATIENT, {"stages__finetune__patience": "3"} | _LONGER, [True, True]),
+        (_IN_FINETUNE, _PATIENT, {"stages__finetune__patience": "0"}, [True]),
         (_IN_FINETUNE, {}, {"threshold": "youden"}, []),  # decides nothing in training
     ],
 )
 def test_more_epochs(tmp_path, progress, before, after, exact):
-    found = find_extensions(_experiment(**after), _workdir(tmp_path, **before), progress)
-    assert [extension.exact for extension in found] == exact
+    extensions = find_extensions(_experiment(**after), _workdir(tmp_path, **before), progress)
+    assert [extension.exact for extension in extensions] == exact
 
 
 @pytest.mark.parametrize(
@@ -82,7 +62,7 @@ def test_more_epochs(tmp_path, progress, before, after, exact):
         {"stages__finetune__duration": "5 epochs"},
         {"stages__finetune__duration": "1000 steps"},
         {"stages__head__duration": "20 epochs"},  # the stage after it started from its end
-        {"stages__finetune__duration": "7 epochs", "seed": "1"},
+        {**_LONGER, "seed": "1"},
         {"stages__finetune__learning_rate": "1"},
         {"stages__finetune__patience": "3"},
         {"stage_order": "finetune"},
@@ -105,14 +85,14 @@ def _extend(workdir, progress, **overrides):
 def test_an_extension_is_noted_once_and_becomes_the_configuration(tmp_path):
     workdir = _workdir(tmp_path)
     old = (tmp_path / "config.json").read_text()
-    experiment = _extend(workdir, _IN_FINETUNE, stages__finetune__duration="7 epochs")
+    experiment = _extend(workdir, _IN_FINETUNE, **_LONGER)
     assert workdir.changes(experiment.config, {}) == {}
     notes = read_notes(workdir)
     assert [(n.step, n.key, n.before, n.after) for n in notes] == [
         (14, "duration", "6 epochs", "7 epochs")
     ]
     (tmp_path / "config.json").write_text(old)  # as after a kill between the two files
-    _extend(workdir, _IN_FINETUNE, stages__finetune__duration="7 epochs")
+    _extend(workdir, _IN_FINETUNE, **_LONGER)
     assert read_notes(workdir) == notes
     workdir.extensions.write_text(json.dumps({"extensions": [{"stage": 3}]}))
     with pytest.raises(InputError, match=r"extensions\.json"):
@@ -120,12 +100,12 @@ def test_an_extension_is_noted_once_and_becomes_the_configuration(tmp_path):
 
 
 def test_stages_that_cannot_go_on(tmp_path):
-    workdir = _workdir(tmp_path, stages__finetune__patience="2")
+    workdir = _workdir(tmp_path, **_PATIENT)
     losses = [{"stage": "finetune", "step": 8 + 2 * i, "validation_loss": i} for i in (1, 2, 3)]
     stopped = TrainProgress(stage=1, stage_step=6, step=14, history=losses)
     longer = {"stages__finetune__duration": "9 epochs"}
     with pytest.raises(InputError, match="patience=2: the stage ended after 3 epochs"):
-        _extend(workdir, stopped, stages__finetune__patience="2", **longer)
+        _extend(workdir, stopped, **_PATIENT, **longer)
     _extend(workdir, stopped, stages__finetune__patience="0", **longer)
     workdir = _workdir(tmp_path)
     half = [{"stage": "finetune", "step": 13, "validation_loss": 1.0}]

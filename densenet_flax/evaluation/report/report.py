@@ -77,15 +77,7 @@ def write_report(
       InputError: the directory cannot be written to, the rule or a gallery image is invalid, or
         an image is in both tables.
     """
-    run = dict((info or {}).items())
-    items = run.pop("gallery", None) or ()
-    gallery = read_gallery(items)
-    run = to_json(run)
-    if gallery:
-        # The images are in the page; metrics.json is for programs, and stays small.
-        run["gallery"] = [str(item.get("caption", "")) for item in items]
-    warnings = [str(line) for line in run.pop("warnings", None) or ()]
-
+    run, warnings, gallery = _read_info(info or {})
     if operating_point is None and validation is not None:
         operating_point = choose_operating_point(validation, rule)
     if operating_point is not None:
@@ -118,6 +110,20 @@ def write_report(
         for kind in ("png", "pdf"):
             (Path(directory) / f"{name}.{kind}").unlink(missing_ok=True)
     return metrics
+
+
+def _read_info(
+    info: Mapping[str, Any],
+) -> tuple[JsonDict, list[str], dict[str, list[GalleryImage]]]:
+    """What metrics.json holds of the run, the run's own warnings, and its pictures."""
+    run = to_json({key: value for key, value in info.items() if key != "gallery"})
+    items = info.get("gallery") or ()
+    gallery = read_gallery(items)
+    if gallery:
+        # The images are in the page; metrics.json is for programs, and stays small.
+        run["gallery"] = [str(item.get("caption", "")) for item in items]
+    warnings = [str(line) for line in run.pop("warnings", None) or ()]
+    return run, warnings, gallery
 
 
 def _draw(
