@@ -7,61 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.breakhis import folds, names
-from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
-from densenet_flax.data.data_summary import summarize
-from densenet_flax.data.dataset import Provenance
+from densenet_flax.data.breakhis import names
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.split import SUBSETS, assert_disjoint, load_split
 from densenet_flax.data.splits.split_config import POLICIES, SplitConfig
-from tests.helpers.datasets import dataset_of_labels
-
-
-def make_dataset(rows, class_names=("no", "yes"), **fields):
-    """A data set that is not BreakHis from (label, patient) rows."""
-    labels, patients = zip(*rows, strict=True)
-    return dataset_of_labels(labels, class_names, groups={"patient": np.array(patients)}, **fields)
-
-
-def make_patients(*counts, images=3):
-    """So many patients of each class, with some images each."""
-    rows = [(label, f"{label}-{i}") for label, count in enumerate(counts) for i in range(count)]
-    class_names = tuple("abcdefgh"[: len(counts)])
-    return make_dataset([row for row in rows for _ in range(images)], class_names)
-
-
-def make_breakhis(rows):
-    """A data set with BreakHis's groups from (label, subtype, slide id) rows."""
-    labels, subtypes, slides = zip(*rows, strict=True)
-    cases = [slide.rstrip("ABCDEFG") for slide in slides]
-    groups = names.patient_groups(subtypes, slides, cases)
-    return dataset_of_labels(labels, ("benign", "malignant"), groups=groups)
-
-
-def make_official_dataset():
-    """Two made-up names of each of the 82 ids."""
-    tokens = {subtype: token for token, (subtype, _) in names.SUBTYPES.items()}
-    files = []
-    for name in folds.IDS:
-        subtype, slide = name.split("/")
-        token = tokens[subtype]
-        letter = names.SUBTYPES[token][1][0].upper()
-        files += [f"SOB_{letter}_{token}-14-{slide}-40-00{i}.png" for i in (1, 2)]
-    return dataset_of_names(files)
-
-
-def by_patient(**keys):
-    return SplitConfig(group="patient", **keys)
-
-
-def patients_of_subsets(dataset, split, group):
-    groups = dataset.patients(group)
-    return [set(groups[getattr(split, subset)]) for subset in SUBSETS]
-
-
-def assert_patients_apart(dataset, split, group):
-    train, validation, test = patients_of_subsets(dataset, split, group)
-    assert not train & validation and not train & test and not validation & test
+from tests.data.splits.datasets import (
+    assert_patients_apart,
+    by_patient,
+    make_breakhis,
+    make_dataset,
+    make_official_dataset,
+    make_patients,
+    patients_of_subsets,
+)
 
 
 def assert_all_rows_used(dataset, split):
@@ -185,139 +143,6 @@ def test_patients_of_both_classes_test_their_share_of_all():
 # --- subsets that the data states
 
 
-def make_stated(subsets, contents=None):
-    """Two classes in turn, one patient for each image; `subsets` says where each is."""
-    rows = [(i % 2, str(i)) for i in range(len(subsets))]
-    return make_dataset(
-        rows,
-        columns={"split": np.array(subsets)},
-        provenance=Provenance(subsets_from="column 'split'"),
-        contents=contents,
-    )
-
-
-def test_stated_subsets_are_used_or_ignored_on_purpose():
-    stated = make_stated(["train"] * 8 + ["test"] * 8)
-    split = make_split(stated, by_patient(policy="auto"))
-    assert split.policy.kind == "given" and split.test.tolist() == list(range(8, 16))
-    for policy in ("patient", "kfold", "image"):
-        with pytest.raises(
-            InputError, match=r"states its subsets \(column 'split'\).*ignore_given"
-        ):
-            make_split(stated, by_patient(policy=policy))
-        make_split(stated, by_patient(policy=policy, ignore_given=True, folds=3))
-    new = make_split(stated, by_patient(policy="auto", ignore_given=True))
-    assert new.policy.kind == "patient"
-    assert make_split(make_patients(5, 5), by_patient(policy="auto")).policy.kind == "patient"
-
-
-def test_stated_folds_are_tested_one_at_a_time():
-    folds_of = [f"fold_{i // 4}" for i in range(16)]
-    for fold in range(1, 5):
-        split = make_split(make_stated(folds_of), by_patient(policy="auto", fold=fold, folds=4))
-        assert split.test.tolist() == list(range(4 * fold - 4, 4 * fold))
-        assert (split.policy.fold, split.policy.folds) == (fold, 4)
-    with pytest.raises(InputError, match=r"states 4 folds .*set config\.split\.folds=4"):
-        make_split(make_stated(folds_of), by_patient(policy="given"))
-    with pytest.raises(InputError, match=r"fold=2: made states subsets and no folds"):
-        make_split(make_stated(["train"] * 8 + ["test"] * 4), by_patient(policy="given", fold=2))
-    # Images for test would train where another fold is tested.
-    with pytest.raises(InputError, match=r"states folds \(fold_0, fold_1\) and also test"):
-        make_split(make_stated(folds_of[:8] + ["test"] * 8), by_patient(policy="given", folds=2))
-
-
-def test_the_summary_names_the_stated_fold_that_is_tested():
-    stated = make_stated([f"fold_{i // 4}" for i in range(12)])
-    split = make_split(stated, by_patient(policy="given", fold=2, folds=3))
-    assert summarize(stated, split)["subsets_from"] == "column 'split', tested on fold_1"
-    split = make_split(make_patients(5, 5), by_patient(policy="kfold", fold=2, folds=3))
-    summary = summarize(make_patients(5, 5), split)
-    assert summary["subsets_from"] == "split.policy='kfold', tested on fold 2"
-
-
-def test_exact_copies_in_two_subsets_are_an_error():
-    subsets = ["train"] * 8 + ["test"] * 4
-    contents = np.array([*"abcdefgh", *"ijka"])
-    with pytest.raises(InputError, match=r"1 image\(s\) of made are exact copies.*00000.*00011"):
-        make_split(make_stated(subsets, contents), by_patient(policy="given"))
-    make_split(make_stated(subsets, contents), by_patient(policy="given", allow_copies=True))
-    contents[-1] = "i"  # a copy in the same subset
-    make_split(make_stated(subsets, contents), by_patient(policy="given"))
-
-
-# --- official
-
-
-def test_each_official_fold_is_reproduced_to_the_file(breakhis_folds):
-    for fold in folds.FOLDS:
-        path = breakhis_folds / f"dsfold{fold}.txt"
-        lines = [line.split("|") for line in path.read_text().split()]
-        official = {name for name, _, _, subset in lines if subset == "test"}
-        dataset = dataset_of_names(list_file_names(path))
-        split = make_split(dataset, SplitConfig(policy="official", fold=fold))
-        assert set(dataset.files[split.test]) == official
-        assert len(split.test) == {1: 2904, 2: 2403, 3: 2577, 4: 2698, 5: 3083}[fold]
-        rest = set(dataset.files[np.concatenate([split.train, split.validation])])
-        assert rest == {name for name, *_ in lines} - official
-
-
-def test_each_official_fold_tests_28_of_82_ids():
-    assert len(folds.IDS) == 82
-    for fold in folds.FOLDS:
-        tested = folds.test_ids(fold)
-        assert len(tested) == 28
-        assert sum("carcinoma" in name for name in tested) == 19
-    with pytest.raises(InputError, match=r"split\.fold=6"):
-        folds.test_ids(6)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    fold=st.integers(1, 5),
-    group=st.sampled_from(names.GROUPS),
-    fraction=st.floats(0.01, 0.99),
-    seed=st.integers(0, 1000),
-)
-def test_official_subsets_share_no_id_and_validation_no_patient(fold, group, fraction, seed):
-    dataset = make_official_dataset()
-    config = SplitConfig("official", group, validation_fraction=fraction, seed=seed, fold=fold)
-    split = make_split(dataset, config)
-    assert_patients_apart(dataset, split, "id82")
-    assert len(patients_of_subsets(dataset, split, "id82")[2]) == 28
-    train, validation, _ = patients_of_subsets(dataset, split, group)
-    assert not train & validation
-    assert (split.policy.group, split.policy.validation_group) == ("id82", group)
-    assert split.patient_disjoint
-
-
-def test_a_leak_between_training_and_validation_is_seen_at_loading(tmp_path):
-    """They are apart by id and not by case: the coarser group is checked as well."""
-    dataset = make_official_dataset()
-    split = make_split(dataset, SplitConfig("official", "slide81", seed=2))
-    train, validation, _ = patients_of_subsets(dataset, split, "case70")
-    assert train & validation  # or this test shows nothing
-    policy = dataclasses.replace(split.policy, validation_group="case70")
-    dataclasses.replace(split, policy=policy).save(tmp_path / "split.json")
-    with pytest.raises(InputError, match="is in both train and validation"):
-        load_split(tmp_path / "split.json", dataset)
-
-
-def test_official_folds_are_for_breakhis_only():
-    config = SplitConfig(policy="official")
-    other = dataset_of_names(["SOB_B_A-14-1-40-001.png", "SOB_M_DC-14-2-40-001.png"])
-    with pytest.raises(InputError, match="is not one of BreakHis's 82 ids"):
-        make_split(other, config)
-    with pytest.raises(InputError, match="not for made"):
-        make_split(make_patients(5, 5), config)
-
-
-def test_a_subset_without_a_class_is_refused():
-    ids = ("B_A-14-22549G", "B_F-14-25197", "B_F-14-14134", "M_DC-14-2773", "M_DC-14-5695")
-    dataset = dataset_of_names(f"SOB_{name}-40-001.png" for name in ids)
-    with pytest.raises(InputError, match="test subset of breakhis has no image of class 'malig"):
-        make_split(dataset, SplitConfig(policy="official", fold=1))
-
-
 # --- k folds
 
 
@@ -364,30 +189,6 @@ def test_the_leaky_split_warns_and_is_marked(tmp_path, caplog):
     assert not dataclasses.replace(split, policy=claiming).patient_disjoint
     with pytest.raises(InputError, match="the split leaks"):
         assert_disjoint(split, dataset.patients("patient"))
-
-
-# --- given
-
-
-def test_given_subsets_are_kept_and_checked():
-    dataset = make_patients(6, 6, images=2)
-    stated = np.where(np.char.endswith(dataset.patients("patient"), "0"), "test", "train")
-    dataset = dataclasses.replace(dataset, columns={"split": stated})
-    config = by_patient(policy="given")
-    split = make_split(dataset, config)
-    np.testing.assert_array_equal(split.test, np.flatnonzero(stated == "test"))
-    assert len(split.validation) == 4
-    stated[1] = "train"  # an image of a patient who is tested
-    with pytest.raises(InputError, match="patient 0-0 is in both"):
-        make_split(dataset, config)
-    stated[:] = "train"
-    with pytest.raises(InputError, match="no images for test, only for train"):
-        make_split(dataset, config)
-
-
-def test_given_needs_data_that_states_its_subsets():
-    with pytest.raises(InputError, match="made does not state its subsets"):
-        make_split(make_patients(6, 6), by_patient(policy="given"))
 
 
 # --- all policies
