@@ -35,6 +35,12 @@ def path_errors() -> Iterator[None]:
         raise InputError(
             f"{error.filename}: {error.strerror}; check this path and its permissions"
         ) from error
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of `Path.expanduser`
+            raise
+        raise InputError(
+            "a path begins with '~' and no user's name; write the folder in full"
+        ) from error
 
 
 def one_line(message: object) -> str:

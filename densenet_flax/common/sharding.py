@@ -105,7 +105,8 @@ def _local_devices(mesh: Mesh) -> list[int]:
 
 def _local_part(x: Shaped[np.ndarray, "N ..."], mesh: Mesh) -> Shaped[np.ndarray, "n ..."]:
     """Selects what this process's devices hold of a whole batch; their number divides N."""
-    return np.concatenate([np.split(x, mesh.size)[number] for number in _local_devices(mesh)])
+    parts = np.split(x, mesh.size)
+    return np.concatenate([parts[number] for number in _local_devices(mesh)])
 
 
 def _put_local(x: Shaped[np.ndarray, "n ..."], mesh: Mesh) -> Shaped[Array, "N ..."]:
@@ -156,7 +157,7 @@ def gather(value: ArrayLike) -> Shaped[np.ndarray, "P ..."]:
     if not multiple_processes():
         return value[None]
     mesh = make_mesh()
-    # Each device holds what its process has; the first device of a process speaks for it.
+    # Each device holds what its process has; the first device of a process stands for it.
     rows = to_host(_put_local(np.repeat(value[None], len(_local_devices(mesh)), axis=0), mesh))
     owners = [device.process_index for device in mesh.devices.flat]
     return rows[[owners.index(process) for process in range(jax.process_count())]]

@@ -192,11 +192,18 @@ class Classifier:
         )
 
     def forward(self, batch: ImageBatch) -> ForwardOutput:
-        """Runs the network on at most `images_per_batch` images that `prepare` returned."""
+        """Runs the network on 1 to `images_per_batch` images that `prepare` returned.
+
+        Raises InputError for another number of them.
+        """
         return self.begin_forward(batch)()
 
     def begin_forward(self, batch: ImageBatch) -> Callable[[], ForwardOutput]:
         """Begins what `forward` does; the function that it returns waits for the output."""
+        if not 0 < len(batch) <= self.images_per_batch:
+            raise InputError(
+                f"a batch of {len(batch)} images: expected 1 to {self.images_per_batch}"
+            )
         # In three segments, because the input of the norm and the features are returned as well.
         # They are the segments of the evaluation, so the compilation cache of the run has them.
         x = self._to_devices(batch, self.images_per_batch)
