@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 DEMO_WORKDIR ?= runs/quickstart
 # Tracing takes one core alone, so two processes keep two cores busy.
 TEST_PROCESSES ?= 2
+MINUTES ?= 60
 
-.PHONY: help demo test lint lock clean-demo
+.PHONY: help demo test lint fuzz lock clean-demo
 
 help:
 	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, on a CPU)"
 	@echo "make test        install, check format, lint and types, run the tests"
 	@echo "make lint        format, lint and types only"
+	@echo "make fuzz        MINUTES=60: read damaged files of every kind; see docs/reliability.md"
 	@echo "make lock        write a new requirements.lock from the ranges"
 	@echo "make clean-demo  remove the demo's run, so that it trains from the start"
 
@@ -43,6 +45,9 @@ lint: $(VENV)/test.stamp
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
+
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)
 
 # In a separate venv, so that it lists what the ranges allow today and nothing else.
 lock:

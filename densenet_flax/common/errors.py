@@ -3,6 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
+# Of a message: what begins it names the file, and what ends it says what to do.
+_MAX_BEGINNING, _MAX_END = 800, 300
+
 
 class InputError(ValueError):
     """Bad input: a file, a key or a flag that the user can correct.
@@ -10,6 +13,13 @@ class InputError(ValueError):
     The message is one line that names the file, key or flag, what was expected and what to do.
     `main.py` and the command-line tools print it without a traceback and exit with status 1.
     """
+
+    def __init__(self, message: object):
+        """Takes a message that may quote anything: a name with a newline, a page of a file."""
+        text = one_line(message)
+        if len(text) > _MAX_BEGINNING + _MAX_END:
+            text = f"{text[:_MAX_BEGINNING]} … {text[-_MAX_END:]}"
+        super().__init__(text)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,17 @@
-"""Damaged files of every form: one clear line or, where the damage is harmless, whole variables.
+"""Files that HDF5 does not survive, and any JSON as what our own files say of themselves.
 
-Nothing else may come out: no other exception, no wrong shapes, no hang. The examples are the seeds
-that uncovered a bug, or stand for a kind of damage.
+`tests/fuzz` damages files of every form. The examples are the seeds that uncovered a bug.
 """
 
 import dataclasses
 import functools
 import json
+import tempfile
 import types
-import warnings
+from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.numpy
-from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -26,100 +24,30 @@ from densenet_flax.weights import (
 )
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.save import export_weights
-from tests.weights.helpers import info_of, keras_tiny, random_variables, torch_state
+from tests.weights.helpers import info_of, random_variables
 
 SMALL = Layout((1, 1), growth_rate=2, stem_features=4, num_classes=3)
 KERAS = Layout((1, 1), num_classes=3)
 
-FORMS = ("m.safetensors", "t.safetensors", "m.weights.h5", "m.h5", "m.keras", "m.pth", "old.pth")
-
 
 @functools.cache
 def content(name):
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         if name == "m.safetensors":
             save_weights(path, random_variables(SMALL), info_of(SMALL))
-        elif name == "t.safetensors":
-            safetensors.numpy.save_file(torch_state(random_variables(SMALL)), path)
-        elif name.endswith(".h5"):
-            export_weights(path, random_variables(KERAS), info_of(KERAS))
-        elif name == "m.keras":
-            keras_tiny().save(path)
         else:
-            torch = pytest.importorskip("torch", reason="writing .pth needs PyTorch")
-            state = {k: torch.tensor(v) for k, v in torch_state(random_variables(SMALL)).items()}
-            torch.save(state, path, _use_new_zipfile_serialization=name == "m.pth")
+            export_weights(path, random_variables(KERAS), info_of(KERAS))
         return path.read_bytes()
 
 
-def read(path, data):
-    path.write_bytes(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            variables, info = read_weights(path)
-    except InputError as error:
-        assert "\n" not in str(error)
-        assert str(path) in str(error)
-        assert len(str(error)) < 1500
-        return None
-    shapes = {name: value.shape for name, value in flatten_dict(variables).items()}
-    assert shapes == info.layout.tensors()
-    assert all(np.isfinite(value).all() for value in flatten_dict(variables).values())
-    return variables
-
-
 fuzzing = settings(
-    max_examples=20,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-
-@pytest.mark.parametrize("name", FORMS)
-@fuzzing
-@given(share=st.floats(0, 1, exclude_max=True))
-@example(share=0.0)
-@example(share=0.001)
-@example(share=0.5)
-@example(share=0.999999)
-def test_cut_short_anywhere(name, share, tmp_path):
-    whole = content(name)
-    # The last bytes of HDF5 may be padding after the last array; then nothing was lost.
-    cut = read(tmp_path / name, whole[: int(share * len(whole))])
-    assert cut is None or name.endswith("h5")
-
-
-@pytest.mark.parametrize("name", FORMS)
-@fuzzing
-@given(
-    flips=st.lists(
-        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=6
-    ),
-    head=st.booleans(),
-)
-@example(flips=[(0.0, 1)], head=True)
-@example(flips=[(0.9999, 255)], head=False)
-def test_flipped_bytes(name, flips, head, tmp_path):
-    """Anywhere, or within the first 4,000 bytes, where the structure is."""
-    data = bytearray(content(name))
-    for share, mask in flips:
-        data[int(share * (min(4000, len(data)) if head else len(data)))] ^= mask
-    read(tmp_path / name, bytes(data))
-
-
-@pytest.mark.parametrize("name", FORMS)
-@fuzzing
-@given(data=st.binary(max_size=300))
-@example(data=b"")
-def test_random_bytes_after_the_right_signature(name, data, tmp_path):
-    assert read(tmp_path / name, content(name)[:8] + data) is None
 
 
 @pytest.mark.parametrize(
@@ -182,7 +110,7 @@ settings_values = st.fixed_dictionaries(
 )
 
 
-@settings(fuzzing, max_examples=200)
+@fuzzing
 @given(extra=settings_values | json_values, key=st.text(max_size=9), value=json_values)
 @example(extra={"image_size": [1_000_000, 1_000_000]}, key="", value=None)
 @example(extra={"operating_point": {"temperature": 0}}, key="", value=None)
@@ -202,9 +130,3 @@ def test_any_json_in_the_header(extra, key, value, tmp_path):
     again = read_weights(path)[1]
     written, first = (json.dumps(x.to_dict(), sort_keys=True) for x in (again, info))
     assert written == first
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_the_undamaged_file_is_read(name, tmp_path):
-    """Or else the tests above would prove nothing."""
-    assert read(tmp_path / name, content(name)) is not None
