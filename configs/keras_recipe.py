@@ -36,7 +36,9 @@ def get_config() -> ConfigDict:
 
     # These may change between training and --mode=evaluate.
     config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
-    config.threshold = "fixed"  # 0.5; or chosen on validation: 'youden', 'sensitivity>=0.95'
+    config.threshold = (
+        "fixed"  # 0.5; or chosen on validation: 'youden', 'f1', 'sensitivity>=0.95', 'cost=10'
+    )
     config.tta = False  # average the predictions over the symmetries of each image
     config.explain = "norm"  # the unit whose saliency maps the report shows; '' for none
     return config

@@ -63,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--validation", metavar="CSV", help="table on which threshold and temperature are chosen"
     )
     command.add_argument(
-        "--rule", default="fixed", help="fixed, youden or sensitivity>=0.95 (%(default)s)"
+        "--rule",
+        default="fixed",
+        help="fixed, youden, f1, sensitivity>=0.95, or cost=10: how many false positives a false "
+        "negative weighs (%(default)s)",
     )
     command.add_argument("--title", help="title of the page")
     command.set_defaults(run=_report)

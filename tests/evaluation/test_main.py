@@ -50,7 +50,9 @@ def test_report(tables, tmp_path, capsys, quick_figures):
     replace(a, **names).write_csv(tmp_path / "v.csv")
     arguments = ["--validation", str(tmp_path / "v.csv"), "--rule", "youden", "--resamples", "50"]
     assert main(["report", path_b, str(tmp_path / "out"), *arguments, "--title", "again"]) == 0
-    assert capsys.readouterr().out.startswith("Accuracy ")
+    assert capsys.readouterr().out.startswith(
+        "Sensitivity 8 of 8 malignant patients (0.63 to 1.00)"
+    )
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["operating_point"]["rule"] == "youden" and written["run"] == {"title": "again"}
 

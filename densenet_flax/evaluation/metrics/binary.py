@@ -20,8 +20,8 @@ Curve: TypeAlias = tuple[Float[np.ndarray, " U+1"], Float[np.ndarray, " U+1"]]
 
 # In the order of metrics.json; the areas are last, as they take longest.
 METRICS = (
-    *("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "mcc"),
-    *("roc_auc", "pr_auc"),
+    *("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "npv"),
+    *("f1", "mcc", "roc_auc", "pr_auc"),
 )
 
 # Resamples × rows per step: what fits into a processor's cache is fastest.
@@ -53,15 +53,22 @@ def threshold_metrics(confusion: Float[np.ndarray, "R 2 2"]) -> dict[str, Values
             "sensitivity": sensitivity,
             "specificity": specificity,
             "precision": both * tp / (tp + fp),
+            "npv": both * tn / (tn + fn),
             "f1": both * 2 * tp / (2 * tp + fp + fn),
             "mcc": np.where(product > 0, (tp * tn - fp * fn) / np.sqrt(product), np.nan),
         }
 
 
 def ranking_metrics(
-    positive: Positive, score: Scores, patient: Int[np.ndarray, " N"], weights: Weights
+    positive: Positive,
+    score: Scores,
+    patient: Int[np.ndarray, " N"],
+    weights: Weights,
+    size: Float[np.ndarray, " N"] | None = None,
 ) -> dict[str, Values]:
     """Computes ROC-AUC and average precision of each resample.
+
+    `size` is how much a row counts beside the weight of its patient, by default 1.
 
     ROC-AUC is the share of pairs of a positive and a negative row in which the positive has the
     higher score; ties count half (the Mann-Whitney statistic, equal to the trapezoid rule's area).
@@ -70,7 +77,7 @@ def ranking_metrics(
     Goadrich, ICML 2006).
     """
     roc_auc, pr_auc = [], []
-    for positives, negatives in _counts_by_score(positive, score, patient, weights):
+    for positives, negatives in counts_by_score(positive, score, patient, weights, size):
         tp, fp = positives.cumsum(axis=1), negatives.cumsum(axis=1)
         all_positives, all_negatives = tp[:, -1], fp[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -85,8 +92,12 @@ def ranking_metrics(
     return {"roc_auc": np.concatenate(roc_auc), "pr_auc": np.concatenate(pr_auc)}
 
 
-def _counts_by_score(
-    positive: Positive, score: Scores, patient: Int[np.ndarray, " N"], weights: Weights
+def counts_by_score(
+    positive: Positive,
+    score: Scores,
+    patient: Int[np.ndarray, " N"],
+    weights: Weights,
+    size: Float[np.ndarray, " N"] | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "r U"], Float[np.ndarray, "r U"]]]:
     """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples."""
     # The order is the same in all resamples: sorted once, and tied rows are added up.
@@ -96,6 +107,8 @@ def _counts_by_score(
     step = max(1, _CHUNK // len(order))
     for begin in range(0, len(weights), step):
         times = weights[begin : begin + step][:, patient]
+        if size is not None:
+            times = times * size[order]
         everyone = np.add.reduceat(times, starts, axis=1)
         positives = np.add.reduceat(times * positive, starts, axis=1)
         yield positives, everyone - positives
@@ -139,6 +152,8 @@ def binary_undefined(
     undefined = {}
     if not predicted[1]:
         undefined["precision"] = f"no {noun} predicted {class_names[1]}"
+    if not predicted[0]:
+        undefined["npv"] = f"no {noun} predicted {class_names[0]}"
     if not predicted.all():
         undefined["mcc"] = f"all {noun} predicted {class_names[int(predicted.argmax())]}"
     return undefined

@@ -3,14 +3,24 @@
 Probabilities are P(positive) `[N]`, or `[N, K]` of more than two classes.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int
 
 from densenet_flax.common.trees import JsonDict
-from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
-from densenet_flax.evaluation.metrics.intervals import mean_intervals
+from densenet_flax.evaluation.metrics.bootstrap import (
+    Bootstrap,
+    Interval,
+    make_interval,
+    strata_of,
+)
+from densenet_flax.evaluation.metrics.influence import Influence, standard_error, t_limits
+from densenet_flax.evaluation.metrics.intervals import WITH_T, mean_intervals
+from densenet_flax.evaluation.metrics.pseudo_patients import METHOD
+from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
 from densenet_flax.evaluation.predictions import Predictions, Probability
 
@@ -34,19 +44,33 @@ def calibration_report(
     stages = {"before": predictions.probability}
     if predictions.calibrated is not None:
         stages["after"] = predictions.calibrated
-    errors = {}
+    label = predictions.label
+    errors, worst = {}, {}
     for stage, probability in stages.items():
-        errors[f"brier_{stage}"] = brier_per_image(predictions.label, probability)
-        errors[f"nll_{stage}"] = nll_per_image(predictions.label, margin(probability))
+        for name, per_image in (("brier", brier_per_image), ("nll", _nll)):
+            errors[f"{name}_{stage}"] = per_image(label, probability)
+            worst[f"{name}_{stage}"] = _of_another_class(per_image, label, probability)
+    test = _before_and_after(predictions)
+    spans = mean_intervals(predictions, errors, bootstrap, worst)
     # Image by image, so that the interval of a change knows that both are of the same images.
     if "after" in stages:
-        for name in ("brier", "nll"):
-            errors[f"{name}_change"] = errors[f"{name}_after"] - errors[f"{name}_before"]
-    test = _before_and_after(predictions)
-    test["intervals"] = mean_intervals(predictions, errors, bootstrap)
+        changes = {
+            f"{name}_change": errors[f"{name}_after"] - errors[f"{name}_before"]
+            for name in ("brier", "nll")
+        }
+        more = mean_intervals(predictions, changes, bootstrap)
+        undefined = spans["undefined"] | more["undefined"]
+        spans = {**spans, **more, "undefined": undefined}
     for stage, probability in stages.items():
-        name, binned = next(iter(_outcomes(predictions.label, probability).items()))
-        _add_bin_intervals(test[stage][f"bins{name}"], predictions, binned, bootstrap)
+        binned = _outcomes(label, probability)
+        name, shown = next(iter(binned.items()))
+        _add_bin_intervals(test[stage][f"bins{name}"], predictions, shown, bootstrap)
+        for name, outcome in binned.items():
+            spans[f"ece{name}_{stage}"] = ece_interval(predictions, outcome, bootstrap)
+        if probability.ndim == 1:
+            for name, span in calibration_line(predictions, probability, bootstrap).items():
+                test[stage][name], spans[f"{name}_{stage}"] = span
+    test["intervals"] = spans
     reason = "no temperature: no validation predictions and no operating point"
     return {
         "bins": BINS,
@@ -94,6 +118,112 @@ def brier_per_image(
     if probability.ndim > 1:
         return ((probability - np.eye(probability.shape[1])[label]) ** 2).sum(axis=1)
     return (probability - label) ** 2
+
+
+def _nll(label: Int[np.ndarray, " N"], probability: Probability) -> Float[np.ndarray, " N"]:
+    return nll_per_image(label, margin(probability))
+
+
+def _of_another_class(
+    per_image: Callable[[Int[np.ndarray, " N"], Probability], Float[np.ndarray, " N"]],
+    label: Int[np.ndarray, " N"],
+    probability: Probability,
+) -> Float[np.ndarray, " K"]:
+    """The mean error of a patient of each class whose images look like those of other classes."""
+    classes = 2 if probability.ndim == 1 else probability.shape[1]
+    worst = np.zeros(classes)
+    for k in range(classes):
+        others = probability[label != k]
+        if len(others):
+            worst[k] = per_image(np.full(len(others), k), others).mean()
+    return worst
+
+
+def ece_interval(
+    predictions: Predictions, binary: _Binary, bootstrap: Bootstrap, bins: int = BINS
+) -> Interval:
+    """Returns an interval of an expected calibration error; it begins at 0.
+
+    The distance in a bin is an absolute value, so an ECE is biased upwards, in small samples by
+    more than the ECE itself, and no correction for that gave lower ends that hold. The upper end
+    is that of resamples with a pseudo-patient of whose images every probability is wrong by 1.
+    """
+    sample = sample_of(predictions)
+    strata = strata_of(sample)
+    draws = bootstrap.draw(strata)
+    index = _bin_index(binary.probability, bins)
+    distance = (binary.probability - binary.outcome)[:, None] * np.eye(bins)[index]
+    by_patient = sample.image.sum_by_patient(distance)
+    size = sample.images.astype(float)
+    extra = draws.pseudo @ strata.mean(size)
+    total = np.abs(draws.patients @ by_patient).sum(axis=1) + extra
+    high = np.quantile(total / (draws.patients @ size + extra), 1 - bootstrap.tail)
+    point = float(np.abs(by_patient.sum(axis=0)).sum() / size.sum())
+    return make_interval(0.0, max(high, point), METHOD)
+
+
+def calibration_line(
+    predictions: Predictions, probability: Float[np.ndarray, " N"], bootstrap: Bootstrap
+) -> dict[str, tuple[float | None, Interval | None]]:
+    """Returns calibration slope and intercept, each with its interval.
+
+    The slope is that of a logistic regression of the label on the log-odds: 1 if probabilities are
+    neither too extreme (below 1) nor too moderate. The intercept is that of a regression with a
+    slope of 1: 0 if they are right on average (calibration in the large; Van Calster et al., BMC
+    Medicine 17, 2019). Both are None if
+    there is one class only or a line separates the classes.
+    """
+    x, y = margin(probability), predictions.label.astype(float)
+    sample = sample_of(predictions)
+    strata = strata_of(sample)
+    result: dict[str, tuple[float | None, Interval | None]] = {}
+    for name, design, offset in (
+        ("calibration_slope", np.stack([x, np.ones_like(x)], axis=1), np.zeros_like(x)),
+        ("calibration_intercept", np.ones((len(x), 1)), x),
+    ):
+        fit = _logistic(design, offset, y)
+        result[name] = (None, None)
+        if fit is not None:
+            beta, residual, inverse = fit
+            value = float(beta[0])
+            own = sample.image.sum_by_patient(((design * residual[:, None]) @ inverse)[:, 0])
+            # A pseudo-patient of a class, whose images look like those of the other.
+            images = strata.mean(sample.images_by_class.astype(float))
+            effect = ((design * ((1 - y) - (y - residual))[:, None]) @ inverse)[:, 0]
+            pseudo = sum(images[:, k] * effect[y != k].mean() for k in (0, 1))
+            influence = Influence(value, own, pseudo).centered(strata)
+            draws = bootstrap.draw(strata, one_class=True)
+            linear = value + draws.patients @ influence.patients
+            worst = linear + draws.pseudo @ np.minimum(influence.pseudo, 0)
+            best = linear + draws.pseudo @ np.maximum(influence.pseudo, 0)
+            span = bootstrap.interval(worst, best, value, WITH_T)
+            error = standard_error(own, strata)
+            low, high = t_limits(value, error, bootstrap.tail) if error else (value, value)
+            span = {**span, "low": min(span["low"], low), "high": max(span["high"], high)}
+            result[name] = (value, span)
+    return result
+
+
+def _logistic(
+    design: Float[np.ndarray, "N D"], offset: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " N"], Float[np.ndarray, "D D"]] | None:
+    """Coefficients, residuals, inverse information of a logistic regression; None if infinite."""
+    beta = np.zeros(design.shape[1])
+    if len(np.unique(y)) < 2:
+        return None
+    for _ in range(50):
+        p = scipy.special.expit(design @ beta + offset)
+        information = (design.T * (p * (1 - p))) @ design
+        if np.linalg.cond(information) > 1e12:
+            return None
+        inverse = np.linalg.inv(information)
+        step = inverse @ (design.T @ (y - p))
+        beta = beta + np.clip(step, -2, 2)
+        if np.abs(beta).max() > 100:
+            return None
+        if np.abs(step).max() < 1e-9:
+            return beta, y - scipy.special.expit(design @ beta + offset), inverse
+    return None
 
 
 def _outcomes(label: Int[np.ndarray, " N"], probability: Probability) -> dict[str, _Binary]:
@@ -144,8 +274,7 @@ def _add_bin_intervals(
     index = _bin_index(binary.probability, len(rows))
     # Its accuracy is the mean of the outcome over the images in it.
     columns = {str(i): np.where(index == i, binary.outcome, np.nan) for i in range(len(rows))}
-    intervals = mean_intervals(predictions, columns, bootstrap)
+    intervals = mean_intervals(predictions, columns, bootstrap, {})
     for i, row in enumerate(rows):
         interval = intervals[str(i)]
-        defined = interval is not None and interval["low"] is not None
-        row["accuracy_interval"] = [interval["low"], interval["high"]] if defined else None
+        row["accuracy_interval"] = [interval["low"], interval["high"]] if interval else None

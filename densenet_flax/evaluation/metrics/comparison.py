@@ -3,21 +3,30 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import (
     LEVEL,
     RESAMPLES,
-    Basis,
     Bootstrap,
-    basis_of,
-    p_value,
+    Strata,
+    make_interval,
+    merged_strata,
 )
-from densenet_flax.evaluation.metrics.levels import level_metrics, level_values, metric_set
+from densenet_flax.evaluation.metrics.influence import (
+    level_influence,
+    p_value,
+    standard_error,
+    t_limits,
+)
+from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
+
+METHOD = "paired over patients: Student's t of the jackknifed difference, stratified by class"
+_EQUAL = 1e-9  # a difference that is rounding
 
 
 def compare(
@@ -27,10 +36,11 @@ def compare(
     seed: int = 0,
     level: float = LEVEL,
 ) -> JsonDict:
-    """Computes the difference of every metric, B minus A, on the same resamples of the patients.
+    """Computes the difference of every metric, B minus A, paired by patient.
 
     A is the network to beat. B is of the same images, whose order may differ. Each table keeps its
-    own threshold; resamples, seed and level are those of `Bootstrap`.
+    own threshold. The level is that of the intervals; nothing is resampled, and `resamples` and
+    `seed` are only checked.
 
     Returns:
       Under 'image' and 'patient' and the name of each metric its 'a', 'b', 'difference', interval
@@ -44,41 +54,58 @@ def compare(
     tables = predictions_a, _align(predictions_a, predictions_b)
     samples = [sample_of(table) for table in tables]
     points = [level_metrics(sample, class_names) for sample in samples]
-    weights = bootstrap.draw(samples[0])
-    values = [level_values(sample, weights) for sample in samples]
+    strata = merged_strata(samples[0])
+    influence = [level_influence(sample, strata) for sample in samples]
     result = bootstrap.describe() | {"n": len(predictions_a), "patients": samples[0].patients}
+    result["method"] = METHOD
     thresholds = {"a": tables[0].threshold, "b": tables[1].threshold}
     result["thresholds"] = thresholds if binary else None
+    reason = _why_no_variance(samples[0].patient.label, strata, class_names)
     for key, names in metric_set(len(class_names)).levels.items():
-        bases = {name: basis_of(samples[0], name, class_names) for name in names}
-        networks = zip(points, values, strict=True)
-        result[key] = _differences(bootstrap, [(p[key], v[key]) for p, v in networks], bases)
+        networks = [(p[key], v[key]) for p, v in zip(points, influence, strict=True)]
+        result[key] = _differences(bootstrap, networks, names, strata, reason)
     return result
+
+
+def _why_no_variance(
+    label: Int[np.ndarray, " P"], strata: Strata, class_names: Sequence[str]
+) -> str:
+    """The reason if patients of a class cannot differ from each other, or ''."""
+    single = np.flatnonzero(strata.sizes == 1)
+    if not len(single):
+        return ""
+    k = label[strata.index == single[0]][0]
+    kind = "with images of several classes" if k < 0 else class_names[k]
+    patient = f"patient {kind}" if k < 0 else f"{kind} patient"
+    return f"only one {patient}, and one does not show how patients differ"
 
 
 def _differences(
     bootstrap: Bootstrap,
-    networks: Sequence[tuple[JsonDict, Mapping[str, Float[np.ndarray, "R *K"]]]],
-    bases: Mapping[str, Basis],
+    networks: Sequence[tuple[JsonDict, Mapping[str, Float[np.ndarray, "P *K"]]]],
+    names: Sequence[str],
+    strata: Strata,
+    no_variance: str,
 ) -> JsonDict:
-    """The differences of one level, from the point estimates and the resamples of both networks."""
-    (points_a, values_a), (points_b, values_b) = networks
+    """The differences of one level, from the point estimates and influences of both networks."""
+    (points_a, influence_a), (points_b, influence_b) = networks
     # Where neither network has a metric, the reason is A's.
     missing = points_b["undefined"] | points_a["undefined"]
     rows: JsonDict = {}
     undefined: dict[str, str] = {}
-    for name, basis in bases.items():
-        reason = missing.get(name) or basis.reason
+    for name in names:
+        reason = missing.get(name) or no_variance
         rows[name] = None
         if not reason:
             a, b = points_a[name], points_b[name]
-            # Resample by resample, so that what both networks find hard cancels.
-            differences = values_b[name] - values_a[name]
-            interval = bootstrap.interval(differences, basis)
-            if interval["low"] is None:
-                reason = "it exists for both in too few resamples"
+            # Patient by patient, so that what both networks find hard cancels.
+            error = standard_error(influence_b[name] - influence_a[name], strata)
+            if error is None or (error.value == 0 and abs(b - a) > _EQUAL):
+                reason = "every patient differs by the same, which leaves no variance"
             else:
-                p = p_value(differences, basis)
+                low, high = t_limits(b - a, error, bootstrap.tail)
+                interval = make_interval(low, high, "t")
+                p = p_value(b - a, error)
                 rows[name] = {"a": a, "b": b, "difference": b - a, **interval, "p": p}
         if reason:
             undefined[name] = reason
@@ -122,8 +149,7 @@ def comparison_table(result: JsonDict, name_a: str = "A", name_b: str = "B") -> 
     lines = [
         f"A  {name_a}  ({rules[0]})",
         f"B  {name_b}  ({rules[1]})",
-        f"{result['n']} images of {result['patients']} patients; {result['resamples']} resamples "
-        f"of patients, stratified by class, seed {result['seed']}",
+        f"{result['n']} images of {result['patients']} patients; intervals {result['method']}",
     ]
     interval_title = f"{result['level']:.0%} interval"
     width = max(map(len, result["patient"]))

@@ -1,10 +1,11 @@
 """From a predictions table to the numbers of metrics.json: start reading here.
 
 `sample` gathers the images of each patient. `binary` and `multiclass` define the metrics; `levels`
-and `groups` are their values in a table. `bootstrap` resamples patients, and `intervals`
-makes intervals of that. `calibration` measures the probabilities. `operating_point` and
-`temperature` choose on validation images what is then applied to test images; `comparison` and
-`folds` are for several tables.
+and `groups` are their values in a table. `bootstrap` resamples patients, `pseudo_patients` and
+`influence` compute what follows for a metric, and `intervals` decides which has which. `clinic`
+has predictive values and sensitivity at a specificity. `calibration` measures the probabilities.
+`operating_point` and `temperature` choose on validation images what is then applied to test images;
+`comparison` and `folds` are for several tables.
 """
 
 import numpy as np
@@ -14,6 +15,7 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics import groups
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.calibration import calibration_report
+from densenet_flax.evaluation.metrics.clinic import clinic_metrics
 from densenet_flax.evaluation.metrics.intervals import intervals
 from densenet_flax.evaluation.metrics.levels import point_metrics
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
@@ -74,6 +76,7 @@ def assess(
     return {
         **evaluate(predictions),
         "intervals": intervals(predictions, bootstrap),
+        "clinic": clinic_metrics(sample_of(predictions), bootstrap),
         "operating_point": point,
         "calibration": calibration_report(predictions, validation, bootstrap),
         "shared_with_validation": shared_patients,

@@ -148,8 +148,8 @@ def summary_table(summary: JsonDict) -> str:
         lines.append(f"not pooled: {summary['pooled_undefined']}")
     else:
         lines.append(
-            "pooled: {level:.0%} intervals, {resamples} resamples of patients, stratified by "
-            "class, seed {seed}".format(**pooled["intervals"])
+            "pooled: {level:.0%} intervals over patients within class, {resamples} resamples, "
+            "seed {seed}".format(**pooled["intervals"])
         )
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,8 @@
-"""Bootstrap intervals of every metric, at both levels and of each group in the table."""
+"""Intervals of every metric, at both levels and of each group in the table.
+
+Which method a figure has was decided by simulations (`benchmarks/interval_coverage.py`), with hard
+patients, few patients and perfect scores among them.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,22 +11,43 @@ from jaxtyping import Float
 
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import (
-    Basis,
     Bootstrap,
     Interval,
-    basis_of,
-    one_class_basis,
+    Strata,
+    make_interval,
+    merged_strata,
+    strata_of,
 )
 from densenet_flax.evaluation.metrics.groups import subtypes_are_classes
+from densenet_flax.evaluation.metrics.influence import (
+    Influence,
+    area_influence,
+    level_influence,
+    standard_error,
+    t_limits,
+)
 from densenet_flax.evaluation.metrics.levels import (
+    ACCURACY_BY_MEAN,
     by_class,
     level_metrics,
-    level_values,
     metric_set,
 )
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
-from densenet_flax.evaluation.metrics.sample import Sample, Values, Weights, sample_of
+from densenet_flax.evaluation.metrics.pseudo_patients import (
+    METHOD,
+    clopper_pearson,
+    ratio_values,
+    threshold_ends,
+)
+from densenet_flax.evaluation.metrics.sample import Rows, Sample, sample_of
 from densenet_flax.evaluation.predictions import Predictions
+
+AREA_METHOD = "pseudo-patients and logit-t"
+WITH_T = "pseudo-patients and t"
+T_METHOD = "t"
+_AREAS = ("roc_auc", "pr_auc")
+# Metrics that rest on patients of one class, each of which has a whole pseudo-patient.
+_ONE_CLASS = ("sensitivity", "specificity")
 
 
 def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
@@ -41,8 +66,6 @@ def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
                 continue
             part = sample_of(predictions.select(column == value))
             spans = sample_intervals(part, class_names, bootstrap)
-            # Too few images for a row per class, and the report shows none.
-            spans.pop("by_class", None)
             groups[f"by_{key}"].append({key: value.item(), **spans})
     whole = sample_intervals(sample_of(predictions), class_names, bootstrap)
     return {**bootstrap.describe(), **whole, **groups}
@@ -51,77 +74,194 @@ def intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
 def sample_intervals(sample: Sample, class_names: Sequence[str], bootstrap: Bootstrap) -> JsonDict:
     """Computes intervals at both levels and, of more than two classes, of each class.
 
-    Each metric has an interval, or None and the reason under 'undefined'.
+    Each metric that exists has an interval; of the others 'undefined' has the reason.
     """
     metrics, points = metric_set(sample.classes), level_metrics(sample, class_names)
-    weights = bootstrap.draw(sample)
-    values = level_values(sample, weights)
-    result: JsonDict = {metrics.gap_key: _resamples_without_a_class(sample, weights)}
-    for level, names in metrics.levels.items():
-        bases = {name: basis_of(sample, name, class_names) for name in names}
-        result[level] = _intervals(bootstrap, points[level]["undefined"], values[level], bases)
-    class_rows = []
-    for k, row in enumerate(by_class(sample, class_names)):
-        bases = {name: one_class_basis(sample, name, class_names, k) for name in PER_CLASS}
-        class_values = {name: values["image"][name][:, k] for name in PER_CLASS}
-        spans = _intervals(bootstrap, row["undefined"], class_values, bases)
-        class_rows.append({"class": row["class"], **spans})
-    return result | ({"by_class": class_rows} if class_rows else {})
+    # Each class is in every resample.
+    result: JsonDict = {metrics.gap_key: 0}
+    strata = strata_of(sample)
+    for level, rows in (("image", sample.image), ("patient", sample.patient)):
+        spans: dict[str, Interval] = {}
+        if not np.any(rows.label < 0):  # a patient with images of several classes has no true class
+            spans = _level_intervals(rows, points[level], strata, bootstrap)
+        if level == "patient":
+            spans |= _patient_intervals(sample, points[level], strata, bootstrap)
+        if sample.classes > 2:
+            _widen_by_t(spans, sample, level, points[level], bootstrap)
+        undefined = points[level]["undefined"]
+        names = metrics.levels[level]
+        rows_of_level = {name: None if name in undefined else spans[name] for name in names}
+        result[level] = {**rows_of_level, "undefined": undefined}
+    classes = by_class(sample, class_names)
+    if classes:
+        result["by_class"] = _class_intervals(sample, classes, strata, bootstrap)
+    return result
 
 
-def _resamples_without_a_class(sample: Sample, weights: Weights) -> int:
-    """Counts resamples that lack a class of the table.
+def _level_intervals(
+    rows: Rows, points: JsonDict, strata: Strata, bootstrap: Bootstrap
+) -> dict[str, Interval]:
+    """Intervals of what is computed from rows, images or patients; of the accuracy as well."""
+    shared = threshold_ends(rows, strata, bootstrap.draw(strata))
+    whole = threshold_ends(rows, strata, bootstrap.draw(strata, one_class=True))
+    spans = {}
+    for name, ends in shared.items():
+        worst, best = whole[name] if name in _ONE_CLASS else ends
+        if worst.ndim == 1 and points.get(name) is not None:
+            spans[name] = bootstrap.interval(worst, best, points[name], METHOD)
+    if rows.classes == 2:
+        areas = area_influence(rows, rows.label == 1, rows.probability, strata)
+        for name in _AREAS:
+            if points[name] is not None:
+                spans[name] = _area_interval(areas[name], strata, bootstrap)
+    elif points["macro_roc_auc"] is not None:
+        by_label = [
+            area_influence(rows, rows.label == k, rows.probability[:, k], strata)["roc_auc"]
+            for k in range(rows.classes)
+        ]
+        mean = Influence(*(np.mean(part, axis=0) for part in zip(*by_label, strict=True)))
+        spans["macro_roc_auc"] = _area_interval(mean, strata, bootstrap)
+    return spans
 
-    There are none as long as each class has two patients of its own, since patients are drawn
-    within their class.
+
+def _patient_intervals(
+    sample: Sample, points: JsonDict, strata: Strata, bootstrap: Bootstrap
+) -> dict[str, Interval]:
+    """Intervals of the rate, and exact ones of the proportions of patients."""
+    draws, once = bootstrap.draw(strata), np.ones(sample.patients)
+    rate = sample.recognition_rate
+    worst, best = (ratio_values(rate, once, strata, draws, end) for end in (0.0, 1.0))
+    name = "patient_recognition_rate"
+    spans = {name: bootstrap.interval(worst, best, points[name], METHOD)}
+    patient = sample.patient
+    right = patient.predicted == patient.label
+    subsets = {ACCURACY_BY_MEAN: right}
+    if sample.classes == 2:
+        subsets |= {
+            "sensitivity": right[patient.label == 1],
+            "specificity": right[patient.label == 0],
+        }
+    for name, subset in subsets.items():
+        if points[name] is not None:
+            spans[name] = clopper_pearson(int(subset.sum()), len(subset), bootstrap)
+    return spans
+
+
+def _area_interval(influence: Influence, strata: Strata, bootstrap: Bootstrap) -> Interval:
+    """The wider of two intervals at either end.
+
+    Student's, on the logit scale, is too narrow near 1, where no patient may happen to be hard, and
+    does not exist at 1. The one with pseudo-patients is linear in their weights, as an AUC
+    is: a little of each patient in place of an average one.
     """
-    images = weights @ sample.images_by_class
-    if sample.classes > 2:
-        # A class that the whole table lacks is reported as absent, not in every resample.
-        images = images[:, sample.images_by_class.any(axis=0)]
-    return int(np.sum((images == 0).any(axis=1)))
+    draws, value = bootstrap.draw(strata), influence.value
+    linear = value + draws.patients @ influence.patients
+    worst = linear + draws.pseudo @ np.minimum(influence.pseudo, 0)
+    # At best it is separated from all others: an area of 1 for its share of a class.
+    best = linear + (1 - value) * (draws.pseudo / strata.sizes).sum(axis=1)
+    span = bootstrap.interval(worst, best, value, AREA_METHOD)
+    error = standard_error(influence.patients, strata)
+    return _union(span, t_limits(value, error, bootstrap.tail, "logit") if error else None)
 
 
-def _intervals(
+def _union(
+    span: Interval, limits: tuple[float, float] | None, low: float = 0, high: float = 1
+) -> Interval:
+    if limits:
+        span = {**span, "low": min(span["low"], limits[0]), "high": max(span["high"], limits[1])}
+    return {**span, "low": float(max(low, span["low"])), "high": float(min(high, span["high"]))}
+
+
+def _widen_by_t(
+    spans: dict[str, Interval],
+    sample: Sample,
+    level: str,
+    points: JsonDict,
     bootstrap: Bootstrap,
-    undefined: Mapping[str, str],
-    values: Mapping[str, Values],
-    bases: Mapping[str, Basis],
-) -> JsonDict:
-    rows: dict[str, Interval | None] = {}
-    reasons: dict[str, str] = {}
-    for name, basis in bases.items():
-        reason = undefined.get(name) or basis.reason
-        if not reason:
-            rows[name] = interval = bootstrap.interval(values[name], basis)
-            if interval["low"] is None:
-                missing = interval["undefined_resamples"]
-                reason = f"it does not exist in {missing} of {bootstrap.resamples} resamples"
-            elif interval["low"] == interval["high"]:
-                # All patients are equal. An interval without width would read as certainty.
-                reason = f"it is {interval['low']:.3g} in every resample, which is no certainty"
-        if reason:
-            rows[name], reasons[name] = None, reason
-    return {**rows, "undefined": reasons}
+) -> None:
+    """Widens the intervals of metrics over more than two classes.
+
+    Their classes share one pseudo-patient, which is little for a class of few patients.
+    """
+    strata = merged_strata(sample)
+    influence = level_influence(sample, strata)[level]
+    for name, span in spans.items():
+        if span["method"] != METHOD:
+            continue
+        scale, low = ("fisher", -1) if name in ("mcc", "kappa") else ("logit", 0)
+        error = standard_error(influence[name], strata)
+        if error:
+            limits = t_limits(points[name], error, bootstrap.tail, scale)
+            spans[name] = {**_union(span, limits, low), "method": WITH_T}
+
+
+def _class_intervals(
+    sample: Sample, classes: list[JsonDict], strata: Strata, bootstrap: Bootstrap
+) -> list[JsonDict]:
+    """Intervals of each class against the rest, of images."""
+    rows, result = sample.image, []
+    ends = threshold_ends(rows, strata, bootstrap.draw(strata, one_class=True))
+    for k, row in enumerate(classes):
+        spans: dict[str, Interval] = {}
+        for name in ("recall", "precision", "f1"):
+            if row[name] is not None:
+                worst, best = (end[:, k] for end in ends[name])
+                spans[name] = bootstrap.interval(worst, best, row[name], METHOD)
+        if row["roc_auc"] is not None:
+            areas = area_influence(rows, rows.label == k, rows.probability[:, k], strata)
+            spans |= {name: _area_interval(areas[name], strata, bootstrap) for name in _AREAS}
+        found = {name: spans.get(name) for name in PER_CLASS}
+        result.append({"class": row["class"], **found, "undefined": row["undefined"]})
+    return result
 
 
 def mean_intervals(
-    predictions: Predictions, columns: Mapping[str, Float[np.ndarray, " N"]], bootstrap: Bootstrap
+    predictions: Predictions,
+    columns: Mapping[str, Float[np.ndarray, " N"]],
+    bootstrap: Bootstrap,
+    worst: Mapping[str, Float[np.ndarray, " K"]] | None = None,
 ) -> JsonDict:
     """Computes intervals of means over images, such as the Brier score, by name of the column.
 
     Images that are NaN in a column do not count in its mean.
+
+    Args:
+      predictions: The table.
+      columns: A value per image.
+      bootstrap: How to resample.
+      worst: Of columns that are errors, their mean in a pseudo-patient of each class, one who
+        looks like the other classes; at best it is 0. Columns that are shares, and not in
+        `worst`, go from 0 to 1. None: of differences, for which Student's t alone is used.
     """
     sample = sample_of(predictions)
-    basis = basis_of(sample, "", predictions.class_names)
-    if basis.reason:
-        return {**dict.fromkeys(columns), "undefined": dict.fromkeys(columns, basis.reason)}
-    weights = bootstrap.draw(sample)
+    strata, merged = strata_of(sample), merged_strata(sample)
+    draws = bootstrap.draw(strata)
     spans: JsonDict = {}
+    undefined: dict[str, str] = {}
     for name, values in columns.items():
         counted = ~np.isnan(values)
-        total = weights @ sample.image.sum_by_patient(np.where(counted, values, 0))
-        with np.errstate(invalid="ignore"):  # a resample without any of these images has no mean
-            means = total / (weights @ sample.image.sum_by_patient(counted))
-        spans[name] = bootstrap.interval(means, basis)
-    return {**spans, "undefined": {}}
+        total = sample.image.sum_by_patient(np.where(counted, values, 0))
+        size = sample.image.sum_by_patient(counted)
+        spans[name] = None
+        if not size.sum():
+            undefined[name] = "no images"
+            continue
+        mean = float(total.sum() / size.sum())
+        error = standard_error((total - mean * size) / size.sum(), merged)
+        if worst is None:
+            if error:
+                spans[name] = make_interval(*t_limits(mean, error, bootstrap.tail), T_METHOD)
+            else:
+                undefined[name] = "a class has one patient only"
+            continue
+        share = strata.mean(sample.images_by_class / sample.images[:, None])
+        high = share @ worst[name] if name in worst else 1.0
+        lowest = ratio_values(total, size, strata, draws, 0.0)
+        highest = ratio_values(total, size, strata, draws, high)
+        if name not in worst:
+            spans[name] = bootstrap.interval(lowest, highest, mean, METHOD)
+            continue
+        span = bootstrap.interval(lowest, highest, mean, WITH_T)
+        limits = t_limits(mean, error, bootstrap.tail) if error else None
+        spans[name] = _union(span, limits, high=float("inf"))
+    return {**spans, "undefined": undefined}

@@ -25,9 +25,14 @@ from densenet_flax.evaluation.metrics.binary import counts_by_threshold
 from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
 from densenet_flax.evaluation.predictions import Predictions
 
-_RULES = "'fixed' (0.5), 'youden', or 'sensitivity>=0.95' with any value above 0 and up to 1"
+_RULES = (
+    "'fixed' (0.5), 'youden', 'f1', 'sensitivity>=0.95' with any value above 0 and up to 1, or "
+    "'cost=10', how many false positives a false negative weighs"
+)
 LIKELIEST = "likeliest class"  # the rule where there are more than two classes
-_SENSITIVITY = re.compile(r"sensitivity\s*>=\s*([0-9]+\.?[0-9]*|\.[0-9]+)")
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)"
+_SENSITIVITY = re.compile(rf"sensitivity\s*>=\s*{_NUMBER}")
+_COST = re.compile(rf"cost\s*=\s*{_NUMBER}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,10 @@ def check_rule(rule: str, classes: int = 2) -> float | None:
             f"threshold rule is {rule!r}, but there are {classes} classes and the likeliest "
             "one is predicted without a threshold; leave the rule at 'fixed'"
         )
-    if rule in ("fixed", "youden"):
+    if rule in ("fixed", "youden", "f1"):
+        return None
+    cost = _COST.fullmatch(rule.strip())
+    if cost and 0 < float(cost.group(1)) < math.inf:
         return None
     match = _SENSITIVITY.fullmatch(rule.strip())
     sensitivity = float(match.group(1)) if match else 0.0
@@ -136,21 +144,21 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
 
     Args:
       validation: Never the test images.
-      rule: 'fixed', 'youden' or 'sensitivity>=s', checked by `check_rule`.
+      rule: 'fixed', 'youden', 'f1', 'sensitivity>=s' or 'cost=c', checked by `check_rule`.
     """
     sensitivity = check_rule(rule, len(validation.class_names))
     label, probability = validation.label, validation.probability
-    temperature, reason = fit_temperature(margin(probability), label)
+    patients = len(np.unique(validation.patient))
+    temperature, reason = fit_temperature(margin(probability), label, patients)
     notes = [f"temperature left at 1: {reason}"] if reason else []
     threshold = 0.5
     missing = [name for k, name in enumerate(validation.class_names) if not np.any(label == k)]
     if rule != "fixed" and missing:
         notes.append(f"threshold left at 0.5: there is not one {missing[0]} validation image")
     elif rule != "fixed":
-        threshold = _choose_threshold(label, probability, sensitivity)
+        threshold = _choose_threshold(label, probability, rule.strip(), sensitivity)
     if len(validation.class_names) > 2:
         rule = LIKELIEST
-    patients = len(np.unique(validation.patient))
     return OperatingPoint(
         threshold=threshold,
         temperature=temperature,
@@ -161,12 +169,16 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
 
 
 def _choose_threshold(
-    label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"], sensitivity: float | None
+    label: Int[np.ndarray, " N"],
+    probability: Float[np.ndarray, " N"],
+    rule: str,
+    sensitivity: float | None,
 ) -> float:
     """The highest threshold, so the best specificity, with at least that sensitivity.
 
-    With None where sensitivity + specificity is largest (Youden, Cancer 3, 1950); of several such
-    thresholds the nearest to 0.5.
+    With None the best by the rule; of several such thresholds the nearest to 0.5. 'youden' is
+    sensitivity + specificity (Youden, Cancer 3, 1950), 'cost=c' the fewest false positives plus c
+    times the false negatives, at the classes' shares in the validation images.
     """
     scores, tp, fp = counts_by_threshold(label == 1, probability)
     # A threshold lies halfway to the next lower probability: on the probability of an image itself,
@@ -179,6 +191,13 @@ def _choose_threshold(
     tolerance = 1e-12
     if sensitivity is not None:
         return float(thresholds[np.argmax(tp / tp[-1] >= sensitivity - tolerance)])
-    index = tp / tp[-1] + (1 - fp / fp[-1])
+    cost = _COST.fullmatch(rule)
+    if cost:
+        weight = float(cost.group(1))
+        index = -(fp + weight * (tp[-1] - tp)) / (fp[-1] + weight * tp[-1])
+    elif rule == "f1":
+        index = 2 * tp / (tp + fp + tp[-1])
+    else:
+        index = tp / tp[-1] + (1 - fp / fp[-1])
     best = thresholds[index >= index.max() - tolerance]
     return float(best[np.argmin(np.abs(best - 0.5))])

@@ -50,11 +50,18 @@ class Rows:
     def confusion(self, weights: Weights) -> Float[np.ndarray, "R K K"]:
         """Returns the confusion matrix of each resample: true class, predicted class."""
         k = self.classes
+        counts = self.confusion_by_patient.reshape(self.patients, k * k)
+        return (weights @ counts).reshape(-1, k, k)
+
+    @property
+    def confusion_by_patient(self) -> Int[np.ndarray, "P K K"]:
+        """The confusion matrix of each patient's rows."""
+        k = self.classes
         # One number per patient, true and predicted class, so that one bincount fills all matrices;
         # the sums over patients are then a single product for all resamples.
         cell = (self.patient * k + self.label) * k + self.predicted
         counts = np.bincount(cell, minlength=self.patients * k * k)
-        return (weights @ counts.reshape(self.patients, k * k)).reshape(-1, k, k)
+        return counts.reshape(self.patients, k, k)
 
     def sum_by_patient(
         self, values: Shaped[np.ndarray, "N *columns"]

@@ -8,6 +8,7 @@ classes stays, so it changes no decision.
 Probabilities are P(positive) `[N]`, or `[N, K]` of more than two classes.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import ArrayLike
 _RESOLUTION = 2.0**-53
 _MAX_MARGIN = float(-np.log(_RESOLUTION))
 _TEMPERATURES = (0.05, 20.0)
+_PRIOR_SD = 0.3  # of log T
 
 Margins: TypeAlias = Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
 
@@ -53,8 +55,16 @@ def nll_per_image(label: Int[np.ndarray, " N"], margins: Margins) -> Float[np.nd
     return np.logaddexp(0, np.where(label == 1, -margins, margins))
 
 
-def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[float, str]:
+def fit_temperature(
+    margins: Margins, label: Int[np.ndarray, " N"], patients: int | None = None
+) -> tuple[float, str]:
     """Finds the temperature with the lowest mean NLL of validation images.
+
+    Few patients say little about a temperature: fitted freely to three or six, it made the
+    likelihood of test images worse in a fourth to two thirds of simulated runs. With `patients`,
+    their number, log T has a normal prior of mean 0 and standard deviation 0.3, and the images of
+    a patient count as one observation: that was worse in 5 % and lost little elsewhere. None:
+    no prior.
 
     Returns:
       The temperature, and ''; or 1 and the reason why none is best: only one class is present, or
@@ -64,14 +74,20 @@ def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[flo
     if len(np.unique(label)) < 2:
         return 1.0, "the validation images are of one class, so there is no best temperature"
     low, high = np.log(_TEMPERATURES)
+
     # In 1/t the NLL is convex, so it has one minimum; if the search ends at a bound, the minimum
     # lies outside.
-    best = scipy.optimize.minimize_scalar(
-        lambda log_t: nll_per_image(label, margins * np.exp(-log_t)).mean(),
-        bounds=(low, high),
-        method="bounded",
-        options={"xatol": 1e-6},
-    ).x
+    def loss(log_t: float) -> float:
+        return float(nll_per_image(label, margins * np.exp(-log_t)).mean())
+
+    def lowest(objective: Callable[[float], float]) -> float:
+        options = {"xatol": 1e-6}
+        found = scipy.optimize.minimize_scalar(
+            objective, bounds=(low, high), method="bounded", options=options
+        )
+        return float(found.x)
+
+    best = lowest(loss)
     reason = ""
     # The search stops a little before its bounds.
     if best < low + 0.01:
@@ -80,4 +96,8 @@ def fit_temperature(margins: Margins, label: Int[np.ndarray, " N"]) -> tuple[flo
         reason = (
             "the validation probabilities are no better than chance and flatter is always better"
         )
-    return (1.0, f"{reason}; there is no best temperature") if reason else (float(np.exp(best)), "")
+    if reason:
+        return 1.0, f"{reason}; there is no best temperature"
+    if patients is not None:
+        best = lowest(lambda log_t: patients * loss(log_t) + log_t**2 / (2 * _PRIOR_SD**2))
+    return float(np.exp(best)), ""

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from densenet_flax.common.trees import JsonDict
+from densenet_flax.evaluation.metrics.levels import ACCURACY_BY_MEAN
+from densenet_flax.evaluation.report.headline import headline, not_better_than_chance
 from densenet_flax.evaluation.report.wording import (
-    accuracy_interval,
     confusion_counts,
     count,
     enumerate_words,
@@ -22,16 +23,9 @@ def verdict(metrics: JsonDict) -> str:
 
     It claims "never seen in training" only if `run.split.patient_disjoint` is True.
     """
-    image, patient = metrics["image"], metrics["patient"]
     split = metrics.get("run", {}).get("split") or {}
     unseen = " never seen in training" if split.get("patient_disjoint") is True else ""
-    interval = accuracy_interval(metrics["intervals"]) if metrics.get("intervals") else ""
-    classes = len(metrics["class_names"])
-    among = f" over {classes} classes" if classes > 2 else ""
-    return (
-        f"Accuracy {image['accuracy']:.2f}{among}{interval and f' ({interval})'} on "
-        f"{count(image['n'], 'image')} of {count(patient['n'], 'patient')}{unseen}"
-    )
+    return headline(metrics, metrics.get("intervals"), unseen)
 
 
 def warnings(metrics: JsonDict) -> list[str]:
@@ -84,7 +78,7 @@ def _patients(metrics: JsonDict) -> Iterator[str]:
             subject = f"Few patients: {enumerate_words(counts)}"
         yield (
             f"{subject}: another selection of patients could change every figure considerably, "
-            "and with so few even the intervals are too narrow."
+            "as the width of the intervals says."
         )
     several = "both" if binary else "several"
     mixed = patient["n_by_class"].get(several, 0)
@@ -96,19 +90,24 @@ def _patients(metrics: JsonDict) -> Iterator[str]:
 
 
 def _no_mistakes(metrics: JsonDict) -> Iterator[str]:
-    # Without a mistake every resample has accuracy 1, which a reader may take for certainty. The
-    # bound is the largest rate p of misclassified patients with which n patients without a mistake
-    # still occur in 5% of samples: (1 − p)ⁿ = 0.05.
+    # A reader may take accuracy 1 for certainty.
     if metrics["image"]["accuracy"] == 1:
-        n = metrics["patient"]["n"]
-        yield (
-            "Every image is classified correctly, so resampling shows no variation and there are "
-            f"no intervals. This is not certainty: with no mistake on {count(n, 'patient')}, up to "
-            f"{1 - 0.05 ** (1 / n):.0%} of patients could still be misclassified (exact 95% bound)."
-        )
+        patient, intervals = metrics["patient"], metrics["intervals"]
+        span = intervals["patient"].get(ACCURACY_BY_MEAN)
+        bound = ""
+        if span:
+            bound = (
+                f": with no mistake on {count(patient['n'], 'patient')}, up to "
+                f"{1 - span['low']:.0%} of patients could still be misclassified (exact "
+                f"{intervals['level']:.0%} interval)"
+            )
+        yield f"Every image is classified correctly. This is not certainty{bound}."
 
 
 def _no_better_than_chance(metrics: JsonDict) -> Iterator[str]:
+    reason = not_better_than_chance(metrics, metrics["intervals"])
+    if reason:
+        yield f"{reason}."
     accuracy = metrics["image"]["accuracy"]
     name, fraction = majority_class(metrics)
     # Where all images are of one class, no other prediction could be better.

@@ -12,10 +12,11 @@ from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report import plotting
+from densenet_flax.evaluation.report.headline import headline
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.run_info import to_json
 from densenet_flax.evaluation.report.views import Cell, Table, measured
-from densenet_flax.evaluation.report.wording import accuracy_interval, count, metric_title
+from densenet_flax.evaluation.report.wording import count, metric_title
 from densenet_flax.storage.atomic import replace_files
 
 SCHEMA = 1
@@ -84,11 +85,8 @@ def folds_verdict(summary: JsonDict) -> str:
     over_folds = f"Accuracy {_mean_sd(mean, 2)} over {folds} (mean ± SD)"
     if pooled is None:
         return over_folds
-    interval = accuracy_interval(pooled["intervals"])
-    return (
-        f"{over_folds}; pooled {pooled['image']['accuracy']:.2f}{interval and f', {interval}'}, on "
-        f"{count(pooled['image']['n'], 'image')} of {count(pooled['patient']['n'], 'patient')}"
-    )
+    whole = headline({**pooled, "class_names": summary["class_names"]}, pooled["intervals"])
+    return f"{whole} (folds pooled). {over_folds}"
 
 
 def _page(metrics: JsonDict, png: bytes, links: Sequence[str]) -> bytes:

@@ -66,7 +66,8 @@ def write_report(
         images.
       operating_point: threshold and temperature that were chosen before; takes precedence over
         `validation` and `rule`.
-      rule: how to choose the threshold on `validation`: 'fixed', 'youden' or 'sensitivity>=s'.
+      rule: how to choose the threshold on `validation`: 'fixed', 'youden', 'f1',
+        'sensitivity>=s' or 'cost=c'.
       resamples: number of bootstrap resamples for the intervals.
       seed: of the resampling.
 
@@ -176,11 +177,10 @@ def _page(
         key_figures=tables.key_figures(metrics),
         pngs=pngs,
         all_metrics=tables.all_metrics(metrics),
-        resample_gaps=tables.resample_gaps(metrics),
-        undefined=tables.undefined_metrics(metrics, metrics),
-        without_interval=tables.undefined_metrics(metrics, metrics["intervals"]),
+        undefined=tables.undefined_metrics(metrics),
         by_class=tables.by_class(metrics),
         undefined_by_class=tables.undefined_by_class(metrics),
+        clinic=tables.clinic(metrics),
         calibration_scores=tables.calibration_scores(metrics),
         calibration_bins=tables.calibration_bins(metrics),
         by_magnification=tables.by_magnification(

@@ -25,13 +25,14 @@ def key_figures(metrics: JsonDict) -> list[tuple[str, Measured]]:
     """Name and value of the numbers at the top of the page."""
     return [
         *(
-            (f"{metric_name(key)}, images", level_metric(metrics, "image", key))
+            (f"{metric_name(key)}, patients", level_metric(metrics, "patient", key))
             for key in wording_for(metrics).key_figures
         ),
         *(
             (metric_name(key), level_metric(metrics, "patient", key))
-            for key in (RECOGNITION_RATE, ACCURACY_BY_MEAN)
+            for key in (ACCURACY_BY_MEAN, RECOGNITION_RATE)
         ),
+        ("accuracy, images", level_metric(metrics, "image", "accuracy")),
     ]
 
 
@@ -41,16 +42,47 @@ def all_metrics(metrics: JsonDict) -> Table:
     rows: list[list[Cell]] = [
         [
             metric_title(key),
-            level_metric(metrics, "image", key),
             level_metric(metrics, "patient", ACCURACY_BY_MEAN if key == "accuracy" else key),
+            level_metric(metrics, "image", key),
             meaning.format(negative=negative, positive=positive),
         ]
         for key, meaning in wording_for(metrics).metrics.items()
     ]
     meaning = "mean over patients of the fraction of their images classified correctly"
     rate = level_metric(metrics, "patient", RECOGNITION_RATE)
-    rows.append([metric_title(RECOGNITION_RATE), Measured(None), rate, meaning])
-    return Table(["metric", "images", "patients by mean probability", "meaning"], rows)
+    rows.append([metric_title(RECOGNITION_RATE), rate, Measured(None), meaning])
+    return Table(["metric", "patients by mean probability", "images", "meaning"], rows)
+
+
+def clinic(metrics: JsonDict) -> Table:
+    """Predictive values by prevalence and sensitivity by specificity, of patients and images."""
+    levels = metrics.get("clinic") or {}
+    columns = [levels.get(level) for level in ("patient", "image")]
+    if not any(columns):
+        return Table([], [])
+    rows: list[list[Cell]] = []
+    example = next(filter(None, columns))
+    for name, title in (("ppv", "PPV"), ("npv", "NPV")):
+        for i, row in enumerate(example["predictive_values"]):
+            cells = [level and level["predictive_values"][i] for level in columns]
+            where = "the data's own" if row["own"] else f"{row['prevalence']:.0%}"
+            found = [Measured(None) if c is None else _with_ends(c, name) for c in cells]
+            rows.append([f"{title} at prevalence {where}", *found])
+    for i, row in enumerate(example["sensitivity_at_specificity"]):
+        cells = [level and level["sensitivity_at_specificity"][i] for level in columns]
+        found = [
+            Measured(None)
+            if c is None
+            else Measured(c["sensitivity"], c["interval"]["low"], c["interval"]["high"])
+            for c in cells
+        ]
+        rows.append([f"Sensitivity at specificity {row['specificity']:.0%}", *found])
+    return Table(["", "patients by mean probability", "images"], rows)
+
+
+def _with_ends(row: JsonDict, name: str) -> Measured:
+    span = row[f"{name}_interval"] or {}
+    return Measured(row[name], span.get("low"), span.get("high"))
 
 
 def level_metric(metrics: JsonDict, level: str, key: str) -> Measured:
@@ -58,28 +90,13 @@ def level_metric(metrics: JsonDict, level: str, key: str) -> Measured:
     return measured(metrics[level], metrics["intervals"][level], key)
 
 
-def resample_gaps(metrics: JsonDict) -> str:
-    """How many resamples lack a class or a metric."""
-    intervals = metrics["intervals"]
-    count = intervals.get("one_class_resamples", intervals.get("resamples_without_a_class"))
-    gaps = [f"{count} resamples {wording_for(metrics).incomplete_resamples}"]
-    for level in ("image", "patient"):
-        for key, interval in intervals[level].items():
-            if key != "undefined" and interval and interval["undefined_resamples"]:
-                undefined = interval["undefined_resamples"]
-                gaps.append(f"{metric_title(key)} of {level}s is undefined in {undefined}")
-    return "; ".join(gaps)
-
-
-def undefined_metrics(metrics: JsonDict, source: JsonDict) -> list[str]:
-    """Lists by reason the metrics that `source`, the metrics or their intervals, lacks."""
+def undefined_metrics(metrics: JsonDict) -> list[str]:
+    """Lists by reason the metrics that do not exist."""
     reasons: dict[str, list[str]] = {}  # few reasons, many metrics
     for level in ("image", "patient"):
-        for key, reason in source[level]["undefined"].items():
-            # A metric that does not exist has no interval either; it is listed once.
-            if source is metrics or metrics[level][key] is not None:
-                name = "accuracy" if key == ACCURACY_BY_MEAN else metric_name(key)
-                reasons.setdefault(f"{level}s: {reason}", []).append(name)
+        for key, reason in metrics[level]["undefined"].items():
+            name = "accuracy" if key == ACCURACY_BY_MEAN else metric_name(key)
+            reasons.setdefault(f"{level}s: {reason}", []).append(name)
     return _sentences(reasons)
 
 
@@ -209,15 +226,13 @@ def calibration_scores(metrics: JsonDict) -> Table:
     rows: list[dict[str, Cell]] = []
     for subset, name in (("test", "test"), ("validation", "validation (temperature fitted here)")):
         scores = calibration[subset] or {}
-        # Validation images have no intervals: the temperature was fitted to them. Nor has an ECE:
-        # resampling makes its bias larger.
+        # Validation images have no intervals: the temperature was fitted to them.
         intervals = scores.get("intervals", {})
         for state, probability in _STATES:
             if scores.get(state):
                 state_intervals = {key: intervals.get(f"{key}_{state}") for key in columns}
-                cells = {
-                    t: measured(scores[state], state_intervals, key) for key, t in columns.items()
-                }
+                values = {key: scores[state].get(key) for key in columns}
+                cells = {t: measured(values, state_intervals, key) for key, t in columns.items()}
                 rows.append({"images": name, "probability": probability, **cells})
     return Table.from_records(rows)
 

@@ -16,13 +16,12 @@ class Wording:
     Attributes:
       metrics: key and meaning of every metric of images, from which those of patients follow;
         {negative} and {positive} stand for the names of the classes.
-      key_figures: keys of the metrics of images at the top of the page.
+      key_figures: keys of the metrics of patients at the top of the page.
       group_metrics: keys of the metrics by magnification, on the page, after both accuracies.
       card_columns: keys of the metrics by magnification in the model card.
       ece: key of the calibration error that the model card states.
       calibration_columns: key and title of the scores of the probabilities.
       mean_probability: title of that column.
-      incomplete_resamples: what is wrong with the resamples that lack a class.
     """
 
     metrics: Mapping[str, str]
@@ -32,7 +31,6 @@ class Wording:
     ece: str
     calibration_columns: Mapping[str, str]
     mean_probability: str
-    incomplete_resamples: str
 
 
 # The protocol of BreakHis (Spanhol et al., 2016): the mean over patients of the fraction of their
@@ -45,13 +43,14 @@ _BINARY = Wording(
         "balanced_accuracy": "mean of sensitivity and specificity",
         "sensitivity": "fraction of {positive} classified as {positive}",
         "specificity": "fraction of {negative} classified as {negative}",
-        "precision": "fraction of {positive} predictions that are correct",
+        "precision": "fraction of {positive} predictions that are correct (PPV)",
+        "npv": "fraction of {negative} predictions that are correct",
         "f1": "harmonic mean of precision and sensitivity",
         "mcc": "−1 to 1; 0 is chance",
         "roc_auc": "over all thresholds; 0.5 is chance",
         "pr_auc": "average precision; the fraction that is {positive} is chance",
     },
-    key_figures=("accuracy", "sensitivity", "specificity", "roc_auc"),
+    key_figures=("sensitivity", "specificity", "roc_auc"),
     group_metrics=("sensitivity", "specificity", "f1", "roc_auc"),
     card_columns=("accuracy", "roc_auc"),
     ece="ece",
@@ -61,9 +60,10 @@ _BINARY = Wording(
         "nll": "NLL",
         "ece": "ECE",
         "ece_top_label": "ECE, likelier class",
+        "calibration_slope": "slope",
+        "calibration_intercept": "intercept",
     },
     mean_probability="mean probability",
-    incomplete_resamples="contained one class only",
 )
 
 _MULTICLASS = Wording(
@@ -77,13 +77,12 @@ _MULTICLASS = Wording(
         "macro_roc_auc": "mean over classes, each against the rest; 0.5 is chance",
         "top2_accuracy": "fraction whose true class is one of the two likeliest",
     },
-    key_figures=("accuracy", "balanced_accuracy", "macro_f1", "macro_roc_auc"),
+    key_figures=("balanced_accuracy", "macro_f1", "macro_roc_auc"),
     group_metrics=("balanced_accuracy", "macro_f1", "macro_roc_auc", "kappa"),
     card_columns=("accuracy", "balanced_accuracy"),
     ece="ece_top_label",
     calibration_columns={"brier": "Brier score", "nll": "log-loss", "ece_top_label": "ECE"},
     mean_probability="mean P(true class)",
-    incomplete_resamples="lacked a class",
 )
 
 # The metrics of each class against the rest.
@@ -92,6 +91,7 @@ CLASS_COLUMNS = ("recall", "precision", "f1", "roc_auc", "pr_auc")
 _NAMES = {
     "f1": "F1",
     "mcc": "Matthews correlation",
+    "npv": "NPV",
     "roc_auc": "ROC-AUC",
     "pr_auc": "PR-AUC",
     "macro_f1": "macro F1",
@@ -142,14 +142,6 @@ def wrong_images(metrics: JsonDict) -> int:
 def count(n: int, noun: str) -> str:
     """'1 image', '2 images'."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def accuracy_interval(intervals: JsonDict) -> str:
-    """Of the accuracy of images, such as '95% interval 0.81 to 0.90'; '' if there is none."""
-    accuracy = intervals["image"].get("accuracy")
-    if not accuracy:
-        return ""
-    return f"{intervals['level']:.0%} interval {accuracy['low']:.2f} to {accuracy['high']:.2f}"
 
 
 def enumerate_words(words: Sequence[str]) -> str:

@@ -19,11 +19,12 @@ def binary(y, p, predicted):
         sk.recall_score(y, predicted, pos_label=0) if positives < len(y) else NAN
     )
     if not both:
-        names = ("balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc")
+        names = ("balanced_accuracy", "precision", "npv", "f1", "mcc", "roc_auc", "pr_auc")
         return metrics | dict.fromkeys(names, NAN)
     return metrics | {
         "balanced_accuracy": sk.balanced_accuracy_score(y, predicted),
         "precision": sk.precision_score(y, predicted) if np.any(predicted) else NAN,
+        "npv": NAN if np.all(predicted) else sk.precision_score(y, predicted, pos_label=0),
         "f1": sk.f1_score(y, predicted),
         "mcc": sk.matthews_corrcoef(y, predicted) if len(np.unique(predicted)) == 2 else NAN,
         "roc_auc": sk.roc_auc_score(y, p),

@@ -108,6 +108,7 @@ def test_against_the_definitions(random_table, seed, threshold):
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
         "precision": tp / (tp + fp),
+        "npv": tn / (tn + fn),
         "f1": 2 * tp / (2 * tp + fp + fn),
         "mcc": (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
         "roc_auc": np.mean((pairs > 0) + 0.5 * (pairs == 0)),

@@ -6,31 +6,13 @@ import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import compare, evaluate
-from densenet_flax.evaluation.metrics.binary import METRICS, binary_metrics
-from densenet_flax.evaluation.metrics.bootstrap import Basis, draw_patients
-from densenet_flax.evaluation.metrics.comparison import comparison_table, p_value
-from densenet_flax.evaluation.metrics.sample import sample_of
+from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics.comparison import comparison_table
 
 
 def better(table, by=0.3):
     shifted = np.clip(table.probability + by * (2 * table.label - 1), 0, 1)
     return replace(table, probability=shifted)
-
-
-def test_differences_are_b_minus_a_on_the_same_resamples(random_table):
-    a, b = random_table(0), better(random_table(0))
-    result = compare(a, b, 400, seed=3)
-    points = evaluate(a)["image"], evaluate(b)["image"]
-    samples = sample_of(a), sample_of(b)
-    weights = draw_patients(samples[0].patient.label, 400, 3)
-    drawn = [binary_metrics(sample.image, weights)["roc_auc"] for sample in samples]
-    row = result["image"]["roc_auc"]
-    assert row["difference"] == points[1]["roc_auc"] - points[0]["roc_auc"] > 0
-    assert np.min(drawn[1] - drawn[0]) <= row["low"] <= row["difference"] <= row["high"]
-    assert row["low"] > 0 and row["p"] < 0.2  # of 4 benign patients, so not smaller
-    for name in METRICS:
-        assert result["image"][name]["a"] == points[0][name]
-        assert result["image"][name]["b"] == points[1][name]
 
 
 def test_swapping_the_tables_negates_the_differences(random_table):
@@ -39,7 +21,8 @@ def test_swapping_the_tables_negates_the_differences(random_table):
     for name in METRICS:
         one, other = there["image"][name], back["image"][name]
         assert one["difference"] == pytest.approx(-other["difference"])
-        assert one["low"] == pytest.approx(-other["high"]) and one["p"] == other["p"]
+        assert one["low"] == pytest.approx(-other["high"], abs=1e-9)
+        assert one["p"] == pytest.approx(other["p"], abs=1e-9)
 
 
 def test_a_table_against_itself_is_no_different(random_table):
@@ -75,24 +58,13 @@ def test_p_and_interval_agree(make):
     seen = set()
     for seed in range(3):
         for gain in (0.0, 0.3, 1.0):
-            result = compare(*two_networks(make, seed, gain=gain), resamples=999)
+            result = compare(*two_networks(make, seed, gain=gain), resamples=9)
             for row in (result["image"][name] for name in METRICS):
                 clear = row["low"] > 0 or row["high"] < 0
                 if abs(row["p"] - 0.05) > 0.01:
                     assert (row["p"] < 0.05) == clear
                     seen.add(clear)
     assert seen == {True, False}
-
-
-def test_under_no_difference_p_is_rarely_small(make):
-    """Two networks equally good at the same patients: p < 0.05 in about 5 of 100 test sets."""
-    small = 0
-    for seed in range(100):
-        samples = [sample_of(table) for table in two_networks(make, seed)]
-        weights = draw_patients(samples[0].patient.label, 199, 0)
-        a, b = (binary_metrics(sample.image, weights, ["roc_auc"])["roc_auc"] for sample in samples)
-        small += p_value(b - a, Basis(16)) < 0.05
-    assert 1 <= small <= 11
 
 
 @pytest.mark.parametrize(
@@ -109,10 +81,29 @@ def test_other_images_are_rejected(hand, change, message):
         compare(hand, replace(hand, **change), 10)
 
 
+def test_differences_are_b_minus_a(random_table):
+    a, b = random_table(0), better(random_table(0))
+    result = compare(a, b)
+    points = evaluate(a)["image"], evaluate(b)["image"]
+    row = result["image"]["roc_auc"]
+    assert row["difference"] == points[1]["roc_auc"] - points[0]["roc_auc"] > 0
+    assert 0 < row["low"] <= row["difference"] <= row["high"] and row["p"] < 0.05
+    for name in METRICS:
+        assert result["image"][name]["a"] == points[0][name]
+        assert result["image"][name]["b"] == points[1][name]
+
+
+def test_under_no_difference_p_is_rarely_small(make):
+    """Two networks equally good at the same patients: p < 0.05 in about 5 of 100 test sets."""
+    rows = [compare(*two_networks(make, seed))["image"] for seed in range(100)]
+    for name in ("accuracy", "roc_auc"):
+        assert sum(row[name]["p"] < 0.05 for row in rows) <= 10
+
+
 def test_a_metric_that_cannot_be_compared_has_a_reason(hand):
-    result = compare(hand, hand, 50)
+    result = compare(hand, better(hand, 0.05), 50)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["image"]["accuracy"] is None
-    assert "only one benign" in result["image"]["undefined"]["accuracy"]
+    assert "only one benign patient" in result["image"]["undefined"]["accuracy"]
     text = comparison_table(result, "one", "two")
     assert "A  one" in text and "only one benign patient" in text

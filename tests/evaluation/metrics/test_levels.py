@@ -8,7 +8,7 @@ from densenet_flax.evaluation.metrics.levels import level_metrics
 from densenet_flax.evaluation.metrics.sample import sample_of
 from tests.evaluation.metrics import scikit_learn
 
-ONLY_ONE_CLASS = {"balanced_accuracy", "precision", "f1", "mcc", "roc_auc", "pr_auc"}
+ONLY_ONE_CLASS = {"balanced_accuracy", "precision", "npv", "f1", "mcc", "roc_auc", "pr_auc"}
 
 
 def image_metrics(table):
@@ -67,7 +67,10 @@ def test_nothing_predicted_positive(make):
 
 def test_everything_predicted_positive(make):
     result = image_metrics(make(label=[0, 1], probability=[0.9, 0.8]))
-    assert result["undefined"] == {"mcc": "all images predicted malignant"}
+    assert result["undefined"] == {
+        "npv": "no images predicted benign",
+        "mcc": "all images predicted malignant",
+    }
     assert result["precision"] == 0.5
 
 

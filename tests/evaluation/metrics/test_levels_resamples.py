@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from densenet_flax.evaluation.metrics.bootstrap import draw_patients, strata
 from densenet_flax.evaluation.metrics.levels import (
     level_metrics,
     level_values,
@@ -24,6 +23,17 @@ def assert_same_as_copied_rows(values, table, weights, oracle):
             np.testing.assert_allclose(values[name][i], value, atol=1e-12, err_msg=name)
 
 
+def draw_patients(sample, resamples, seed):
+    """How often each patient is drawn, with replacement within the class."""
+    random, label = np.random.default_rng(seed), sample.patient.label
+    weights = np.zeros((resamples, len(label)))
+    for group in np.unique(label):
+        members = np.flatnonzero(label == group)
+        share = np.full(len(members), 1 / len(members))
+        weights[:, members] = random.multinomial(len(members), share, resamples)
+    return weights
+
+
 def by_patient(table):
     """A row per patient with the mean probability: the patient level as a table of images."""
     names, first = np.unique(table.patient, return_index=True)
@@ -35,7 +45,7 @@ def by_patient(table):
 def test_resamples_of_two_classes_at_both_levels(random_table, threshold):
     table = replace(random_table(0), threshold=threshold)
     sample = sample_of(table)
-    weights = draw_patients(strata(sample), 15, 0)
+    weights = draw_patients(sample, 15, 0)
     image, patient = level_values(sample, weights).values()
     assert tuple(image) == metric_set(2).names and tuple(patient) == metric_set(2).levels["patient"]
     patient["accuracy"] = patient["patient_accuracy_by_mean_probability"]
@@ -46,7 +56,7 @@ def test_resamples_of_two_classes_at_both_levels(random_table, threshold):
 def test_resamples_of_four_classes_at_both_levels(several):
     table = several(1, n=120)
     sample = sample_of(table)
-    weights = draw_patients(strata(sample), 8, 3)
+    weights = draw_patients(sample, 8, 3)
     image, patient = level_values(sample, weights).values()
     assert tuple(patient) == metric_set(4).levels["patient"]
     patient["accuracy"] = patient["patient_accuracy_by_mean_probability"]
@@ -57,7 +67,7 @@ def test_resamples_of_four_classes_at_both_levels(several):
 def test_patient_recognition_rate_of_copied_patients(random_table):
     table = random_table(0)
     sample = sample_of(table)
-    weights = draw_patients(sample.patient.label, 20, 0)
+    weights = draw_patients(sample, 20, 0)
     right = table.prediction == table.label
     rates = [right[table.patient == name].mean() for name in np.unique(table.patient)]
     expected = [np.mean(np.repeat(rates, row.astype(int))) for row in weights]

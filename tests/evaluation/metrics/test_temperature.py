@@ -59,6 +59,19 @@ def test_no_best_temperature_is_1_with_a_reason(margins, label, message):
     assert temperature == 1.0 and message in reason
 
 
+def test_few_patients_hold_the_temperature_near_1():
+    """The prior of log T counts as much as a patient's loss does."""
+    margins, label = drawn(2, n=500, temperature=3)
+    fitted = [fit_temperature(margins, label, patients)[0] for patients in (3, 12, 4000, None)]
+    assert fitted == sorted(fitted) and 1 < fitted[0] < fitted[2] == pytest.approx(fitted[3], 0.02)
+
+    def objective(t):
+        prior = np.log(t) ** 2 / (2 * 0.3**2)
+        return 12 * nll_per_image(label, margins / t).mean() + prior
+
+    assert objective(fitted[1]) <= min(map(objective, np.geomspace(0.5, 5, 300))) + 1e-9
+
+
 def test_certain_probabilities_stay_finite():
     p = np.array([0.0, 1.0, 0.5, 5e-324, 1 - 2**-53])
     assert np.isfinite(margin(p)).all() and margin(p)[2] == 0
@@ -72,12 +85,13 @@ def test_the_temperature_of_several_classes(several):
     table = several(0, n=4000, patients=200)
     flat = replace(table, probability=calibrate(table.probability, 2.0))
     # At a temperature of 2 already, so half of the temperature of the original is left to fit.
-    own, fitted = choose_operating_point(table), choose_operating_point(flat)
-    assert fitted.temperature == pytest.approx(own.temperature / 2, rel=1e-3)
-    best = nll_per_image(table.label, np.log(calibrate(table.probability, own.temperature))).mean()
+    own, _ = fit_temperature(margin(table.probability), table.label)
+    fitted, _ = fit_temperature(margin(flat.probability), table.label)
+    assert fitted == pytest.approx(own / 2, rel=1e-3)
+    best = nll_per_image(table.label, np.log(calibrate(table.probability, own))).mean()
     for other in (0.97, 1.03):
-        worse = calibrate(table.probability, own.temperature * other)
+        worse = calibrate(table.probability, own * other)
         assert nll_per_image(table.label, np.log(worse)).mean() > best
-    point = fitted.apply(flat)
+    point = choose_operating_point(flat).apply(flat)
     assert point.calibrated.sum(axis=1) == pytest.approx(np.ones(len(flat)))
     assert np.array_equal(point.prediction, flat.prediction)

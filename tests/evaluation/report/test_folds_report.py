@@ -43,8 +43,11 @@ def test_files_and_page(folds, tmp_path):
     ]
     interval = metrics["pooled"]["intervals"]["image"]["roc_auc"]
     assert f"<small>{interval['low']:.3f} to {interval['high']:.3f}</small>" in page
-    assert "Intervals: 95%, 50 resamples of patients." in page
-    assert folds_verdict(metrics) in page and "; pooled 0." in folds_verdict(metrics)
+    assert (
+        "Intervals: 95%, over patients: exact for proportions of patients, else 50 resamples"
+        in page
+    )
+    assert folds_verdict(metrics) in page and "folds pooled" in folds_verdict(metrics)
 
 
 def test_folds_that_share_patients_are_not_pooled(random_table, tmp_path):

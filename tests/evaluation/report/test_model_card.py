@@ -53,9 +53,11 @@ def test_what_a_run_does_not_record_is_named(random_table):
     metrics, text = card(random_table(0))
     assert re.findall(r"^## (.*)$", text, re.M) == HEADINGS
     assert text.count("not recorded") > 15 and "None" not in text
-    span = metrics["intervals"]["image"]["roc_auc"]
-    value = metrics["image"]["roc_auc"]
-    assert f"| ROC-AUC | {value:.3f} \\[{span['low']:.3f}, {span['high']:.3f}\\] |" in text
+    cells = ""
+    for level in ("patient", "image"):
+        span, value = metrics["intervals"][level]["roc_auc"], metrics[level]["roc_auc"]
+        cells += f" {value:.3f} \\[{span['low']:.3f}, {span['high']:.3f}\\] |"
+    assert f"| ROC-AUC |{cells}" in text
     checklist = text.split("## Reporting checklist")[1].splitlines()
     rows = [line for line in checklist if line.startswith("|")]
     assert len(rows) == 33 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}

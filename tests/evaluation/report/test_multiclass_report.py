@@ -33,7 +33,7 @@ def test_files_page_and_card(test_and_validation, tmp_path):
     assert page.count("<img") == len(figures)
     text = re.sub("<[^>]*>", " ", page)
     accuracy = metrics["image"]["accuracy"]
-    assert verdict(metrics).startswith(f"Accuracy {accuracy:.2f} over 4 classes (95% interval ")
+    assert f"; accuracy {accuracy:.2f} over 4 classes (95% interval " in verdict(metrics)
     assert "never seen in training" in text and "The likeliest of 4 classes is predicted" in text
     assert "Few patients: 4 adenosis, 4 fibroadenoma, 3 ductal carcinoma and 3 lobular" in text
     for expected in ("Macro F1", "kappa", "By class", "Top-2", "log-loss", "200 resamples"):

@@ -1,0 +1,115 @@
+"""What a clinic asks of two classes: predictive values there, sensitivity at a specificity.
+
+Precision and NPV in a test set are those of the test set's share of positive patients. At another
+prevalence they follow from sensitivity and specificity by Bayes' rule.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from densenet_flax.common.trees import JsonDict
+from densenet_flax.evaluation.metrics.binary import counts_by_score
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap, Draws, Strata, strata_of
+from densenet_flax.evaluation.metrics.pseudo_patients import METHOD, combined_confusion
+from densenet_flax.evaluation.metrics.sample import Rows, Sample, Values
+
+PREVALENCES = (0.05, 0.2, 0.5)
+SPECIFICITIES = (0.9, 0.95)
+
+
+def clinic_metrics(sample: Sample, bootstrap: Bootstrap) -> JsonDict | None:
+    """Returns 'clinic' of metrics.json: of images and of patients, each value with its interval.
+
+    None where a class is missing, or for more than two. A level is None where a patient
+    has images of both classes. The prevalences are 5, 20 and 50 % and that of the data,
+    `own`. The sensitivity at a specificity is read off the ROC curve of the test images, so it
+    is what a threshold could reach that nobody has yet chosen.
+    """
+    if sample.classes > 2 or not np.all(sample.images_by_class.any(axis=0)):
+        return None
+    strata = strata_of(sample)
+    result: JsonDict = {}
+    for level, rows in (("image", sample.image), ("patient", sample.patient)):
+        result[level] = None
+        if not np.any(sample.patient.label < 0):
+            result[level] = _level(rows, strata, bootstrap)
+    return result
+
+
+def _level(rows: Rows, strata: Strata, bootstrap: Bootstrap) -> JsonDict:
+    draws = bootstrap.draw(strata)
+    once = Draws(rows.once, np.zeros((1, len(strata.sizes))))
+    own = float(np.mean(rows.label))
+    worst, best = (combined_confusion(rows, strata, draws, end) for end in (False, True))
+    point = combined_confusion(rows, strata, once, best=False)
+    predictive = []
+    for prevalence in (*PREVALENCES, own):
+        row: JsonDict = {"prevalence": prevalence, "own": prevalence is own}
+        ends = [predictive_values(c, prevalence) for c in (point, worst, best)]
+        for name in ("ppv", "npv"):
+            value = float(ends[0][name][0])
+            low, high = (np.nan_to_num(end[name], nan=i) for i, end in enumerate(ends[1:]))
+            row[name] = None if np.isnan(value) else value
+            row[f"{name}_interval"] = (
+                None if np.isnan(value) else bootstrap.interval(low, high, value, METHOD)
+            )
+        predictive.append(row)
+    sensitivity = []
+    values = [
+        _sensitivity_at(rows, strata, weights, best)
+        for weights, best in ((once, False), (draws, False), (draws, True))
+    ]
+    for i, specificity in enumerate(SPECIFICITIES):
+        value = float(values[0][i][0])
+        interval = bootstrap.interval(values[1][i], values[2][i], value, METHOD)
+        sensitivity.append({"specificity": specificity, "sensitivity": value, "interval": interval})
+    return {"predictive_values": predictive, "sensitivity_at_specificity": sensitivity}
+
+
+def predictive_values(
+    confusion: Float[np.ndarray, "R 2 2"], prevalence: float
+) -> dict[str, Values]:
+    """Returns PPV and NPV at a prevalence; NaN where nothing is predicted positive or negative."""
+    (tn, fp), (fn, tp) = np.moveaxis(confusion, 0, -1)
+    sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+    with np.errstate(invalid="ignore"):
+        true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+        ppv = true / (true + false)
+        true, false = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+        return {"ppv": ppv, "npv": true / (true + false)}
+
+
+def _sensitivity_at(rows: Rows, strata: Strata, draws: Draws, best: bool) -> list[Values]:
+    """The sensitivity at each of `SPECIFICITIES` in each resample.
+
+    At worst the positive pseudo-patient is below all others, and the scores say nothing about the
+    negative one: they are those of the positive rows. (Above all others, a single one would take up
+    the share of negative rows that may be called positive.)
+    """
+    average = strata.mean(rows.confusion_by_patient.sum(axis=2))
+    positive, score, patient = [rows.label == 1], [rows.probability], [rows.patient]
+    size = [np.ones(len(rows.label))]
+    for s, counts in enumerate(average):
+        kind = counts[1] > 0
+        scores = np.array([2.0 if kind == best else -1.0])
+        if not kind and not best:
+            scores = rows.probability[rows.label == 1]
+        score.append(scores)
+        positive.append(np.full(len(scores), kind))
+        patient.append(np.full(len(scores), rows.patients + s))
+        size.append(np.full(len(scores), counts.sum() / len(scores)))
+    weights = np.hstack([draws.patients, draws.pseudo])
+    found: list[list[Values]] = [[] for _ in SPECIFICITIES]
+    counted = counts_by_score(
+        np.concatenate(positive),
+        np.concatenate(score),
+        np.concatenate(patient),
+        weights,
+        np.concatenate(size),
+    )
+    for positives, negatives in counted:
+        tp, fp = positives.cumsum(axis=1), negatives.cumsum(axis=1)
+        for values, specificity in zip(found, SPECIFICITIES, strict=True):
+            allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
+            values.append(np.where(allowed, tp, 0).max(axis=1) / tp[:, -1])
+    return [np.concatenate(values) for values in found]
