@@ -1,5 +1,7 @@
 """Downloads, from a server on 127.0.0.1 that behaves badly."""
 
+import contextlib
+import gzip
 import hashlib
 import http.server
 import os
@@ -28,6 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.faults = []
         self.requests = []
         self.delay = 0.0
+        self.stops = False
 
     @property
     def url(self):
@@ -46,9 +49,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         fault = server.faults.pop(0) if server.faults else "none"
         start = int(span.removeprefix("bytes=").removesuffix("-")) if span else 0
         body = CONTENT
-        if fault == "status":
-            self.send_error(503)
+        if fault.startswith("drip"):
+            self.drip(fault)
             return
+        if fault.startswith("status "):
+            self.send_error(int(fault.removeprefix("status ")))
+            return
+        if fault == "circle":
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.end_headers()
+            return
+        if fault == "gzip":
+            body, span = gzip.compress(body), None
         if fault == "missing":
             self.send_error(404)
             return
@@ -75,20 +88,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if span else 200)
         is_length = fault.startswith("length ")
         length = fault.removeprefix("length ") if is_length else str(len(part))
-        self.send_header("Content-Length", length)
+        for value in length.split("|"):
+            self.send_header("Content-Length", value)
+        if fault == "gzip":
+            self.send_header("Content-Encoding", "gzip")
+        if fault.startswith("etag"):
+            self.send_header("ETag", f'"{fault}"')
         if span:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            end = fault.removeprefix("range ") if fault.startswith("range ") else None
+            end = end or f"{len(body) - 1}/{len(body)}"
+            self.send_header("Content-Range", f"bytes {start}-{end}")
         self.end_headers()
-        if fault == "cut":
+        if fault in ("cut", "etag 1"):
             part = part[: len(part) // 2]
         if fault == "cut at once":
             part = b""
         if fault.startswith("first"):
             part = part[: int(fault.removeprefix("first "))]
+        if fault == "longer":
+            part += b"more"
         self.wfile.write(part)
         self.wfile.flush()
-        if fault.startswith(("cut", "first")):
+        if fault.startswith(("cut", "first", "etag 1")):
             self.connection.close()
+
+    def drip(self, fault):
+        """A byte at a time, of the headers or of the content, until the other end is gone."""
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+            if fault == "drip":
+                self.wfile.write(b"\r\n\r\n")
+            while not self.server.stops:
+                self.wfile.write(b"x")
+                time.sleep(0.02)
 
 
 @pytest.fixture
@@ -96,9 +128,10 @@ def server(monkeypatch):
     md5 = hashlib.md5(CONTENT).hexdigest()
     monkeypatch.setitem(official.OFFICIAL, "fake", official.Official(NAME, md5))
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
+    server.stops = True
     server.shutdown()
     server.server_close()
     thread.join()
@@ -143,9 +176,12 @@ def test_a_later_call_resumes_the_download(server, tmp_path):
     assert server.requests[-1][1] is not None
 
 
-@pytest.mark.parametrize("fault", ["ignores ranges", "another offset"])
+RANGES = ["ignores ranges", "another offset", "range many/9", "range 9999999/10", "etag 2", "gzip"]
+
+
+@pytest.mark.parametrize("fault", RANGES)
 def test_a_server_that_cannot_resume(fault, server, tmp_path):
-    server.faults = ["cut", fault]
+    server.faults = ["etag 1" if fault == "etag 2" else "cut", fault]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
@@ -157,7 +193,47 @@ def test_a_server_that_only_sends_the_beginning_is_given_up(server, tmp_path):
     assert len(server.requests) < 9
 
 
-@pytest.mark.parametrize("length", ["²", "9" * 5000, "-1", "many"])
+@pytest.mark.parametrize("fault", ["drip", "drip headers"])
+def test_a_server_that_drips_is_given_up(fault, server, tmp_path, monkeypatch):
+    """It sends something before each time-out, and in a whole window next to nothing."""
+    monkeypatch.setattr(http_download, "_WINDOW", 0.2)
+    server.faults = [fault] * 2
+    with pytest.raises(InputError, match="fewer than 65,536 bytes in 0 s"):
+        fetch(server, tmp_path, attempts=2)
+    assert len(server.requests) == 2
+    # What did arrive is not what the file has there, and the threads that are left add nothing.
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_all_attempts_together_take_a_day_at_most(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(http_download, "_MAX_SECONDS", 0.3)
+    server.faults = ["drip"] * 9
+    with pytest.raises(InputError, match="not complete after 0 hours"):
+        fetch(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_partial_file_is_kept_only_where_the_server_can_resume(server, tmp_path):
+    server.faults = ["first 90000", "first 50000", "first 0"]
+    with pytest.raises(InputError, match="IncompleteRead"):
+        fetch(server, tmp_path, attempts=2)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "fault, message", [("circle", "TooManyRedirects"), ("length 99999999999", "far more")]
+)
+def test_what_is_wrong_for_good_is_not_asked_for_again(fault, message, server, tmp_path):
+    server.faults = [fault] * 99
+    with pytest.raises(InputError, match=message):
+        fetch(server, tmp_path)
+    assert len(server.requests) <= 31
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "length", ["²", "9" * 5000, "-1", "many", f"{len(CONTENT)}|{len(CONTENT)}"]
+)
 def test_a_malformed_content_length_is_ignored(length, server, tmp_path):
     server.faults = [f"length {length}"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
@@ -180,7 +256,7 @@ def test_a_redirect_is_followed(server, tmp_path):
 
 
 def test_a_server_error_is_retried(server, tmp_path):
-    server.faults = ["status", "status"]
+    server.faults = ["status 503", "status 429", "length 5|6", "longer"]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
