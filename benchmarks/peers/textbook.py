@@ -161,6 +161,6 @@ def make_step(
             "batch_stats": {name: stats[name] for name in trained["batch_stats"]},
         }
         correct = (logits.argmax(-1) == batch["label"]).sum()
-        return (trained, opt_state), (loss, correct, optax.global_norm(gradients))
+        return (trained, opt_state), (loss, correct, optax.tree.norm(gradients))
 
     return step, optimizer

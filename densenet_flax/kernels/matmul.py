@@ -9,10 +9,11 @@ arrays that are merely moved travel as 16-bit integers (`as_bits`). float32 is l
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def product_precision(dtype: jnp.dtype | type) -> jax.lax.Precision:
+def product_precision(dtype: DTypeLike) -> jax.lax.Precision:
     """Returns what makes products of arrays of this dtype as exact as their dtype says.
 
     Every product and convolution of the network is given it. By default float32 factors are

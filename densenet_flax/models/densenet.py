@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from densenet_flax.kernels.convolution import conv1x1_affine_relu
@@ -206,7 +207,7 @@ class DenseNet(nn.Module):
     epsilon: float = 1.001e-5
     momentum: float = 0.99
     final_relu: bool = True
-    dtype: jnp.dtype | type = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: Remat | None = None
     implementation: Implementation | None = None
 

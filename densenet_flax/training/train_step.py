@@ -298,6 +298,6 @@ def _count_stages_trained(params: PyTree, frontiers: Sequence[Frontier]) -> PyTr
 
 
 def _global_norm(tree: PyTree) -> Float[Array, ""]:
-    """`optax.global_norm` of one vector, because it compiles a sum of its own for each leaf."""
+    """`optax.tree.norm` of one vector, because it compiles a sum of its own for each leaf."""
     vector = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
     return jnp.sqrt(jnp.vdot(vector, vector, precision=jax.lax.Precision.HIGHEST))

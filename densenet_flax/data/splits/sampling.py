@@ -101,7 +101,7 @@ def make_sampler(dataset: Dataset, rows: Rows, sampling: str, seed: int, *, grou
 def _draw_class(rng: np.random.Generator, patients: Sequence[Rows], size: int) -> Rows:
     """Shares `size` examples of a class among its patients, and among the images of each."""
     drawn = _draw_evenly(rng, np.arange(len(patients)), size)
-    shares = np.bincount(drawn, minlength=len(patients))
+    shares = np.bincount(drawn, minlength=len(patients)).tolist()
     return np.concatenate(
         [_draw_evenly(rng, images, share) for images, share in zip(patients, shares, strict=True)]
     )
@@ -109,7 +109,7 @@ def _draw_class(rng: np.random.Generator, patients: Sequence[Rows], size: int) -
 
 def _draw_evenly(rng: np.random.Generator, members: Rows, size: int) -> Rows:
     """Draws each member equally often, up to one; which come once more is random."""
-    whole, rest = divmod(int(size), len(members))
+    whole, rest = divmod(size, len(members))
     return np.concatenate([np.tile(members, whole), rng.permutation(members)[:rest]])
 
 
