@@ -32,20 +32,21 @@ _TUNABLES = (
 
 
 @contextlib.contextmanager
-def tuned_host() -> Iterator[None]:
+def tuned_host(*, restart: bool = True) -> Iterator[None]:
     """Runs a program under the memory and thread settings that XLA's CPU backend wants.
 
-    To be entered once, early: under glibc 2.35 or newer **the program starts again from its first
-    line**, with huge pages, unless `GLIBC_TUNABLES` is set. XLA takes gigabytes of temporaries from
-    glibc at each step and returns them after it. By default each is then mapped again, page by page
-    of 4 kB, which takes a third of a training step on two CPU cores. glibc reads its tunables only
-    when a process starts, so the process replaces itself, in a fifth of a second.
+    With `restart` to be entered once, early: under glibc 2.35 or newer **the program starts again
+    from its first line**, with huge pages, unless `GLIBC_TUNABLES` is set. XLA takes gigabytes of
+    temporaries from glibc at each step and returns them after it. By default each is then mapped
+    again, page by page of 4 kB, which takes a third of a training step on two CPU cores. glibc
+    reads its tunables only when a process starts, so the process replaces itself, in a fifth of a
+    second.
 
     Inside the context, threads switch every 0.1 ms, and free memory is returned to the system when
     a long compilation, a checkpoint or a phase of the run ends: what a compiler leaves is in small
     blocks, more than a gigabyte in all, among which large temporaries find no room.
     """
-    if "GLIBC_TUNABLES" not in os.environ and _has_tunables():
+    if restart and "GLIBC_TUNABLES" not in os.environ and _has_tunables():
         os.environ["GLIBC_TUNABLES"] = _TUNABLES
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)

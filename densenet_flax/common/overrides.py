@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 _NEXT_IS_VALUE = re.compile(r"[^-]|-[\d.]|$", re.DOTALL)  # and not the next flag
 
 
 class Override(NamedTuple):
-    """A key of the configuration, with dots, and the text that it was given."""
+    """A key of the configuration, with dots, and the text or the value that it was given."""
 
     key: str
-    text: str
+    value: Any
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[Override]]:

@@ -13,6 +13,7 @@ from densenet_flax.data.sources.tile_table import ColumnSettings
 from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig
 
 _BREAKHIS_NAMES = ("breakhis", "drawn")
+DATA_NAMES = (*_BREAKHIS_NAMES, "folder", "arrays")  # and 'tfds:<name>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,11 @@ class DataConfig(Settings):
 
     Attributes:
       name: 'breakhis'; 'drawn' for synthetic tiles under BreakHis's names; 'folder' for a folder
-        per class or a CSV; 'tfds:<name>' for a data set of TFDS.
+        per class or a CSV; 'tfds:<name>' for a data set of TFDS; 'arrays' for images that
+        `densenet_flax.fine_tune` was given.
       path: of 'breakhis' the archive, or any folder above the images; of 'folder' the folder of the
-        images; of TFDS the folder that it keeps its data in, '' for its default.
+        images; of TFDS the folder that it keeps its data in, '' for its default; of 'arrays' the
+        folder `data` of the work directory.
       image_size: (height, width) that images are resized to.
       labels: of BreakHis, 'binary' or 'subtype' (eight classes).
       magnification: of BreakHis, 40, 100, 200, 400, or 0 for all.
@@ -43,7 +46,8 @@ class DataConfig(Settings):
         patient in a file's path relative to `path`: its first group, or the whole match.
       similar_names: of 'folder', what to do with classes or patients whose names differ only in
         spelling: 'error', 'merge' or 'keep'.
-      class_names: of 'folder', the classes in the order of their labels; () for `order_classes`.
+      class_names: of 'folder' and 'arrays', the classes in the order of their labels; () for
+        `order_classes`.
       patient_key: of TFDS, the feature that says whose an image is; '' if there is none.
       bits: how many bits the values of images with more than 8 use, 8 to 16; 0 if unknown, which is
         16 where an image has values that need them, and an error where not.
@@ -55,8 +59,8 @@ class DataConfig(Settings):
 
     name: str = setting(
         "breakhis",
-        "'breakhis', 'drawn', 'folder' or 'tfds:<name>'",
-        lambda name: name in (*_BREAKHIS_NAMES, "folder") or name.startswith("tfds:"),
+        "'breakhis', 'drawn', 'folder', 'arrays' or 'tfds:<name>'",
+        lambda name: name in DATA_NAMES or name.startswith("tfds:"),
     )
     path: str = ""
     image_size: tuple[int, int] = setting(

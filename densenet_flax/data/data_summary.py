@@ -43,6 +43,10 @@ def summarize(dataset: Dataset, split: Split) -> JsonDict:
 
 def _subsets_from(dataset: Dataset, split: Split) -> str:
     policy, stated = split.policy, dataset.provenance.subsets_from
+    takes_validation = dataset.awaits_test and "validation" not in dataset.columns["split"]
+    if policy.kind == "given" and takes_validation:
+        drawn = f"validation drawn by {policy.group} from the training images (split.seed)"
+        return f"{stated}; {drawn}" if stated else drawn
     if policy.kind == "given" and stated:
         # Stated folds by their names: `split.fold` counts them from 1, and they may begin at 0.
         fold = "" if policy.fold is None else str(dataset.columns["split"][split.test[0]])

@@ -39,7 +39,7 @@ class Dataset:
         like one and decodes on demand.
       labels: the class of each image, an index into `class_names`.
       class_names: the name of each label.
-      files: file names, sorted.
+      files: the name of each image's file, each once.
       groups: the ways to tell patients apart, from coarse to fine: the key that `split.group`
         names, and for each image the name of its group. BreakHis has 'case70', 'slide81' and
         'id82'; other data has 'patient', and 'site' before it if sites are known.
@@ -54,6 +54,7 @@ class Dataset:
       notes: what a reader of results should know, such as images that were left out.
       contents: a digest of the pixels of each image, equal for exact copies; None if not known.
       provenance: where labels, patients and subsets were found.
+      awaits_test: whether test images are given after training, so that a split may have none.
     """
 
     images: Images = dataclasses.field(repr=False)
@@ -71,6 +72,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     contents: Shaped[np.ndarray, "N"] | None = dataclasses.field(default=None, repr=False)
     provenance: Provenance = dataclasses.field(default_factory=Provenance)
+    awaits_test: bool = False
 
     @property
     def positive_class(self) -> str:

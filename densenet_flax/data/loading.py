@@ -10,9 +10,10 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.dataset import Dataset
-from densenet_flax.data.images.array_cache import ImageOptions, prepare_images
+from densenet_flax.data.images.array_cache import ImageOptions
 from densenet_flax.data.images.duplicates import drop_duplicates
 from densenet_flax.data.images.stain_normalization import resolve_settings
+from densenet_flax.data.sources.arrays import ArraysSource
 from densenet_flax.data.sources.breakhis import BreakHisSource
 from densenet_flax.data.sources.folder import FolderSource
 from densenet_flax.data.sources.source import Source
@@ -27,16 +28,11 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
       InputError: whatever is wrong with the configuration, the data or the disk.
     """
     cache = Path(cache_dir).expanduser().resolve()
-    stain = resolve_settings(config.stain)
-    options = ImageOptions(
-        config.image_size, stain, config.storage, config.on_bad_image, config.bits
-    )
+    options = image_options(config)
     # The source annotates images in each run, and not once when they are prepared: a CSV, a pattern
     # or the kind of labels may change while the images stay the same.
     source = _make_source(config, cache, options)
-    prepared = prepare_images(
-        source.array_folder, options, source.rows, source.read, source.skipped
-    )
+    prepared = source.prepare(options)
     skipped, notes = prepared.table.skipped, []
     for line in skipped:
         logging.warning("%s: left out: %s", config.name, line)
@@ -56,19 +52,33 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
         name=config.name,
         fingerprint=prepared.table.fingerprint,
         patients_known=annotations.patients_known,
-        stain=stain,
+        stain=options.stain,
         notes=(*notes, *annotations.notes, *duplicate_notes),
         # Copies in several subsets are an error only where nothing was published on the data.
         contents=np.array(prepared.table["content"], str)
-        if config.name == "folder" and not config.earlier_rules
+        if config.name in ("arrays", "folder") and not config.earlier_rules
         else None,
         provenance=annotations.provenance,
+        awaits_test=config.name == "arrays",
     )
     _log_summary(dataset, config.path or cache)
     return dataset
 
 
+def image_options(config: DataConfig) -> ImageOptions:
+    """How a configuration prepares images; InputError for bad stain settings."""
+    return ImageOptions(
+        config.image_size,
+        resolve_settings(config.stain),
+        config.storage,
+        config.on_bad_image,
+        config.bits,
+    )
+
+
 def _make_source(config: DataConfig, cache: Path, options: ImageOptions) -> Source:
+    if config.name == "arrays":
+        return ArraysSource(config)
     if config.name == "folder":
         return FolderSource(config, cache, options)
     if config.name.startswith("tfds:"):

@@ -5,7 +5,9 @@ misspelled key is answered with the nearest one at any depth, a tuple can be wri
 it, and of a key that is given twice the last value counts.
 """
 
+import contextlib
 import importlib.machinery
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,27 +18,36 @@ from ml_collections import ConfigDict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.overrides import Override
-from densenet_flax.common.settings import Settings, nearest, parse_text
+from densenet_flax.common.settings import Settings, nearest, parse_text, suggest
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.stain_normalization import STAIN_KEYS
 from densenet_flax.experiments.experiment import Experiment
+
+_PACKAGE = Path(__file__).parents[1]
+# In a wheel the folder is in the package, in a checkout beside it.
+CONFIGS = next(
+    (path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()),
+    _PACKAGE / "configs",
+)
 
 
 def load_config(path: str) -> ConfigDict:
     """Calls `get_config` of a Python file; what follows a colon in the path is its argument.
 
+    A name such as 'quickstart' or 'configs/quickstart.py' that is no file from here is one of this
+    package's configurations. A file can import these: `from configs import keras_recipe`.
+
     Raises:
       InputError: there is no such file, or it does not make a configuration.
     """
     name, *arguments = path.split(":", 1)
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise InputError(f"--config={path}: no such file; the configurations are in configs/")
+    file = _find_config(path, name)
     try:
         loader = importlib.machinery.SourceFileLoader("config_file", str(file))
         module = types.ModuleType(loader.name)
-        loader.exec_module(module)
-        config = module.get_config(*arguments)
+        with _importable_configs(file):
+            loader.exec_module(module)
+            config = module.get_config(*arguments)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's file does
@@ -50,20 +61,74 @@ def load_config(path: str) -> ConfigDict:
     return config
 
 
-def apply_overrides(config: ConfigDict | JsonDict, overrides: Sequence[Override]) -> ConfigDict:
+def _find_config(path: str, name: str) -> Path:
+    file = Path(name).expanduser()
+    if file.is_file():
+        return file
+    packaged = CONFIGS / f"{file.name.removesuffix('.py')}.py"
+    if file.parent in (Path(), Path("configs")) and packaged.is_file():
+        return packaged
+    names = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+    raise InputError(
+        f"--config={path}: no such file, and no configuration of this package; "
+        f"{suggest(file.name.removesuffix('.py'), names)}"
+    )
+
+
+@contextlib.contextmanager
+def _importable_configs(file: Path) -> Iterator[None]:
+    """Makes `configs` this package's folder, and what lies beside `file` in one of that name."""
+    before = {name: sys.modules.pop(name) for name in [*sys.modules] if _is_configs(name)}
+    package = types.ModuleType("configs")
+    package.__path__ = [str(CONFIGS)]
+    if file.resolve().parent.name == "configs":
+        package.__path__.append(str(file.resolve().parent))
+    sys.modules["configs"] = package
+    try:
+        yield
+    finally:
+        for name in [*filter(_is_configs, sys.modules)]:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _is_configs(module: str) -> bool:
+    return module.partition(".")[0] == "configs"
+
+
+def as_overrides(values: Mapping[str, Any], block: str = "") -> list[Override]:
+    """Overrides from a mapping of keys, with dots or in mappings of their own, to values."""
+    overrides = []
+    for key, value in values.items():
+        if hasattr(value, "items"):
+            overrides += as_overrides(value, f"{block}{key}.")
+        else:
+            overrides.append(Override(f"{block}{key}", value))
+    return overrides
+
+
+def apply_overrides(
+    config: ConfigDict | JsonDict, overrides: Sequence[Override], *, flag: str = "--"
+) -> ConfigDict:
     """The configuration with other values for some keys, checked only for their names.
+
+    Texts are read as on the command line. Messages begin with `flag`.
 
     Raises:
       InputError: there is no such key, or it is a block of keys.
     """
     changed = ConfigDict(config).to_dict()  # a copy, also of the blocks
-    for key, text in overrides:
+    for key, value in overrides:
         *blocks, name = key.split(".")
-        hint = _type_of(key, changed)
+        try:
+            hint = _type_of(key, changed)
+        except InputError as error:
+            raise InputError(f"{flag}config.{key}: {error}") from error
         block = changed
         for part in blocks:
             block = block.setdefault(part, {})
-        block[name] = parse_text(text, hint, block.get(name))
+        is_text = isinstance(value, str)
+        block[name] = parse_text(value, hint, block.get(name)) if is_text else value
     return ConfigDict(changed)
 
 
@@ -75,15 +140,15 @@ def _type_of(key: str, config: JsonDict) -> Any:
         block = ".".join(["config", *parts[:depth]])
         known = _keys(hint, parts[:depth], config)
         if known is None:
-            raise InputError(f"--config.{key}: {block} is a value and not a block of keys")
+            raise InputError(f"{block} is a value and not a block of keys")
         if part not in known:
             advice = _advice(parts, depth, list(known), config)
-            raise InputError(f"--config.{key}: {block} has no key {part!r}; {advice}")
+            raise InputError(f"{block} has no key {part!r}; {advice}")
         hint = known[part]
     inner = _keys(hint, parts, config)
     if inner is not None:
-        example = f"--config.{key}.{next(iter(inner), '…')}=…"
-        raise InputError(f"--config.{key}: a block of keys; give a value to one, as in {example}")
+        example = f"config.{key}.{next(iter(inner), '…')}"
+        raise InputError(f"a block of keys; give a value to one, such as {example}")
     return hint
 
 

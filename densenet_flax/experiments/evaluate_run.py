@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import (
     broadcast,
@@ -47,7 +47,8 @@ def evaluate_run(
     that of training.
 
     Returns:
-      The content of `report/metrics.json`; {} in all processes but the first.
+      The content of `report/metrics.json`; {} in all processes but the first, or if there are no
+      test images, of which then nothing is written.
     """
     # Here, because matplotlib would delay the first step.
     from densenet_flax.evaluation.report.cautions import verdict
@@ -64,7 +65,6 @@ def evaluate_run(
     network = SegmentedModel(model, mesh, cuts=cuts, preprocessing=info.preprocessing)
     variables = replicate(checkpoint.variables, mesh)
 
-    test = _predict(run, network, variables, "test", batch_size)
     validation = _predict(run, network, variables, "validation", batch_size)
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold)
@@ -73,6 +73,13 @@ def evaluate_run(
     operating_point = dataclasses.replace(
         operating_point, threshold=float(chosen[0]), temperature=float(chosen[1])
     )
+    point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
+    if not len(run.split.test):
+        if is_first_process():
+            _save_point(run, point)
+        logging.info("no test images yet, so there is no report: see densenet_flax.Run.evaluate")
+        return {}
+    test = _predict(run, network, variables, "test", batch_size)
     pictures: list[Picture] = []
     note = ""
     if settings.explain:
@@ -81,8 +88,7 @@ def evaluate_run(
     if not is_first_process():  # all compute, one writes
         return {}
 
-    point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
-    write_text(run.workdir.operating_point, json.dumps(point, indent=2) + "\n")
+    _save_point(run, point)
     summary = _summary(run, checkpoint, last.step, info)
     summary |= {"seconds": seconds, "gallery": pictures, "gallery_note": note}
     directory = run.workdir.report
@@ -92,6 +98,10 @@ def evaluate_run(
     logging.info("%s", verdict(metrics))
     logging.info("report: %s", directory / "report.html")
     return metrics
+
+
+def _save_point(run: PreparedRun, point: JsonDict) -> None:
+    write_text(run.workdir.operating_point, json.dumps(point, indent=2) + "\n")
 
 
 def _checkpoints(run: PreparedRun) -> tuple[Restored, Restored]:
@@ -118,7 +128,7 @@ def _predict(
     """The predictions table of a subset of the split."""
     rows = run.split.test if subset == "test" else run.split.validation
     dataset, tta = run.dataset, run.experiment.evaluation.tta
-    with tqdm(total=len(rows), desc=subset, unit="img", disable=None) as bar:
+    with progress_bar(len(rows), subset) as bar:
         probability = predict_probabilities(
             network, variables, dataset, rows, size, tta=tta, progress=bar.update
         )

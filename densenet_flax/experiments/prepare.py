@@ -20,7 +20,7 @@ from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.sampling import Sampler, make_sampler
-from densenet_flax.data.splits.split import Split, load_split
+from densenet_flax.data.splits.split import Split, check_copies_apart, load_split
 from densenet_flax.evaluation.metrics.operating_point import check_rule
 from densenet_flax.experiments.experiment import ADDED_KEYS, Experiment
 from densenet_flax.experiments.extension import find_extensions
@@ -144,7 +144,10 @@ def load_or_make_split(
     # Once there are checkpoints the file decides and not the rule that made it: no image may ever
     # move from training to test, whatever later versions of the rule would do.
     if workdir.has_begun and workdir.split.exists():
-        return load_split(workdir.split, dataset)
+        split = load_split(workdir.split, dataset)
+        if dataset.awaits_test and not experiment.split.allow_copies:
+            check_copies_apart(split, dataset)
+        return split
     split = make_split(dataset, experiment.split)
     if not save or not is_first_process():  # the first one writes the same
         return split

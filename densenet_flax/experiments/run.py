@@ -72,7 +72,13 @@ def evaluate(
                 f"{directory.split}: missing, so it is unknown which images to test on; put it "
                 "back, or run --mode=train, which makes it again by the configuration"
             )
-        return evaluate_run(prepare_run(experiment, directory), {}, batch_size=batch_size)
+        run = prepare_run(experiment, directory)
+        if not len(run.split.test):
+            raise InputError(
+                f"{directory.path}: has no test images; they are given in Python: "
+                f"densenet_flax.Run({str(directory.path)!r}).evaluate(images, labels)"
+            )
+        return evaluate_run(run, {}, batch_size=batch_size)
 
 
 def preview(config: ConfigDict | JsonDict, workdir: str) -> Path:

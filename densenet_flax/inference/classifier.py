@@ -18,9 +18,9 @@ from densenet_flax.common.prefetch import in_flight, prefetch
 from densenet_flax.common.sharding import begin_copy_to_host, make_mesh, put_batch, replicate
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.images.decode import resize
+from densenet_flax.data.images.inputs import ImageLike, ImagesLike, list_images, read_pixels
 from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
-from densenet_flax.inference.inputs import ImageLike, ImagesLike, list_images, read_pixels
 from densenet_flax.inference.results import Explanation, Prediction, to_probabilities
 from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel

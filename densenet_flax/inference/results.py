@@ -7,7 +7,7 @@ import scipy  # its parts are imported when they are first used
 from jaxtyping import Bool, Float, Int, Shaped
 from PIL import Image
 
-from densenet_flax.inference.inputs import ImageLike, read_pixels
+from densenet_flax.data.images.inputs import ImageLike, read_pixels
 from densenet_flax.inference.overlay import draw_panel
 
 

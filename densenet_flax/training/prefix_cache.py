@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Int
-from tqdm import tqdm
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.prefetch import in_flight
 from densenet_flax.common.sharding import all_processes, begin_copy_to_host, replicate
@@ -206,7 +206,7 @@ class PrefixCache:
                         outputs[cut] = begin_copy_to_host(x)
                     yield int(weight.sum()), outputs
 
-        with tqdm(total=total, desc="frozen prefix", unit="img", disable=None) as bar:
+        with progress_bar(total, "frozen prefix") as bar:
             for count, outputs in in_flight(features()):
                 for cut, output in outputs.items():
                     add(cut, np.asarray(output)[:count])

@@ -22,6 +22,7 @@ from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import STAGE_BEGINS
 from densenet_flax.common.sharding import broadcast, multiple_processes
@@ -283,9 +284,7 @@ class Trainer:
         images = self._sampler.size
         total = round(stage.steps / self.steps_per_epoch * images)
         done = min(epochs * images + steps * self.batch_size, total)
-        return tqdm(
-            desc=stage.name, total=total, initial=done, unit="img", dynamic_ncols=True, disable=None
-        )
+        return progress_bar(total, stage.name, initial=done)
 
     def _train_epoch(
         self, state: TrainState, batches: Iterator[Batch], metrics: StepMetrics

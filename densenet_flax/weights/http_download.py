@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import requests
-import tqdm
 from absl import logging
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.weights.safe_reading import file_hash
 
 _MAX_BYTES = 1 << 30  # no official file has a tenth of that
@@ -228,9 +228,7 @@ class _Request:
                     open(self._transfer.part, "ab" if start else "wb", buffering=0)
                 )
             name = self._transfer.part.stem
-            bar = tqdm.tqdm(
-                desc=name, initial=start, total=total, unit="B", unit_scale=True, disable=None
-            )
+            bar = progress_bar(total, name, "B", initial=start, unit_scale=True)
             stack.enter_context(bar)
             for chunk in response.iter_content(_CHUNK_BYTES):
                 with self._lock:

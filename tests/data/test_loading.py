@@ -160,7 +160,7 @@ def test_an_interrupted_preparation_leaves_nothing(make_config, drawn_tree, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(array_cache, "tqdm", fail)
+        patch.setattr(array_cache, "progress_bar", fail)
         with pytest.raises(KeyboardInterrupt):
             open_dataset(config, tmp_path)
     assert not list(tmp_path.rglob("arrays/*")) and not list(tmp_path.rglob("incomplete*"))

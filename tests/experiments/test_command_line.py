@@ -63,8 +63,8 @@ def test_any_misspelling_of_any_key_is_answered_with_that_key():
         ("qqqq", "the keys are stage_order, stages, seed"),
         ("", "the keys are stage_order"),
         ("seed.x", "config.seed is a value and not a block of keys"),
-        ("stages.head", "a block of keys; give a value to one, as in --config.stages.head."),
-        ("model", "a block of keys; give a value to one, as in --config.model.name=…"),
+        ("stages.head", "a block of keys; give a value to one, such as config.stages.head."),
+        ("model", "a block of keys; give a value to one, such as config.model.name"),
         ("config.seed", "did you mean config.seed"),
     ],
 )

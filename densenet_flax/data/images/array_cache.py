@@ -7,21 +7,20 @@ images need the second file only.
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import __version__ as pillow_version
-from tqdm import tqdm
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.images.decode import decode_in_threads, decoded, resize
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stain_normalization import Pixels, make_normalizer
-from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages
+from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages, join_images
 from densenet_flax.storage.atomic import atomic_dir, writing
 
 # In the name of the folder: raise them when the same images would give other pixels or columns.
@@ -120,7 +119,7 @@ def prepare_images(
     table_folder = folder
     # The table beside an array serves streamed images too; without one they have their own.
     if options.storage == "stream" and not folder.is_dir():
-        table_folder = folder.with_name(f"{folder.name}-stream")
+        table_folder = stream_folder(folder)
     if not table_folder.is_dir():
         all_rows = rows()  # before `skipped`, since listing the images is what leaves some out
         with atomic_dir(table_folder) as temporary, writing(table_folder):
@@ -131,6 +130,24 @@ def prepare_images(
     columns = {name: np.array(table[name]) for name in _ADDRESS if name in table.columns}
     images = StreamedImages(read, columns, options.size, options.stain, options.bits)
     return PreparedImages(images, table, folder)
+
+
+def stream_folder(folder: Path) -> Path:
+    """The folder of the table of images that are streamed, beside that of their array."""
+    return folder.with_name(f"{folder.name}-stream")
+
+
+def join_prepared(parts: Sequence[PreparedImages], folder: Path) -> PreparedImages:
+    """Several sets of prepared images as one; `folder` is what they have in common."""
+    if len(parts) == 1:
+        return parts[0]
+    tables = [part.table for part in parts]
+    names = [name for name in tables[0].columns if all(name in t.columns for t in tables)]
+    columns = {name: [value for t in tables for value in t[name]] for name in names}
+    fingerprint = hashlib.sha256("\n".join(t.fingerprint for t in tables).encode()).hexdigest()
+    skipped = [line for t in tables for line in t.skipped]
+    images = join_images([part.images for part in parts])
+    return PreparedImages(images, ImageTable(columns, fingerprint, skipped), folder)
 
 
 def write_images(
@@ -145,19 +162,18 @@ def write_images(
     kept: list[Row] = []
     skipped = list(skipped)
 
-    def process(row: Row, encoded: bytes) -> tuple[Row, str, Pixels | None]:
+    def process(row: Row, encoded: bytes | np.ndarray) -> tuple[Row, str, Pixels | None]:
         pixels = None
         with decoded(encoded, row["file"], options.bits) as image:
-            # Of the pixels and not of the file: a copy may be compressed in another way or renamed.
-            content = hashlib.sha256(f"{image.shape}\n".encode())
-            content.update(image.data)
+            content = content_digest(image)
             if options.storage == "array":
                 pixels = resize(normalize(image), options.size)
-        row = {**row, "content": content.hexdigest()}
-        return row, hashlib.sha256(encoded).hexdigest(), pixels
+        row = {**row, "content": content}
+        data = encoded.data if isinstance(encoded, np.ndarray) else encoded
+        return row, hashlib.sha256(data).hexdigest(), pixels
 
     def processed_images() -> Iterator[Pixels]:
-        bar = tqdm(rows, "Decoding", unit="image", disable=not sys.stderr.isatty())
+        bar = progress_bar(len(rows), "Decoding", "image", iterable=rows)
         encoded = ((row, _read(read, row)) for row in bar)
         bad_images = skipped if options.on_bad_image == "skip" else None
         for row, file_digest, pixels in decode_in_threads(process, encoded, bad_images):
@@ -179,7 +195,17 @@ def write_images(
     ImageTable(columns, digest.hexdigest(), skipped).save(folder)
 
 
-def _read(read: Reader, row: Row) -> bytes | InputError:
+def content_digest(pixels: Pixels) -> str:
+    """Returns a digest of decoded pixels.
+
+    Not of the file: a copy may be compressed in another way or renamed.
+    """
+    digest = hashlib.sha256(f"{pixels.shape}\n".encode())
+    digest.update(pixels.data)
+    return digest.hexdigest()
+
+
+def _read(read: Reader, row: Row) -> bytes | np.ndarray | InputError:
     try:
         return read(row)
     except InputError as error:

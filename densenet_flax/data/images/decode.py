@@ -39,6 +39,8 @@ _MAX_BYTES_IN_FLIGHT = 2**28
 _FILTER = Image.Resampling.BILINEAR
 
 Key = TypeVar("Key")
+# The bytes of an image file, or pixels.
+Content = TypeVar("Content", bound=bytes | np.ndarray)
 
 
 def decode(data: bytes, name: object, bits: int = 0) -> UInt8[np.ndarray, "H W 3"]:
@@ -63,15 +65,18 @@ def decode(data: bytes, name: object, bits: int = 0) -> UInt8[np.ndarray, "H W 3
 
 @contextlib.contextmanager
 def decoded(
-    image: bytes | Path, name: object, bits: int = 0
+    image: bytes | Path | np.ndarray, name: object, bits: int = 0
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Decodes as `decode`, for use until the block ends: of large images in one thread at a time.
 
     Args:
-      image: the content of a file, or its path.
+      image: the content of a file, or its path; pixels are yielded as they are.
       name: as in `decode`.
       bits: as in `decode`.
     """
+    if isinstance(image, np.ndarray):
+        yield image
+        return
     with contextlib.ExitStack() as stack:
         if isinstance(image, Path):
             with contextlib.suppress(OSError, ValueError):  # said when it is read
@@ -127,8 +132,8 @@ def describe_problem(error: Exception, data: bytes) -> str:
 
 
 def decode_in_threads(
-    function: Callable[[Key, bytes], Result],
-    items: Iterable[tuple[Key, bytes | InputError]],
+    function: Callable[[Key, Content], Result],
+    items: Iterable[tuple[Key, Content | InputError]],
     skipped: list[str] | None,
 ) -> Iterator[Result]:
     """Yields `function(key, data)` of each encoded image in order, computed on all cores.
@@ -140,7 +145,7 @@ def decode_in_threads(
       skipped: gets a line for each bad image, which is then left out; None to raise.
     """
 
-    def attempt(item: tuple[Key, bytes | InputError]) -> Result | InputError:
+    def attempt(item: tuple[Key, Content | InputError]) -> Result | InputError:
         key, data = item
         try:
             if isinstance(data, InputError):
@@ -151,8 +156,9 @@ def decode_in_threads(
                 raise
             return error
 
-    def size(item: tuple[Key, bytes | InputError]) -> int:
-        return len(item[1]) if isinstance(item[1], bytes) else 0
+    def size(item: tuple[Key, Content | InputError]) -> int:
+        content = item[1]
+        return len(content) if isinstance(content, bytes) else getattr(content, "nbytes", 0)
 
     depth = 4 * (os.cpu_count() or 1)
     for result in prefetch(attempt, items, depth=depth, size=size, max_size=_MAX_BYTES_IN_FLIGHT):

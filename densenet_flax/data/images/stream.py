@@ -25,8 +25,9 @@ from densenet_flax.data.images.stain_normalization import Normalizer, make_norma
 Row: TypeAlias = dict[str, Any]
 # What selects images, as of an array: a row number, a slice, row numbers or a mask.
 Index: TypeAlias = int | slice | Sequence[int] | np.ndarray
-# Returns the encoded image of a row. Can be pickled, so that worker processes get it.
-Reader: TypeAlias = Callable[[Row], bytes]
+# Returns the encoded image of a row, or its pixels where nothing is encoded. Those of streamed
+# images can be pickled, so that worker processes get them.
+Reader: TypeAlias = Callable[[Row], bytes | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,8 +97,48 @@ class StreamedImages:
             return resize(self._normalize(image), self.size)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class JoinedImages:
+    """Several arrays of images of one size, indexed like one array with all their rows."""
+
+    parts: Sequence[UInt8[np.ndarray, "_ H W 3"]]
+    dtype: ClassVar[np.dtype] = np.dtype(np.uint8)
+    ndim: ClassVar[int] = 4
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)."""
+        return (len(self), *self.parts[0].shape[1:])
+
+    def __getitem__(self, key: Index) -> UInt8[np.ndarray, "... H W 3"]:
+        """Returns the image of a row number, or the images of a slice, list, array or mask."""
+        rows = np.arange(len(self))[key]  # NumPy's rules for negative numbers, slices and masks
+        images = np.empty((*rows.shape, *self.shape[1:]), np.uint8)
+        start = 0
+        for part in self.parts:
+            inside = (start <= rows) & (rows < start + len(part))
+            images[inside] = part[rows[inside] - start]
+            start += len(part)
+        return images
+
+
 # All images of a data set, uint8 [N, H, W, 3]: in memory, mapped, or decoded when indexed.
-Images: TypeAlias = np.ndarray | StreamedImages
+Images: TypeAlias = np.ndarray | StreamedImages | JoinedImages
+
+
+def join_images(parts: Sequence[Images]) -> Images:
+    """Several arrays of images as one, or several streams of one reader."""
+    streams = [part for part in parts if isinstance(part, StreamedImages)]
+    if not streams:
+        return JoinedImages([np.asarray(part) for part in parts])
+    columns = {
+        name: np.concatenate([stream.columns[name] for stream in streams])
+        for name in streams[0].columns
+    }
+    return dataclasses.replace(streams[0], columns=columns)
 
 
 def prefetch_images(

@@ -21,13 +21,13 @@ from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
 from densenet_flax.data.sources import tfds_files
 from densenet_flax.data.sources.files import listing_digest
-from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.data.sources.source import Annotations, FileSource
 from densenet_flax.storage.atomic import write_text, writing
 
 _SKIPPED = "skipped.json"
 
 
-class BreakHisSource(Source):
+class BreakHisSource(FileSource):
     """The images of an archive, or below any folder above them, with BreakHis's names.
 
     Everything is kept in `<cache>/tfds/<key of the listing>`: a folder that changed is prepared

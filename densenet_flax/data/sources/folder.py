@@ -17,7 +17,7 @@ from densenet_flax.data.sources import earlier_rules, patients
 from densenet_flax.data.sources.class_order import order_classes
 from densenet_flax.data.sources.files import FileListing, list_files, listing_digest
 from densenet_flax.data.sources.similar_names import name_key, unify_names
-from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.data.sources.source import Annotations, FileSource
 from densenet_flax.data.sources.tile_table import Tile, read_tile_tables
 from densenet_flax.data.sources.tree_layout import read_layout, read_subsets
 
@@ -25,7 +25,7 @@ from densenet_flax.data.sources.tree_layout import read_layout, read_subsets
 _IN_TEST_TREE = "test/"
 
 
-class FolderSource(Source):
+class FolderSource(FileSource):
     """The tiles of a folder."""
 
     def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from densenet_flax.data.dataset import Provenance
+from densenet_flax.data.images.array_cache import ImageOptions, PreparedImages, prepare_images
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Reader, Row
 
@@ -47,16 +48,32 @@ class Annotations:
 class Source(abc.ABC):
     """Where images come from. A subclass is made from `config.data`, the cache and the options.
 
+    Attributes:
+      class_names: the name of each label.
+    """
+
+    class_names: tuple[str, ...]
+
+    @abc.abstractmethod
+    def prepare(self, options: ImageOptions) -> PreparedImages:
+        """Opens the images, and prepares them first if that was not done before."""
+
+    @abc.abstractmethod
+    def annotate(self, table: ImageTable) -> Annotations:
+        """Returns labels, groups and columns of prepared images."""
+
+
+class FileSource(Source):
+    """Images in files, prepared in one folder of the cache.
+
     What preparation needs of each image is a `Row`, which is kept in the table of the prepared
     images, so that a later run does not list them again.
 
     Attributes:
-      class_names: the name of each label.
       array_folder: where prepared images are kept.
       read: returns the encoded image of a row.
     """
 
-    class_names: tuple[str, ...]
     array_folder: Path
     read: Reader
 
@@ -68,6 +85,6 @@ class Source(abc.ABC):
         """Returns a line for each image that `rows` had to leave out."""
         return ()
 
-    @abc.abstractmethod
-    def annotate(self, table: ImageTable) -> Annotations:
-        """Returns labels, groups and columns of prepared images."""
+    def prepare(self, options: ImageOptions) -> PreparedImages:
+        """As `Source.prepare`; `options` are those that the source was made with."""
+        return prepare_images(self.array_folder, options, self.rows, self.read, self.skipped)

@@ -16,13 +16,13 @@ from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stream import Row
 from densenet_flax.data.sources import patients, tfds_files
 from densenet_flax.data.sources.files import listing_digest
-from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.data.sources.source import Annotations, FileSource
 
 # Other names that data sets have for the splits.
 _SPLITS = {"valid": "validation", "val": "validation"}
 
 
-class TfdsSource(Source):
+class TfdsSource(FileSource):
     """The examples of all splits of a TFDS data set."""
 
     def __init__(self, config: DataConfig, cache: Path, options: ImageOptions):

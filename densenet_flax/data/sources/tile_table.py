@@ -133,7 +133,7 @@ def read_tile_table(
       InputError: the file, a column or a row is wrong; the message names it.
     """
     table = read_text_table(path)
-    positions = _find_columns(table, columns or ColumnSettings(), recognize)
+    positions = find_columns(table, columns or ColumnSettings(), recognize)
     used = {name: table.header[position] for name, position in positions.items()}
     index = ImageIndex(root, images)
     first_row: dict[str, str] = {}
@@ -167,7 +167,9 @@ def _subset(where: str, cell: str, column: str) -> str:
     return subset
 
 
-def _find_columns(table: TextTable, columns: ColumnSettings, recognize: bool) -> dict[str, int]:
+def find_columns(
+    table: TextTable, columns: ColumnSettings, recognize: bool = True
+) -> dict[str, int]:
     """Returns the position of each column that is stated or recognized."""
     positions: dict[str, int] = {}
     for name in (*_REQUIRED, *_OPTIONAL):

@@ -93,9 +93,7 @@ class Split:
     @property
     def hash(self) -> str:
         """SHA-256 of which file is where: equal for equal splits, whatever rule made them."""
-        # Sorted, so that the order of the files on disk does not count.
-        lines = sorted(f"{file}\t{subset}\n" for file, subset in self._subset_of_file().items())
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        return _digest(self._subset_of_file())
 
     @property
     def patient_disjoint(self) -> bool:
@@ -145,6 +143,14 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
         the data set exactly once, or has a patient in two subsets.
     """
     subset_of_file, policy, saved_hash = _read(path)
+    # Sizes and patients could still fit after an edit; the hash says that all is as it was.
+    if _digest(subset_of_file) != saved_hash:
+        raise InputError(
+            f"{path}: its files do not match its hash, so it was changed after it was made; "
+            "restore it or make a new split"
+        )
+    if dataset.awaits_test and "test" not in subset_of_file.values():
+        subset_of_file |= dict.fromkeys(_stated_test_files(dataset), "test")
     files = set(dataset.files.tolist())
     only_in = {"split": subset_of_file.keys() - files, "data": files - subset_of_file.keys()}
     for where, unknown in only_in.items():
@@ -156,14 +162,19 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
     subset_of_row = np.array([subset_of_file[file] for file in dataset.files.tolist()])
     rows = {subset: np.flatnonzero(subset_of_row == subset) for subset in SUBSETS}
     split = build_split(dataset, rows, policy)
-    # Sizes and patients could still fit after an edit; the hash says that all is as it was.
-    if split.hash != saved_hash:
-        raise InputError(
-            f"{path}: its files do not match its hash, so it was changed after it was made; "
-            "restore it or make a new split"
-        )
     check_patients_apart(split, dataset)
     return split
+
+
+def _stated_test_files(dataset: Dataset) -> list[str]:
+    """The test images that were given after training, which `split.json` does not list."""
+    return dataset.files[dataset.columns["split"] == "test"].tolist()
+
+
+def _digest(subset_of_file: Mapping[str, str]) -> str:
+    # Sorted, so that the order of the files on disk does not count.
+    lines = sorted(f"{file}\t{subset}\n" for file, subset in subset_of_file.items())
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], SplitPolicy, str]:
@@ -209,10 +220,13 @@ def check_patients_apart(split: Split, dataset: Dataset) -> None:
     except InputError as error:
         if split.policy.kind != "given":
             raise
-        raise InputError(
-            f"{error}. {dataset.name} states these subsets itself: set "
-            "config.split.policy='patient' and config.split.ignore_given=True"
-        ) from error
+        advice = (
+            "These subsets were given: leave the images of this patient out of one of them"
+            if dataset.awaits_test
+            else f"{dataset.name} states these subsets itself: set config.split.policy='patient' "
+            "and config.split.ignore_given=True"
+        )
+        raise InputError(f"{error}. {advice}") from error
     if split.policy.validation_group is not None:
         # By this coarser key the published test images do have relatives in training.
         without_test = dataclasses.replace(split, test=split.test[:0])

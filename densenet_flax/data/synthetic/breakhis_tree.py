@@ -8,14 +8,13 @@ import dataclasses
 import itertools
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.settings import Settings, at_least, setting
 from densenet_flax.common.trees import JsonDict
@@ -144,5 +143,5 @@ def _draw_all(root: Path, config: DrawnConfig) -> None:
     # (Pillow and large NumPy operations) does not hold the interpreter.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(draw, *zip(*tiles, strict=True))
-        for _ in tqdm(done, "Drawing", len(tiles), unit="tile", disable=not sys.stderr.isatty()):
+        for _ in progress_bar(len(tiles), "Drawing", "tile", iterable=done):
             pass

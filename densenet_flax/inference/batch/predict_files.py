@@ -25,6 +25,7 @@ from absl import logging
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError, Stopped
 from densenet_flax.common.prefetch import in_flight, prefetch
 from densenet_flax.common.sharding import device_kinds
@@ -178,7 +179,7 @@ class _Job:
         # Two batches ahead: one that the network takes next, and one that is being decoded.
         images = zip(files, prefetch(self._load, files, depth=2 * batch_size), strict=True)
         total, done = len(self.files), self.journal.done
-        progress = tqdm(total=total, initial=done, desc="predict", unit="img", disable=None)
+        progress = progress_bar(total, "predict", initial=done)
         with progress, self._open_features() as features:
             # The network takes the next batch while the files of this one are written.
             for begun in in_flight(self._begin(batch) for batch in _group(images, batch_size)):
