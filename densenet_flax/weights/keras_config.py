@@ -211,9 +211,9 @@ class _Reader:
         if number is not None:
             return number
         following = [self.first[n] for n, inputs in self.inputs.items() if inputs[:1] == (value,)]
-        found = ", ".join(f"{call.name!r} ({describe(call)})" for call in following[:3])
+        layers = ", ".join(f"{call.name!r} ({describe(call)})" for call in following[:3])
         raise InputError(
-            f"after layer {self.first[value].name!r} comes {found or 'nothing'}, where the "
+            f"after layer {self.first[value].name!r} comes {layers or 'nothing'}, where the "
             f"DenseNet of keras.applications has {' '.join(str(part) for part in key if part)!r}"
         )
 

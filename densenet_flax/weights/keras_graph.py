@@ -73,12 +73,12 @@ class _Builder:
 
     def call_model(self, model: JsonDict, inputs: Sequence[int] | None) -> list[int]:
         """Calls a model; None for the inputs of the outermost one."""
-        if model.get("class_name") == "Sequential":
+        if _class_name(model) == "Sequential":
             return self._call_sequential(model, inputs)
         config = model["config"]
-        if model.get("class_name") not in CONTAINERS or "input_layers" not in config:
+        if _class_name(model) not in CONTAINERS or "input_layers" not in config:
             raise InputError(
-                f"{_name(model)!r} is a {model.get('class_name')}, a model class of its own, which "
+                f"{_name(model)!r} is a {_class_name(model)}, a model class of its own, which "
                 "does not state what it computes; save the weights of the DenseNet alone"
             )
         return self._call_functional(config, inputs)
@@ -91,7 +91,7 @@ class _Builder:
             inputs = [self._add("InputLayer", "input", {"batch_shape": shape}, (), {})]
         values = list(inputs)
         for layer in layers:
-            if layer.get("class_name") != "InputLayer":
+            if _class_name(layer) != "InputLayer":
                 values = self._call_layer(layer, values, {})
         return values
 
@@ -129,12 +129,10 @@ class _Builder:
                 f"layer {_name(layer)!r} is called with training=True, so that it computes "
                 "something else for every batch; save the model with training=False there"
             )
-        if layer.get("class_name") in CONTAINERS:
+        if _class_name(layer) in CONTAINERS:
             return self.call_model(layer, inputs)
         config = layer.get("config", {})
-        return [
-            self._add(layer.get("class_name", "?"), _name(layer), config, tuple(inputs), constants)
-        ]
+        return [self._add(_class_name(layer), _name(layer), config, tuple(inputs), constants)]
 
     def _add(self, layer_class: str, name: str, config: JsonDict, inputs: Any, rest: Any) -> int:
         if len(self.calls) >= _MAX_CALLS:
@@ -151,21 +149,29 @@ def _layers(model: JsonDict) -> list[JsonDict]:
 
 def _plain_layers(model: JsonDict) -> Iterator[tuple[str, str, JsonDict]]:
     for layer in _layers(model):
-        if layer.get("class_name") in CONTAINERS:
+        if _class_name(layer) in CONTAINERS:
             yield from _plain_layers(layer)
         else:
-            yield layer.get("class_name", "?"), _name(layer), layer.get("config", {})
+            yield _class_name(layer), _name(layer), layer.get("config", {})
+
+
+def _class_name(layer: JsonDict) -> str:
+    """Class of a layer; 'custom …' if it is not Keras's own, which may have the same name."""
+    name, registered = str(layer.get("class_name", "?")), layer.get("registered_name")
+    module = str(layer.get("module"))
+    is_own = not registered or module.startswith(("keras.", "tf_keras.", "tensorflow."))
+    return name if is_own else f"custom {registered}"
 
 
 def _name(layer: JsonDict) -> str:
     config = layer.get("config")
     name = config.get("name") if isinstance(config, dict) else None
-    return str(layer.get("name") or name or layer.get("class_name"))
+    return str(layer.get("name") or name or _class_name(layer))
 
 
 def _input_shape(layer: JsonDict) -> Any:
     config = layer.get("config", {})
-    if isinstance(config, list) or layer.get("class_name") in CONTAINERS:
+    if isinstance(config, list) or _class_name(layer) in CONTAINERS:
         inner = _layers(layer)
         return _input_shape(inner[0]) if inner else None
     return config.get("batch_shape") or config.get("batch_input_shape")
@@ -186,9 +192,9 @@ def _arguments(node: Any) -> tuple[list[_Tensor], JsonDict]:
     if isinstance(node, dict):  # Keras 3
         named = [(str(i), value) for i, value in enumerate(node.get("args", ()))]
         for name, value in [*named, *node.get("kwargs", {}).items()]:
-            found = list(_keras_tensors(value))
-            tensors += found
-            if not found:
+            inner = list(_keras_tensors(value))
+            tensors += inner
+            if not inner:
                 constants[name] = value
         return tensors, constants
     for item in [node] if node and isinstance(node[0], str) else node:

@@ -62,6 +62,10 @@ class _Head:
     def add(self, call: Call) -> None:
         """Adds a layer; _HeadError if ours has no such layer at this place."""
         name = operation(call)
+        if call.config.get("data_format") == "channels_first":
+            raise _HeadError(
+                f"layer {call.name!r} is a {name} of channels_first, unlike the network"
+            )
         if name == "Dense":
             self._add_dense(call)
         elif kind := activation(call):

@@ -8,7 +8,7 @@ from densenet_flax.weights.keras_names import backbone_path
 
 _IDENTITY = re.compile(
     "Dropout|SpatialDropout2D|AlphaDropout|GaussianDropout|GaussianNoise|ActivityRegularization|"
-    "Identity|Cast|"
+    "Identity|"
     "Random(Brightness|ColorJitter|Contrast|Flip|Hue|Rotation|Saturation|Shear|Translation|Zoom)"
 )
 # Operations outside of layers, which models keep as well, and functions of TensorFlow.
@@ -33,7 +33,9 @@ def operation(call: Call) -> str:
 def is_identity(call: Call) -> bool:
     """Whether the layer returns what it takes when a model is used."""
     name = operation(call)
-    return bool(_IDENTITY.fullmatch(name)) or name == "cast" or activation(call) == "linear"
+    if name in ("Cast", "cast"):  # to integers it cuts fractions off
+        return "float" in str(call.constants.get("dtype", call.config.get("dtype", "float32")))
+    return bool(_IDENTITY.fullmatch(name)) or activation(call) == "linear"
 
 
 def activation(call: Call) -> str:

@@ -41,10 +41,12 @@ def tensors_by_name(
     # `:0` ends the names of TensorFlow's variables.
     owners = {name: name.removesuffix(":0").rpartition("/")[::2] for name in arrays}
     kernels = [name for name, (_, variable) in owners.items() if variable == "kernel"]
-    found = dict.fromkeys(owners[n][0] for n in kernels if owners[n][0] and arrays[n].ndim == 2)
+    matrices = dict.fromkeys(owners[n][0] for n in kernels if owners[n][0] and arrays[n].ndim == 2)
     order = _layer_order(weights)
     # In the file of a whole model, `weights` is a group of it.
-    in_order = sorted(found, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order)))
+    in_order = sorted(
+        matrices, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order))
+    )
     names = [name.rpartition("/")[2] for name in in_order]
     if dense and len(set(names)) == len(names):
         by_name = dict(zip(names, in_order, strict=True))

@@ -16,6 +16,8 @@ _MAX_LAYERS = 8
 # CheXNet's DenseNet121 and its many copies: https://github.com/arnoweng/CheXNet
 _CHEXNET = re.compile(r"(.*\.)?densenet121\.classifier\.0")
 _CHEXNET_OUTPUTS = 14
+# Layers of metric learning, which compare directions: ArcFace, CosFace, … and those in a loss.
+_NORMALIZED = re.compile(r"arc_?(face|margin)|cos_?face|cosine|criterion|loss", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +67,47 @@ def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -
         )
         return TorchHead(layers, fault)
     layers = orders[0]
-    if pair := _adjacent(layers):
-        fault = (
-            f"{pair[0]} and {pair[1]} follow one another without a module between them, and this "
-            "package's head has a ReLU there; merge them into one Linear layer (W2 W1, W2 b1 + b2)"
-        )
+    widths = [shapes[f"{layer}.weight"][0] for layer in layers]
+    if fault := _chain_fault(layers, widths, features):
         return TorchHead(layers, fault)
-    return _assume(layers, shapes[f"{layers[-1]}.weight"][0])
+    return _assume(layers, widths[-1])
+
+
+def _chain_fault(layers: Sequence[str], widths: Sequence[int], features: int) -> str:
+    """Why layers that fit one another are not our head all the same; '' if they may be.
+
+    Args:
+      layers: in the order in which they are applied.
+      widths: how many outputs each has.
+      features: how many pooled features enter the first.
+    """
+    merge = "merge them into one Linear layer (W2 W1, W2 b1 + b2)"
+    if pair := _adjacent(layers):
+        return (
+            f"{pair[0]} and {pair[1]} follow one another without a module between them, and this "
+            f"package's head has a ReLU there; {merge}"
+        )
+    if normalized := [layer for layer in layers if _NORMALIZED.search(layer)]:
+        return (
+            f"{normalized[0]} is named like a layer that normalizes its weights and inputs, as "
+            "ArcFace; this package's heads are plain Linear layers; rename it if it is one"
+        )
+    parents = [layer.rpartition(".")[0] for layer in layers]
+    if len(set(parents)) == 1:
+        return ""
+    if layers[0].rpartition(".")[2] == "classifier" and parents[1] != parents[0]:
+        return (
+            f"{layers[0]} is the classifier of the DenseNet itself and {layers[1]} follows it; "
+            f"nothing tells whether a ReLU is between them; if there is none, {merge}; if there is "
+            "one, save both in one nn.Sequential with it"
+        )
+    if features in widths[:-1]:
+        return (
+            f"{layers[widths.index(features)]} returns as many outputs as the {features} pooled "
+            "features, as a gate of channels or attention does; this package's heads have none; "
+            "if these are layers one after the other, save them in one nn.Sequential"
+        )
+    return ""
 
 
 def _assume(layers: Sequence[str], outputs: int) -> TorchHead:

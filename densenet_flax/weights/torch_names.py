@@ -38,6 +38,7 @@ _LAST_SCALE = ("params", "bn", "scale")
 
 # https://github.com/TissueImageAnalytics/tiatoolbox, `CNNModel`: pixels / 255, no final ReLU.
 _TIATOOLBOX: InfoFields = {"preprocessing": "scale", "final_relu": False}
+_TIATOOLBOX_NAME = re.compile(r"tiatoolbox|densenet\d+-(kather100k|pcam)", re.IGNORECASE)
 _KATHER_CLASSES = ("BACK", "NORM", "DEB", "TUM", "ADI", "MUC", "MUS", "STR", "LYM")
 
 
@@ -138,12 +139,13 @@ def _torch_metadata(
     pretrained = config.get("pretrained_cfg", config)  # timm before 0.9 had one level
     # Those in the file are nearer to it, and so the last ones.
     settings = read_options({**find_options(config, f"{TIMM_CONFIG}: "), **options})
-    # Weights of TIAToolbox were published under timm's names, so that only words give them away.
-    hint = f"{file.parent.name}/{file.name} {pretrained.get('tag', '')}"
+    # Weights of TIAToolbox were published under timm's names, so that only words give them away;
+    # a checkpoint with the options of its training script is no such publication.
+    hint = f"{file.parent.name}/{file.name} {pretrained.get('tag', '')}" if not options else ""
     biases = (t.shape for t in tensors if t.path == ("params", "head", "predictions", "bias"))
     classes = next((shape[0] for shape in biases if shape), 0)
     is_wrapped = any("feat_extract." in tensor.name for tensor in tensors)
-    if is_wrapped or re.search("tiatoolbox|kather100k|-pcam", hint, re.IGNORECASE):
+    if is_wrapped or _TIATOOLBOX_NAME.search(hint):
         metadata |= _TIATOOLBOX
         clue = "feat_extract in its names" if is_wrapped else "its name"
         evidence = [f"TIAToolbox, by {clue}: pixels / 255, no ReLU after the last norm"]

@@ -141,13 +141,18 @@ def _owner(name: str, prefixes: Mapping[str, None]) -> str | None:
 
 def _separate(label: str, tensors: Mapping[str, Tensor]) -> TorchNetwork[Tensor]:
     """Separates companions from the other tensors of a network."""
+    # A layer may be called `f1`, and a loss may contain the head: what has a kernel is never left
+    # out, nor is its bias.
+    layers = {
+        name.removesuffix(".weight")
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and len(getattr(tensor, "shape", ())) > 1
+    }
     kept: dict[str, Tensor] = {}
     companions: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
         kind = next((k for k, known in _COMPANIONS.items() if known.fullmatch(name)), "")
-        # A layer may be called `f1`, and a loss may contain the head: a matrix is never left out.
-        is_matrix = name.endswith(".weight") and len(getattr(tensor, "shape", ())) == 2
-        if kind and not is_matrix:
+        if kind and name.rpartition(".")[0] not in layers:
             companions.setdefault(kind, []).append(name)
         else:
             kept[name] = tensor

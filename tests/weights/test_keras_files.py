@@ -144,6 +144,8 @@ def test_the_last_activation(case, tmp_path):
         (lambda k: k.layers.LayerNormalization(), "LayerNormalization"),
         (lambda k: k.layers.BatchNormalization(), "is a BatchNormalization"),
         (lambda k: k.layers.Rescaling(2.0), "is a Rescaling"),
+        (lambda k: type("Dropout", (k.layers.Dropout,), {})(0.5), "is a custom Dropout"),
+        (lambda k: k.layers.Flatten(data_format="channels_first"), "channels_first"),
     ],
 )
 def test_layers_that_our_network_lacks_are_rejected(layer, word, tmp_path):
@@ -151,6 +153,16 @@ def test_layers_that_our_network_lacks_are_rejected(layer, word, tmp_path):
     pool = keras.layers.GlobalAveragePooling2D()
     model = keras.Sequential([keras_tiny(), pool, layer(keras), keras.layers.Dense(2)])
     with pytest.raises(InputError, match=word):
+        read_weights(save_keras(model, tmp_path / "m.keras"))
+
+
+def test_a_cast_to_integers_is_rejected(tmp_path):
+    keras = pytest.importorskip("keras")
+    base = keras_tiny()
+    x = keras.layers.GlobalAveragePooling2D()(base.output)
+    x = keras.ops.cast(keras.ops.cast(x, "int32"), "float32")
+    model = keras.Model(base.input, keras.layers.Dense(2)(x))
+    with pytest.raises(InputError, match="is a Cast"):
         read_weights(save_keras(model, tmp_path / "m.keras"))
 
 

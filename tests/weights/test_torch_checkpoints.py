@@ -124,6 +124,14 @@ def test_other_layers_of_timm_are_refused(tmp_path):
         load_weights(path, info_of(TINY, epsilon=1e-5).build_model(), ignore_head=True)
 
 
+def test_stated_pixels_come_before_a_name_like_tiatoolbox(tmp_path):
+    content = {"state_dict": state_of(RAW), "args": argparse.Namespace(mean=[0.5], std=[0.5])}
+    path = tmp_path / "densenet121-pcam.pth"
+    torch.save(content, path)
+    info = read_weights(path)[1]
+    assert (info.preprocessing, info.final_relu) == ("tf", True)
+
+
 def test_options_of_other_scripts_are_left_alone(tmp_path):
     """`gp` is also the weight of a gradient penalty, and a pickle can contain itself."""
     config = {"gp": 10.0}
@@ -211,6 +219,10 @@ def head_of(*sizes, names):
         (head_of(2 * WIDTH, 2, names=["classifier"]), "another pooling"),
         ({**head_of(WIDTH, 2, names=["a"]), **head_of(WIDTH, 3, names=["b"])}, "several heads"),
         (head_of(WIDTH, 5, names=["classifier.0"]), "--activation"),
+        (head_of(WIDTH, 5, names=["criterion"]), "ArcFace"),
+        (head_of(WIDTH, 9, 2, names=["classifier", "model.fc"]), "nothing tells whether a ReLU"),
+        (head_of(WIDTH, 8, WIDTH, 2, names=["se.fc.0", "se.fc.2", "classifier"]), "gate"),
+        ({"conf1.weight": torch.ones(4, 4, 1, 1)}, "surplus"),
     ],
 )
 def test_a_head_that_is_not_ours_is_refused_and_the_backbone_used(head, words, tmp_path):

@@ -74,6 +74,12 @@ def test_tiatoolbox_is_recognized_by_the_file_name(name, tmp_path):
         assert info.license == ("CC BY 4.0" if "kather" in name else "CC0 1.0")
 
 
+def test_a_folder_named_after_the_images_is_no_file_of_tiatoolbox(tmp_path):
+    path = save(tmp_path / "kather100k" / "model.safetensors", torch_state(random_variables(NINE)))
+    info = read_weights(path)[1]
+    assert (info.preprocessing, info.final_relu) == ("torch", True)
+
+
 def test_timms_config_beside_the_file_is_read(tmp_path):
     path = save(tmp_path / "model.safetensors", torch_state(random_variables(NINE)))
     config = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "license": "apache-2.0"}
