@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from densenet_flax.common.errors import InputError
@@ -81,7 +81,7 @@ def export_classifier(
     """
     folder = Path(output).expanduser()
     _check_request(folder, formats or (), overwrite)
-    classifier = _load(network)
+    classifier = load_classifier(network, dtype="float32")
     description = _describe(classifier)
     images = _draw_examples(classifier.image_size)
     expected = _predict(classifier, images)
@@ -150,18 +150,6 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _load(network: str) -> Classifier:
-    classifier = load_classifier(network, dtype="float32")
-    info = classifier.info
-    if info.activation == "sigmoid" and info.num_classes > 1:
-        # One decision means nothing for classes that do not exclude each other.
-        raise InputError(
-            f"{info.source or 'the weights'}: {info.num_classes} independent sigmoid outputs; "
-            "only networks with mutually exclusive classes can be exported"
-        )
-    return classifier
-
-
 def _serialize(
     name: str, classifier: Classifier, description: JsonDict
 ) -> tuple[bytes, PredictFn | None]:
@@ -205,7 +193,7 @@ def _compare(
         ):
             difference = np.abs(np.asarray(values) - ours[rows]).max()
             largest = max(largest, float(np.nan_to_num(difference, nan=np.inf)))
-        same_decision = np.asarray(outputs["decision"]) == expected.label[rows]
+        same_decision = np.asarray(outputs["decision"]) == _decision(expected)[rows]
         if largest > TOLERANCE or not same_decision[is_clear[rows]].all():
             raise InputError(
                 f"{name}: differs by {largest:.1e} from this package (at most {TOLERANCE:.0e}); "
@@ -214,8 +202,16 @@ def _compare(
     return largest
 
 
-def _is_clear(expected: Prediction, threshold: float) -> Bool[np.ndarray, "N"]:
+def _decision(expected: Prediction) -> Int[np.ndarray, "N *classes"]:
+    """As files return it: the class, or of independent classes 1 for each that is present."""
+    decision = expected.label if expected.present is None else expected.present
+    return decision.astype(np.int32)
+
+
+def _is_clear(expected: Prediction, threshold: float) -> Bool[np.ndarray, "N *classes"]:
     """Whether each decision holds for all probabilities within the tolerance."""
+    if expected.present is not None:
+        return np.abs(expected.probability - 0.5) > TOLERANCE
     if len(expected.class_names) == 2:
         return np.abs(expected.probability[:, 1] - threshold) > TOLERANCE
     second, first = np.sort(expected.probability, axis=1)[:, -2:].T
@@ -243,7 +239,7 @@ def _examples_file(images: ImageBatch, expected: Prediction) -> bytes:
         images=images,
         probability=expected.probability.astype(np.float32),
         calibrated=expected.calibrated.astype(np.float32),
-        decision=expected.label.astype(np.int32),
+        decision=_decision(expected),
     )
     return buffer.getvalue()
 
@@ -259,7 +255,7 @@ def _describe(classifier: Classifier) -> JsonDict:
         "head": {
             "hidden": list(info.hidden),
             "outputs": info.num_classes,
-            "activation": info.activation,
+            "activation": "sigmoid" if info.num_classes == 1 else info.activation,
         },
         "preprocessing": info.preprocessing,
         "test_time_augmentation": classifier.tta,

@@ -40,7 +40,9 @@ def serialize(classifier: Classifier, description: JsonDict) -> bytes:
     outputs = [
         tensor_info("probability", TensorProto.FLOAT, ["batch", classes]),
         tensor_info("calibrated", TensorProto.FLOAT, ["batch", classes]),
-        tensor_info("decision", TensorProto.INT32, ["batch"]),
+        tensor_info(
+            "decision", TensorProto.INT32, ["batch", *([classes] * classifier.is_multilabel)]
+        ),
     ]
     images = tensor_info("images", TensorProto.UINT8, ["batch", height, width, 3])
     name = classifier.info.network
@@ -196,32 +198,50 @@ def _preprocess_input(graph: _Graph, x: Tensor, mode: str) -> Tensor:
 
 def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
     """From images to the outputs `probability`, `calibrated` and `decision`."""
-    info, point, classes = classifier.info, classifier.operating_point, len(classifier.class_names)
+    info, classes = classifier.info, len(classifier.class_names)
     x = _symmetric_views(graph, images, classifier.image_size) if classifier.tta else images
     x = _preprocess_input(graph, x, info.preprocessing)
     logits = _densenet(graph, x, classifier)
-    if info.num_classes == 1:
+    if classifier.is_multilabel:
+        last = graph.constant("last_axis", [2], np.int64)
+        logits = graph.add("Unsqueeze", logits, last, name="score_of_classes")
+    if info.num_classes == 1 or classifier.is_multilabel:
         # x - x is a zero of the batch's size, which a constant could not have.
         zero = graph.add("Sub", logits, logits, name="no_score")
-        logits = graph.add("Concat", zero, logits, name="two_scores", axis=1)
-    log_probability = graph.add("LogSoftmax", logits, name="log_softmax", axis=1)
+        logits = graph.add("Concat", zero, logits, name="two_scores", axis=-1)
+    log_probability = graph.add("LogSoftmax", logits, name="log_softmax", axis=-1)
     if classifier.tta:
         views = num_views(classifier.image_size)
         # The views were concatenated, so the first axis of the batch is [V, N].
-        shape = graph.constant("by_view", [views, -1, classes], np.int64)
+        sizes = [classes, 2] if classifier.is_multilabel else [classes]
+        shape = graph.constant("by_view", [views, -1, *sizes], np.int64)
         by_view = graph.add("Reshape", log_probability, shape, name="score_of_views")
         total = graph.add("ReduceLogSumExp", by_view, name="sum_of_views", axes=[0], keepdims=0)
         log_views = graph.constant("log_views", np.log(views))
         log_probability = graph.add("Sub", total, log_views, name="mean_of_views")
-    probability = graph.add("Exp", log_probability, name="probability")
+    _decide(graph, log_probability, classifier)
+
+
+def _decide(graph: _Graph, log_probability: Tensor, classifier: Classifier) -> None:
+    """The outputs, from [N, K], or from [N, K, 2]: the absence and presence of each class."""
+    point = classifier.operating_point
     temperature = graph.constant("temperature", point.temperature)
     scaled = graph.add("Div", log_probability, temperature, name="score_at_temperature")
-    graph.add("Softmax", scaled, name="calibrated", axis=1)
-    if classes == 2:
-        second = graph.constant("second_class", 1, np.int64)
-        positive = graph.add("Gather", probability, second, name="positive", axis=1)
-        threshold = graph.constant("threshold", point.threshold)
-        decision = graph.add("GreaterOrEqual", positive, threshold, name="is_positive")
+    second = graph.constant("second_class", 1, np.int64)
+    if classifier.is_multilabel:
+        likelihood = graph.add("Exp", log_probability, name="absent_or_present")
+        graph.add("Gather", likelihood, second, name="probability", axis=2)
+        likelihood = graph.add("Softmax", scaled, name="absent_or_present_calibrated", axis=2)
+        graph.add("Gather", likelihood, second, name="calibrated", axis=2)
+        threshold = graph.constant("threshold", 0.5)
+        decision = graph.add("GreaterOrEqual", "probability", threshold, name="is_present")
     else:
-        decision = graph.add("ArgMax", log_probability, name="likeliest", axis=1, keepdims=0)
+        graph.add("Exp", log_probability, name="probability")
+        graph.add("Softmax", scaled, name="calibrated", axis=1)
+        if len(classifier.class_names) == 2:
+            positive = graph.add("Gather", "probability", second, name="positive", axis=1)
+            threshold = graph.constant("threshold", point.threshold)
+            decision = graph.add("GreaterOrEqual", positive, threshold, name="is_positive")
+        else:
+            decision = graph.add("ArgMax", log_probability, name="likeliest", axis=1, keepdims=0)
     graph.add("Cast", decision, name="decision", to=TensorProto.INT32)

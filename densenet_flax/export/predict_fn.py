@@ -23,7 +23,7 @@ class Outputs(TypedDict):
 
     probability: Float[Array | np.ndarray, "N K"]
     calibrated: Float[Array | np.ndarray, "N K"]
-    decision: Int[Array | np.ndarray, "N"]
+    decision: Int[Array | np.ndarray, "N *classes"]  # [N, K], 0 or 1, of independent classes
 
 
 # An exported file that was loaded.
@@ -47,20 +47,27 @@ def predict_fn(
     # a CPU: the default, which this machine's backend decides, would put them into all four.
     model = classifier.model.clone(implementation="reference")
     logits = cast(Array, model.apply(variables, x))
-    if info.num_classes == 1:  # a single sigmoid output: two classes whose logits differ by it
+    if classifier.is_multilabel:  # each output decides between a class and its absence
+        logits = logits[..., None]
+    if info.num_classes == 1 or classifier.is_multilabel:  # two logits that differ by the output
         logits = jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     # Logarithms do not underflow in float32 where the network is sure.
     log_probability = jax.nn.log_softmax(logits, axis=-1)
     if classifier.tta:
         views = num_views(images.shape[1:3])
-        by_image = log_probability.reshape(-1, views, log_probability.shape[-1])
+        by_image = log_probability.reshape(-1, views, *log_probability.shape[1:])
         log_probability = jax.nn.logsumexp(by_image, axis=1) - jnp.log(jnp.float32(views))
     probability = jnp.exp(log_probability)
-    if probability.shape[-1] == 2:
+    if classifier.is_multilabel:
+        probability = probability[..., 1]
+        decision = probability >= 0.5
+    elif probability.shape[-1] == 2:
         decision = probability[:, 1] >= jnp.float32(point.threshold)
     else:
         decision = log_probability.argmax(axis=-1)
     # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
     calibrated = jax.nn.softmax(log_probability / jnp.float32(point.temperature), axis=-1)
+    if classifier.is_multilabel:
+        calibrated = calibrated[..., 1]
     decision = decision.astype(jnp.int32)
     return {"probability": probability, "calibrated": calibrated, "decision": decision}

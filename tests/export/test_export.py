@@ -38,6 +38,11 @@ NETWORKS = {
         {"image_size": [32, 32]},
         False,
     ),
+    "several labels": (
+        {"num_classes": 2, "activation": "sigmoid", "preprocessing": "tf", "hidden": (8,)},
+        {"image_size": [32, 32]},
+        True,
+    ),
     "bfloat16": (RECIPE, {"image_size": [32, 32], "dtype": "bfloat16"}, False),
 }
 
@@ -78,19 +83,22 @@ def test_exported_files_compute_what_the_classifier_computes(kind, tmp_path):
     images = np.random.default_rng(5).integers(0, 256, (5, *classifier.image_size, 3), np.uint8)
     ours = classifier.predict(images)
     assert np.ptp(ours.probability[:, 0]) > 1e-3
-    if len(ours.class_names) == 2:
+    two_classes = len(ours.class_names) == 2 and not classifier.is_multilabel
+    if two_classes or classifier.is_multilabel:
         assert np.abs(ours.calibrated - ours.probability).max() > 1e-2
     for load, name in ((stablehlo.load, "stablehlo"), (onnx_graph.load, "onnx")):
         theirs = load((folder / FILE_NAMES[name]).read_bytes())(images)
         np.testing.assert_allclose(theirs["probability"], ours.probability, atol=1e-5)
         np.testing.assert_allclose(theirs["calibrated"], ours.calibrated, atol=1e-5)
         clear = _is_clear(ours, classifier.operating_point.threshold)
-        assert clear.any() and (theirs["decision"] == ours.label)[clear].all()
+        decided = ours.present if classifier.is_multilabel else ours.label
+        assert clear.any() and (theirs["decision"] == decided)[clear].all()
     text = (folder / "README.md").read_text()
     assert ("averaged over the symmetric views" in text) == classifier.tta
-    two_classes = len(ours.class_names) == 2
     assert ("at least 0.4" in text) == two_classes
-    assert ("the class with the highest probability" in text) != two_classes
+    assert ("at least 0.5" in text) == classifier.is_multilabel
+    is_exclusive = not (two_classes or classifier.is_multilabel)
+    assert ("the class with the highest probability" in text) == is_exclusive
 
 
 def test_the_threshold_is_inside_the_files(tmp_path):
@@ -215,12 +223,3 @@ def test_a_refused_export_changes_nothing_and_says_why(network, tmp_path, monkey
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     export_classifier(str(network), folder, formats=["onnx"], overwrite=True)
     assert not (folder / "classifier.stablehlo").exists()  # of an earlier call: no mixture
-
-
-def test_independent_sigmoid_outputs_are_rejected(tmp_path):
-    info = WeightsInfo(
-        network="densenet", blocks=TINY_BLOCKS, num_classes=3, activation="sigmoid", source="x.pth"
-    )
-    save_weights(tmp_path / "n.safetensors", init_variables(info.build_model(), seed=0), info)
-    with pytest.raises(InputError, match=r"x\.pth: 3 independent sigmoid"):
-        export_classifier(str(tmp_path / "n.safetensors"), tmp_path / "out")
