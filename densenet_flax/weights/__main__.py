@@ -10,6 +10,7 @@ from densenet_flax.common.errors import InputError, path_errors
 from densenet_flax.models.preprocessing import PREPROCESSING
 from densenet_flax.weights.conversion import convert, export, inspect
 from densenet_flax.weights.info import ACTIVATIONS, InfoFields, WeightsInfo
+from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL, download
 
 
@@ -76,10 +77,17 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 
 def _overrides(arguments: argparse.Namespace) -> InfoFields:
-    given = {n: vars(arguments).get(n) for n in InfoFields.__annotations__}
+    values = {n: vars(arguments).get(n) for n in InfoFields.__annotations__}
+    names: tuple[str, ...] = ()
     if arguments.class_names is not None:
-        given["class_names"] = tuple(name.strip() for name in arguments.class_names.split(","))
-    return cast(InfoFields, {n: value for n, value in given.items() if value is not None})
+        names = tuple(name.strip() for name in arguments.class_names.split(","))
+        if not all(names) or len(set(names)) < len(names):
+            raise InputError(f"--class-names={arguments.class_names}: expected different names")
+        values["class_names"] = names
+    given = cast(InfoFields, {n: value for n, value in values.items() if value is not None})
+    # Bad values are found before anything is read.
+    WeightsInfo.from_layout(Layout((1,), num_classes=len(names)), **given)
+    return given
 
 
 def _convert(arguments: argparse.Namespace) -> None:

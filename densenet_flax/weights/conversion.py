@@ -33,7 +33,6 @@ class Conversion:
 
     Attributes:
       info: of the written weights.
-      tensors: how many were converted.
       parameters: how many numbers the network trains.
       evidence: where the info comes from, in words.
       verification: lines that say how it was verified; empty if it was not.
@@ -41,7 +40,6 @@ class Conversion:
     """
 
     info: WeightsInfo
-    tensors: int
     parameters: int
     evidence: tuple[str, ...]
     verification: tuple[str, ...] = ()
@@ -171,20 +169,17 @@ def _convert(
         layout = file.layout()
         variables, info = file.read(layout), file.info(layout, **overrides)
         evidence = _explain(file, overrides)
-        verification = _verify(file, variables, info) if verify else ()
+        verification: tuple[str, ...] = ()
+        if verify:
+            # Imported here: a conversion that is not verified needs no network.
+            from densenet_flax.weights.verify import verify_file
+
+            verification = verify_file(file, variables, info)
     write(dst, variables, info)
     if verify:
         check_written(dst, variables)
         verification += (f"read back from {dst.name}: every number is bitwise the same",)
-    count = len(flatten_dict(variables))
-    return Conversion(info, count, _count_parameters(variables), evidence, verification)
-
-
-def _verify(file: WeightsFile, variables: Variables, info: WeightsInfo) -> tuple[str, ...]:
-    # Imported here: a conversion that is not verified needs no network.
-    from densenet_flax.weights.verify import verify_file
-
-    return verify_file(file, variables, info)
+    return Conversion(info, _count_parameters(variables), evidence, verification)
 
 
 def _explain(file: WeightsFile, overrides: InfoFields) -> tuple[str, ...]:

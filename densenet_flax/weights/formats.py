@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.reading import check_regular
 from densenet_flax.weights.safe_reading import reading
 
 Kind: TypeAlias = Literal["hdf5", "keras", "safetensors", "torch", "checkpoint"]
@@ -31,8 +32,10 @@ def recognize(file: Path) -> Kind:
         if fault := _directory_fault(file):
             raise InputError(f"{file}: {fault}")
         return "checkpoint"
-    with reading(file), open(file, "rb") as stream:
-        start = stream.read(512)
+    with reading(file):
+        check_regular(file, file)
+        with open(file, "rb") as stream:
+            start = stream.read(512)
     if fault := _fault(file, start):
         raise InputError(f"{file}: {fault}; expected {_EXPECTED}")
     if start.startswith(_HDF5):

@@ -6,7 +6,6 @@ exactly the network of `keras.applications`, then a head as ours; whatever else 
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,13 +36,13 @@ class KerasConfig:
       fields: metadata.
       evidence: where they come from, in words.
       head: the head; None for bare weights.
-      dense_names: of all Dense layers, in the order in which Keras saves them.
+      pixels_fault: why pixels cannot be preprocessed as the model does; '' if they can.
     """
 
     fields: InfoFields
     evidence: tuple[str, ...]
     head: KerasHead | None = None
-    dense_names: Sequence[str] = ()
+    pixels_fault: str = ""
 
 
 def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
@@ -58,7 +57,7 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
         graph = read_graph(json.loads(config))
         reader = _Reader(graph)
         pixels, last, has_relu = reader.match_backbone()
-        image_size = _image_size(graph.calls)
+        image_size = pixels.image_size
         fields: InfoFields = {"epsilon": reader.epsilon(), "final_relu": has_relu}
         evidence = [f"epsilon {fields['epsilon']:g} from the model's configuration"]
         if mode := pixels.mode():
@@ -66,14 +65,16 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
             evidence.append(f"{pixels.describe()} is preprocessing {mode!r}")
         else:
             evidence.append(_CONVENTION)
+        if policies := {policy for call in graph.calls if (policy := _half_precision(call))}:
+            policy = ", ".join(sorted(policies))
+            evidence.append(f"the model computes in {policy}, this package in float32")
         head = _read_head(reader, last, has_relu, _map_size(image_size, reader.num_blocks))
         fields["activation"] = head.activation
         evidence += head.notes
         if image_size:
             fields["inference"] = InferenceSettings(image_size=image_size)
             evidence.append(f"images of {image_size[0]}×{image_size[1]} pixels")
-    dense = [name for layer_class, name, _ in graph.layers if layer_class == "Dense"]
-    return KerasConfig(fields, tuple(evidence), head, dense)
+    return KerasConfig(fields, tuple(evidence), head, pixels.explain_fault())
 
 
 def weights_alone(num_classes: int) -> str:
@@ -225,6 +226,14 @@ def describe(call: Call) -> str:
     return f"{call.layer_class} {activation}" if is_named else call.layer_class
 
 
+def _half_precision(call: Call) -> str:
+    """The dtype or policy of a layer that does not compute in float32; '' for others."""
+    policy = call.config.get("dtype")
+    if isinstance(policy, dict):
+        policy = policy.get("config", {}).get("name")
+    return policy if isinstance(policy, str) and "float16" in policy else ""
+
+
 def _read_head(
     reader: _Reader, value: int, has_relu: bool, map_size: tuple[int, int] | None
 ) -> KerasHead:
@@ -232,16 +241,6 @@ def _read_head(
     if isinstance(calls, str):
         return KerasHead(fault=calls)
     return read_head(calls, is_positive=has_relu, map_size=map_size)
-
-
-def _image_size(calls: Sequence[Call]) -> tuple[int, int] | None:
-    """(height, width) if the model takes images of one size alone."""
-    shapes = (call.config for call in calls if call.layer_class == "InputLayer")
-    config = next(shapes, {})
-    shape: Sequence[Any] = config.get("batch_shape") or config.get("batch_input_shape") or ()
-    if len(shape) != 4 or not all(isinstance(n, int) and 32 <= n <= 4096 for n in shape[1:3]):
-        return None
-    return int(shape[1]), int(shape[2])
 
 
 def _map_size(image_size: tuple[int, int] | None, num_blocks: int) -> tuple[int, int] | None:

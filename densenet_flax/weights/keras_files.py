@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.weights.keras_config import read_config, weights_alone
 from densenet_flax.weights.keras_head import KerasHead
 from densenet_flax.weights.keras_names import tensors_by_name, tensors_by_order
+from densenet_flax.weights.keras_pixels import explain_fault
 from densenet_flax.weights.official import official_name
 from densenet_flax.weights.safe_reading import (
     check_expansion,
@@ -29,6 +31,7 @@ KERAS_EPSILON = 1.001e-5
 INFO_ATTRIBUTE = "densenet_flax"  # of our own files: their `WeightsInfo`, as JSON
 
 _OPTIMIZER_STATE = ("optimizer", "optimizer_weights", "_optimizer")
+_NORMALIZATION = "statistics of pixels"
 _ARCHIVE_MEMBERS = ("config.json", "model.weights.h5")
 
 # How much processor time reading a file may take: a fixed part, and one for its bytes. Seconds on
@@ -111,11 +114,14 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
         stated = read_config(path, config)
         metadata, evidence = stated.fields.copy(), list(stated.evidence)
         head = stated.head or KerasHead()
+        pixels_fault = stated.pixels_fault
         companions: dict[str, list[str]] = {}
         for name in list(arrays):
             if kind := _companion(name):
                 companions.setdefault(kind, []).append(name)
                 del arrays[name]
+        if _NORMALIZATION in companions and not pixels_fault:
+            pixels_fault = explain_fault("a Normalization layer keeps what it learned as weights")
         # Legacy files list their layers' names; `.weights.h5` has only their order.
         if whole_model or "layer_names" in file.attrs or "layer_names0" in file.attrs:
             format = "Keras legacy HDF5, " + ("a whole model" if whole_model else "weights")
@@ -123,7 +129,7 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
             tensors = tensors_by_name(arrays, weights, head.dense)
         else:
             format = "Keras .keras" if path.suffix == ".keras" else "Keras .weights.h5"
-            tensors = tensors_by_order(path, arrays, stated.dense_names, head.dense)
+            tensors = tensors_by_order(path, arrays, head.dense)
         if INFO_ATTRIBUTE in file.attrs:
             metadata |= stored_metadata(path, str(file.attrs[INFO_ATTRIBUTE]))
             evidence = ["this package wrote the file and stated what it means"]
@@ -140,6 +146,7 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
         evidence,
         companions=companions,
         head_fault=head.fault,
+        pixels_fault=pixels_fault,
     )
 
 
@@ -155,7 +162,10 @@ def _companion(name: str) -> str:
     if "seed_generator" in parts or "seed_generators" in parts:
         return "random state"
     # Keras 2.12 to 2.15 save the metrics of a model that was compiled.
-    return "states of metrics" if {"metrics", "_metrics", "compile_metrics"} & set(parts) else ""
+    if {"metrics", "_metrics", "compile_metrics"} & set(parts):
+        return "states of metrics"
+    is_normalization = any(re.fullmatch(r"normalization(_\d+)?", part) for part in parts)
+    return _NORMALIZATION if is_normalization else ""
 
 
 def _arrays(path: Path, file: h5py.File) -> dict[str, h5py.Dataset]:

@@ -6,7 +6,8 @@ model is `Sequential`, functional, or one inside the other, and whether Keras 2 
 
 import dataclasses
 import graphlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from densenet_flax.common.errors import InputError
@@ -29,6 +30,7 @@ class Call:
       config: of the layer.
       inputs: numbers of the calls that it takes the outputs of.
       constants: other arguments of the call, by name, or number as text.
+      path: of the layer in `.weights.h5` files, such as 'sequential/dense_1'.
     """
 
     layer_class: str
@@ -36,6 +38,7 @@ class Call:
     config: JsonDict
     inputs: tuple[int, ...]
     constants: JsonDict
+    path: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,10 @@ class KerasGraph:
     Attributes:
       calls: each after those that it takes as inputs.
       outputs: numbers of the calls that are the outputs of the model.
-      layers: class, name and configuration of all layers that are no models, in the order in which
-        Keras lists and saves them.
     """
 
     calls: Sequence[Call]
     outputs: Sequence[int]
-    layers: Sequence[tuple[str, str, JsonDict]]
 
 
 def read_graph(model: JsonDict) -> KerasGraph:
@@ -60,16 +60,17 @@ def read_graph(model: JsonDict) -> KerasGraph:
     Raises:
       InputError: the model is of a class whose configuration does not describe layers.
     """
-    builder = _Builder()
+    builder = _Builder(dict(_layer_paths(model)))
     outputs = builder.call_model(model, None)
-    return KerasGraph(builder.calls, outputs, list(_plain_layers(model)))
+    return KerasGraph(builder.calls, outputs)
 
 
 class _Builder:
     """Collects the calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Mapping[int, str]):
         self.calls: list[Call] = []
+        self._paths = paths  # of layers, by `id` of their configuration
 
     def call_model(self, model: JsonDict, inputs: Sequence[int] | None) -> list[int]:
         """Calls a model; None for the inputs of the outermost one."""
@@ -88,7 +89,7 @@ class _Builder:
         if inputs is None:
             shape = _input_shape(layers[0]) if layers else None
             shape = shape or (model.get("build_config") or {}).get("input_shape")
-            inputs = [self._add("InputLayer", "input", {"batch_shape": shape}, (), {})]
+            inputs = [self._add({"class_name": "InputLayer", "config": {"batch_shape": shape}})]
         values = list(inputs)
         for layer in layers:
             if _class_name(layer) != "InputLayer":
@@ -102,14 +103,21 @@ class _Builder:
             if inputs is not None:
                 values[name, 0, 0] = inputs[number]
             else:
-                layer = layers[name]
-                values[name, 0, 0] = self._add("InputLayer", name, layer["config"], (), {})
+                values[name, 0, 0] = self._add(layers[name])
         # Graph search by hand: hundreds of layers, one behind the other, are too deep to recurse.
-        nodes = {
-            (name, number): _arguments(node)
-            for name, layer in layers.items()
-            for number, node in enumerate(layer.get("inbound_nodes") or ())
-        }
+        nodes = {}
+        for name, layer in layers.items():
+            for number, node in enumerate(layer.get("inbound_nodes") or ()):
+                tensors, constants = _arguments(node)
+                is_keras3 = isinstance(node, dict)
+                if is_keras3:  # where a model is used, that of the whole model counts
+                    constants.pop("training", None)
+                tensors = [_renumber(tensor, layers, from_one=not is_keras3) for tensor in tensors]
+                nodes[name, number] = tensors, constants
+        outputs_of_model = [
+            _renumber(tensor, layers, from_one=True)
+            for tensor in _tensor_list(config["output_layers"])
+        ]
         sorter = graphlib.TopologicalSorter(
             {key: [tensor[:2] for tensor in tensors] for key, (tensors, _) in nodes.items()}
         )
@@ -121,7 +129,7 @@ class _Builder:
                 continue  # a call outside of this model
             outputs = self._call_layer(layers[name], [values[t] for t in tensors], constants)
             values |= {(name, number, index): value for index, value in enumerate(outputs)}
-        return [values[tensor] for tensor in _tensor_list(config["output_layers"])]
+        return [values[tensor] for tensor in outputs_of_model]
 
     def _call_layer(self, layer: JsonDict, inputs: Sequence[int], constants: JsonDict) -> list[int]:
         if constants.get("training") is True:
@@ -131,13 +139,16 @@ class _Builder:
             )
         if _class_name(layer) in CONTAINERS:
             return self.call_model(layer, inputs)
-        config = layer.get("config", {})
-        return [self._add(_class_name(layer), _name(layer), config, tuple(inputs), constants)]
+        return [self._add(layer, inputs, constants)]
 
-    def _add(self, layer_class: str, name: str, config: JsonDict, inputs: Any, rest: Any) -> int:
+    def _add(
+        self, layer: JsonDict, inputs: Sequence[int] = (), constants: JsonDict | None = None
+    ) -> int:
         if len(self.calls) >= _MAX_CALLS:
             raise InputError(f"a model of more than {_MAX_CALLS:,} layers; expected a DenseNet")
-        self.calls.append(Call(layer_class, name, config, inputs, rest))
+        layer_class, name, config = _class_name(layer), _name(layer), layer.get("config", {})
+        path = self._paths.get(id(layer), "")
+        self.calls.append(Call(layer_class, name, config, tuple(inputs), constants or {}, path))
         return len(self.calls) - 1
 
 
@@ -147,12 +158,19 @@ def _layers(model: JsonDict) -> list[JsonDict]:
     return config if isinstance(config, list) else config.get("layers", [])
 
 
-def _plain_layers(model: JsonDict) -> Iterator[tuple[str, str, JsonDict]]:
+def _layer_paths(model: JsonDict, prefix: str = "") -> Iterator[tuple[int, str]]:
+    """`id` of each layer in a model, and its path in `.weights.h5` files without 'layers'.
+
+    There Keras calls a layer by its class, and numbers those of a model from the second on.
+    """
+    counts: Counter[str] = Counter()
     for layer in _layers(model):
+        name = _class_name(layer).lower()
+        path = f"{prefix}{name}_{counts[name]}" if counts[name] else f"{prefix}{name}"
+        counts[name] += 1
+        yield id(layer), path
         if _class_name(layer) in CONTAINERS:
-            yield from _plain_layers(layer)
-        else:
-            yield _class_name(layer), _name(layer), layer.get("config", {})
+            yield from _layer_paths(layer, f"{path}/")
 
 
 def _class_name(layer: JsonDict) -> str:
@@ -175,6 +193,19 @@ def _input_shape(layer: JsonDict) -> Any:
         inner = _layers(layer)
         return _input_shape(inner[0]) if inner else None
     return config.get("batch_shape") or config.get("batch_input_shape")
+
+
+def _renumber(tensor: _Tensor, layers: Mapping[str, JsonDict], *, from_one: bool) -> _Tensor:
+    """A tensor with the calls of its layer counted from 0.
+
+    Calls of a model that is a layer of another are counted from 1 wherever Keras 2 names them, and
+    by Keras 3 as outputs alone: the first is the one by which the inner model was made.
+    """
+    name, number, index = tensor
+    layer = layers.get(name, {})
+    if len(layer.get("inbound_nodes") or ()) <= 1:
+        return name, 0, index
+    return name, number - (from_one and _class_name(layer) in CONTAINERS), index
 
 
 def _tensor_list(value: Any) -> list[_Tensor]:

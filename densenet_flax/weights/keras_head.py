@@ -14,13 +14,13 @@ class KerasHead:
     """A head.
 
     Attributes:
-      dense: names of its Dense layers in the order in which they are applied.
+      dense: its Dense layers in the order in which they are applied.
       activation: of the probabilities.
       fault: why it computes something that ours does not; '' if it computes the same.
       notes: what was read, or assumed, in words.
     """
 
-    dense: tuple[str, ...] = ()
+    dense: tuple[Call, ...] = ()
     activation: str = "softmax"
     fault: str = ""
     notes: tuple[str, ...] = ()
@@ -46,14 +46,14 @@ def read_head(
             head.add(call)
         return head.finish()
     except _HeadError as error:
-        return KerasHead(tuple(name for name, _ in head.dense), fault=str(error))
+        return KerasHead(tuple(call for call, _ in head.dense), fault=str(error))
 
 
 class _Head:
     """Follows a head layer by layer."""
 
     def __init__(self, is_positive: bool, map_size: tuple[int, int] | None):
-        self.dense: list[tuple[str, str]] = []  # name and activation
+        self.dense: list[tuple[Call, str]] = []  # and its activation
         self._is_positive = is_positive
         self._shape = "maps"  # or 'pooled', maps of one position, or 'vector'
         self._map_size = map_size
@@ -85,29 +85,33 @@ class _Head:
         if not self.dense:
             return KerasHead()
         *hidden, (top, last) = self.dense
-        for name, kind in hidden:
+        for call, kind in hidden:
             if kind != "relu":
                 raise _HeadError(
-                    f"hidden layer {name!r} has the activation {kind!r}; this package's heads have "
-                    "'relu'"
+                    f"hidden layer {call.name!r} has the activation {kind!r}; this package's heads "
+                    "have 'relu'"
                 )
         if last not in ("softmax", "sigmoid", "linear"):
             raise _HeadError(
-                f"layer {top!r} has the activation {last!r}; expected softmax, sigmoid or linear"
+                f"layer {top.name!r} has the activation {last!r}; expected softmax, sigmoid or "
+                "linear"
             )
         if last == "softmax" and self._units == 1:
-            raise _HeadError(f"layer {top!r} is a softmax of a single output, which is always 1")
-        names = tuple(name for name, _ in self.dense)
+            raise _HeadError(
+                f"layer {top.name!r} is a softmax of a single output, which is always 1"
+            )
+        dense = tuple(call for call, _ in self.dense)
         if last == "linear":  # logits, for a loss with from_logits=True
             kind = "softmax" if self._units > 1 else "sigmoid"
-            return KerasHead(names, kind, notes=(f"layer {top!r} gives logits: {kind} assumed",))
-        return KerasHead(names, last, notes=(f"{last} from the model's configuration",))
+            notes = (f"layer {top.name!r} gives logits: {kind} assumed",)
+            return KerasHead(dense, kind, notes=notes)
+        return KerasHead(dense, last, notes=(f"{last} from the model's configuration",))
 
     def _add_dense(self, call: Call) -> None:
         if self._shape != "vector":
             raise _HeadError(f"layer {call.name!r} is a Dense of feature maps; {_MEAN_POOLING}")
         kind = call.config.get("activation") or "linear"
-        self.dense.append((call.name, kind if isinstance(kind, str) else str(kind)[:60]))
+        self.dense.append((call, kind if isinstance(kind, str) else str(kind)[:60]))
         self._units = int(call.config.get("units", 0))
         self._is_positive = kind == "relu"
 

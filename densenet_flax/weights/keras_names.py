@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.models.frontier import keras_layers
+from densenet_flax.weights.keras_graph import Call
 from densenet_flax.weights.layout import KERAS_VARIABLES, VariablePath, name_head_layers
 from densenet_flax.weights.weights_file import StoredTensor
 
@@ -32,11 +33,11 @@ _ORDERED = re.compile(
 
 
 def tensors_by_name(
-    arrays: Mapping[str, h5py.Dataset], weights: h5py.Group, dense: Sequence[str] = ()
+    arrays: Mapping[str, h5py.Dataset], weights: h5py.Group, dense: Sequence[Call] = ()
 ) -> list[StoredTensor]:
     """The tensors of a legacy file, whose attributes of `weights` list the layers in order.
 
-    `dense` are the names of the head's layers in the order in which they are applied, if known.
+    `dense` are the head's layers in the order in which they are applied, if known.
     """
     # `:0` ends the names of TensorFlow's variables.
     owners = {name: name.removesuffix(":0").rpartition("/")[::2] for name in arrays}
@@ -47,10 +48,11 @@ def tensors_by_name(
     in_order = sorted(
         matrices, key=lambda n: order.get(n.removeprefix("model_weights/"), len(order))
     )
-    names = [name.rpartition("/")[2] for name in in_order]
-    if dense and len(set(names)) == len(names):
-        by_name = dict(zip(names, in_order, strict=True))
-        in_order = [by_name[name] for name in dense if name in by_name]
+    if dense:
+        by_name = {name.rpartition("/")[2]: name for name in in_order}
+        # Of several layers of one name nothing tells which is which.
+        is_clear = len(by_name) == len(in_order)
+        in_order = [by_name[c.name] for c in dense if c.name in by_name] if is_clear else []
     head = dict(zip(in_order, name_head_layers(len(in_order)), strict=True))
     variables = {k: v for variables in KERAS_VARIABLES.values() for k, v in variables.items()}
     tensors = []
@@ -66,16 +68,14 @@ def tensors_by_name(
 def tensors_by_order(
     path: Path,
     arrays: Mapping[str, h5py.Dataset],
-    saved: Sequence[str] = (),
-    dense: Sequence[str] = (),
+    dense: Sequence[Call] = (),
 ) -> list[StoredTensor]:
     """The tensors of a `.weights.h5` file, by class and order of their layers.
 
     Args:
       path: the file.
       arrays: all that it holds.
-      saved: names of all Dense layers in the order of the file, if known.
-      dense: names of the head's layers in the order in which they are applied, if known.
+      dense: the head's layers in the order in which they are applied, if known.
     """
     groups = _group_by_order(arrays)
     # A base model nested in another has a container of its own; it has the most convolutions.
@@ -88,15 +88,9 @@ def tensors_by_order(
     norm_layers = groups.get((base, "batch_normalization"), {})
     backbone = _match_order(conv_layers, convs, "conv2d")
     backbone |= _match_order(norm_layers, norms, "batch_normalization")
-    heads = [layers for (_, layer_class), layers in groups.items() if layer_class == "dense"]
-    head: dict[str, VariablePath] = {}
-    if len(heads) == 1:  # of several heads, none is ours
-        # A layer that was deleted, or another model in the session, leaves a gap in the numbers.
-        layers = {i: names for i, (_, names) in enumerate(sorted(heads[0].items()))}
-        if dense and len(saved) == len(set(saved)) == len(layers):
-            layers = {dense.index(n): layers[i] for i, n in enumerate(saved) if n in dense}
-        paths = [("head", name) for name in name_head_layers(len(layers))]
-        head = _match_order(layers, paths, "dense")
+    layers = _dense_layers(groups, dense)
+    paths = [("head", name) for name in name_head_layers(len(layers))]
+    head = _match_order(layers, paths, "dense")
     tensors = [
         _tensor(name, array, (backbone | head).get(name), in_head=name not in backbone)
         for name, array in arrays.items()
@@ -130,6 +124,21 @@ def _group_by_order(arrays: Iterable[str]) -> dict[tuple[str, str], _Layers]:
             layers = groups.setdefault((match["container"] or "", match["layer_class"]), {})
             layers.setdefault(int(match["layer"] or 0), {})[int(match["variable"])] = name
     return groups
+
+
+def _dense_layers(groups: Mapping[tuple[str, str], _Layers], dense: Sequence[Call]) -> _Layers:
+    """The Dense layers of the head, numbered in the order in which they are applied."""
+    heads = {container: layers for (container, kind), layers in groups.items() if kind == "dense"}
+    if not dense:
+        # Of several heads, none is ours. A layer that was deleted leaves a gap in the numbers.
+        layers = next(iter(heads.values())) if len(heads) == 1 else {}
+        return dict(enumerate(names for _, names in sorted(layers.items())))
+    by_path = {}
+    for container, layers in heads.items():
+        models = [f"{part}/" for part in container.split("/") if part not in ("", "layers")]
+        for number, names in layers.items():
+            by_path["".join(models) + (f"dense_{number}" if number else "dense")] = names
+    return {i: by_path[call.path] for i, call in enumerate(dense) if call.path in by_path}
 
 
 def _match_order(

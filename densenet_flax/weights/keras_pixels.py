@@ -1,6 +1,7 @@
 """Layers of a Keras model that scale pixels, as one of our modes of preprocessing."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,27 +37,31 @@ class Pixels:
       scale: factor of each channel.
       offset: what is added.
       layers: names of the layers that did it.
+      image_size: (height, width) if the model takes or makes images of one size alone.
+      fault: what was done to them that this package cannot do; '' for nothing.
     """
 
     scale: Float[np.ndarray, "3"]
     offset: Float[np.ndarray, "3"]
     layers: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+    fault: str = ""
 
     def mode(self) -> str:
-        """The preprocessing that it is; '' if the model takes the pixels as they are.
+        """The preprocessing that it is; '' if it is none that this package knows."""
+        modes = (mode for mode, (scale, offset) in _MODES.items() if self._is(scale, offset))
+        return next(modes, "")
 
-        Raises:
-          InputError: it is another one.
-        """
-        if not self.layers or self._is(np.ones(3), np.zeros(3)):
+    def is_unchanged(self) -> bool:
+        """Whether the model takes the pixels as they are."""
+        return self._is(np.ones(3), np.zeros(3))
+
+    def explain_fault(self) -> str:
+        """Why they cannot be preprocessed as the model does; '' if they can."""
+        if not self.fault and (self.is_unchanged() or self.mode()):
             return ""
-        for mode, (scale, offset) in _MODES.items():
-            if self._is(scale, offset):
-                return mode
-        raise InputError(
-            f"{self.describe()} makes pixels x to x · {_text(self.scale)} + {_text(self.offset)}; "
-            f"this package knows {', '.join(_MODES)}; remove it and save the model again"
-        )
+        scaled = f"makes pixels x to x · {_text(self.scale)} + {_text(self.offset)}"
+        return explain_fault(self.fault or f"{self.describe()} {scaled}")
 
     def describe(self) -> str:
         """Names of the layers, for messages."""
@@ -69,6 +74,14 @@ class Pixels:
         )
 
 
+def explain_fault(fault: str) -> str:
+    """What a model does to pixels that this package cannot do, with advice."""
+    return (
+        f"{fault}; this package knows the preprocessing {', '.join(_MODES)}; if images that were "
+        "prepared like that will do, state one with convert … --preprocessing"
+    )
+
+
 def pixels_after(call: Call, before: Pixels | None) -> Pixels | None:
     """What a layer makes of scaled pixels; None if it does something else.
 
@@ -77,16 +90,41 @@ def pixels_after(call: Call, before: Pixels | None) -> Pixels | None:
       before: what it takes; None if that is something else, or if the layer takes nothing.
     """
     if call.layer_class == "InputLayer":
-        return Pixels(np.ones(3), np.zeros(3))
+        shape = call.config.get("batch_shape") or call.config.get("batch_input_shape") or ()
+        return Pixels(np.ones(3), np.zeros(3), image_size=_image_size(shape[1:3]))
     if before is None:
         return None
+    if operation(call) == "Resizing":
+        return _resize(before, call)
+    if operation(call) == "Normalization" and call.config.get("mean") is None:
+        fault = f"layer {call.name!r} is a Normalization that keeps what it learned as weights"
+        return dataclasses.replace(before, fault=before.fault or fault)
     with np.errstate(all="ignore"):
         factor = _factor(call)
         if factor is None:
             return None
         scale, offset = factor
-        name = call.name
-        return Pixels(before.scale * scale, before.offset * scale + offset, (*before.layers, name))
+        return dataclasses.replace(
+            before,
+            scale=before.scale * scale,
+            offset=before.offset * scale + offset,
+            layers=(*before.layers, call.name),
+        )
+
+
+def _resize(before: Pixels, call: Call) -> Pixels:
+    size = _image_size((call.config.get("height"), call.config.get("width")))
+    if size == before.image_size:
+        return before
+    fault = f"layer {call.name!r} resizes images with another filter than this package's, Pillow's"
+    return dataclasses.replace(before, image_size=size, fault=before.fault or fault)
+
+
+def _image_size(values: Sequence[Any]) -> tuple[int, int] | None:
+    """(height, width); None if they are not given, or are not those of images."""
+    if len(values) != 2 or not all(isinstance(n, int) and 32 <= n <= 4096 for n in values):
+        return None
+    return int(values[0]), int(values[1])
 
 
 def _factor(call: Call) -> tuple[Any, Any] | None:
@@ -94,12 +132,7 @@ def _factor(call: Call) -> tuple[Any, Any] | None:
     config, name = call.config, operation(call)
     if name == "Rescaling":
         return _channels(config.get("scale")), _channels(config.get("offset", 0.0))
-    if name == "Normalization":
-        if config.get("mean") is None or config.get("variance") is None or config.get("invert"):
-            raise InputError(
-                f"layer {call.name!r} is a Normalization that keeps what it learned as weights; "
-                "this package knows the preprocessing modes " + ", ".join(_MODES)
-            )
+    if name == "Normalization" and not config.get("invert"):
         std = np.maximum(np.sqrt(_channels(config["variance"])), 1e-7)  # Keras's epsilon
         return 1 / std, -_channels(config["mean"]) / std
     if name == "Lambda":

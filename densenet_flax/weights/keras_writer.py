@@ -18,12 +18,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import Variables
 from densenet_flax.models.frontier import keras_layers
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.keras_files import INFO_ATTRIBUTE, KERAS_EPSILON
+from densenet_flax.weights.keras_files import INFO_ATTRIBUTE
 from densenet_flax.weights.layout import KERAS_VARIABLES, VariablePath
 
 _ATTRIBUTE_BYTES = 60_000  # HDF5 allows 64 KiB
@@ -40,7 +39,6 @@ class _Layer:
 
 def save_keras(path: Path, variables: Variables, info: WeightsInfo) -> None:
     """Writes `.weights.h5`, or legacy `.h5` for any other name."""
-    _check_exportable(path, info)
     layers = _layers(variables, info)
     with atomic_file(path) as temporary:
         try:
@@ -50,23 +48,6 @@ def save_keras(path: Path, variables: Variables, info: WeightsInfo) -> None:
                 write(file, layers)
         except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either, in pages
             raise OSError(" ".join(str(error).split())[:200]) from error
-
-
-def _check_exportable(path: Path, info: WeightsInfo) -> None:
-    """Rejects what no `keras.applications` DenseNet can compute."""
-    if not info.final_relu:
-        raise InputError(
-            f"{path}: these weights belong to a network without a ReLU after the last norm, and "
-            "Keras's DenseNet has one; use them with this package, as .safetensors"
-        )
-    if (info.growth_rate, info.stem_features) != (32, 64):
-        network = info.layout.describe()
-        raise InputError(f"{path}: Keras has no {network}; export DenseNet121, 169 or 201")
-    if abs(info.epsilon / KERAS_EPSILON - 1) > 0.01:
-        raise InputError(
-            f"{path}: these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, "
-            f"and Keras's DenseNet has {KERAS_EPSILON:g}; use them as .safetensors"
-        )
 
 
 def _layers(variables: Variables, info: WeightsInfo) -> list[_Layer]:

@@ -12,7 +12,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import PyTree
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.weights.formats import recognize
-from densenet_flax.weights.info import InfoFields, WeightsInfo
+from densenet_flax.weights.info import EPSILON_TOLERANCE, InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.official import OFFICIAL, download
 from densenet_flax.weights.safe_reading import StrPath
@@ -20,9 +20,6 @@ from densenet_flax.weights.weights_file import WeightsFile
 
 # What a network takes from the file whose backbone it starts from.
 _INHERITED = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "license")
-# Keras's epsilon of 1.001e-5 and PyTorch's of 1e-5 are taken for each other: the difference is
-# below what float32 resolves unless a variance is itself about as small.
-_EPSILON_TOLERANCE = 0.01
 
 
 @contextlib.contextmanager
@@ -31,7 +28,9 @@ def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
 
     `which` names one of several networks in a PyTorch file.
     """
-    file = Path(path)
+    if not os.fspath(path):
+        raise InputError("'': no path; expected that of a weights file or a work directory")
+    file = Path(os.path.expanduser(path))
     opener: Callable[..., contextlib.AbstractContextManager[WeightsFile]]
     # Each format is imported when it is met: Keras's files need no torch, PyTorch's no h5py, and
     # neither needs Orbax.
@@ -46,12 +45,10 @@ def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
         from densenet_flax.weights.safetensors_files import open_safetensors as opener
     else:
         from densenet_flax.weights.torch_files import open_torch as opener
-    options = {}
-    if which:
-        if kind not in ("torch", "safetensors"):
-            raise InputError(f"{file}: which={which!r}: only PyTorch's files hold several networks")
-        options["which"] = which
+    options = {"which": which} if kind in ("torch", "safetensors") else {}
     with opener(file, **options) as opened:
+        if which and opened.which != which:
+            raise InputError(f"{file}: which={which!r}: only PyTorch's files hold several networks")
         yield opened
 
 
@@ -182,7 +179,7 @@ def _check_computation(path: StrPath, model: DenseNet, info: WeightsInfo) -> Non
             f"{path}: these weights belong to a network with {has} ReLU after the last norm, and "
             f"the model has {lacks}; build it with final_relu={info.final_relu}"
         )
-    if abs(model.epsilon / info.epsilon - 1) > _EPSILON_TOLERANCE:
+    if abs(model.epsilon / info.epsilon - 1) > EPSILON_TOLERANCE:
         epsilon = f"{info.epsilon:g}"
         raise InputError(
             f"{path}: these weights belong to a network with a BatchNorm epsilon of {epsilon}, "

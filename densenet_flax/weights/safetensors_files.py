@@ -63,12 +63,19 @@ def save_safetensors(path: Path, variables: Variables, info: WeightsInfo) -> Non
     flat = flatten_dict(variables, sep="/")
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in flat.items()}
     # One key: the library writes several in any order, and equal files should be equal bytes.
-    metadata = {INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
     with atomic_file(path) as temporary:
-        try:
-            safetensors.numpy.save_file(arrays, temporary, metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
+        write_safetensors(temporary, arrays, info)
+
+
+def write_safetensors(
+    path: Path, arrays: dict[str, np.ndarray], info: WeightsInfo, **metadata: str
+) -> None:
+    """Writes arrays with `info` and more metadata in the header; OSError if the disk refuses."""
+    metadata[INFO_KEY] = json.dumps(info.to_dict(), sort_keys=True)
+    try:
+        safetensors.numpy.save_file(arrays, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 class _HeaderTensor:

@@ -1,12 +1,13 @@
 """From variables to a weights file: ours, Keras's, or one for timm and torchvision."""
 
+import os
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import Variables
-from densenet_flax.weights.info import WeightsInfo
+from densenet_flax.weights.info import EPSILON_TOLERANCE, WeightsInfo
 from densenet_flax.weights.safe_reading import StrPath
 
 TORCH_SUFFIXES = (".safetensors", ".pth")
@@ -34,9 +35,12 @@ def export_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> No
     Raises:
       InputError: as for `save_weights`; or Keras has no such network.
     """
+    from densenet_flax.weights.keras_files import KERAS_EPSILON
     from densenet_flax.weights.keras_writer import save_keras
 
     target = check_target(path, ".h5")
+    is_known = (info.growth_rate, info.stem_features) == (32, 64)
+    _check_exportable(target, info, "Keras", KERAS_EPSILON, is_known)
     _check_variables(target, variables, info)
     save_keras(target, variables, info)
 
@@ -47,21 +51,45 @@ def export_torch(path: StrPath, variables: Variables, info: WeightsInfo) -> None
     Raises:
       InputError: as for `save_weights`; or they have no such network.
     """
+    from densenet_flax.weights.torch_names import TORCH_EPSILON
     from densenet_flax.weights.torch_writer import save_torch
 
     target = check_target(path, *TORCH_SUFFIXES)
+    is_known = info.network != "densenet"
+    _check_exportable(target, info, "timm and torchvision", TORCH_EPSILON, is_known)
     _check_variables(target, variables, info)
     save_torch(target, variables, info)
 
 
 def check_target(path: StrPath, *suffixes: str) -> Path:
     """Rejects a destination of another suffix, before anything is read."""
-    target = Path(path)
+    target = Path(os.path.expanduser(path))
     if target.suffix not in suffixes:
-        raise InputError(f"{target}: expected a name that ends in {' or '.join(suffixes)}")
+        raise InputError(
+            f"{os.fspath(path)!r}: expected a name that ends in {' or '.join(suffixes)}"
+        )
     if target.is_dir():
         raise InputError(f"{target}: a directory is in the way; choose another name")
     return target
+
+
+def _check_exportable(
+    path: Path, info: WeightsInfo, libraries: str, epsilon: float, is_known: bool
+) -> None:
+    """Rejects what the DenseNets of other libraries cannot compute."""
+    advice = "use these weights with this package, as .safetensors"
+    if not is_known:
+        raise InputError(f"{path}: {libraries} cannot build {info.layout.describe()}; {advice}")
+    if not info.final_relu:
+        raise InputError(
+            f"{path}: these weights belong to a network without a ReLU after the last norm, where "
+            f"{libraries} have one; {advice}"
+        )
+    if abs(info.epsilon / epsilon - 1) > EPSILON_TOLERANCE:
+        raise InputError(
+            f"{path}: these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, and "
+            f"the networks of {libraries} have {epsilon:g}; {advice}"
+        )
 
 
 def _check_variables(path: Path, variables: Variables, info: WeightsInfo) -> None:

@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import dataclasses
+import pathlib
 import pickle
 import re
 import reprlib
+import types
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,22 +67,34 @@ def load_network(path: Path, which: str = "") -> TorchNetwork["torch.Tensor"]:
             keys = ", ".join(reprlib.repr(key) for key in list(content)[:5]) or "none"
             fault = f"no state dict of a DenseNet in it (keys: {keys})"
             raise InputError(f"{path}: {fault}; save model.state_dict()")
+        # Some keep NumPy's arrays.
+        tensors = {name: torch.as_tensor(value) for name, value in network.tensors.items()}
         # A tensor may repeat one number a billion times by its strides.
-        declared = sum(v.numel() * v.element_size() for v in network.tensors.values())
+        declared = sum(v.numel() * v.element_size() for v in tensors.values())
         check_expansion(path, stored, declared)
-    return dataclasses.replace(network, options=find_options(content))
+    return dataclasses.replace(network, tensors=tensors, options=find_options(content))
 
 
 def _harmless_globals() -> list[Any]:
     """What training scripts keep beside the weights, and what can do nothing when it is made.
 
-    The options of timm's and torchvision's scripts are an `argparse.Namespace`, and a best accuracy
-    is often a NumPy scalar, which files name as the NumPy that wrote them.
+    The options of timm's and torchvision's scripts are an `argparse.Namespace`, which may hold
+    paths, and a best accuracy or a history is often of NumPy. Files name these as the NumPy or the
+    Python that wrote them.
     """
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    renamed = [
+        (getattr(multiarray, name), f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ]
+    renamed += [
+        (pathlib.PurePosixPath if "Posix" in name else pathlib.PureWindowsPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ]
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    return [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
+    return [argparse.Namespace, types.SimpleNamespace, np.dtype, *dtypes, np.ndarray, *renamed]
 
 
 def _refusal(message: str) -> str:

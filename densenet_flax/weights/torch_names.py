@@ -131,9 +131,9 @@ def _torch_metadata(
       InputError: the `config.json` cannot be read, or a backbone that ours is not is stated.
     """
     metadata: InfoFields = {"epsilon": TORCH_EPSILON}
-    library = "MONAI" if any(".layers." in tensor.name for tensor in tensors) else ""
-    names_of = library or "torchvision and timm"
-    evidence = [f"names as in {names_of}: ImageNet mean and standard deviation assumed"]
+    is_monai = any(".layers." in tensor.name for tensor in tensors)
+    names_of, relu = ("MONAI", "ReLU, ") if is_monai else ("torchvision and timm", "")
+    evidence = [f"names as in {names_of}: {relu}ImageNet mean and standard deviation assumed"]
     config_path = file.parent / TIMM_CONFIG
     config = _timm_config(config_path)
     pretrained = config.get("pretrained_cfg", config)  # timm before 0.9 had one level

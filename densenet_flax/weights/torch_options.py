@@ -7,6 +7,7 @@ checkpoint. A state dict shows none of it, and each changes the probabilities.
 import argparse
 import dataclasses
 import reprlib
+import types
 from collections.abc import Mapping
 
 import numpy as np
@@ -53,7 +54,7 @@ def find_options(
     """The options in a checkpoint or `config.json` that matter here, by where they are.
 
     Args:
-      content: a mapping that may hold an `argparse.Namespace` or mappings of options.
+      content: a mapping that may hold namespaces or mappings of options.
       where: what comes before their names, such as 'config.json: '.
       depth: of the mapping in the file; a pickle can contain itself.
 
@@ -62,7 +63,8 @@ def find_options(
     """
     options: dict[str, object] = {}
     for key, value in content.items():
-        value = vars(value) if isinstance(value, argparse.Namespace) else value
+        is_namespace = isinstance(value, argparse.Namespace | types.SimpleNamespace)
+        value = vars(value) if is_namespace else value
         if key in _CONTAINERS and isinstance(value, Mapping) and depth < _MAX_DEPTH:
             options |= find_options(value, f"{where}{key}.", depth + 1)
         elif key in _NAMES and value is not None:

@@ -1,13 +1,11 @@
 """Writes state dicts that timm and torchvision load, with `config.json` in timm's form."""
 
+import importlib.util
 import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from jaxtyping import Shaped
 
@@ -18,7 +16,8 @@ from densenet_flax.storage.atomic import atomic_file, write_text
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import VariablePath
 from densenet_flax.weights.safe_reading import reading
-from densenet_flax.weights.torch_names import INFO_KEY, TIMM_CONFIG, TORCH_EPSILON
+from densenet_flax.weights.safetensors_files import write_safetensors
+from densenet_flax.weights.torch_names import INFO_KEY, TIMM_CONFIG
 
 _VARIABLES = {
     "kernel": "weight",
@@ -44,13 +43,18 @@ def save_torch(path: Path, variables: Variables, info: WeightsInfo) -> None:
       InputError: timm and torchvision have no such network, another `config.json` is in the way, or
         PyTorch is needed and not installed.
     """
-    _check_exportable(path, info)
+    is_pth = path.suffix != ".safetensors"
+    if is_pth and not importlib.util.find_spec("torch"):
+        advice = "pip install torch, or write the same as .safetensors"
+        raise InputError(f"{path}: writing this file needs PyTorch; {advice}")
     config_path = path.with_name(TIMM_CONFIG)
     _check_config(config_path)
     state = torch_state_dict(variables)
-    write = _write_safetensors if path.suffix == ".safetensors" else _torch_writer(path)
     with atomic_file(path) as temporary:
-        write(temporary, state, info)
+        if is_pth:
+            _save_pth(temporary, state)
+        else:
+            write_safetensors(temporary, state, info, format="pt")
     write_text(config_path, json.dumps(timm_config(info), indent=2) + "\n")
 
 
@@ -125,25 +129,6 @@ def _layer_name(path: VariablePath, num_dense: int) -> str:
     return f"features.denseblock{int(block) - 1}.denselayer{number}.{_LAYERS[layer[0]]}"
 
 
-def _check_exportable(path: Path, info: WeightsInfo) -> None:
-    """Rejects what timm's and torchvision's DenseNet cannot compute."""
-    if info.network == "densenet":
-        network = info.layout.describe()
-        raise InputError(
-            f"{path}: timm and torchvision have no {network}; expected one of the four"
-        )
-    if not info.final_relu:
-        raise InputError(
-            f"{path}: these weights belong to a network without a ReLU after the last norm, and "
-            "timm's and torchvision's have one; use them with this package, as .safetensors"
-        )
-    if abs(info.epsilon / TORCH_EPSILON - 1) > 0.01:
-        raise InputError(
-            f"{path}: these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, and "
-            f"timm's and torchvision's networks have {TORCH_EPSILON:g}"
-        )
-
-
 def _check_config(path: Path) -> None:
     """Rejects a folder whose `config.json` is not of an earlier export."""
     if not path.exists():
@@ -154,26 +139,11 @@ def _check_config(path: Path) -> None:
         raise InputError(f"{path}: another file is in the way; choose another folder")
 
 
-def _write_safetensors(path: Path, state: StateDict, info: WeightsInfo) -> None:
-    metadata = {"format": "pt", INFO_KEY: json.dumps(info.to_dict(), sort_keys=True)}
+def _save_pth(path: Path, state: StateDict) -> None:
+    import torch
+
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
     try:
-        safetensors.numpy.save_file(state, path, metadata)
-    except safetensors.SafetensorError as error:
-        raise OSError(str(error)) from error
-
-
-def _torch_writer(path: Path) -> Callable[[Path, StateDict, WeightsInfo], None]:
-    try:
-        import torch
-    except ImportError as error:
-        advice = "pip install torch, or write the same as .safetensors"
-        raise InputError(f"{path}: writing this file needs PyTorch; {advice}") from error
-
-    def write(path: Path, state: StateDict, info: WeightsInfo) -> None:
-        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in state.items()}
-        try:
-            torch.save(tensors, path)
-        except RuntimeError as error:  # of a full disk
-            raise OSError(" ".join(str(error).split())[:200]) from error
-
-    return write
+        torch.save(tensors, path)
+    except RuntimeError as error:  # of a full disk
+        raise OSError(" ".join(str(error).split())[:200]) from error

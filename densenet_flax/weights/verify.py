@@ -7,7 +7,6 @@ Files of this package, and Keras's official ones by their md5, need no compariso
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import Variables
 from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.official import official_name
 from densenet_flax.weights.weights_file import WeightsFile
@@ -57,9 +57,8 @@ def verify_file(file: WeightsFile, variables: Variables, info: WeightsInfo) -> t
     Raises:
       InputError: they do not agree.
     """
-    path = file.path
     try:
-        result = verify(path, file.framework, variables, info, file.which)
+        result = verify(file, variables, info)
     except InputError:
         raise
     # Frameworks fail in many ways at files that we can read, such as of another version.
@@ -74,9 +73,9 @@ def verify_file(file: WeightsFile, variables: Variables, info: WeightsInfo) -> t
         )
     if unit := result.failed_unit:
         raise InputError(
-            f"{path}: {result.framework} and this package differ by "
+            f"{file.path}: {result.framework} and this package differ by "
             f"{result.differences[unit]:.1e} of the largest value from unit {unit} on; the "
-            "metadata are not those of the file: state --epsilon or --final-relu"
+            "metadata are not those of the file: state --epsilon, --final-relu or --activation"
         )
     return (
         f"largest difference from {result.framework} over largest value, on random images:",
@@ -91,38 +90,38 @@ def summarize(lines: Sequence[str]) -> str:
     return " ".join((f"{lines[0]} {lines[-1]}" if is_compared else lines[0]).split())
 
 
-def verify(
-    path: Path, framework: str, variables: Variables, info: WeightsInfo, which: str = ""
-) -> Verification:
+def verify(file: WeightsFile, variables: Variables, info: WeightsInfo) -> Verification:
     """Runs the source's framework and ours on the same random images and compares every unit.
 
     Args:
-      path: the file that `variables` were read from.
-      framework: its `WeightsFile.framework`.
+      file: what `variables` were read from.
       variables: of our network.
       info: of the file.
-      which: its `WeightsFile.which`.
 
     Raises:
       InputError: our network gives numbers that are not finite.
     """
+    path, framework = file.path, file.framework
     if not framework:
         return Verification("", {}, "the file is this package's own")
     if framework == "Keras" and (name := official_name(path)):
         return Verification("", {}, f"Keras's official {name}, by its md5")
-    images = random_images()
     try:
         if framework == "Keras":
             from densenet_flax.weights.keras_reference import KerasReference
 
-            model = KerasReference(path, info)
+            model = KerasReference(file, info)
             # A saved model may accept images of one size alone.
-            images = random_images(*model.input_size)
-            reference = model.run(images)
+            pixels = images = random_images(*model.input_size)
+            if model.pixels_mode:
+                pixels = 128 + 50 * pixels
+                images = np.asarray(preprocess_input(pixels, model.pixels_mode))
+            reference = model.run(pixels, images)
         else:
             from densenet_flax.weights.torch_reference import run_torch
 
-            reference = run_torch(path, info, images, which)
+            images = random_images()
+            reference = run_torch(path, info, images, file.which)
     except ImportError as error:
         return Verification("", {}, f"{framework}: {error}")
     ours = run_units(info.build_model(), variables, images, info.activation)

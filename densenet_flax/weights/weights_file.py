@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, Unpack
@@ -15,6 +16,10 @@ from densenet_flax.common.trees import PyTree
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout, Shape, VariablePath, infer_layout
 from densenet_flax.weights.safe_reading import damaged, file_hash, reading
+
+_STEM_KERNEL = ("params", "conv1", "conv", "kernel")
+# Of PyTorch's pruning, and of its norms of weights in both of their forms.
+_PARAMETRIZED = re.compile(r"weight_(orig|mask|g|v|u)$|\.parametrizations\.")
 
 # Reads one tensor, in our layout, as any float type.
 ReadTensor: TypeAlias = Callable[[], Float[np.ndarray, "..."]]
@@ -84,8 +89,13 @@ class WeightsFile:
         layout = infer_layout(self.shapes)
         if layout is None:
             names = _list([tensor.name for tensor in self.tensors]) or "no tensors at all"
+            fault = "not the weights of a DenseNet"
+            if any(len(tensor.shape) == 5 for tensor in self.tensors):
+                fault = "weights of a network of volumes, whose kernels have three dimensions"
+            elif self.shapes and not any(path[-1] == "scale" for path in self.shapes):
+                fault = "a DenseNet without BatchNorm"
             raise InputError(
-                f"{self.path}: not the weights of a DenseNet ({self.format} with {names}); "
+                f"{self.path}: {fault} ({self.format} with {names}); "
                 "expected DenseNet121, 161, 169 or 201"
             )
         return layout
@@ -160,12 +170,29 @@ class WeightsFile:
 
     def _advice(self, layout: Layout, kinds: Mapping[str, Sequence[str]]) -> str:
         inferred = infer_layout(self.shapes)
+        stem_shape, expected = self.shapes.get(_STEM_KERNEL, ()), layout.tensors()[_STEM_KERNEL]
+        if any(_PARAMETRIZED.search(name) for name in kinds["unexpected"]):
+            return (
+                "its layers keep their weights in parts, for pruning or a norm of weights; save "
+                "it after torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
+            )
         if inferred == layout and not kinds["missing"] and not kinds["of another shape"]:
             # The network is whole: leaving out what may belong to it would change what it computes.
             return (
                 "every variable of the network is there, and the rest is surplus that this package "
                 "does not know; if it is no part of the network, save its state_dict or weights "
                 "without it"
+            )
+        if len(stem_shape) == 4 and stem_shape[:3] != expected[:3]:
+            height, width, channels, _ = stem_shape
+            return (
+                f"its first convolution is {height}×{width} of {channels} channels, and this "
+                "package's is 7×7 of red, green and blue"
+            )
+        if not any(path[0] == "batch_stats" for path in self.shapes):
+            return (
+                "it has no running statistics of BatchNorm: either its network has other norms, or "
+                "only the parameters were saved; save the whole state_dict or weights"
             )
         if layout.network == "densenet" and inferred == layout:
             return "give DenseNet121, 161, 169 or 201"

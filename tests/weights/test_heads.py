@@ -95,6 +95,11 @@ def keras_form(form, base, cut, head):
 
     if form == "nested" and cut == "relu":
         return keras.Sequential([base, *head])
+    if form == "models in models":
+        features = keras.Model(base.input, base.get_layer(cut).output)
+        start = keras.Input(base.input_shape[1:])
+        first = keras.Model(start, keras.Sequential(head[:2])(features(start)))
+        return keras.Sequential([first, keras.Sequential(head[2:])] if head[2:] else [first])
     if form == "head model":
         inner = keras.Sequential(head)
         return keras.Model(base.input, inner(base.get_layer(cut).output))
@@ -112,7 +117,9 @@ def test_keras_heads_are_exact_or_refused(seed, keras_base, tmp_path):
     base, outputs = keras_base
     cut = rng.choice(["relu", "relu", "relu", "bn"])
     head = draw_keras_head(rng)
-    model = keras_form(rng.choice(["flat", "nested", "head model"]), base, cut, head)
+    model = keras_form(
+        rng.choice(["flat", "nested", "head model", "models in models"]), base, cut, head
+    )
     generator = np.random.default_rng(seed)
     theirs = outputs[cut]
     for layer in head:

@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights import load_weights, read_weights, save_weights
+from densenet_flax.weights import convert, load_weights, read_weights, save_weights
+from densenet_flax.weights.keras_graph import read_graph
 from densenet_flax.weights.save import export_weights
 from tests.weights.helpers import (
     RECIPE,
@@ -113,6 +114,43 @@ def test_rescaling_in_the_model_means_scale(tmp_path):
     for name in ("m.keras", "m.h5"):
         _, info = read_weights(save_keras(model, tmp_path / name))
         assert info.preprocessing == "scale"
+
+
+@pytest.mark.parametrize("kind", ["Resizing", "Normalization"])
+def test_pixels_that_this_package_cannot_prepare_need_a_stated_mode(kind, tmp_path):
+    keras = pytest.importorskip("keras")
+    size = (None, None, 3) if kind == "Resizing" else (32, 32, 3)
+    layer = keras.layers.Resizing(32, 32) if kind == "Resizing" else keras.layers.Normalization()
+    layers = [layer, keras_tiny(), *keras_head()]
+    model = keras.Sequential([keras.Input(size), *layers])
+    path, target = save_keras(model, tmp_path / "m.keras"), tmp_path / "m.safetensors"
+    with pytest.raises(InputError, match=f"{kind.lower()}.*--preprocessing"):
+        read_weights(path)
+    info = convert(path, target, verify=False, preprocessing="tf").info
+    assert (info.preprocessing, info.inference.image_size) == ("tf", (32, 32))
+
+
+def test_keras_2_counts_the_calls_of_inner_models_from_one():
+    def layer(kind, name, *inbound, **config):
+        return {"class_name": kind, "name": name, "inbound_nodes": list(inbound), "config": config}
+
+    def functional(name, layers, output, *inbound):
+        ends = {"input_layers": [[f"in_{name}", 0, 0]], "output_layers": [output]}
+        layers = [layer("InputLayer", f"in_{name}"), *layers]
+        return layer("Functional", name, *inbound, layers=layers, **ends)
+
+    relu = layer("ReLU", "relu", [["in_inner", 0, 0, {}]])
+    inner = functional("inner", [relu], ["relu", 0, 0], [["in_outer", 0, 0, {"training": False}]])
+    dense = layer("Dense", "dense", [["inner", 1, 0, {}]])
+    graph = read_graph(functional("outer", [inner, dense], ["dense", 0, 0]))
+    assert [(call.name, call.inputs) for call in graph.calls][1:] == [
+        ("relu", (0,)),
+        ("dense", (1,)),
+    ]
+    assert graph.outputs == [2] and graph.calls[1].path == "functional/relu"
+    inner["inbound_nodes"] *= 2  # two calls, of which one is used
+    dense["inbound_nodes"] = [[["inner", 2, 0, {}]]]
+    assert len(read_graph(functional("outer", [inner, dense], ["dense", 0, 0])).calls) == 4
 
 
 def test_epsilon_and_a_missing_last_relu_come_from_the_configuration(tmp_path):

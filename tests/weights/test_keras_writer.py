@@ -89,7 +89,7 @@ def test_a_long_list_of_layers_is_split_into_attributes(tmp_path):
     [
         (TINY, {"final_relu": False}, "ReLU"),
         (TINY, {"epsilon": 1e-3}, "epsilon"),
-        (Layout((1, 1), growth_rate=48, stem_features=96), {}, "Keras has no"),
+        (Layout((1, 1), growth_rate=48, stem_features=96), {}, "Keras cannot build"),
     ],
 )
 def test_networks_that_keras_lacks_are_rejected(layout, fields, word, tmp_path):

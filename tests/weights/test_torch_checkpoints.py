@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import pathlib
+import types
 import zipfile
 
 import numpy as np
@@ -34,10 +36,15 @@ def save(folder, content):
 CHECKPOINTS = {
     "timm": {
         "state_dict": state_of(RAW),
-        "args": argparse.Namespace(lr=0.1),
+        "args": argparse.Namespace(lr=0.1, output=pathlib.Path("runs/1")),
         "arch": "densenet121",
     },
-    "numpy": {"state_dict": state_of(RAW), "best": np.float64(0.9), "epoch": np.int64(3)},
+    "numpy": {
+        "state_dict": {name: value.numpy() for name, value in state_of(RAW).items()},
+        "best": np.float64(0.9),
+        "losses": np.ones(3),
+        "config": types.SimpleNamespace(epochs=np.int64(3)),
+    },
     "torchvision": {"model": state_of(RAW), "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
     "data parallel": state_of(RAW, "module."),
     "compiled": {"model_state": state_of(RAW, "_orig_mod.module.")},
@@ -204,6 +211,26 @@ def test_unknown_tensors_are_surplus_and_not_missing(tmp_path):
     path = save(tmp_path, {**state_of(RAW), "attention.gate": torch.ones(3)})
     with pytest.raises(InputError, match=r"1 unexpected \(attention.gate\).*surplus") as error:
         read_weights(path)
+    assert "complete file" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "change", "words"),
+    [
+        ("conv0.weight", "conv0.weight_orig", lambda x: x, "prune.remove"),
+        ("conv0.weight", "conv0.weight", lambda x: x[:, :1], "7×7 of 1 channels"),
+        ("conv0.weight", "conv0.weight", lambda x: x[:, :, 2:5, 2:5], "3×3 of 3 channels"),
+        ("running_", "", None, "no running statistics"),
+    ],
+)
+def test_whole_files_of_other_networks_are_no_incomplete_ones(old, new, change, words, tmp_path):
+    state = state_of(RAW)
+    for name in [name for name in state if old in name]:
+        value = state.pop(name)
+        if change:
+            state[name.replace(old, new)] = change(value).clone()
+    with pytest.raises(InputError, match=words) as error:
+        read_weights(save(tmp_path, state))
     assert "complete file" not in str(error.value)
 
 

@@ -9,6 +9,7 @@ import safetensors.numpy
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights import convert, export, read_weights, save_weights
 from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.load import open_weights
 from densenet_flax.weights.verify import relative_difference, run_units, verify
 from tests.weights.helpers import (
     TINY,
@@ -48,7 +49,8 @@ def test_torch_agrees_unit_by_unit(torch_file, tmp_path):
 @pytest.mark.parametrize("wrong", [{"epsilon": 1e-2}, {"final_relu": True}])
 def test_wrong_metadata_give_a_difference(wrong, torch_file):
     variables, info = read_weights(torch_file)
-    right = verify(torch_file, "PyTorch", variables, info)
+    with open_weights(torch_file) as file:
+        right = verify(file, variables, info)
     assert not right.failed_unit and max(right.differences.values()) < 1e-5
     # The reference obeys `info` too, so give it the right one and ours the wrong one.
     ours = dataclasses.replace(info, **wrong)
@@ -70,7 +72,15 @@ def test_a_wrong_conversion_fails_and_writes_nothing(torch_file, tmp_path, monke
 
 @pytest.mark.parametrize(("name", "build"), [("m.h5", "flat"), ("m.keras", "sequential")])
 def test_keras_whole_models_agree(name, build, tmp_path):
-    model = keras_recipe(build, keras_tiny(input_shape=(48, 32, 3)))
+    """With layers that scale pixels and half precision, which the comparison is not to see."""
+    keras = pytest.importorskip("keras")
+    keras.config.set_dtype_policy("mixed_float16" if name == "m.h5" else "float32")
+    try:
+        model = keras_recipe(build, keras_tiny(input_shape=(48, 32, 3)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    if build == "sequential":
+        model = keras.Sequential([keras.Input((48, 32, 3)), keras.layers.Rescaling(1 / 255), model])
     randomize_keras(model)
     source = save_keras(model, tmp_path / name)
     result = convert(source, tmp_path / "m.safetensors", verify=True)
@@ -90,6 +100,13 @@ def test_keras_weights_agree(tmp_path, monkeypatch):
     source = save_keras(model, tmp_path / "m.weights.h5")
     result = convert(source, tmp_path / "m.safetensors", verify=True)
     assert "Keras" in result.verification[0]
+    assert units(result.verification)[-2:] == ["norm", "probabilities"]
+    backbone = Layout(TINY.blocks)
+    with open_weights(source) as file:  # as `load_backbone` does
+        variables, info = file.read(backbone, ignore_head=True), file.info(backbone)
+        result = verify(file, variables, info)
+    assert (result.framework, list(result.differences)[-1]) == ("Keras", "norm")
+    assert not result.failed_unit
 
 
 def test_without_a_framework_it_says_so(tmp_path):
