@@ -15,7 +15,7 @@ help:
 	@echo "make test        install, check format, lint and types, run the tests"
 	@echo "make lint        format, lint and types only"
 	@echo "make fuzz        MINUTES=60: read damaged files of every kind; see docs/reliability.md"
-	@echo "make lock        write a new requirements.lock from the ranges"
+	@echo "make lock        write a new requirements.lock from the ranges (with Python 3.11 requirements-oldest.lock)"
 	@echo "make clean-demo  remove the demo's run, so that it trains from the start"
 
 $(VENV)/python.stamp:
@@ -49,11 +49,13 @@ test: lint
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)
 
-# In a separate venv, so that it lists what the ranges allow today and nothing else.
+# In a separate venv, so that it lists what the ranges allow today and nothing else. Python 3.11 gives the
+# oldest end, every later one the main line: `make lock PYTHON=python3.11`, `make lock PYTHON=python3.13`.
+lock: LOCK = $(shell $(PYTHON) -c 'import sys; print("requirements%s.lock" % ("-oldest" * (sys.version_info < (3, 12))))')
 lock:
 	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --requirement requirements.txt
-	{ echo "# One exact set that the ranges of requirements.txt allow: Python 3.11, Linux, CPU."; \
-	  echo "# pip install --requirement requirements.lock"; \
-	  $(VENV)-lock/bin/python -m pip freeze; } > requirements.lock
+	{ echo "# One exact set that the ranges of requirements.txt allow: $$($(PYTHON) --version), Linux, CPU."; \
+	  echo "# pip install --requirement $(LOCK)"; \
+	  $(VENV)-lock/bin/python -m pip freeze; } > $(LOCK)
 	rm -rf $(VENV)-lock

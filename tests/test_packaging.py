@@ -1,0 +1,99 @@
+"""Files that users run and no test does: requirements, locks, image, workflows, citation."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def requirements(name):
+    lines = (line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def workflow(path):
+    document = yaml.safe_load(path.read_text())
+    return document.pop(True), document  # YAML 1.1 reads the key `on` as true
+
+
+@pytest.mark.parametrize(
+    "lock, jax", [("requirements.lock", "0.12"), ("requirements-oldest.lock", "0.10")]
+)
+def test_a_lock_is_within_the_ranges(lock, jax):
+    exact = {
+        canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in requirements(lock)
+    }
+    for requirement in requirements("requirements.txt"):
+        assert requirement.specifier.contains(exact[canonicalize_name(requirement.name)]), (
+            requirement
+        )
+    assert exact["jax"].startswith(f"{jax}.") and exact["jaxlib"] == exact["jax"]
+
+
+def test_every_python_that_is_promised_is_tested():
+    supported = SpecifierSet(PROJECT["requires-python"])
+    minors = [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
+    promised = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: Python :: 3." in c]
+    assert promised == minors
+    _, document = workflow(ROOT / ".github/workflows/test.yml")
+    tested = document["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert {minors[0], minors[-1]} <= set(tested) <= set(minors)
+    assert {"run": "bash .ci/run"} in document["jobs"]["test"]["steps"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_are_pinned_and_may_only_read(path):
+    _, document = workflow(path)
+    assert document["permissions"] == {"contents": "read"}
+    used = re.findall(r"uses: (\S+)(.*)", path.read_text())
+    for action, comment in used:
+        if not action.startswith("./"):
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), action
+            assert re.fullmatch(r" # v[\d.]+", comment), f"{action}: say which version that is"
+
+
+def test_only_a_tag_publishes_and_without_a_password():
+    triggers, document = workflow(ROOT / ".github/workflows/release.yml")
+    assert triggers == {"push": {"tags": ["v*"]}}
+    jobs = document["jobs"]
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["needs"] == ["test", "build"]
+    assert all("secrets." not in path.read_text() for path in WORKFLOWS)
+
+
+def test_the_image_is_built_from_files_that_its_context_holds():
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    steps = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    copied = {name for word, *names in steps if word == "COPY" for name in names[:-1]}
+    assert copied == sent and all((ROOT / name).exists() for name in copied)
+    # What pip reads to install the package, and what the entry point starts.
+    named = [PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "requirements.txt"]
+    assert {*named, "main.py", "configs", "densenet_flax"} <= copied
+    assert ["ENTRYPOINT", '["python",', '"main.py"]'] in steps
+    # Each file is there before the step that reads it.
+    seen: set[str] = set()
+    for word, *arguments in steps:
+        seen |= set(arguments[:-1]) if word == "COPY" else set()
+        reads = [a for a in arguments if a.endswith((".lock", ".txt"))] if word == "RUN" else []
+        assert set(reads) <= seen, f"{word} {arguments}"
+    assert {"cuda12", "cuda13", "tpu"} <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] and Version(citation["version"])
+    assert citation["license"] == PROJECT["license"]
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
