@@ -10,3 +10,5 @@ from .models.densenet import DenseNet201 as DenseNet201
 from .models.frontier import trainable_mask as trainable_mask
 from .models.preprocessing import preprocess_input as preprocess_input
 from .weights import load_weights as load_weights
+
+__version__: str

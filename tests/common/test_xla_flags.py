@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-import main
 from densenet_flax import InputError
 from densenet_flax.common.xla_flags import (
     check_deterministic_kernels,
     request_deterministic_kernels,
 )
+from densenet_flax.experiments.session import set_up_jax
 
 FLAG = "--xla_gpu_deterministic_ops=true"
 
@@ -35,9 +35,8 @@ def test_flags_of_the_user_stay(before, after, monkeypatch):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_the_program_sets_the_flag_that_a_configuration_asks_for(deterministic, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(main, "_COORDINATOR", type("Flag", (), {"value": None}))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    main._set_up_jax(ConfigDict({"deterministic": deterministic}))
+    set_up_jax(ConfigDict({"deterministic": deterministic}))
     assert os.environ["XLA_FLAGS"] == (FLAG if deterministic else "")
 
 
