@@ -1,11 +1,11 @@
 """The keys of `config.data`."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.patterns import pattern_fault
 from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.data.breakhis.names import LABELS, MAGNIFICATIONS
 from densenet_flax.data.sources.similar_names import POLICIES
@@ -101,12 +101,8 @@ class DataConfig(Settings):
             )
         for key in ("patient_pattern", "label_pattern"):
             pattern = getattr(self, key)
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(
-                    f"{key}={pattern!r}: not a regular expression ({error})"
-                ) from error
+            if fault := pattern_fault(pattern):
+                raise InputError(f"{key}={pattern!r}: not a regular expression ({fault})")
         if self.label_pattern and self.label_level is not None:
             raise InputError(
                 f"label_level={self.label_level}: label_pattern states the class already; use one "

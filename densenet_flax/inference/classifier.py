@@ -34,6 +34,7 @@ from densenet_flax.weights.load import read_weights
 
 DEFAULT_IMAGE_SIZE = (224, 224)  # of most published DenseNets; for weights that do not state it
 DEFAULT_BATCH_SIZE = 32
+_DEFAULT_BATCH_PIXELS = 32 * 512**2
 
 ImageBatch: TypeAlias = UInt8[np.ndarray, "N H W 3"]  # images as `Classifier.prepare` returns them
 Target: TypeAlias = int | str | Sequence[int | str]  # a class, or one for each image
@@ -301,8 +302,9 @@ def load_classifier(
         with a head: one that `python -m densenet_flax.weights convert RUN model.safetensors`
         wrote, or any other that the package reads.
       image_size: (height, width); by default that of training, or 224 × 224 if unknown.
-      batch_size: images at a time; by default that of training, or 32. Each call is padded to
-        whole batches, so single images are answered sooner with 1.
+      batch_size: images at a time; by default that of training, or 32, and fewer where they are
+        larger than 512 × 512. Each call is padded to whole batches, so single images are answered
+        sooner with 1.
       dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
       verify: compare a file of Keras or PyTorch with what its framework computes, where that is
         installed, which takes some seconds. What was assumed and compared is logged.
@@ -334,11 +336,18 @@ def load_classifier(
         info = dataclasses.replace(info, inference=settings)
     config = Workdir(path).read_config()  # {} for a file
     if batch_size is None:
+        batch_size = _default_batch_size(image_size, info)
         in_training = config.get("batch_size")
-        batch_size = in_training if isinstance(in_training, int) else 0
-        batch_size = batch_size if batch_size >= 1 else DEFAULT_BATCH_SIZE
+        if isinstance(in_training, int) and in_training >= 1:
+            batch_size = in_training
     cuts = _stage_cuts(config, info)
     return Classifier(variables, info, image_size=image_size, batch_size=batch_size, cuts=cuts)
+
+
+def _default_batch_size(image_size: tuple[int, int] | None, info: WeightsInfo) -> int:
+    """32 images, or fewer that are large: a file states a size, and not what fits into memory."""
+    height, width = image_size or info.inference.image_size or DEFAULT_IMAGE_SIZE
+    return max(1, min(DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // max(1, height * width)))
 
 
 def _stage_cuts(config: JsonDict, info: WeightsInfo) -> list[str]:

@@ -1,11 +1,11 @@
 """How to use a trained network on new images: what its training and evaluation settled."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.patterns import MAX_LENGTH, pattern_fault
 from densenet_flax.common.settings import Settings, between, choice, setting
 from densenet_flax.common.trees import JsonDict
 
@@ -15,8 +15,6 @@ DTYPES = ("float32", "bfloat16")
 _MAX_SIZE = 4096
 # Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
-# Far beyond any real pattern; one of megabytes would take long to compile.
-_MAX_PATTERN_LENGTH = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +87,6 @@ def _are_stain_settings(settings: Any) -> bool:
     )
 
 
-def _is_pattern(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return len(pattern) <= _MAX_PATTERN_LENGTH
-
-
 @dataclasses.dataclass(frozen=True)
 class InferenceSettings(Settings):
     """How to use a trained network on new images, as its training and evaluation settled it.
@@ -127,7 +117,9 @@ class InferenceSettings(Settings):
     dtype: str = choice("float32", DTYPES)
     patient_group: str = ""
     patient_pattern: str = setting(
-        "", f"a regular expression of at most {_MAX_PATTERN_LENGTH} characters", _is_pattern
+        "",
+        f"a regular expression of at most {MAX_LENGTH} characters",
+        lambda pattern: not pattern_fault(pattern),
     )
     patient_source: str = ""
     merge_patients: bool = False

@@ -20,6 +20,8 @@ from densenet_flax.weights.layout import Layout
 # Keras's epsilon of 1.001e-5 and PyTorch's of 1e-5 are taken for each other: the difference is
 # below what float32 resolves unless a variance is itself about as small.
 EPSILON_TOLERANCE = 0.01
+# Of a text: more than the text of any license.
+_MAX_TEXT = 100_000
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
@@ -171,12 +173,14 @@ def _check(info: WeightsInfo) -> None:
     expect("final_relu", isinstance(info.final_relu, bool), "true or false")
     expect("activation", info.activation in ACTIVATIONS, f"one of {ACTIVATIONS}")
     names = info.class_names
-    are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
-    expect("class_names", are_names, "a list of strings")
+    are_names = isinstance(names, tuple) and all(isinstance(n, str) and n for n in names)
+    expect("class_names", are_names and len({*names}) == len(names), "a list of different names")
     is_complete = not names or len(names) == info.num_classes
     expect("class_names", is_complete, f"{info.num_classes} names, one for each class")
     for name in ("network", "source", "sha256", "license"):
-        expect(name, isinstance(getattr(info, name), str), "a string")
+        value = getattr(info, name)
+        is_text = isinstance(value, str) and len(value) <= _MAX_TEXT
+        expect(name, is_text, f"a text of at most {_MAX_TEXT} characters")
     network = info.layout.network
     # A size without a name may get one later; files that were written before stay readable.
     is_named = info.network in (network, "densenet")

@@ -249,6 +249,9 @@ def test_a_path_that_cannot_classify_is_rejected_in_one_line(nine_classes, run, 
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="at least 32"):
         densenet_flax.load_classifier(path, image_size=(16, 64))
+    # A file that states a size of 16 megapixels does not take all memory.
+    for size, count in (((512, 512), 32), ((1024, 1024), 8), ((4096, 4096), 1)):
+        assert densenet_flax.load_classifier(path, image_size=size).images_per_batch == count
     with pytest.raises(InputError, match="batch_size"):
         densenet_flax.load_classifier(path, batch_size=-1)
 

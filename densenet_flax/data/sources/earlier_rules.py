@@ -26,7 +26,7 @@ def list_tiles(root: Path, config: DataConfig) -> tuple[list[Tile], Provenance]:
         raise InputError(f"{root}: no images in it")
     source = patients.TABLE if "patient" in tiles[0].known else patients.UNKNOWN
     if pattern := config.patient_pattern:
-        found = [patients.first_match(pattern, tile.file) for tile in tiles]
+        found = patients.find_patients([tile.file for tile in tiles], pattern=pattern)
         tiles = [
             tile._replace(known={**tile.known, "patient": patient})
             for tile, patient in zip(tiles, found, strict=True)

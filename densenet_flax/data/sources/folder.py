@@ -197,9 +197,8 @@ def _with_patients(
             )
         return tiles, dataclasses.replace(provenance, patient_source=patients.TABLE)
     if pattern:
-        found = [
-            patients.find_patient(tile.in_tree or tile.file, pattern=pattern) for tile in tiles
-        ]
+        files = [tile.in_tree or tile.file for tile in tiles]
+        found = patients.find_patients(files, pattern=pattern)
         for tile, patient in zip(tiles, found, strict=True):
             if not patient:
                 raise InputError(

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.patterns import first_matches
 from densenet_flax.data.breakhis.names import find_slide
-from densenet_flax.data.sources.patients import first_match
 
 # Names that data sets have for the three subsets.
 _SUBSET_WORDS = {
@@ -127,7 +127,7 @@ def read_layout(files: Sequence[str], level: int | None = None, pattern: str = "
       InputError: the folders can be read in more than one way, or a path has no class.
     """
     if pattern:
-        labels = [_by_pattern(pattern, file) for file in files]
+        labels = _by_pattern(pattern, files)
         subsets, subset_level = read_subsets(files)
         labels_from = f"data.label_pattern={pattern!r}"
     elif level is not None:
@@ -157,11 +157,12 @@ def _first_paths(files: Sequence[str]) -> str:
     return ", ".join(files[:3])
 
 
-def _by_pattern(pattern: str, file: str) -> str:
-    label = first_match(pattern, file)
-    if not label:
-        raise InputError(f"{file}: data.label_pattern={pattern!r} finds no class in this path")
-    return label
+def _by_pattern(pattern: str, files: Sequence[str]) -> list[str]:
+    labels = first_matches(pattern, files, "data.label_pattern")
+    for file, label in zip(files, labels, strict=True):
+        if not label:
+            raise InputError(f"{file}: data.label_pattern={pattern!r} finds no class in this path")
+    return labels
 
 
 def _at_level(file: str, level: int) -> str:

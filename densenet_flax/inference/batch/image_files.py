@@ -11,10 +11,10 @@ from pathlib import Path
 
 from absl import logging
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.data.images.formats import IMAGE_SUFFIXES
 from densenet_flax.data.sources.files import FileListing, describe_left_out, list_files
-from densenet_flax.data.sources.patients import find_patient
+from densenet_flax.data.sources.patients import find_patients
 from densenet_flax.weights.inference_settings import InferenceSettings
 
 
@@ -109,12 +109,13 @@ def with_names_in_data(files: Sequence[ImageFile], roots: Sequence[str]) -> list
     return named
 
 
-def patient_from_name(file: ImageFile, settings: InferenceSettings) -> str:
-    """The patient that the name of a file states by the rule of training; '' if it states none."""
-    return find_patient(
-        file.name_in_data or file.name,
-        pattern=settings.patient_pattern,
-        source=settings.patient_source,
-        group=settings.patient_group,
-        merge=settings.merge_patients,
-    )
+def patients_from_names(files: Sequence[ImageFile], settings: InferenceSettings) -> list[str]:
+    """The patient that each name states by the rule of training; '' if it states none."""
+    with errors_in("the network's "):
+        return find_patients(
+            [file.name_in_data or file.name for file in files],
+            pattern=settings.patient_pattern,
+            source=settings.patient_source,
+            group=settings.patient_group,
+            merge=settings.merge_patients,
+        )

@@ -35,7 +35,7 @@ from densenet_flax.evaluation.predictions import probability_columns
 from densenet_flax.inference.batch.image_files import (
     ImageFile,
     find_images,
-    patient_from_name,
+    patients_from_names,
     with_names_in_data,
 )
 from densenet_flax.inference.batch.journal import Journal
@@ -144,6 +144,8 @@ def predict_files(
         next_unit(classifier.model, options.unit)  # rejects an unknown unit
         check_overlays(options.overlays, files)
     key, names = _job_digest(classifier, files, options), [file.name for file in files]
+    # Before the work begins: a pattern in a weights file may be one that never ends.
+    patients = dict(zip(names, patients_from_names(files, classifier.info.inference), strict=True))
     journal = Journal(partial_path(options.output), key, names)
     with contextlib.closing(journal):
         if journal.done:
@@ -152,7 +154,7 @@ def predict_files(
             options.check_other_outputs()
             if options.overlays:
                 mark_overlays(options.overlays)
-        job = _Job(classifier, files, options, journal)
+        job = _Job(classifier, files, options, journal, patients)
         try:
             with _sigterm_as_interrupt():
                 job.process_remaining()
@@ -172,6 +174,7 @@ class _Job:
     files: Sequence[ImageFile]
     options: OutputOptions
     journal: Journal
+    patients: Mapping[str, str]
 
     def process_remaining(self) -> None:
         """Predicts the files that the journal does not have yet."""
@@ -296,13 +299,12 @@ class _Job:
 
     def _table_parts(self, counts: Counter[str]) -> Iterator[Part]:
         """Yields the table part by part, and counts the decisions."""
-        settings = self.classifier.info.inference
         for chunk in chunks(self._predicted(), ROWS_PER_CHUNK):
             prediction = self.classifier.decide(np.array([row for _, row in chunk]))
             counts.update(_decided(prediction))
             yield {
                 "file": [str(file.path) for file, _ in chunk],
-                "patient": [patient_from_name(file, settings) for file, _ in chunk],
+                "patient": [self.patients[file.name] for file, _ in chunk],
                 **_columns("probability", prediction.probability, prediction),
                 **_columns("calibrated", prediction.calibrated, prediction),
                 "decision": prediction.decision.tolist(),

@@ -16,7 +16,7 @@ from densenet_flax.data.sources.folder import FolderSource, list_tiles
 from densenet_flax.inference.batch.image_files import (
     ImageFile,
     find_images,
-    patient_from_name,
+    patients_from_names,
     with_names_in_data,
 )
 from densenet_flax.weights import InferenceSettings
@@ -82,12 +82,12 @@ def test_the_patient_is_read_from_breakhis_names_or_by_the_pattern():
         (other, {"patient_pattern": "q"}, ""),
         (other, {"patient_pattern": "p(x)?"}, ""),
     ):
-        assert patient_from_name(file, InferenceSettings(**keys)) == patient
+        assert patients_from_names([file], InferenceSettings(**keys)) == [patient]
 
 
 def test_a_table_is_not_contradicted_by_names():
     file = ImageFile(Path("x"), "SOB_M_DC-14-2523AB-100-004.png")
-    assert patient_from_name(file, InferenceSettings(patient_source="table")) == ""
+    assert patients_from_names([file], InferenceSettings(patient_source="table")) == [""]
 
 
 # Names with what patterns trip over: digits everywhere, separators, names at the top.
@@ -135,11 +135,12 @@ def test_prediction_finds_the_patient_that_training_found(names, slides, pattern
             merge_patients=similar_names == "merge",
         )
         expected = dict(zip([tile.file for tile in tiles], patients.tolist(), strict=True))
-        found = {file.name: patient_from_name(file, rule) for file in find_images(folder)}
-        assert found == expected
+        files = find_images(folder)
+        found = patients_from_names(files, rule)
+        assert dict(zip([file.name for file in files], found, strict=True)) == expected
         # A part of the data, as a folder, a pattern or a file, has the same patients.
         part = root / tiles[0].file
         for images in (part.parent, part.parent / "*", part):
             for file in with_names_in_data(find_images(str(images)), [folder]):
                 name = file.path.relative_to(root).as_posix()
-                assert patient_from_name(file, rule) == expected[name]
+                assert patients_from_names([file], rule) == [expected[name]]
