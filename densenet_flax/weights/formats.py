@@ -54,10 +54,11 @@ def _recognize_zip(file: Path) -> Kind:
         return "keras"
     if file.suffix == ".h5":
         raise InputError(f"{file}: a zip, and no weights file of Keras; expected {_EXPECTED}")
-    if not zipfile.is_zipfile(file):
-        return "torch"  # cut short, as its reader will say
-    with reading(file), zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
+    with reading(file):
+        if not zipfile.is_zipfile(file):
+            return "torch"  # cut short, as its reader will say
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
     if {"config.json", "model.weights.h5"} <= set(names):
         return "keras"
     paths = {name.partition("/")[2] or name for name in names}

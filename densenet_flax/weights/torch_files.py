@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import io
 import pathlib
 import pickle
 import re
@@ -49,13 +50,15 @@ def load_network(path: Path, which: str = "") -> TorchNetwork["torch.Tensor"]:
         raise InputError(f"{path}: reading this file needs PyTorch; {advice}") from error
     with reading(path):
         stored = path.stat().st_size
-        if zipfile.is_zipfile(path):
+        if is_zip := zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(member.file_size for member in archive.infolist())
             check_expansion(path, stored, unpacked)
         try:
-            with torch.serialization.safe_globals(_harmless_globals()):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.serialization.safe_globals(_harmless_globals()))
+                source = path if is_zip else stack.enter_context(_BoundedReader(path))
+                content = torch.load(source, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             fault = f"a pickle {_refusal(str(error))}; nothing was run"
             advice = "save the state_dict() alone, or distrust the file"
@@ -73,6 +76,18 @@ def load_network(path: Path, which: str = "") -> TorchNetwork["torch.Tensor"]:
         declared = sum(v.numel() * v.element_size() for v in tensors.values())
         check_expansion(path, stored, declared)
     return dataclasses.replace(network, tensors=tensors, options=find_options(content))
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file of which no more is read than is left: room is made for all that a pickle asks for."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _harmless_globals() -> list[Any]:

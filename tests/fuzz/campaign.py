@@ -210,7 +210,7 @@ class _Worker:
     ):
         self._target, self._samples, self._seed, self._shared = target, samples, seed, shared
         self._folder, self._guarded = folder, guarded
-        self._accepted = self._refused = 0
+        self._accepted = self._refused = self._peak = 0
 
     def run(self, limit: Limit) -> None:
         self._be_silent()
@@ -254,10 +254,10 @@ class _Worker:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
     def _report(self, number: int, *, is_reading: bool) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        _PROGRESS.pack_into(
-            self._shared, 0, number, is_reading, self._accepted, self._refused, peak
-        )
+        if not number % 64:  # it takes as long as some of the readers
+            self._peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        progress = number, is_reading, self._accepted, self._refused, self._peak
+        _PROGRESS.pack_into(self._shared, 0, *progress)
 
     def _try(self, root: Path, mutant: Mutant, written: Any) -> tuple[str, str] | None:
         """Reads an input; returns the outcome and its detail if that is a fault."""

@@ -1,5 +1,6 @@
 """Journals, and the JSON, JSONL and CSV files that the package writes or takes from users."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from densenet_flax.data.breakhis.name_list import dataset_of_names, list_file_names
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.sources.tile_table import read_tile_table
 from densenet_flax.data.splits.policies import make_split
@@ -33,6 +35,7 @@ from tests.helpers.datasets import make_dataset
 
 _JSON: Sequence[Mutator] = (*[damage_json] * 8, damage, flip_bit, cut)
 _LINES: Sequence[Mutator] = (*[damage_json_lines] * 6, damage, flip_bit, cut)
+_LINES_OF_TEXT: Sequence[Mutator] = (damage, damage, damage_table, flip_bit, cut)
 _TABLE: Sequence[Mutator] = (*[damage_table] * 6, damage, flip_bit, cut)
 
 
@@ -178,6 +181,15 @@ def _are_predictions(written: Any, read: Any) -> str:
     return "" if np.all(is_probability) and len(read) else "no probabilities"
 
 
+def _write_names(folder: Path) -> None:
+    names = [f"SOB_B_A-14-{i}AB-40-001.png|40|1|train\n" for i in range(22549, 22560)]
+    (folder / "names.txt").write_text("".join(names))
+
+
+def _read_names(folder: Path) -> Any:
+    return dataset_of_names(list_file_names(folder / "names.txt"), name=str(folder)).files
+
+
 def _write_rows(folder: Path) -> None:
     columns = {
         "file": [f"{i}.png" for i in range(9)],
@@ -194,7 +206,7 @@ def _read_rows(folder: Path) -> dict[str, Any]:
 
 _ALL = (damage, flip_bit, cut, damage_json, damage_json_lines)
 
-RECORD_TARGETS = [
+_TARGETS = [
     Target(
         "journals/prediction",
         _sample(_write_journal),
@@ -232,4 +244,8 @@ RECORD_TARGETS = [
         _TABLE,
         accepts=_are_predictions,
     ),
+    Target("records/names.txt", _sample(_write_names), _read_names, _LINES_OF_TEXT),
 ]
+
+# They take half a millisecond: in the same time many more are read.
+RECORD_TARGETS = [dataclasses.replace(target, weight=3.0) for target in _TARGETS]

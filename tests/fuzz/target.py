@@ -36,7 +36,7 @@ class Target:
       unguarded: a context in which `read` is faster and may end the process: input that does is
         read again without it, in a process of its own.
       imports: libraries that are imported before the workers start; without one it is left out.
-      weight: how much of the time it gets.
+      weight: how much of the time it gets in a long run.
     """
 
     name: str

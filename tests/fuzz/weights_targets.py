@@ -107,6 +107,28 @@ def _make_config(folder: Path) -> None:
     (folder / "sequential" / "model.json").write_text(top.to_json())
 
 
+_TIMM_CONFIG = {
+    "architecture": "densenet121",
+    "num_classes": 3,
+    "global_pool": "avg",
+    "label_names": ["a", "b", "c"],
+    "model_args": {"num_classes": 3},
+    "pretrained_cfg": {
+        "input_size": [3, 224, 224],
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "crop_mode": "center",
+        "license": "mit",
+        "classifier": "classifier",
+    },
+}
+
+
+def _make_timm(folder: Path) -> None:
+    _save(folder, "torch.safetensors")
+    (folder / "torch.safetensors" / "config.json").write_text(json.dumps(_TIMM_CONFIG))
+
+
 def _read_keras_config(folder: Path) -> Any:
     path = folder / "model.json"
     return read_config(path, path.read_bytes())
@@ -122,6 +144,14 @@ WEIGHTS_TARGETS = [
             **{"exact": (cut,), **options},
         )
         for name, options in _OPTIONS.items()
+    ),
+    Target(
+        "weights/timm-config",
+        _make_timm,
+        _read,
+        (*[damage_json] * 8, damage),
+        accepts=_is_network,
+        damaged=lambda path: path == "config.json",
     ),
     Target(
         "weights/keras-config",

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int, Shaped
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split_config import LEAKY
