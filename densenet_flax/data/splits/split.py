@@ -161,8 +161,9 @@ def load_split(path: str | os.PathLike[str], dataset: Dataset) -> Split:
             )
     subset_of_row = np.array([subset_of_file[file] for file in dataset.files.tolist()])
     rows = {subset: np.flatnonzero(subset_of_row == subset) for subset in SUBSETS}
-    split = build_split(dataset, rows, policy)
-    check_patients_apart(split, dataset)
+    with errors_in(f"{path}: "):
+        split = build_split(dataset, rows, policy)
+        check_patients_apart(split, dataset)
     return split
 
 
