@@ -16,8 +16,9 @@ def summarize(dataset: Dataset, split: Split) -> JsonDict:
     """Returns classes and their images, and where labels, patients and subsets were found.
 
     Keys: 'classes' (a row for each), 'looked_for' ('' with more than two classes), 'labels_from',
-    'patients', 'patients_from', 'patient_examples' (pairs of file and patient), 'subsets_from', and
-    'left_out' (the number of files for each reason).
+    'patients', 'patients_from', 'patient_examples' (pairs of file and patient), 'subsets_from',
+    'left_out' (the number of files for each reason) and 'incomplete' (what a data set of known
+    size lacks).
     """
     provenance, groups = dataset.provenance, dataset.patients(split.policy.group)
     classes = []
@@ -38,6 +39,7 @@ def summarize(dataset: Dataset, split: Split) -> JsonDict:
         else [],
         "subsets_from": _subsets_from(dataset, split),
         "left_out": dict(Counter(provenance.left_out.values()).most_common()),
+        "incomplete": provenance.incomplete,
     }
 
 
@@ -85,4 +87,5 @@ def describe_summary(summary: JsonDict) -> dict[str, str]:
     facts["subsets from"] = summary["subsets_from"]
     if left_out := summary["left_out"]:
         facts["left out"] = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    facts["incomplete"] = summary["incomplete"]
     return {name: text for name, text in facts.items() if text}

@@ -21,6 +21,7 @@ class Provenance:
       patient_source: one of the constants of `data.sources.patients`.
       subsets_from: such as 'folders at level 0'; '' if the data states no subsets.
       left_out: why each file beside the images was left out, by its name.
+      incomplete: which images a data set of known size lacks or has beyond it; '' for others.
     """
 
     labels_from: str = ""
@@ -28,6 +29,7 @@ class Provenance:
     patient_source: str = "unknown"
     subsets_from: str = ""
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    incomplete: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from densenet_flax.common.sharding import put_batch
 from densenet_flax.common.trees import Variables
 from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.evaluation.report.views import format_number
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.overlay import draw_panel, to_png
 from densenet_flax.inference.saliency import is_cam, saliency_maps, sanity_check
@@ -66,7 +67,7 @@ def make_gallery(
             "group": group,
             "caption": (
                 f"{names[table.label[i]]}, predicted {names[predicted[i]]} "
-                f"(P({names[predicted[i]]}) = {probability[i, predicted[i]]:.3f}); "
+                f"({_reason(probability[i], names, int(predicted[i]), table.threshold)}); "
                 f"patient {table.patient[i]}, {table.file[i]}"
             ),
             "png": to_png(draw_panel(dataset.images[rows[i]], map_of_index[i], stacked=True)),
@@ -76,6 +77,17 @@ def make_gallery(
         if i in map_of_index  # a small batch may not hold all groups
     ]
     return pictures, _note(network, unit, maps, correlations)
+
+
+def _reason(
+    probability: Float[np.ndarray, " K"], names: Sequence[str], predicted: int, threshold: float
+) -> str:
+    """Why a class was predicted; of two classes the probability that the threshold decides on."""
+    if len(names) > 2:
+        return f"P({names[predicted]}) = {format_number(float(probability[predicted]))}"
+    sign = "at least" if predicted else "below"
+    value = format_number(float(probability[1]))
+    return f"P({names[1]}) = {value}, {sign} the threshold {threshold:.3g}"
 
 
 def confidence(

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 
+from densenet_flax.evaluation.report.views import format_number
 from densenet_flax.experiments.gallery import choose_images, confidence
 from densenet_flax.experiments.run import evaluate
 
@@ -51,14 +52,16 @@ def test_the_gallery_of_a_run(tiny_run, tmp_path):
     assert all(f"<h3>{name}</h3>" in page for name in groups)
     assert 3 <= len(run["gallery"]) <= 9
     for caption in run["gallery"]:
-        label, predicted, probability, name = re.fullmatch(
-            r"(\w+), predicted (\w+) \(P\(\w+\) = ([\d.]+)\); patient \w+, (\S+)", caption
+        label, predicted, reason, name = re.fullmatch(
+            r"(\w+), predicted (\w+) \((P\(malignant\) = .*)\); patient \w+, (\S+)", caption
         ).groups()
         i = table.file.tolist().index(name)
         assert label == table.class_names[table.label[i]]
         assert predicted == table.class_names[table.prediction[i]]
-        p = table.probability[i] if predicted == "malignant" else 1 - table.probability[i]
-        assert abs(float(probability) - p) < 1e-3
+        sign = "at least" if predicted == "malignant" else "below"
+        value = format_number(float(table.probability[i]))
+        threshold = f"{sign} the threshold {table.threshold:.3g}"
+        assert reason == f"P(malignant) = {value}, {threshold}"
     assert "Grad-CAM at unit 'pool2', 4 × 4 positions" in run["gallery_note"]
     correlations = [
         float(x) for x in re.findall(r"(?:head|conv\d|stem) (-?\d\.\d\d)", run["gallery_note"])

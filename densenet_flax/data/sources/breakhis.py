@@ -101,7 +101,11 @@ class BreakHisSource(FileSource):
                 f"{self._path}: not all of BreakHis: {difference}; complete it, or set "
                 "data.require_complete=False"
             )
-        return dataclasses.replace(annotations, notes=(f"not all of BreakHis: {difference}",))
+        total, _, incomplete = difference.partition("; ")
+        provenance = dataclasses.replace(annotations.provenance, incomplete=incomplete)
+        return dataclasses.replace(
+            annotations, provenance=provenance, notes=(f"not all of BreakHis: {total}",)
+        )
 
     def _prepare_records(self) -> Sequence[tfds_files.Record]:
         """Opens the prepared TFDS data set, prepared first if that was not done before."""

@@ -20,7 +20,7 @@ from densenet_flax.evaluation.metrics.bootstrap import (
 from densenet_flax.evaluation.metrics.influence import Influence, standard_error, t_limits
 from densenet_flax.evaluation.metrics.intervals import WITH_T, mean_intervals
 from densenet_flax.evaluation.metrics.pseudo_patients import METHOD
-from densenet_flax.evaluation.metrics.sample import sample_of
+from densenet_flax.evaluation.metrics.sample import patient_means, sample_of
 from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
 from densenet_flax.evaluation.predictions import Predictions, Probability
 
@@ -37,10 +37,23 @@ class _Binary(NamedTuple):
 def calibration_report(
     predictions: Predictions, validation: Predictions | None, bootstrap: Bootstrap
 ) -> JsonDict:
-    """Returns 'calibration' of metrics.json: of the test images with intervals, and of validation.
+    """Returns 'calibration' of metrics.json: of the test images and of their patients' means.
 
-    On the validation images the temperature was fitted, so theirs is too good.
+    Both have intervals; 'patients' is None if one has images of several classes. On the validation
+    images the temperature was fitted, so their calibration is too good, and has none.
     """
+    patients = patient_means(predictions)
+    reason = "no temperature: no validation predictions and no operating point"
+    return {
+        "bins": BINS,
+        "test": _with_intervals(predictions, bootstrap),
+        "patients": patients and _with_intervals(patients, bootstrap),
+        "validation": None if validation is None else _before_and_after(validation),
+        "undefined": {} if predictions.calibrated is not None else {"after": reason},
+    }
+
+
+def _with_intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
     stages = {"before": predictions.probability}
     if predictions.calibrated is not None:
         stages["after"] = predictions.calibrated
@@ -70,14 +83,7 @@ def calibration_report(
         if probability.ndim == 1:
             for name, span in calibration_line(predictions, probability, bootstrap).items():
                 test[stage][name], spans[f"{name}_{stage}"] = span
-    test["intervals"] = spans
-    reason = "no temperature: no validation predictions and no operating point"
-    return {
-        "bins": BINS,
-        "test": test,
-        "validation": None if validation is None else _before_and_after(validation),
-        "undefined": {} if "after" in stages else {"after": reason},
-    }
+    return {**test, "intervals": spans}
 
 
 def _before_and_after(table: Predictions) -> JsonDict:

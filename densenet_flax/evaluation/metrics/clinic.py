@@ -1,8 +1,10 @@
-"""What a clinic asks of two classes: predictive values there, sensitivity at a specificity.
+"""What a clinic asks of two classes: predictive values, sensitivity at a specificity, net benefit.
 
 Precision and NPV in a test set are those of the test set's share of positive patients. At another
 prevalence they follow from sensitivity and specificity by Bayes' rule.
 """
+
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
@@ -11,13 +13,16 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.binary import counts_by_score
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap, Draws, Strata, strata_of
 from densenet_flax.evaluation.metrics.pseudo_patients import METHOD, combined_confusion
-from densenet_flax.evaluation.metrics.sample import Rows, Sample, Values
+from densenet_flax.evaluation.metrics.sample import Rows, Values, patient_means, sample_of
+from densenet_flax.evaluation.predictions import Predictions
 
 PREVALENCES = (0.05, 0.2, 0.5)
 SPECIFICITIES = (0.9, 0.95)
+# At which a decision curve is computed; at 1 no false positive is worth anything.
+_THRESHOLDS = np.arange(1, 100) / 100
 
 
-def clinic_metrics(sample: Sample, bootstrap: Bootstrap) -> JsonDict | None:
+def clinic_metrics(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict | None:
     """Returns 'clinic' of metrics.json: of images and of patients, each value with its interval.
 
     None where a class is missing, or for more than two. A level is None where a patient
@@ -25,10 +30,11 @@ def clinic_metrics(sample: Sample, bootstrap: Bootstrap) -> JsonDict | None:
     `own`. The sensitivity at a specificity is read off the ROC curve of the test images, so it
     is what a threshold could reach that nobody has yet chosen.
     """
+    sample = sample_of(predictions)
     if sample.classes > 2 or not np.all(sample.images_by_class.any(axis=0)):
         return None
     strata = strata_of(sample)
-    result: JsonDict = {}
+    result: JsonDict = {"decision_curve": decision_curve(predictions)}
     for level, rows in (("image", sample.image), ("patient", sample.patient)):
         result[level] = None
         if not np.any(sample.patient.label < 0):
@@ -113,3 +119,29 @@ def _sensitivity_at(rows: Rows, strata: Strata, draws: Draws, best: bool) -> lis
             allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
             values.append(np.where(allowed, tp, 0).max(axis=1) / tp[:, -1])
     return [np.concatenate(values) for values in found]
+
+
+def decision_curve(predictions: Predictions) -> JsonDict:
+    """Returns 'decision_curve' of 'clinic': net benefit over threshold probabilities.
+
+    A reader who would act at a probability of t weighs a false positive against a true positive as
+    t / (1 - t); net benefit is the share of true positives less the weighted share of false ones
+    (Vickers and Elkin, Medical Decision Making 26, 2006). It is read off the calibrated
+    probabilities if there are any, since only those can be compared with a threshold of a reader.
+    """
+    calibrated = predictions.calibrated
+    if calibrated is not None:
+        predictions = replace(predictions, probability=calibrated, calibrated=None)
+    curve: JsonDict = {
+        "probability": "uncalibrated" if calibrated is None else "calibrated",
+        "threshold": _THRESHOLDS.tolist(),
+    }
+    for level, table in (("image", predictions), ("patient", patient_means(predictions))):
+        curve[level] = None
+        if table is not None:
+            acted = table.probability[:, None] >= _THRESHOLDS
+            true, false = ((acted & (table.label == k)[:, None]).mean(axis=0) for k in (1, 0))
+            benefit = true - false * _THRESHOLDS / (1 - _THRESHOLDS)
+            prevalence = float(table.label.mean())
+            curve[level] = {"prevalence": prevalence, "net_benefit": benefit.tolist()}
+    return curve

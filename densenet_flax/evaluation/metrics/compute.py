@@ -76,7 +76,7 @@ def assess(
     return {
         **evaluate(predictions),
         "intervals": intervals(predictions, bootstrap),
-        "clinic": clinic_metrics(sample_of(predictions), bootstrap),
+        "clinic": clinic_metrics(predictions, bootstrap),
         "operating_point": point,
         "calibration": calibration_report(predictions, validation, bootstrap),
         "shared_with_validation": shared_patients,

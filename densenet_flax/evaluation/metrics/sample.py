@@ -6,7 +6,7 @@ so a count over a resample is a weighted sum and no row is copied. The table its
 with a weight of 1 for everyone, which is how point estimates are made by the same code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -142,3 +142,26 @@ def sample_of(*tables: Predictions) -> Sample:
     )
     correct = image.sum_by_patient(image.predicted == image.label).astype(np.int64)
     return Sample(image, patient, np.concatenate(names), counts, correct)
+
+
+def patient_means(predictions: Predictions) -> Predictions | None:
+    """Returns a table with a row per patient: the mean probability of the patient's images.
+
+    None if a patient has images of several classes, and so no class.
+    """
+    sample = sample_of(predictions)
+    if np.any(sample.patient.label < 0):
+        return None
+    calibrated = None
+    if predictions.calibrated is not None:
+        uncalibrated = replace(predictions, calibrated=None, probability=predictions.calibrated)
+        calibrated = sample_of(uncalibrated).patient.probability
+    return Predictions(
+        file=sample.patient_names,
+        patient=sample.patient_names,
+        label=sample.patient.label,
+        probability=sample.patient.probability,
+        class_names=predictions.class_names,
+        threshold=predictions.threshold,
+        calibrated=calibrated,
+    )

@@ -21,6 +21,7 @@ from densenet_flax.evaluation.report.plotting import (
     INK,
     ORANGE,
     dotted_diagonal,
+    legend_below,
     plain,
     shade_shares,
     tidy,
@@ -57,7 +58,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     if epochs:
         bottom.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     if top.lines:
-        bottom.legend(frameon=False, loc="best")
+        legend_below(figure, top, ncols=2)
     _mark_stages([str(row.get("stage", "")) for row in history], epochs, (top, bottom))
     return figure
 
@@ -170,7 +171,7 @@ def roc(predictions: Predictions, intervals: JsonDict | None = None) -> Figure:
         label = level.legend("roc_auc", "AUC", intervals)
         axes.plot(*roc_curve(rows.label == 1, rows.probability), label=label, **level.style)
         level.mark_threshold(axes, 1 - metrics["specificity"], metrics["sensitivity"])
-    _add_legend(axes, predictions, "lower right")
+    _add_legend(figure, axes, predictions)
     return figure
 
 
@@ -190,17 +191,41 @@ def precision_recall(predictions: Predictions, intervals: JsonDict | None = None
         axes.plot(recall, precision, drawstyle="steps-post", label=label, **level.style)
         if metrics["precision"] is not None:
             level.mark_threshold(axes, metrics["sensitivity"], metrics["precision"])
-    _add_legend(axes, predictions, "lower left")
+    _add_legend(figure, axes, predictions)
     return figure
 
 
-def _add_legend(
-    axes: Axes, predictions: Predictions, loc: Literal["lower right", "lower left"]
-) -> None:
+def decision_curve(curve: JsonDict) -> Figure:
+    """Draws net benefit over the probability at which a reader would act.
+
+    Args:
+      curve: as 'decision_curve' in metrics.json.
+    """
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    thresholds = np.array(curve["threshold"])
+    top = 0.0
+    for level, color, style in (("image", BLUE, "-"), ("patient", ORANGE, "--")):
+        if curve[level] is None:
+            continue
+        share, benefit = curve[level]["prevalence"], curve[level]["net_benefit"]
+        top = max(top, share, *benefit)
+        everyone = share - (1 - share) * thresholds / (1 - thresholds)
+        axes.plot(thresholds, benefit, style, color=color, linewidth=2, label=f"{level}s")
+        axes.plot(thresholds, everyone, ":", color=color, label=f"all {level}s positive")
+    axes.axhline(0, color=GREY, linewidth=1, label="none positive")
+    axes.set(xlim=(0, 1), ylim=(-0.05, 1.08 * top))
+    axes.set(xlabel=f"threshold on the {curve['probability']} probability", ylabel="net benefit")
+    tidy(axes)
+    legend_below(figure, axes, ncols=2)
+    return figure
+
+
+def _add_legend(figure: Figure, axes: Axes, predictions: Predictions) -> None:
     # Without both classes there is no curve on which a threshold could be marked.
     if len(np.unique(predictions.label)) == 2:
         axes.plot([], [], "o", color="#555555", label=f"at P ≥ {predictions.threshold:.3g}")
-    axes.legend(loc=loc, frameon=False)
+    legend_below(figure, axes)
 
 
 def reliability(calibration: JsonDict, positive: str | None) -> Figure:
@@ -242,7 +267,7 @@ def reliability(calibration: JsonDict, positive: str | None) -> Figure:
         bottom.stairs(counts, edges, color=color, linestyle=style[1:], linewidth=1.6)
     top.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel=f"fraction that is {event}")
     bottom.set(ylabel="images", xlabel=f"{probability}, {calibration['bins']} bins")
-    top.legend(frameon=False, loc="best")
+    legend_below(figure, top, ncols=2)
     for axes in (top, bottom):
         tidy(axes)
     return figure
@@ -285,8 +310,7 @@ def patient_dots(predictions: Predictions) -> Figure:
         ("patient's mean", INK, "D"),
     ):
         axes.plot([], [], marker, color=color, markersize=5, label=text)
-    entries = axes.get_legend_handles_labels()
-    figure.legend(*entries, loc="outside upper center", ncols=3, frameon=False)
+    legend_below(figure, axes, ncols=3)
     tidy(axes)
     axes.grid(axis="y", visible=False)
     return figure

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md, with a checklist of TRIPOD+AI and CLAIM.
+"""MODEL_CARD.md, with a checklist of TRIPOD+AI, CLAIM and STARD-AI.
 
 What no run can know, such as ethics and funding, an author adds through `info['card']`.
 """
@@ -27,7 +27,7 @@ def model_card(metrics: JsonDict) -> bytes:
         card=run.get("card") or {},
         split=split,
         split_rule=_split_rule(split),
-        subset_counts=tables.subset_counts(split),
+        flow=tables.flow_of_cases(run),
         model=_config_value(run, "model", "name") or UNKNOWN,
         dataset=_config_value(run, "data", "name") or UNKNOWN,
         image_size=_config_value(run, "data", "image_size"),

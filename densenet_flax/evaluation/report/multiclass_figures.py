@@ -13,6 +13,7 @@ from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.evaluation.report.plotting import (
     INK,
     dotted_diagonal,
+    legend_below,
     plain,
     shade_shares,
     unit_square,
@@ -95,5 +96,5 @@ def roc(predictions: Predictions, by_class: Sequence[JsonDict]) -> Figure:
             label=f"{name}: {auc:.3f}",
         )
     if len(by_class) <= _MAX_CLASSES_IN_LEGEND:
-        axes.legend(loc="lower right", frameon=False, fontsize=8.5, title="AUC")
+        legend_below(figure, axes, ncols=2, fontsize=8.5, title="AUC")
     return figure

@@ -5,6 +5,7 @@ Okabe and Ito's, and no meaning depends on color alone.
 """
 
 import io
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#8a8a8a"
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list("blue", ["#ffffff", BLUE])
@@ -50,12 +52,18 @@ def tidy(axes: Axes) -> None:
 
 def unit_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """A square figure with axes from 0 to 1, for curves of two rates."""
-    figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 5.6), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=xlabel, ylabel=ylabel, aspect="equal")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # room for lines along the edges
     tidy(axes)
     return figure, axes
+
+
+def legend_below(figure: Figure, axes: Axes, **style: Any) -> Legend:
+    """The legend of these axes under the figure, where it hides no data."""
+    entries = axes.get_legend_handles_labels()
+    return figure.legend(*entries, loc="outside lower center", frameon=False, **style)
 
 
 def dotted_diagonal(axes: Axes) -> None:

@@ -34,6 +34,7 @@ FIGURES = (
     "confusion_matrix_patients",
     "roc",
     "precision_recall",
+    "decision_curve",
     "reliability",
     "patients",
 )
@@ -139,6 +140,8 @@ def _draw(
             "precision_recall": figures.precision_recall(predictions, metrics["intervals"]),
             "patients": figures.patient_dots(predictions),
         }
+        if clinic := metrics["clinic"]:
+            drawn["decision_curve"] = figures.decision_curve(clinic["decision_curve"])
     else:
         drawn["roc"] = multiclass_figures.roc(predictions, metrics["by_class"])
         for level, suffix in (("image", ""), ("patient", "_patients")):
@@ -191,7 +194,7 @@ def _page(
         mistakes=tables.mistakes(predictions),
         wrong_images=wrong_images(metrics),
         gallery=gallery,
-        subset_counts=tables.subset_counts(split),
+        flow=tables.flow_of_cases(run),
         overlap=overlap,
         split_facts=facts,
         details={key: run[key] for key in ("weights", "device", "computation") if run.get(key)},

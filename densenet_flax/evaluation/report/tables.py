@@ -11,6 +11,7 @@ from densenet_flax.evaluation.report.views import Cell, Measured, Table, measure
 from densenet_flax.evaluation.report.wording import (
     CLASS_COLUMNS,
     RECOGNITION_RATE,
+    count,
     metric_name,
     metric_title,
     wording_for,
@@ -57,32 +58,27 @@ def all_metrics(metrics: JsonDict) -> Table:
 def clinic(metrics: JsonDict) -> Table:
     """Predictive values by prevalence and sensitivity by specificity, of patients and images."""
     levels = metrics.get("clinic") or {}
-    columns = [levels.get(level) for level in ("patient", "image")]
-    if not any(columns):
-        return Table([], [])
-    rows: list[list[Cell]] = []
-    example = next(filter(None, columns))
-    for name, title in (("ppv", "PPV"), ("npv", "NPV")):
-        for i, row in enumerate(example["predictive_values"]):
-            cells = [level and level["predictive_values"][i] for level in columns]
-            where = "the data's own" if row["own"] else f"{row['prevalence']:.0%}"
-            found = [Measured(None) if c is None else _with_ends(c, name) for c in cells]
-            rows.append([f"{title} at prevalence {where}", *found])
-    for i, row in enumerate(example["sensitivity_at_specificity"]):
-        cells = [level and level["sensitivity_at_specificity"][i] for level in columns]
-        found = [
-            Measured(None)
-            if c is None
-            else Measured(c["sensitivity"], c["interval"]["low"], c["interval"]["high"])
-            for c in cells
-        ]
-        rows.append([f"Sensitivity at specificity {row['specificity']:.0%}", *found])
+    columns = [_clinic_column(levels.get(level)) for level in ("patient", "image")]
+    titles = dict.fromkeys(title for column in columns for title in column)
+    rows = [[title, *(column.get(title) for column in columns)] for title in titles]
     return Table(["", "patients by mean probability", "images"], rows)
 
 
-def _with_ends(row: JsonDict, name: str) -> Measured:
-    span = row[f"{name}_interval"] or {}
-    return Measured(row[name], span.get("low"), span.get("high"))
+def _clinic_column(level: JsonDict | None) -> dict[str, Measured]:
+    cells: dict[str, Measured] = {}
+    if level is None:
+        return cells
+    for name in ("ppv", "npv"):
+        for row in level["predictive_values"]:
+            where = f"{row['prevalence']:.0%}{', that of these cases' if row['own'] else ''}"
+            span = row[f"{name}_interval"] or {}
+            value = Measured(row[name], span.get("low"), span.get("high"))
+            cells[f"{name.upper()} at prevalence {where}"] = value
+    for row in level["sensitivity_at_specificity"]:
+        span = row["interval"]
+        value = Measured(row["sensitivity"], span["low"], span["high"])
+        cells[f"Sensitivity at specificity {row['specificity']:.0%}"] = value
+    return cells
 
 
 def level_metric(metrics: JsonDict, level: str, key: str) -> Measured:
@@ -224,16 +220,20 @@ def calibration_scores(metrics: JsonDict) -> Table:
     """Brier score, log-loss and calibration errors of the test and the validation images."""
     calibration, columns = metrics["calibration"], wording_for(metrics).calibration_columns
     rows: list[dict[str, Cell]] = []
-    for subset, name in (("test", "test"), ("validation", "validation (temperature fitted here)")):
-        scores = calibration[subset] or {}
+    for subset, name in (
+        ("test", "test images"),
+        ("patients", "means of test patients"),
+        ("validation", "validation images, on which the temperature was fitted"),
+    ):
         # Validation images have no intervals: the temperature was fitted to them.
+        scores = calibration.get(subset) or {}
         intervals = scores.get("intervals", {})
         for state, probability in _STATES:
             if scores.get(state):
                 state_intervals = {key: intervals.get(f"{key}_{state}") for key in columns}
                 values = {key: scores[state].get(key) for key in columns}
                 cells = {t: measured(values, state_intervals, key) for key, t in columns.items()}
-                rows.append({"images": name, "probability": probability, **cells})
+                rows.append({"": name, "probability": probability, **cells})
     return Table.from_records(rows)
 
 
@@ -264,14 +264,42 @@ def calibration_bins(metrics: JsonDict) -> list[Table]:
     ]
 
 
-def subset_counts(split: JsonDict) -> Table:
-    """Images and patients of each subset and class; without rows if they are not known."""
-    rows = [
-        [subset, name, count.get("images"), count.get("patients")]
-        for subset, classes in (split.get("counts") or {}).items()
-        for name, count in classes.items()
+def flow_of_cases(run: JsonDict) -> Table:
+    """Files left out and why, images, and the subsets by class; without rows if nothing is known.
+
+    Args:
+      run: 'run' of metrics.json, of which 'split' and 'data' are read.
+    """
+    data = run.get("data") or {}
+    counts = (run.get("split") or {}).get("counts") or {}
+    classes = data.get("classes") or []
+    names = [row["class"] for row in classes] or list(
+        dict.fromkeys(n for c in counts.values() for n in c)
+    )
+    rows: list[list[Cell]] = [
+        [f"files left out: {reason}", number, *[None] * len(names)]
+        for reason, number in (data.get("left_out") or {}).items()
     ]
-    return Table(["subset", "class", "images", "patients"], rows)
+    if classes:
+        total = sum(row["images"] for row in classes)
+        title = (
+            f"all, of {count(data['patients'], 'patient')}" if data.get("patients_from") else "all"
+        )
+        rows.append([title, total, *[row["images"] for row in classes]])
+    for subset, by_name in counts.items():
+        cells = [by_name.get(name) or {} for name in names]
+        images = [cell.get("images") or 0 for cell in cells]
+        rows.append([subset, sum(images), *map(_of_patients, cells)])
+    used = sum(row.get("images") or 0 for by_name in counts.values() for row in by_name.values())
+    if classes and counts and total > used:
+        rows.append(["in no subset", total - used, *[None] * len(names)])
+    return Table(["", "images", *map(_spaced, names)], rows)
+
+
+def _of_patients(cell: JsonDict) -> Cell:
+    if not cell.get("images") or cell.get("patients") is None:
+        return cell.get("images")
+    return f"{cell['images']} of {count(cell['patients'], 'patient')}"
 
 
 def split_facts(split: JsonDict) -> tuple[JsonDict, Table]:

@@ -63,12 +63,19 @@ def measured(values: JsonDict, intervals: JsonDict | None, key: str) -> Measured
 
 
 def format_number(value: Cell) -> str:
-    """A count as it is, a fraction with three digits, None as a dash, text as it is."""
+    """A count as it is, a fraction with three digits, None as a dash, text as it is.
+
+    A fraction that three digits would round to certainty is '>0.999' or '<0.001'.
+    """
     if isinstance(value, Measured):
         value = value.value
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if 0 < value < 0.0005:
+        return "<0.001"
+    return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def format_interval(value: Cell) -> str:
@@ -84,8 +91,10 @@ def format_estimate(value: Cell) -> str:
         return UNKNOWN if value is None else str(value) or "–"
     if value.value is None:
         return "undefined"
-    interval = f" [{value.low:.3f}, {value.high:.3f}]" if format_interval(value) else ""
-    return f"{value.value:.3f}{interval}"
+    interval = ""
+    if format_interval(value):
+        interval = f" [{format_number(value.low)}, {format_number(value.high)}]"
+    return f"{format_number(value)}{interval}"
 
 
 def flat_items(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -23,8 +23,9 @@ def test_both_labels_share_the_prepared_data(make_config, drawn_tree, tmp_path):
 
 def test_completeness_is_reported_or_required(make_config, drawn_tree, tmp_path):
     content = {"name": "breakhis", "path": str(drawn_tree)}
-    (note,) = open_dataset(make_config(**content), tmp_path).notes
-    assert note.startswith("not all of BreakHis: 16 of 7909 images; missing: adenosis 40X 113")
+    dataset = open_dataset(make_config(**content), tmp_path)
+    assert dataset.notes == ("not all of BreakHis: 16 of 7909 images",)
+    assert dataset.provenance.incomplete.startswith("missing: adenosis 40X 113")
     with pytest.raises(InputError, match="not all of BreakHis: 16 of 7909"):
         open_dataset(make_config(require_complete=True, **content), tmp_path)
     assert open_dataset(make_config(require_complete=True), tmp_path).notes == ()  # drawn

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
-from densenet_flax.evaluation.metrics.calibration import calibration_line
+from densenet_flax.evaluation.metrics.calibration import calibration_line, calibration_report
 from densenet_flax.evaluation.metrics.clinic import clinic_metrics
-from densenet_flax.evaluation.metrics.sample import sample_of
 
 
 def test_predictive_values_follow_from_bayes(random_table):
     table = random_table(0)
-    result = clinic_metrics(sample_of(table), Bootstrap(200))
+    result = clinic_metrics(table, Bootstrap(200))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     positive, called = table.label == 1, table.prediction == 1
     sensitivity, specificity = called[positive].mean(), (~called)[~positive].mean()
@@ -33,18 +32,62 @@ def test_sensitivity_at_a_specificity(make):
     # 20 benign patients; one of 20 may be above the threshold at a specificity of 95 %.
     score = np.append(np.linspace(0.05, 0.55, 20), [0.3, 0.54, 0.56, 0.9])
     table = make(label=[0] * 20 + [1] * 4, probability=score, patient=[f"p{i}" for i in range(24)])
-    result = clinic_metrics(sample_of(table), Bootstrap(200))["patient"]
+    result = clinic_metrics(table, Bootstrap(200))["patient"]
     at90, at95 = result["sensitivity_at_specificity"]
     assert (at90["sensitivity"], at95["sensitivity"]) == (0.75, 0.75)
     assert at95["interval"]["low"] < 0.75 < at95["interval"]["high"]
 
 
 def test_one_class_or_several_have_none(make, several, random_table):
-    assert clinic_metrics(sample_of(make(label=[1], probability=[0.4])), Bootstrap(9)) is None
-    assert clinic_metrics(sample_of(several(0)), Bootstrap(9)) is None
+    assert clinic_metrics(make(label=[1], probability=[0.4]), Bootstrap(9)) is None
+    assert clinic_metrics(several(0), Bootstrap(9)) is None
     table = random_table(0)
-    mixed = clinic_metrics(sample_of(replace(table, patient=["p"] * len(table))), Bootstrap(9))
-    assert mixed == {"image": None, "patient": None}
+    mixed = clinic_metrics(replace(table, patient=["p"] * len(table)), Bootstrap(9))
+    assert (mixed["image"], mixed["patient"]) == (None, None)
+    assert mixed["decision_curve"]["image"] and mixed["decision_curve"]["patient"] is None
+
+
+def test_net_benefit(make):
+    # At 0.25 a false positive weighs a third of a true one: (1 - 1 / 3) / 4 of the images, while
+    # the means of the patients, 0.1, 0.6 and 0.5, are right at all thresholds from 0.1 to 0.5.
+    table = make(
+        label=[0, 0, 1, 1], probability=[0.2, 0.0, 0.6, 0.5], patient=list("aabc"), threshold=0.9
+    )
+    calibrated = replace(table, calibrated=[0.3, 0.0, 0.6, 0.2])
+    for shown, name, images in ((table, "uncalibrated", 0.5), (calibrated, "calibrated", 2 / 12)):
+        curve = clinic_metrics(shown, Bootstrap(9))["decision_curve"]
+        at = curve["threshold"].index(0.25)
+        assert curve["probability"] == name
+        assert curve["image"]["net_benefit"][at] == pytest.approx(images)
+        assert curve["image"]["prevalence"] == 0.5
+    assert curve["patient"]["net_benefit"][at] == pytest.approx(1 / 3)
+    assert curve["patient"]["prevalence"] == pytest.approx(2 / 3)
+
+
+def flat(value, key=""):
+    """Pairs of key and number of nested mappings and lists."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [pair for name, item in items for pair in flat(item, f"{key}.{name}")]
+    return [(key, value)]
+
+
+def test_calibration_of_patients_is_that_of_a_table_of_their_means(random_table):
+    table = random_table(0)
+    table = replace(table, calibrated=table.probability**2)
+    names = np.unique(table.patient)
+    of_patient = [table.patient == name for name in names]
+    means = replace(
+        table.select(np.array([rows.argmax() for rows in of_patient])),
+        file=names,
+        probability=[table.probability[rows].mean() for rows in of_patient],
+        calibrated=[table.calibrated[rows].mean() for rows in of_patient],
+    )
+    actual = calibration_report(table, None, Bootstrap(20))["patients"]
+    expected = calibration_report(means, None, Bootstrap(20))["test"]
+    assert dict(flat(actual)) == pytest.approx(dict(flat(expected)))
+    mixed = replace(table, patient=["p"] * len(table))
+    assert calibration_report(mixed, None, Bootstrap(9))["patients"] is None
 
 
 def test_calibration_slope_and_intercept(make):

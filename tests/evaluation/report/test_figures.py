@@ -53,14 +53,16 @@ def test_names_with_dollars_are_drawn_as_text(make):
 
 
 def test_roc_has_the_area_of_images_and_of_patients(hand, make):
-    axes = figures.roc(hand).axes[0]
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    figure = figures.roc(hand)
+    axes = figure.axes[0]
+    (legend,) = figure.legends  # outside of the axes, so that it hides no curve
+    labels = [text.get_text() for text in legend.get_texts()]
     areas = {line.get_label(): np.trapezoid(*line.get_data()[::-1]) for line in axes.lines}
     assert areas["8 images: AUC 0.792"] == pytest.approx(9.5 / 12)
     assert areas["3 patients: AUC 1.000"] == pytest.approx(1)
     assert labels[:2] == ["8 images: AUC 0.792", "3 patients: AUC 1.000"]
-    one = figures.roc(make(label=[1], probability=[0.9])).axes[0].get_legend().get_texts()
-    assert [text.get_text() for text in one] == [
+    (one,) = figures.roc(make(label=[1], probability=[0.9])).legends
+    assert [text.get_text() for text in one.get_texts()] == [
         "images: no ROC, no benign images",
         "patients: no ROC, no benign patients",
     ]

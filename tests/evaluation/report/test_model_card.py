@@ -60,7 +60,7 @@ def test_what_a_run_does_not_record_is_named(random_table):
     assert f"| ROC-AUC |{cells}" in text
     checklist = text.split("## Reporting checklist")[1].splitlines()
     rows = [line for line in checklist if line.startswith("|")]
-    assert len(rows) == 33 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+    assert len(rows) == 34 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {6}
     assert "- mind the gap" in text and f"**{verdict(metrics)}.**" in text
 
 
@@ -91,10 +91,10 @@ def test_what_a_run_records_is_filled_in(random_table):
     _, text = card(random_table(0), run, OperatingPoint(0.3, 1.5, "youden", "9 images"))
     assert "not recorded" not in text.split("“Not recorded”")[0]
     for expected in (
-        "| Level of disjointness | 12a | 21 | patient-disjoint |",
-        "| Initial weights | 12c | 24 | sha256 abc |",
+        "| Level of disjointness | 12a | 20 | 15b | patient-disjoint |",
+        "| Initial weights | 12c | 24 | 15b | sha256 abc |",
         "patients, by case70, seed 3",
-        "| train | benign | 1234 | 16 |",
+        "| train | 1234 | 1234 of 16 patients |",
         "training 61 s",
         "temperature 1.5; ECE",
         "0.3, by rule youden on 9 images",
@@ -117,4 +117,4 @@ def test_text_from_outside_is_escaped(random_table, hostile):
     body = text.split("---\n", 2)[-1]
     assert hostile not in body
     rows = [line for line in body.splitlines() if line.startswith("| Initial weights")]
-    assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 5
+    assert len(rows) == 1 and len(re.findall(r"(?<!\\)\|", rows[0])) == 6

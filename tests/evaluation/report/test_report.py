@@ -25,7 +25,10 @@ from densenet_flax.evaluation.report import figures
 from densenet_flax.evaluation.report.plotting import png  # the original, see quick_figures
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FIGURES = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "patients")
+FIGURES = (
+    *("curves", "confusion_matrix", "roc", "precision_recall"),
+    *("decision_curve", "reliability", "patients"),
+)
 NAMES = {
     "metrics.json",
     "predictions.csv",
@@ -184,7 +187,10 @@ def test_names_from_outside_are_escaped(make, tmp_path):
 
 def test_a_table_of_one_image(make, tmp_path):
     result = write_report(tmp_path, make(label=[1], probability=[0.9]))
-    assert set(snapshot(tmp_path)) == NAMES - NO_CURVES
+    assert set(snapshot(tmp_path)) == NAMES - NO_CURVES - {
+        "decision_curve.png",
+        "decision_curve.pdf",
+    }
     text = read(tmp_path).text
     assert "there are no curves" in text and "never seen in training" not in text
     assert "There are no benign images here" in text
@@ -268,7 +274,10 @@ def test_threshold_and_temperature_are_chosen_on_validation_images(random_table,
     assert OperatingPoint.from_dict(result["operating_point"]) == point
     text = read(tmp_path).text
     assert "sensitivity>=0.9" in text and "200 validation images of 12 patients" in text
-    assert "validation (temperature fitted here)" in text and "chosen on validation images" in text
+    assert (
+        "validation images, on which the temperature was fitted" in text
+        and "chosen on validation images" in text
+    )
     one_class = validation.select(validation.label == 1)
     write_report(tmp_path, test, validation=one_class, rule="youden")
     text = read(tmp_path).text
