@@ -27,7 +27,7 @@ FLOORS = (
     ("common",),
 )
 # Rooms that may use only this of the floors below: a judgment needs a table and no network.
-NARROWER = {"evaluation": {"common", "storage.atomic"}}
+NARROWER = {"evaluation": {"common", "storage.atomic", "storage.locks"}}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80

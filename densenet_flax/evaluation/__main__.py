@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from densenet_flax.common.errors import InputError, path_errors
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES
@@ -12,6 +13,7 @@ from densenet_flax.evaluation.metrics.folds import cross_validation_summary, sum
 from densenet_flax.evaluation.predictions import CLASS_NAMES
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.evaluation.report.cautions import verdict
+from densenet_flax.storage.locks import locked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,15 +98,17 @@ def _report(options: argparse.Namespace) -> None:
     from densenet_flax.evaluation.report.report import write_report
 
     names = _class_names(options)
-    metrics = write_report(
-        options.directory,
-        read_csv(options.table, names),
-        info={"title": options.title} if options.title else {},
-        validation=read_csv(options.validation, names) if options.validation else None,
-        rule=options.rule,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    in_use = "another process is writing a report into it; wait for it, or choose another directory"
+    with locked(Path(options.directory), in_use, file=""):
+        metrics = write_report(
+            options.directory,
+            read_csv(options.table, names),
+            info={"title": options.title} if options.title else {},
+            validation=read_csv(options.validation, names) if options.validation else None,
+            rule=options.rule,
+            resamples=options.resamples,
+            seed=options.seed,
+        )
     print(f"{verdict(metrics)}\n{options.directory}/report.html")
 
 

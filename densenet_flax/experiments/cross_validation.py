@@ -1,7 +1,6 @@
 """Cross-validation: a run for each fold, then a report on all folds together."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,12 @@ from densenet_flax.common.sharding import broadcast, is_first_process
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.breakhis.folds import FOLDS
 from densenet_flax.evaluation.report import cautions
+from densenet_flax.experiments.evaluate_run import REPORT_FILES
 from densenet_flax.experiments.experiment import Experiment
 from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.run import train_and_evaluate
+from densenet_flax.storage.checksums import check_files
+from densenet_flax.storage.json_files import read_json_object
 from densenet_flax.storage.workdir import Workdir
 
 
@@ -110,11 +112,17 @@ def _report_on_folds(directory: Workdir, folders: list[Path], config: JsonDict) 
 
 def _is_done(folder: Path, config: ConfigDict) -> bool:
     """Whether a fold was evaluated with this configuration, apart from paths."""
-    if not (folder / "report" / "report.html").is_file():
+    report = folder / "report"
+    if not (report / "report.html").is_file():
         return False
-    evaluated = _read_metrics(folder).get("run", {}).get("config", {})
     try:
-        return _comparable(evaluated) == _comparable(config)
+        check_files(report, REPORT_FILES)
+        metrics = _read_metrics(folder)
+    except InputError as error:
+        logging.warning("%s; the fold is evaluated again", error)
+        return False
+    try:
+        return _comparable(metrics["run"]["config"]) == _comparable(config)
     except InputError:  # it has keys of another version
         return False
 
@@ -129,13 +137,18 @@ def _comparable(config: ConfigDict | JsonDict) -> Experiment:
 
 
 def _read_metrics(folder: Path) -> JsonDict:
+    """The `metrics.json` of a fold; InputError unless it has all that is read here."""
     path = folder / "report" / "metrics.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); remove {folder / 'report'} and start again"
-        ) from error
+    advice = f"remove {folder / 'report'} and start again"
+    metrics = read_json_object(path, advice)
+    names, warnings = metrics.get("class_names"), metrics.get("warnings")
+    texts = (
+        [*names, *warnings] if isinstance(names, list) and isinstance(warnings, list) else [None]
+    )
+    run = metrics.get("run")
+    if not all(isinstance(text, str) for text in texts) or not isinstance(run, dict):
+        raise InputError(f"{path}: not the numbers of a report; {advice}")
+    return {**metrics, "run": {"config": {}, **run}}
 
 
 def _common_warnings(reports: list[JsonDict]) -> list[str]:

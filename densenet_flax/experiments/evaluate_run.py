@@ -2,10 +2,9 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -24,16 +23,19 @@ from densenet_flax.data.data_summary import describe_summary, summarize
 from densenet_flax.data.splits.split_table import overlap_rows
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.experiments.extension import read_notes
+from densenet_flax.experiments.extension import Extension, read_notes
 from densenet_flax.experiments.gallery import Picture, make_gallery
 from densenet_flax.experiments.initial_weights import with_weights_info
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
 from densenet_flax.inference.segments import SegmentedModel
-from densenet_flax.storage.atomic import write_text
-from densenet_flax.storage.checkpoint import DamagedCheckpoint, Restored
-from densenet_flax.training.progress import best_step
+from densenet_flax.storage.checkpoint import Restored
+from densenet_flax.storage.checksums import write_checksums
+from densenet_flax.storage.json_files import write_json_object
+from densenet_flax.training.progress import best_step, best_steps
 from densenet_flax.weights.info import WeightsInfo
+
+REPORT_FILES = ("metrics.json", "predictions.csv")  # what a cross-validation reads again
 
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -55,8 +57,8 @@ def evaluate_run(
     from densenet_flax.evaluation.report.report import write_report
 
     started = time.perf_counter()
-    settings = run.experiment.evaluation
-    last, checkpoint = _checkpoints(run)
+    settings, notes = run.experiment.evaluation, read_notes(run.workdir)
+    last, checkpoint, warnings = _checkpoints(run)
     history = last.meta["position"]["history"]
     batch_size = batch_size or run.experiment.batch_size
     info = WeightsInfo.from_dict(checkpoint.meta["network"])
@@ -89,37 +91,40 @@ def evaluate_run(
         return {}
 
     _save_point(run, point)
-    summary = _summary(run, checkpoint, last.step, info)
+    summary = _summary(run, checkpoint, last.step, info, notes)
+    summary["warnings"] = [*warnings, *summary["warnings"]]
     summary |= {"seconds": seconds, "gallery": pictures, "gallery_note": note}
     directory = run.workdir.report
     metrics = write_report(
         directory, test, history, summary, validation=validation, operating_point=operating_point
     )
+    write_checksums(directory, REPORT_FILES)
     logging.info("%s", verdict(metrics))
     logging.info("report: %s", directory / "report.html")
     return metrics
 
 
 def _save_point(run: PreparedRun, point: JsonDict) -> None:
-    write_text(run.workdir.operating_point, json.dumps(point, indent=2) + "\n")
+    write_json_object(run.workdir.operating_point, point, indent=2)
 
 
-def _checkpoints(run: PreparedRun) -> tuple[Restored, Restored]:
-    """The last checkpoint of the run, and the one to evaluate."""
+def _checkpoints(run: PreparedRun) -> tuple[Restored, Restored, list[str]]:
+    """The last checkpoint of the run, the one to evaluate, and warnings for the report."""
     last = run.checkpoints.restore_latest(train=False)
     if last is None:
         raise InputError(f"{run.workdir.checkpoints}: no complete checkpoint; run --mode=train")
-    best = best_step(last.meta["position"]["history"])
-    if run.experiment.evaluation.evaluate == "last" or best in (None, last.step):
-        return last, last
+    kept, history = run.checkpoints.steps, last.meta["position"]["history"]
+    warnings, checkpoint, best = [], last, best_step(history)
+    if last.step != kept[-1]:
+        warnings.append(f"The last checkpoint, of step {kept[-1]}, is damaged.")
     # The trainer always keeps the checkpoint of the best epoch besides the last one.
-    try:
-        return last, run.checkpoints.restore(best, train=False)
-    except DamagedCheckpoint as error:
-        raise InputError(
-            f"config.evaluate='best': {error}; or evaluate the last one with --mode=evaluate "
-            "--config.evaluate=last"
-        ) from error
+    if run.experiment.evaluation.evaluate == "best" and best not in (None, last.step):
+        checkpoint = run.checkpoints.restore_first(best_steps(history, kept), train=False)
+        if checkpoint.step != best:
+            warnings.append(f"The checkpoint of the best epoch, of step {best}, is damaged.")
+    if warnings:
+        warnings.append(f"The results are those of step {checkpoint.step}.")
+    return last, checkpoint, warnings
 
 
 def _predict(
@@ -152,13 +157,19 @@ def _predict(
     )
 
 
-def _summary(run: PreparedRun, checkpoint: Restored, last_step: int, info: WeightsInfo) -> JsonDict:
+def _summary(
+    run: PreparedRun,
+    checkpoint: Restored,
+    last_step: int,
+    info: WeightsInfo,
+    notes: Sequence[Extension],
+) -> JsonDict:
     """The `info` of `write_report`: what the run was."""
     experiment, dataset, split = run.experiment, run.dataset, run.split
     warnings = list(dataset.notes)
     if dataset.name == "drawn":
         warnings.insert(0, "The images are drawn by a program. They are not tissue.")
-    warnings += [note.describe() for note in read_notes(run.workdir) if not note.exact]
+    warnings += [note.describe() for note in notes if not note.exact]
     if experiment.model.weights == "random":
         warnings.insert(0, "The network started from random weights, not from ImageNet.")
     # Empty values are left out.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -143,11 +144,13 @@ def load_or_make_split(
     """The split of the work directory once a run has begun there; before, by the configuration."""
     # Once there are checkpoints the file decides and not the rule that made it: no image may ever
     # move from training to test, whatever later versions of the rule would do.
-    if workdir.has_begun and workdir.split.exists():
-        split = load_split(workdir.split, dataset)
-        if dataset.awaits_test and not experiment.split.allow_copies:
-            check_copies_apart(split, dataset)
-        return split
+    if workdir.has_begun:
+        if os.path.lexists(workdir.split):
+            split = load_split(workdir.split, dataset)
+            if dataset.awaits_test and not experiment.split.allow_copies:
+                check_copies_apart(split, dataset)
+            return split
+        logging.warning("%s: missing; it is made again by the configuration", workdir.split)
     split = make_split(dataset, experiment.split)
     if not save or not is_first_process():  # the first one writes the same
         return split

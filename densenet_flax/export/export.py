@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
@@ -22,7 +23,8 @@ from densenet_flax.export import stablehlo
 from densenet_flax.export.predict_fn import PredictFn
 from densenet_flax.inference.classifier import Classifier, ImageBatch, load_classifier
 from densenet_flax.inference.results import Prediction
-from densenet_flax.storage.atomic import replace_files
+from densenet_flax.storage.atomic import is_incomplete, replace_files
+from densenet_flax.storage.locks import locked
 from densenet_flax.weights.conversion import check_written
 from densenet_flax.weights.save import export_weights
 
@@ -80,6 +82,16 @@ def export_classifier(
         folder is then unchanged.
     """
     folder = Path(output).expanduser()
+    in_use = "another process is exporting into it; wait for it, or choose another folder"
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; choose another folder")
+    with locked(folder, in_use, file=""):
+        return _export(network, folder, formats, overwrite)
+
+
+def _export(
+    network: str, folder: Path, formats: Collection[str] | None, overwrite: bool
+) -> ExportResult:
     _check_request(folder, formats or (), overwrite)
     classifier = load_classifier(network, dtype="float32")
     description = _describe(classifier)
@@ -130,9 +142,7 @@ def _check_request(folder: Path, formats: Collection[str], overwrite: bool) -> N
             raise InputError(f"format {name!r}: expected one of {', '.join(FORMATS)}")
     if "onnx" in formats:
         _require_onnx()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; choose another folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    if not all(map(is_incomplete, folder.iterdir())):
         if not (folder / _DESCRIPTION).is_file():
             raise InputError(f"{folder}: holds other files than an export; choose another folder")
         if not overwrite:

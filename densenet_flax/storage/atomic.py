@@ -1,13 +1,25 @@
-"""Files and folders that are either whole or absent, and write errors that a user can act on."""
+"""Files and folders that are either whole or absent, and write errors that a user can act on.
+
+What is not whole yet has a name that begins with 'incomplete.', and is locked by the process that
+writes it. What a killed process left behind is therefore known by its lock, and is removed.
+"""
 
 import contextlib
+import fcntl
+import functools
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from absl import logging
+
 from densenet_flax.common.errors import InputError
+
+# The name of the target, which may be cut, then what `tempfile` adds and the target's suffix.
+_INCOMPLETE = re.compile(r"incomplete\.(.+)\.[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -33,9 +45,16 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     # Two processes may do this at once: names are unique and the rename is atomic. The second finds
     # `target` there and discards its own work, which is right because callers put everything that
     # the content depends on into the name.
+    prefix = f"incomplete.{target.name}."
+
+    def make() -> tuple[int, str]:
+        folder = tempfile.mkdtemp(prefix=prefix, dir=target.parent)
+        return os.open(folder, os.O_RDONLY), folder
+
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"incomplete.{target.name}.", dir=target.parent))
+        _remove_orphans_of(target.parent, target.name)
+        lock, temporary = _make_locked(make)
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())  # mkdtemp lets only the owner read
@@ -45,8 +64,10 @@ def atomic_dir(target: Path) -> Iterator[Path]:
             except OSError:
                 if not target.is_dir():
                     raise
+                logging.info("%s: another process has made it meanwhile", target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -56,15 +77,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
       InputError: the operating system refuses to write there.
     """
-    temporary = None
+    lock, temporary = -1, None
+    name = path.name[:30]  # of 255 bytes that a name may have, where a character may take four
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # In a name of 255 bytes, of which a character may take four.
-            prefix = f"incomplete.{path.name[:30]}."
-            handle, name = tempfile.mkstemp(path.suffix[-10:], prefix, path.parent)
-            os.close(handle)
-            temporary = Path(name)
+            _remove_orphans_of(path.parent, name)
+            prefix, suffix = f"incomplete.{name}.", path.suffix[-10:]
+            lock, temporary = _make_locked(
+                lambda: tempfile.mkstemp(suffix, prefix, path.parent),
+            )
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -74,6 +96,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            os.close(lock)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,6 +120,77 @@ def replace_files(directory: str | os.PathLike[str], contents: Mapping[str, byte
         # Contexts end, and so files are replaced, in the reverse order.
         for name, data in reversed(list(contents.items())):
             stack.enter_context(atomic_file(Path(directory) / name)).write_bytes(data)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder; other processes see it whole or not at all.
+
+    Raises:
+      InputError: the operating system refuses.
+    """
+    with writing(folder), contextlib.suppress(FileNotFoundError):  # another process was first
+        aside = Path(tempfile.mkdtemp(prefix=f"incomplete.{folder.name}.", dir=folder.parent))
+        try:
+            folder.rename(aside)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_incomplete(path: Path) -> bool:
+    """Whether a file or folder has the name of one that is not whole yet."""
+    return bool(_INCOMPLETE.fullmatch(path.name))
+
+
+def remove_orphans(folder: Path) -> None:
+    """Removes what killed processes left in a folder that holds files of this package alone."""
+    with contextlib.suppress(OSError):
+        for path in filter(is_incomplete, list(folder.iterdir())):
+            _remove_unless_locked(path)
+
+
+def _remove_orphans_of(folder: Path, name: str) -> None:
+    """Removes what killed processes left of one file or folder."""
+    for orphan, of in _incomplete_at_start(folder):
+        if of == name:
+            _remove_unless_locked(folder / orphan)
+
+
+@functools.lru_cache(maxsize=64)  # a folder of a million overlays is listed once
+def _incomplete_at_start(folder: Path) -> tuple[tuple[str, str], ...]:
+    """What in a folder is not whole before this process writes there, and the target of each."""
+    matches = map(_INCOMPLETE.fullmatch, os.listdir(folder))
+    return tuple((match[0], match[1]) for match in matches if match)
+
+
+def _make_locked(make: Callable[[], tuple[int, str]]) -> tuple[int, Path]:
+    """Makes a temporary file or folder, and locks it for as long as it is open.
+
+    `make` returns it opened, and its path.
+    """
+    while True:
+        handle, name = make()
+        # Some file systems have no locks. Then nothing can be known to be left behind, either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return handle, Path(name)
+        os.close(handle)  # it was removed before it was locked
+
+
+def _remove_unless_locked(path: Path) -> None:
+    is_folder = path.is_dir()
+    # On network file systems a file has to be open for writing to be locked.
+    mode = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR | os.O_NONBLOCK
+    with contextlib.suppress(OSError):  # another process has locked it, or it is another user's
+        handle = os.open(path, mode | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_folder:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -10,8 +10,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,16 +30,28 @@ from densenet_flax.common.sharding import (
 )
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.atomic import writing
+from densenet_flax.storage.checksums import tree_checksum
 from densenet_flax.storage.latest_writer import LatestWriter
+from densenet_flax.storage.locks import is_locked
 from densenet_flax.storage.named_arrays import NamedVector, join, split
 
 # Keys in `meta`: which arrays the vectors of `train` hold, and a checksum of each item.
 _TRAIN_ENTRIES = "train_leaves"
 _CHECKSUMS = "crc32"
 
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished
+
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint is not there, or not as it was written."""
+    """A checkpoint is not there, or not as it was written.
+
+    Attributes:
+      problem: what is wrong, without what can be done.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +81,20 @@ class _Snapshot:
 class Checkpoints:
     """The checkpoints of one work directory."""
 
-    def __init__(self, directory: Path):
-        """Opens, or creates, `directory`; an `InputError` says if that cannot be done."""
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        """Opens, or creates, `directory`; an `InputError` says if that cannot be done.
+
+        `read_only` is for who does not hold the lock of the work directory: nothing is changed, and
+        a run may go on there.
+        """
         self.directory = directory.resolve()  # Orbax wants absolute paths
+        self._read_only = read_only
         self._keep = AnyPreservationPolicy([LatestN(1)])
         # Orbax's own asynchronous mode would make each save wait for the one before.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._keep, enable_async_checkpointing=False
+            preservation_policy=self._keep,
+            enable_async_checkpointing=False,
+            create=not read_only,  # its own `read_only` warns about itself
         )
         with writing(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -141,7 +159,7 @@ class Checkpoints:
         trees: dict[str, Any] = {"model": model}
         if train:  # before the first step there is nothing to keep
             trees["train"] = train
-        checksums = {n: _checksum(t) for n, t in {**trees, "meta": snapshot.meta}.items()}
+        checksums = {n: tree_checksum(t) for n, t in {**trees, "meta": snapshot.meta}.items()}
         meta = {**snapshot.meta, _TRAIN_ENTRIES: entries, _CHECKSUMS: checksums}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
@@ -191,7 +209,9 @@ class Checkpoints:
             entries, checksums = facts.pop(_TRAIN_ENTRIES, None), facts.pop(_CHECKSUMS, {})
             # Earlier versions kept none.
             read = {**saved, "meta": facts}
-            wrong = [n for n, crc in checksums.items() if n in read and _checksum(read[n]) != crc]
+            wrong = [
+                n for n, crc in checksums.items() if n in read and tree_checksum(read[n]) != crc
+            ]
             if wrong:
                 raise ValueError(f"{' and '.join(wrong)}: not the bytes that were written")
             arrays = saved.get("train", {})
@@ -199,10 +219,11 @@ class Checkpoints:
                 arrays = split(arrays, entries)
         # Orbax raises anything for a file with a flipped bit.
         except Exception as error:
-            raise DamagedCheckpoint(
-                f"{folder}: this checkpoint cannot be read ({_first_line(error)}); put it back, or "
-                "remove that folder to go on from an earlier one"
-            ) from error
+            problem = f"{folder}: this checkpoint cannot be read ({_first_line(error)})"
+            advice = "put it back, or remove that folder to go on from an earlier one"
+            if not folder.is_dir():
+                problem, advice = f"{folder}: this checkpoint is missing", "put it back"
+            raise DamagedCheckpoint(problem, self._advice_to_reader() or advice) from error
         return Restored(step, saved["model"], arrays, facts)
 
     def restore_latest(self, *, train: bool = True, repair: bool = False) -> Restored | None:
@@ -210,7 +231,8 @@ class Checkpoints:
 
         Args:
           train: as for `restore`.
-          repair: whether to move those aside, as training will write these steps again.
+          repair: whether to move those aside, as training will write these steps again, and to
+            remove what a killed process left.
 
         Returns:
           None if there is no checkpoint at all.
@@ -218,29 +240,50 @@ class Checkpoints:
         Raises:
           DamagedCheckpoint: there are checkpoints, and none can be read.
         """
-        damaged: list[int] = []
+        if repair and is_first_process():
+            self._remove_unfinished()
         steps = self._steps_of_first_process()
-        for step in reversed(steps):
+        if not steps:
+            return None
+        restored = self.restore_first(steps[::-1], train=train)
+        damaged = [step for step in steps if step > restored.step]
+        if damaged and repair and is_first_process():
+            self._move_aside(damaged)
+        return restored
+
+    def restore_first(self, steps: Sequence[int], *, train: bool = True) -> Restored:
+        """The first of several checkpoints that can be read, the same one in all processes.
+
+        A warning says which ones before it cannot.
+
+        Raises:
+          DamagedCheckpoint: none can be read.
+        """
+        for step in steps:
             failure = None
             try:
                 restored = self.restore(step, train=train)
             except DamagedCheckpoint as error:
                 failure = error
-            if not all_processes(failure is None):  # they go on from the same one
-                if failure is None:
-                    name = f"{self.directory / str(step)}"
-                    failure = DamagedCheckpoint(f"{name}: another process cannot read it")
-                if step == steps[0]:
-                    raise failure
-                logging.warning("%s", failure)
-                damaged.append(step)
-                continue
-            if damaged:
-                logging.warning("going on from the checkpoint before it, of step %d", step)
-            if damaged and repair and is_first_process():
-                self._move_aside(damaged)
-            return restored
-        return None
+            if all_processes(failure is None):  # they go on from the same one
+                if step != steps[0]:
+                    logging.warning("taking the checkpoint of step %d instead", step)
+                return restored
+            if failure is None:
+                problem = f"{self.directory / str(step)}: another process cannot read it"
+                failure = DamagedCheckpoint(problem, "put it back")
+            if step == steps[0]:
+                first = failure
+            logging.warning("%s", failure.problem)
+        others = f", nor can {', '.join(map(str, steps[1:]))}" if steps[1:] else ""
+        advice = (
+            self._advice_to_reader() or "put it back, or choose another --workdir to start again"
+        )
+        raise DamagedCheckpoint(first.problem + others, advice)
+
+    def _advice_to_reader(self) -> str:
+        is_replaced = self._read_only and is_locked(self.directory.parent)
+        return "a run is working in this directory; try again when it is done" * is_replaced
 
     def _steps_of_first_process(self) -> list[int]:
         # On shared storage one process may see a directory later than another.
@@ -248,6 +291,10 @@ class Checkpoints:
         count = int(broadcast(np.array(len(steps))))
         padded = np.resize(steps or [0], count).astype(np.int64)
         return [int(step) for step in broadcast(padded)] if count else []
+
+    def _remove_unfinished(self) -> None:
+        for folder in list(self.directory.glob(f"*{_UNFINISHED}*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _move_aside(self, steps: Iterable[int]) -> None:
         aside = self.directory.parent / "damaged_checkpoints"
@@ -271,19 +318,6 @@ class Checkpoints:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is one checkpoint, named by its step."""
     return folder.name.isdigit() and (folder / "_CHECKPOINT_METADATA").exists()
-
-
-def _checksum(content: Any) -> int:
-    """CRC-32 of a tree of arrays, or of JSON values; 1.5 GB/s."""
-    crc = 0
-    for path, leaf in jax.tree.leaves_with_path(content):
-        crc = zlib.crc32(jax.tree_util.keystr(path).encode(), crc)
-        if isinstance(leaf, np.ndarray):
-            crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
-            crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
-        else:
-            crc = zlib.crc32(json.dumps(leaf).encode(), crc)
-    return crc
 
 
 def _first_line(error: BaseException) -> str:

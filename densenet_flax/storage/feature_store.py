@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,8 @@ from jaxtyping import Array, Int, Shaped
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.sharding import all_processes, over_batch, replicated
-from densenet_flax.storage.atomic import atomic_dir, writing
+from densenet_flax.storage.atomic import discard, is_incomplete, remove_orphans, writing
+from densenet_flax.storage.checksums import cached_dir, is_intact
 
 STORAGES = ("device", "memory", "disk")
 CACHE_MODES = ("auto", *STORAGES, "off")
@@ -111,7 +113,7 @@ def array_filler(arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> AddRows:
 @contextlib.contextmanager
 def file_writer(folder: Path, shapes: Shapes) -> Iterator[AddRows]:
     """A function that writes rows, in order, to a folder that is complete or absent."""
-    with writing(folder), atomic_dir(folder) as temporary, contextlib.ExitStack() as stack:
+    with writing(folder), cached_dir(folder) as temporary, contextlib.ExitStack() as stack:
         files = {}
         for cut, shape in shapes.items():
             # A stream and not a mapping, with which a full disk would end the process.
@@ -132,17 +134,23 @@ def keep_files(folder: Path, arrays: Mapping[str, Shaped[np.ndarray, "N ..."]]) 
     except InputError as error:  # a run can do without
         logging.warning("features are not kept for later runs: %s", error)
         return
+    remove_orphans(folder.parent)  # of other features, too
     total = 0
-    with contextlib.suppress(FileNotFoundError):  # another process makes room too
-        by_last_use = sorted(folder.parent.iterdir(), key=lambda kept: kept.stat().st_mtime)
-        for kept in reversed(by_last_use):
+    with contextlib.suppress(FileNotFoundError, InputError):  # another process makes room too
+        whole = itertools.filterfalse(is_incomplete, folder.parent.iterdir())
+        for kept in sorted(whole, key=lambda kept: kept.stat().st_mtime, reverse=True):
             total += sum(path.stat().st_size for path in kept.glob("*.npy"))
             if total > MAX_KEPT_BYTES_IN_ALL:
-                shutil.rmtree(kept, ignore_errors=True)  # a process that has mapped a file keeps it
+                discard(kept)  # a process that has mapped a file keeps it
 
 
 def open_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
-    """Maps the files of an earlier run; None if there are none or they have other shapes."""
+    """Maps the files of an earlier run; None if there are none, or they are damaged."""
+    return map_files(folder, shapes) if is_intact(folder) else None
+
+
+def map_files(folder: Path, shapes: Shapes) -> dict[str, np.ndarray] | None:
+    """Maps files without a check of their content; None if they have other shapes."""
     arrays = {}
     for cut, shape in shapes.items():
         try:

@@ -1,7 +1,6 @@
 """A work directory: the configuration that it belongs to, its logs, and the lock on it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import resource
@@ -16,6 +15,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.reading import check_regular, reading
 from densenet_flax.common.sharding import (
     all_processes,
     broadcast,
@@ -24,9 +24,11 @@ from densenet_flax.common.sharding import (
     multiple_processes,
 )
 from densenet_flax.common.trees import JsonDict
-from densenet_flax.storage.atomic import write_text, writing
-from densenet_flax.storage.json_files import read_json_object
+from densenet_flax.storage.atomic import atomic_file, remove_orphans, writing
+from densenet_flax.storage.json_files import read_json_object, write_json_object
+from densenet_flax.storage.locks import locked
 
+_MAX_LINE = 2**20  # bytes of a line of a log
 _VISIBLE_SECONDS = 10.0  # what one host writes on shared storage, the others see by then
 
 OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and of which checkpoint
@@ -61,24 +63,14 @@ class Workdir:
           InputError: another process holds the lock, or the directory cannot be written, or not
             all processes of the run see it.
         """
-        # The operating system releases the lock when the process ends, however it ends. (The
-        # package `filelock` does not promise that: where a file system has no locks it writes a
-        # marker file, which a killed process leaves behind.)
         if not is_first_process():
             self._check_visible()
             yield
             return
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w")  # noqa: SIM115
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(
-                    f"{self.path}: another run is using this work directory; wait for it, or "
-                    "choose another --workdir"
-                ) from error
+        in_use = "another run is using this work directory; wait for it, or choose another "
+        with locked(self.path, in_use + "--workdir"):
+            for folder in (".", "data", "prefix_cache", "report"):
+                remove_orphans(self.path / folder)
             self._check_visible()
             yield
 
@@ -116,15 +108,15 @@ class Workdir:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes `config.json`."""
         if is_first_process():
-            write_text(self._config, json.dumps(config, indent=2) + "\n")
+            write_json_object(self._config, config, indent=2)
 
     def write_extensions(self, extensions: Sequence[JsonDict]) -> None:
         """Writes `extensions.json`, what gave the run more epochs."""
-        write_text(self.extensions, json.dumps({"extensions": extensions}, indent=2) + "\n")
+        write_json_object(self.extensions, {"extensions": extensions}, indent=2)
 
     def read_extensions(self) -> list[JsonDict]:
         """What `write_extensions` wrote; [] if the run was not extended."""
-        if not self.extensions.exists():
+        if not os.path.lexists(self.extensions):
             return []
         content = read_json_object(self.extensions, "put it back")
         extensions = content.get("extensions")
@@ -133,15 +125,15 @@ class Workdir:
         return extensions
 
     def read_config(self) -> JsonDict:
-        """What `write_config` wrote; {} if it cannot be read."""
-        try:
-            return self.require_config()
-        except InputError:
+        """What `write_config` wrote; {} if it is not there."""
+        if not os.path.lexists(self._config):
             return {}
+        advice = "put it back, or remove it, to go on without what it says about patients"
+        return read_json_object(self._config, advice)
 
     def require_config(self) -> JsonDict:
         """What `write_config` wrote; InputError if there is none."""
-        if not self._config.exists() and not self.has_begun:
+        if not os.path.lexists(self._config) and not self.has_begun:
             raise InputError(
                 f"{self.path}: holds no run yet; give its configuration with --config=FILE"
             )
@@ -219,7 +211,8 @@ class Workdir:
         return lambda line: self._append("timing.jsonl", {**line, **device_memory()})
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        with writing(self.path), open(self.path / name, "a") as file:
+        mode = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+        with writing(self.path / name), open(os.open(self.path / name, mode, 0o666), "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def rewind(self, step: int) -> None:
@@ -228,16 +221,24 @@ class Workdir:
             return
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.path / name
-            if not path.exists():
+            if not os.path.lexists(path):
                 continue
-            with writing(path):
-                lines = path.read_bytes().splitlines()
-            kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
-            # A kill may have cut the last line short; others are not ours, or damaged.
-            bad = sum(_step_of(line) is None for line in lines[:-1])
+            with reading(path):
+                check_regular(path, f"{path}: move it away, or put it back: it")
+            bad = 0
+            with (
+                atomic_file(path) as temporary,
+                open(path, "rb") as old,
+                open(temporary, "wb") as new,
+            ):
+                for line in iter(lambda: old.readline(_MAX_LINE), b""):
+                    line_step = _step_of(line)
+                    # A kill may have cut the last line short; others are not ours, or damaged.
+                    bad += line_step is None and line.endswith(b"\n")
+                    if line_step is not None and line_step <= step:
+                        new.write(line.rstrip(b"\n") + b"\n")
             if bad:
                 logging.warning("%s: %d lines cannot be read and are left out", path, bad)
-            write_text(path, "".join(f"{line.decode()}\n" for line in kept))
 
 
 def _step_of(line: bytes) -> int | None:

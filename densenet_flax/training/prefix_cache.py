@@ -185,7 +185,7 @@ class PrefixCache:
         if storage == "disk" and folder:
             with feature_store.file_writer(folder, shapes) as add:
                 self._run_prefix(prefix, list(shapes), add)
-            return feature_store.open_files(folder, shapes)
+            return feature_store.map_files(folder, shapes)
         arrays = {cut: np.empty(shape.shape, shape.dtype) for cut, shape in shapes.items()}
         self._run_prefix(prefix, list(shapes), feature_store.array_filler(arrays))
         if folder:

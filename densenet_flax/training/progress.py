@@ -1,7 +1,7 @@
 """How far a run is, and what follows from its history: a checkpoint needs nothing else."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,14 @@ class TrainProgress:
 
     def _validation_losses(self, stage: Stage) -> list[float]:
         return [epoch["validation_loss"] for epoch in self.stage_history(stage)]
+
+
+def best_steps(history: Sequence[Mapping[str, Any]], steps: Collection[int]) -> list[int]:
+    """The best step of some epochs, then the others whose checkpoints are kept, best first."""
+    best = best_step(history)
+    ordered = sorted(history, key=lambda epoch: epoch["validation_loss"])
+    kept = [epoch["step"] for epoch in ordered if epoch["step"] in steps]
+    return list(dict.fromkeys([*([] if best is None else [best]), *kept]))
 
 
 def best_step(history: Sequence[Mapping[str, Any]]) -> int | None:

@@ -39,7 +39,7 @@ from densenet_flax.storage.checkpoint import Checkpoints, ReadState, Restored
 from densenet_flax.training.background_compiler import BackgroundCompiler
 from densenet_flax.training.input_pipeline import StageInputs, Views, training_batch_specs
 from densenet_flax.training.prefix_cache import PrefixCache
-from densenet_flax.training.progress import TrainProgress, best_step
+from densenet_flax.training.progress import TrainProgress, best_step, best_steps
 from densenet_flax.training.stage import Loss, Stage
 from densenet_flax.training.step_metrics import StepMetrics, current_rate
 from densenet_flax.training.stop_signal import StopSignal
@@ -241,7 +241,9 @@ class Trainer:
         if not stage.restore_best or best is None or best == progress.step:
             return variables, saved
         logging.info("%s: back to its best epoch, step %d", stage.name, best)
-        checkpoint = self.checkpoints.restore(best)
+        kept = self.checkpoints.steps
+        # One that is damaged is replaced by the next best: there is no way back to train it again.
+        checkpoint = self.checkpoints.restore_first(best_steps(progress.stage_history(stage), kept))
         return checkpoint.variables, checkpoint.train
 
     def _run_stage(

@@ -42,7 +42,8 @@ def save_keras(path: Path, variables: Variables, info: WeightsInfo) -> None:
     layers = _layers(variables, info)
     with atomic_file(path) as temporary:
         try:
-            with h5py.File(temporary, "w") as file:
+            # The file is locked by this process already.
+            with h5py.File(temporary, "w", locking=False) as file:
                 file.attrs[INFO_ATTRIBUTE] = json.dumps(info.to_dict(), sort_keys=True)
                 write = _write_ordered if path.name.endswith(".weights.h5") else _write_legacy
                 write(file, layers)

@@ -223,13 +223,27 @@ def test_full_disk(make_config, drawn_tree, tmp_path, monkeypatch):
         open_dataset(make_config(name="breakhis", path=str(drawn_tree)), tmp_path)
 
 
-def test_a_damaged_cache_names_the_folder_to_remove(make_config, drawn_tree, tmp_path):
+def test_a_damaged_cache_is_made_again(make_config, drawn_tree, tmp_path, caplog):
     config = make_config(name="breakhis", path=str(drawn_tree))
-    open_dataset(config, tmp_path)
+    expected = open_dataset(config, tmp_path)
     (array,) = tmp_path.rglob("images.npy")
-    array.write_bytes(array.read_bytes()[:1000])
-    with pytest.raises(InputError, match="remove this folder"):
+    pixels, names = array.read_bytes(), ("images.npy", "rows.json", "checksums.json")
+    for name in names:
+        path = array.with_name(name)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        caplog.clear()
+        dataset = open_dataset(config, tmp_path)
+        assert len([r for r in caplog.records if "removed and made again" in r.message]) == 1
+        assert array.read_bytes() == pixels and (dataset.labels == expected.labels).all()
+    # Earlier versions wrote no checksums.
+    array.with_name("checksums.json").unlink()
+    with caplog.at_level(python_logging.INFO, "absl"):
         open_dataset(config, tmp_path)
+        open_dataset(config, tmp_path)
+    assert caplog.text.count("an earlier version wrote it, without checksums") == 1
+    assert array.with_name("checksums.json").is_file()
 
 
 def test_real_images(make_config, breakhis_sample, tmp_path):

@@ -85,15 +85,16 @@ def _prepare(folder: Path, read: Any) -> dict[str, Any]:
     }
 
 
+def _read_image(row: Any) -> bytes:
+    return encode(tile(int(row["file"][0])), "PNG")
+
+
 def _write_images(folder: Path) -> None:
-    _prepare(folder / "one", lambda row: encode(tile(int(row["file"][0])), "PNG"))
+    _prepare(folder / "one", _read_image)
 
 
 def _read_images(folder: Path) -> dict[str, Any]:
-    def read(row: Any) -> bytes:
-        raise AssertionError("prepared again")
-
-    return _prepare(folder, read)
+    return _prepare(folder, _read_image)
 
 
 _ANY = (damage, flip_bit, cut)

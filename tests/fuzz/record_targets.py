@@ -17,6 +17,7 @@ from densenet_flax.data.splits.split import load_split
 from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.inference.batch.journal import Entry, Journal
+from densenet_flax.storage.checksums import cached_dir, check_files
 from densenet_flax.storage.trained_model import _read_operating_point
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
@@ -51,7 +52,7 @@ def _sample(write: Callable[[Path], object]) -> Callable[[Path], None]:
 
 _NAMES = [f"a/tile-{i}\udcff.png" for i in range(12)]
 _ENTRIES: list[Entry] = [
-    (name, f"{name}: is empty" if i == 5 else [1 / (i + 3), 1 - 1 / (i + 3)])
+    Entry(name, f"{name}: is empty" if i == 5 else [1 / (i + 3), 1 - 1 / (i + 3)])
     for i, name in enumerate(_NAMES)
 ]
 
@@ -196,10 +197,12 @@ def _write_rows(folder: Path) -> None:
         "content": [f"{i:064x}" for i in range(9)],
         "label": [i % 2 for i in range(9)],
     }
-    ImageTable(columns, "f" * 64, ["x.png: is empty"]).save(folder)
+    with cached_dir(folder / "rows") as temporary:
+        ImageTable(columns, "f" * 64, ["x.png: is empty"]).save(temporary)
 
 
 def _read_rows(folder: Path) -> dict[str, Any]:
+    check_files(folder)
     table = ImageTable.load(folder)
     return {**table.columns, "fingerprint": table.fingerprint, "skipped": table.skipped}
 
@@ -232,7 +235,7 @@ _TARGETS = [
         _JSON,
         accepts=_is_point,
     ),
-    Target("records/rows.json", _sample(_write_rows), _read_rows, _JSON, exact=_ALL),
+    Target("records/rows.json", _write_rows, _read_rows, _JSON, exact=_ALL),
     Target("records/tiles.csv", _sample(_write_tiles), _read_tiles, _TABLE, accepts=_are_tiles),
     Target(
         "records/tiles.json", _sample(_write_tiles_json), _read_tiles, _JSON, accepts=_are_tiles

@@ -1,9 +1,13 @@
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage import atomic as files
+from tests.helpers.program import ROOT
 
 
 def test_a_folder_is_whole_or_absent(tmp_path):
@@ -60,6 +64,27 @@ def test_an_unfinished_file_is_removed_after_any_error(tmp_path):
         temporary.write_bytes(b"half")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    """A child dies while it writes a file and a folder, as many times as this process does."""
+    code = (
+        "import os, pathlib, signal; from densenet_flax.storage import atomic\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "with atomic.atomic_file(folder / 'x.csv'), atomic.atomic_dir(folder / 'folder'):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    assert child.returncode == -signal.SIGKILL
+    orphans = set(tmp_path.iterdir())
+    assert len(orphans) == 2 and all(map(files.is_incomplete, orphans))
+    (tmp_path / "incomplete.notes.txt").write_text("of the user")
+    with files.atomic_file(tmp_path / "x.csv") as mine:
+        assert mine.exists() and not list(orphans & set(tmp_path.glob("*.csv")))
+        files.remove_orphans(tmp_path)
+        mine.write_text("whole")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["incomplete.notes.txt", "x.csv"]
 
 
 def test_permissions_follow_the_umask(tmp_path):

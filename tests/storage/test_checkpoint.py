@@ -13,6 +13,8 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.checkpoint import Checkpoints, DamagedCheckpoint
 from densenet_flax.storage.named_arrays import NamedVector
+from densenet_flax.storage.trained_model import read_model
+from densenet_flax.storage.workdir import Workdir
 
 _MODEL = {"params": {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}}
 _TRAIN = [NamedVector(np.array([7], np.int32), [("count", ())])]
@@ -181,9 +183,39 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path, caplog):
     checkpoints.save(2, lambda: (_MODEL, _TRAIN), {})
     assert checkpoints.restore_latest().step == 2
     shutil.rmtree(tmp_path / "checkpoints" / "2" / "model")
-    with pytest.raises(DamagedCheckpoint, match="this checkpoint cannot be read"):
+    with pytest.raises(DamagedCheckpoint, match="this checkpoint cannot be read") as error:
         Checkpoints(tmp_path / "checkpoints").restore_latest()
+    assert "an earlier one" not in str(error.value)
     assert Checkpoints(tmp_path / "none").restore_latest() is None
+
+
+def test_the_first_that_can_be_read_and_what_to_do_if_none_can(tmp_path, caplog):
+    checkpoints = _save_two(tmp_path)
+    assert checkpoints.restore_first([5, 2, 1]).step == 2
+    assert "checkpoints/5: this checkpoint is missing" in caplog.text
+    assert "taking the checkpoint of step 2 instead" in caplog.text
+    for step in (1, 2):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step) / "model")
+    with pytest.raises(DamagedCheckpoint, match="nor can 1; put it back, or choose"):
+        checkpoints.restore_latest()
+
+
+def test_a_run_that_replaces_a_checkpoint_meanwhile_is_named(tmp_path):
+    """Whoever reads without the lock is not told to remove what a run is about to replace."""
+    _save_two(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "model")
+    with Workdir(tmp_path).lock(), pytest.raises(DamagedCheckpoint, match="try again when it is"):
+        read_model(tmp_path, step=2)
+    with pytest.raises(DamagedCheckpoint, match="or remove that folder"):
+        read_model(tmp_path, step=2)
+
+
+def test_what_a_killed_process_left_of_a_checkpoint_is_removed_by_the_run_that_goes_on(tmp_path):
+    checkpoints = _save_two(tmp_path)
+    left = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "2", left)
+    assert checkpoints.restore_latest().step == 2 and left.exists()
+    assert checkpoints.restore_latest(repair=True).step == 2 and not left.exists()
 
 
 def test_what_only_training_needs_may_be_missing(tmp_path):

@@ -74,6 +74,14 @@ def test_kept_files_are_found_again(tmp_path, dtype):
         assert opened[cut].dtype == dtype
         np.testing.assert_array_equal(opened[cut], arrays[cut])
     assert open_files(tmp_path / "other", shapes(arrays)) is None
+    # Exponents of a few numbers, which no shape or dtype shows; they are computed again.
+    path = tmp_path / "key" / "norm.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert open_files(tmp_path / "key", shapes(arrays)) is None
+    assert not (tmp_path / "key").exists()
+    keep_files(tmp_path / "key", arrays)
     assert open_files(tmp_path / "key", shapes({"norm": np.zeros((11, 2), dtype)})) is None
 
 

@@ -21,7 +21,8 @@ from densenet_flax.data.images.decode import decode_in_threads, decoded, resize
 from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.images.stain_normalization import Pixels, make_normalizer
 from densenet_flax.data.images.stream import Images, Reader, Row, StreamedImages, join_images
-from densenet_flax.storage.atomic import atomic_dir, writing
+from densenet_flax.storage.atomic import writing
+from densenet_flax.storage.checksums import cached_dir, is_intact
 
 # In the name of the folder: raise them when the same images would give other pixels or columns.
 _PIXELS_VERSION = f"bilinear-pillow{pillow_version.split('.')[0]}-v1"
@@ -94,12 +95,13 @@ class PreparedImages:
         if isinstance(self.images, StreamedImages):
             return PreparedImages(self.images.take(np.array(rows)), table, self.folder)
         folder = self.folder.with_name(f"{self.folder.name}-without-{key}")
-        if not folder.is_dir():
-            with atomic_dir(folder) as temporary, writing(folder):
+        if not is_intact(folder):
+            with cached_dir(folder) as temporary, writing(folder):
                 images = (self.images[row] for row in rows)
                 _write_array(temporary / _ARRAY_FILE, images, len(rows), self.images.shape[1:3])
                 table.save(temporary)
-        return PreparedImages(_map_array(folder), ImageTable.load(folder), folder)
+        table = ImageTable.load(folder)
+        return PreparedImages(_map_array(folder, len(table)), table, folder)
 
 
 def prepare_images(
@@ -108,10 +110,13 @@ def prepare_images(
     rows: Callable[[], Sequence[Row]],
     read: Reader,
     skipped: Callable[[], Sequence[str]] = tuple,
+    is_prepared: Callable[[Path], bool] = is_intact,
 ) -> PreparedImages:
     """Opens the images of a data set, and prepares them first if that was not done before.
 
     `rows`, `read` and `skipped` are those of a `Source`; `folder` is its `array_folder`.
+    `is_prepared` says of a folder whether there is nothing to do; by default a damaged one is
+    removed and prepared again.
 
     Raises:
       InputError: an image cannot be used, the folder cannot be written, or no image is left.
@@ -120,13 +125,13 @@ def prepare_images(
     # The table beside an array serves streamed images too; without one they have their own.
     if options.storage == "stream" and not folder.is_dir():
         table_folder = stream_folder(folder)
-    if not table_folder.is_dir():
+    if not is_prepared(table_folder):
         all_rows = rows()  # before `skipped`, since listing the images is what leaves some out
-        with atomic_dir(table_folder) as temporary, writing(table_folder):
+        with cached_dir(table_folder) as temporary, writing(table_folder):
             write_images(temporary, options, all_rows, read, skipped())
     table = ImageTable.load(table_folder)
     if options.storage == "array":
-        return PreparedImages(_map_array(folder), table, folder)
+        return PreparedImages(_map_array(folder, len(table)), table, folder)
     columns = {name: np.array(table[name]) for name in _ADDRESS if name in table.columns}
     images = StreamedImages(read, columns, options.size, options.stain, options.bits)
     return PreparedImages(images, table, folder)
@@ -227,8 +232,11 @@ def _write_array(path: Path, images: Iterable[Pixels], most: int, size: tuple[in
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *size, 3)})
 
 
-def _map_array(folder: Path) -> UInt8[np.ndarray, "N H W 3"]:
+def _map_array(folder: Path, rows: int) -> UInt8[np.ndarray, "N H W 3"]:
     try:
-        return np.load(folder / _ARRAY_FILE, mmap_mode="r")
+        images = np.load(folder / _ARRAY_FILE, mmap_mode="r")
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != rows:
+            raise ValueError(f"{images.dtype} {images.shape} are not {rows} images")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: cannot be read ({error}); remove this folder") from error
+    return images

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.storage.json_files import read_json_object
 
 _FILE = "rows.json"
 
@@ -30,6 +31,9 @@ class ImageTable:
     def __getitem__(self, column: str) -> Sequence[Any]:
         return self.columns[column]
 
+    def __len__(self) -> int:
+        return len(self.columns["file"])
+
     def take(self, rows: Sequence[int], key: str) -> "ImageTable":
         """Returns a subset of the rows; `key` tells its fingerprint from those of others."""
         return ImageTable(
@@ -46,9 +50,12 @@ class ImageTable:
     @classmethod
     def load(cls, folder: Path) -> "ImageTable":
         """Reads the table of a folder; raises an `InputError` if it is not there or damaged."""
-        try:
-            content = json.loads((folder / _FILE).read_text())
-            fingerprint, skipped = content.pop("fingerprint"), content.pop("skipped")
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder}: cannot be read ({error}); remove this folder") from error
+        content = read_json_object(folder / _FILE, f"remove {folder}, to prepare the images again")
+        fingerprint, skipped = content.pop("fingerprint", None), content.pop("skipped", None)
+        columns = [*content.values(), skipped]
+        is_table = isinstance(fingerprint, str) and all(isinstance(c, list) for c in columns)
+        if not is_table or len({len(column) for column in content.values()}) != 1:
+            raise InputError(
+                f"{folder / _FILE}: not a table of images; remove {folder}, to prepare them again"
+            )
         return cls(content, fingerprint, skipped)

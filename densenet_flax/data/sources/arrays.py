@@ -32,6 +32,7 @@ from densenet_flax.data.sources import patients
 from densenet_flax.data.sources.image_set import SUBSETS, ImageSet
 from densenet_flax.data.sources.similar_names import unify_names
 from densenet_flax.data.sources.source import Annotations, Source
+from densenet_flax.storage.checksums import DamagedFiles, check_files
 
 
 class ArraysSource(Source):
@@ -164,7 +165,14 @@ def _is_there(folder: Path) -> bool:
 
 
 def _load_table(folder: Path) -> ImageTable:
-    return ImageTable.load(folder if folder.is_dir() else stream_folder(folder))
+    """Checks the files of a folder, and returns its table."""
+    folder = folder if folder.is_dir() else stream_folder(folder)
+    # It cannot be made again: labels, and pixels that were in memory, are nowhere else.
+    try:
+        check_files(folder)
+    except DamagedFiles as error:
+        raise InputError(f"{error}; put it back, or choose another workdir") from error
+    return ImageTable.load(folder)
 
 
 def _open(folder: Path, options: ImageOptions) -> PreparedImages:
@@ -181,7 +189,8 @@ def _open(folder: Path, options: ImageOptions) -> PreparedImages:
             for i in range(len(table["file"]))
         ]
 
-    return prepare_images(folder, options, rows, _read_source)
+    # What is there was checked with the table.
+    return prepare_images(folder, options, rows, _read_source, is_prepared=Path.is_dir)
 
 
 def _read_source(row: Row) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from absl import logging
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.reading import MAX_TEXT_BYTES, read_file
 from densenet_flax.data.breakhis import VERSION
 from densenet_flax.data.breakhis.counts import describe_difference
 from densenet_flax.data.breakhis.layout import find_source, list_source
@@ -80,7 +82,16 @@ class BreakHisSource(FileSource):
     def skipped(self) -> Sequence[str]:
         """Returns a line for each image that is not in the records."""
         path = self._folder / _SKIPPED
-        return json.loads(path.read_text()) if path.is_file() else ()
+        if not os.path.lexists(path):
+            return ()
+        try:
+            lines = json.loads(read_file(path, max_bytes=MAX_TEXT_BYTES))
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise InputError(f"{path}: not a list of lines")
+        except (ValueError, RecursionError) as error:
+            advice = f"remove {self._folder}, to prepare the images again"
+            raise InputError(f"{path}: cannot be read ({error}); {advice}") from error
+        return lines
 
     def annotate(self, table: ImageTable) -> Annotations:
         """Takes labels, patients and columns from the file names."""

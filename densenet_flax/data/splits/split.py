@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -17,8 +16,7 @@ from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split_config import LEAKY
-from densenet_flax.storage.atomic import write_text
-from densenet_flax.storage.json_files import read_json_object
+from densenet_flax.storage.json_files import read_json_object, write_json_object
 
 SUBSETS = ("train", "validation", "test")
 Rows: TypeAlias = Int[np.ndarray, "rows"]  # row numbers of a data set
@@ -109,7 +107,7 @@ class Split:
             "counts": self.counts,
             "files": self._subset_of_file(),
         }
-        write_text(Path(path), json.dumps(content, indent=1) + "\n")
+        write_json_object(Path(path), content, indent=1)
 
     def _subset_of_file(self) -> dict[str, str]:
         return {str(self.files[row]): subset for subset in SUBSETS for row in getattr(self, subset)}

@@ -22,6 +22,7 @@ from densenet_flax.data.breakhis.layout import ROOT
 from densenet_flax.data.breakhis.names import MAGNIFICATIONS, SUBTYPES
 from densenet_flax.data.synthetic.tissue import SUBTYPES_OF, draw_stain, draw_tile
 from densenet_flax.storage.atomic import atomic_dir, writing
+from densenet_flax.storage.json_files import read_json_object
 
 # Part of the record beside the tiles: raise it when the same parameters draw other pixels.
 VERSION = 2
@@ -87,8 +88,8 @@ def write_breakhis_tree(root: str | os.PathLike[str], config: DrawnConfig) -> Pa
 def _read_record(target: Path) -> JsonDict | None:
     """Returns the parameters of the tiles in a folder, or None if they were not drawn."""
     try:
-        return json.loads((target / _RECORD_FILE).read_text())
-    except (OSError, ValueError):
+        return read_json_object(target / _RECORD_FILE, "remove the folder")
+    except InputError:
         return None
 
 

@@ -5,23 +5,36 @@ number and of itself, all as JSON: a line that is lost, moved or changed cannot 
 of another file. Entries are appended and synced to disk batch by batch.
 """
 
-import fcntl
+import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple
 
 from absl import logging
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import writing
+from densenet_flax.storage.locks import close_locked, open_locked
+
+IN_USE = "another process is writing it; wait for it, or choose another output"
 
 _MAX_LINE = 1 << 20  # bytes; thousands of classes
 
-# The name of a file, and the probability of each class or why the file was skipped.
-Entry: TypeAlias = tuple[str, list[float] | str]
+
+class Entry(NamedTuple):
+    """What is known about a file.
+
+    Attributes:
+      name: of the file.
+      value: the probability of each class, or why the file was skipped.
+      features: checksum of its features, which are kept in another file; None if there are none.
+    """
+
+    name: str
+    value: list[float] | str
+    features: int | None = None
 
 
 class Journal:
@@ -30,54 +43,56 @@ class Journal:
     Attributes:
       path: of its file.
       done: number of entries that earlier starts of the same job wrote.
+      is_new: whether no earlier start of the same job has begun it.
     """
 
-    def __init__(self, path: Path, key: str, names: Sequence[str]):
-        """Opens the journal to append to it, or starts it over if it has the key of another job.
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        names: Sequence[str],
+        is_complete: Callable[[Entry], bool] = lambda entry: True,
+    ):
+        """Opens the journal; nothing is changed before `begin`, which `append` calls if need be.
 
-        What follows the first line that is not the entry of its file is dropped, and is done again.
+        What follows the first line that is not the entry of its file is done again.
 
         Args:
           path: of its file.
           key: a digest of the job.
           names: of the job's files, in the order of its entries.
+          is_complete: whether what an entry stands for is on disk; called in their order.
 
         Raises:
           InputError: another process has it open, or it cannot be written.
         """
         self.path = path
         self._key = key
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-                raise InputError(f"{path}: not a regular file; remove it")
-            # Appending creates the file, and keeps it until the lock shows whose it is.
-            self._file = open(path, "a+b")  # noqa: SIM115
-        # On the file itself: a lock file beside it would be left behind by a kill.
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise InputError(
-                f"{path}: another process is writing it; wait for it, or choose another output"
-            ) from error
-        self.done, size = self._valid_lines(names)
-        with writing(path):
-            self._file.truncate(size)
-            if not size:
-                self._write([json.dumps(key) + "\n"])
+        self._file = open_locked(path, IN_USE)
+        self.done, self._size = self._valid_lines(names, is_complete)
+        self.is_new, self._has_begun = not self._size, False
         self._count = self.done
 
-    def _valid_lines(self, names: Sequence[str]) -> tuple[int, int]:
+    def begin(self) -> None:
+        """Drops what is not valid, and writes the key of a new job."""
+        with writing(self.path):
+            self._file.truncate(self._size)
+        self._has_begun = True
+        if self.is_new:
+            self._write([json.dumps(self._key) + "\n"])
+
+    def _valid_lines(
+        self, names: Sequence[str], is_complete: Callable[[Entry], bool]
+    ) -> tuple[int, int]:
         """Number of valid entries, and of bytes up to their end; 0, 0 for another job."""
-        self._file.seek(0)
         # A line has no end if a kill cut it short, or if it is no line of ours at all.
         if self._file.readline(_MAX_LINE) != f"{json.dumps(self._key)}\n".encode():
             return 0, 0
         size = self._file.tell()
         for number, name in enumerate(names):
             line = self._file.readline(_MAX_LINE)
-            if line != self._valid_line(number, name, line):
+            entry = self._parse(number, name, line)
+            if entry is None or not is_complete(entry):
                 if line.endswith(b"\n"):
                     logging.warning(
                         "%s: damaged after %d of its files; the others are done again",
@@ -88,20 +103,25 @@ class Journal:
             size += len(line)
         return len(names), size
 
-    def _valid_line(self, number: int, name: str, line: bytes) -> bytes | None:
-        """The line as it was written, if it is the entry of this file."""
+    def _parse(self, number: int, name: str, line: bytes) -> Entry | None:
+        """The entry of a line, if it is the one of this file as it was written."""
         try:
-            entry_name, value, _ = json.loads(line)
+            *fields, _ = json.loads(line)
+            entry = Entry(*fields)
         except (ValueError, TypeError, RecursionError):
             return None
-        return self._line(number, (name, value)).encode() if entry_name == name else None
+        is_own = entry.name == name and self._line(number, entry).encode() == line
+        return entry if is_own else None
 
     def _line(self, number: int, entry: Entry) -> str:
-        checksum = zlib.crc32(json.dumps([self._key, number, *entry]).encode())
-        return json.dumps([*entry, checksum]) + "\n"
+        fields = entry[:2] if entry.features is None else entry
+        checksum = zlib.crc32(json.dumps([self._key, number, *fields]).encode())
+        return json.dumps([*fields, checksum]) + "\n"
 
     def append(self, entries: Iterable[Entry]) -> None:
         """Adds entries and waits until they are on disk."""
+        if not self._has_begun:
+            self.begin()
         lines = [self._line(number, entry) for number, entry in enumerate(entries, self._count)]
         self._write(lines)
         self._count += len(lines)
@@ -115,11 +135,11 @@ class Journal:
     def entries(self) -> Iterator[Entry]:
         """Yields all entries in the order in which they were added."""
         with open(self.path, "rb") as file:
-            next(file)  # the key
-            for line in file:
-                name, value, _ = json.loads(line)
-                yield name, value
+            next(file, None)  # the key
+            for line in itertools.islice(file, self._count):
+                *fields, _ = json.loads(line)
+                yield Entry(*fields)
 
     def close(self) -> None:
         """Closes the file and releases the lock."""
-        self._file.close()
+        close_locked(self._file, self.path)

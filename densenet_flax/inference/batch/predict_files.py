@@ -17,7 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -32,13 +32,14 @@ from densenet_flax.common.sharding import device_kinds
 from densenet_flax.data.images.decode import decoded
 from densenet_flax.data.images.formats import png_mark
 from densenet_flax.evaluation.predictions import probability_columns
+from densenet_flax.inference.batch.feature_file import FeatureFile
 from densenet_flax.inference.batch.image_files import (
     ImageFile,
     find_images,
     patients_from_names,
     with_names_in_data,
 )
-from densenet_flax.inference.batch.journal import Journal
+from densenet_flax.inference.batch.journal import Entry, Journal
 from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
 from densenet_flax.inference.batch.overlay_files import (
     check_overlays,
@@ -50,7 +51,8 @@ from densenet_flax.inference.classifier import Classifier, ForwardOutput, load_c
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
 from densenet_flax.inference.results import Prediction
 from densenet_flax.inference.saliency import next_unit
-from densenet_flax.storage.atomic import atomic_file, writing
+from densenet_flax.storage.atomic import atomic_file
+from densenet_flax.storage.locks import locked
 from densenet_flax.storage.workdir import Workdir
 
 ROWS_PER_CHUNK = 4096  # rows of the table that are in memory at a time
@@ -146,15 +148,27 @@ def predict_files(
     key, names = _job_digest(classifier, files, options), [file.name for file in files]
     # Before the work begins: a pattern in a weights file may be one that never ends.
     patients = dict(zip(names, patients_from_names(files, classifier.info.inference), strict=True))
-    journal = Journal(partial_path(options.output), key, names)
-    with contextlib.closing(journal):
-        if journal.done:
-            logging.info("resuming after %d of %d images", journal.done, len(files))
-        else:
+    with contextlib.ExitStack() as stack:
+        features = None
+        if options.embeddings:
+            width = classifier.info.layout.features
+            features = FeatureFile(partial_path(options.embeddings), width)
+            stack.callback(features.close)
+        is_complete = features.has_row if features else lambda entry: True
+        journal = Journal(partial_path(options.output), key, names, is_complete)
+        stack.callback(journal.close)
+        if journal.is_new:
             options.check_other_outputs()
-            if options.overlays:
-                mark_overlays(options.overlays)
-        job = _Job(classifier, files, options, journal, patients)
+        else:
+            logging.info("resuming after %d of %d images", journal.done, len(files))
+        journal.begin()
+        if features:
+            features.drop_rest()
+        if options.overlays:
+            mark_overlays(options.overlays)
+            in_use = "another process is writing pictures into it; wait for it, or choose another"
+            stack.enter_context(locked(options.overlays, in_use, file=""))
+        job = _Job(classifier, files, options, journal, patients, features)
         try:
             with _sigterm_as_interrupt():
                 job.process_remaining()
@@ -162,7 +176,7 @@ def predict_files(
         except KeyboardInterrupt:
             kept = f"what is done is kept in {journal.path}"
             raise Stopped(f"stopped; {kept}; run the same command again to resume") from None
-    journal.path.unlink(missing_ok=True)
+        journal.path.unlink(missing_ok=True)
     return summary
 
 
@@ -175,6 +189,7 @@ class _Job:
     options: OutputOptions
     journal: Journal
     patients: Mapping[str, str]
+    features: FeatureFile | None  # None if they are not asked for
 
     def process_remaining(self) -> None:
         """Predicts the files that the journal does not have yet."""
@@ -183,10 +198,10 @@ class _Job:
         images = zip(files, prefetch(self._load, files, depth=2 * batch_size), strict=True)
         total, done = len(self.files), self.journal.done
         progress = progress_bar(total, "predict", initial=done)
-        with progress, self._open_features() as features:
+        with progress:
             # The network takes the next batch while the files of this one are written.
             for begun in in_flight(self._begin(batch) for batch in _group(images, batch_size)):
-                self._write(begun, features)
+                self._write(begun)
                 progress.update(len(begun.items))
 
     def _load(self, file: ImageFile) -> _LoadedImage | InputError:
@@ -206,29 +221,30 @@ class _Job:
         prepared = np.stack([image.prepared for _, image in readable])
         return _Batch(items, readable, prepared, self.classifier.begin_forward(prepared))
 
-    def _write(self, batch: _Batch, features: BinaryIO | None) -> None:
+    def _write(self, batch: _Batch) -> None:
         """Waits for the output of the network and writes all about a batch."""
         for _, image in batch.items:
             if isinstance(image, InputError):
                 with tqdm.external_write_mode():  # above the progress bar
                     logging.warning("skipped: %s", image)
         # The journal has the files in their order, the network took the readable ones of them.
-        probabilities: Iterator[list[float]] = iter(())
+        entries: Iterator[Entry] = iter(())
         if batch.output is not None and batch.prepared is not None:
             output = batch.output()
-            probabilities = iter(output.probability.tolist())
-            if features:
-                with writing(features.name):
-                    features.write(output.features.tobytes())
-                    features.flush()
-                    os.fsync(features.fileno())
+            names = [file.name for file, _ in batch.readable]
+            checksums: Sequence[int | None] = [None] * len(names)
+            if self.features:
+                checksums = self.features.append(output.features)
             if self.options.overlays:
                 self._write_overlays(self.options.overlays, batch.readable, batch.prepared, output)
+            entries = map(Entry, names, output.probability.tolist(), checksums)
         # The journal comes last: after a kill before this line the batch is processed again, and
-        # `_open_features` drops what it had appended.
+        # what it had appended to the features is dropped.
         self.journal.append(
-            (file.name, str(image) if isinstance(image, InputError) else next(probabilities))
-            for file, image in batch.items
+            [
+                Entry(file.name, str(image)) if isinstance(image, InputError) else next(entries)
+                for file, image in batch.items
+            ]
         )
 
     def _write_overlays(
@@ -254,33 +270,16 @@ class _Job:
     def _names(self) -> frozenset[str]:
         return frozenset(file.name for file in self.files)
 
-    @contextlib.contextmanager
-    def _open_features(self) -> Iterator[BinaryIO | None]:
-        """The raw features so far, without rows that the journal does not have; or None."""
-        if not self.options.embeddings:
-            yield None
-            return
-        path = partial_path(self.options.embeddings)
-        size = 4 * self.classifier.info.layout.features * sum(1 for _ in self._predicted())
-        with contextlib.ExitStack() as stack:
-            # Ends before the yield: its message would blame this file for errors of the caller.
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(path, "ab"))
-                if file.tell() < size:
-                    raise InputError(f"{path}: shorter than {self.journal.path} says; remove both")
-                file.truncate(size)
-            yield file
-
     def _predicted(self) -> Iterator[tuple[ImageFile, list[float]]]:
         """The files that the journal has probabilities of."""
-        for file, (_, value) in zip(self.files, self.journal.entries(), strict=False):
-            if not isinstance(value, str):
-                yield file, value
+        for file, entry in zip(self.files, self.journal.entries(), strict=False):
+            if not isinstance(entry.value, str):
+                yield file, entry.value
 
     def write_tables(self) -> Summary:
         """Writes the table and the embeddings from what is on disk; InputError if it is nothing."""
-        skipped = [value for _, value in self.journal.entries() if isinstance(value, str)]
+        values = (entry.value for entry in self.journal.entries())
+        skipped = [value for value in values if isinstance(value, str)]
         if len(skipped) == len(self.files):
             self.journal.path.unlink(missing_ok=True)  # so that repaired files are read again
             message = f"none of the {len(self.files)} images can be read, such as {skipped[0]}"

@@ -5,10 +5,13 @@ import os
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.inference.batch.journal import Journal
+from densenet_flax.inference.batch.journal import Entry, Journal
 
-ENTRIES = [("a.png", [0.25, 0.75]), ("b.png", "b.png: is empty"), ("c.png", [1.0, 0.0])]
-
+ENTRIES = [
+    Entry("a.png", [0.25, 0.75]),
+    Entry("b.png", "b.png: is empty"),
+    Entry("c.png", [1.0, 0.0], features=7),
+]
 
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 
@@ -24,8 +27,8 @@ def test_the_same_job_resumes_after_its_entries(tmp_path):
     write(path)
     journal = Journal(path, "job", NAMES)
     assert journal.done == 3 and list(journal.entries()) == ENTRIES
-    journal.append([("d.png", [0.5, 0.5])])
-    assert list(journal.entries()) == [*ENTRIES, ("d.png", [0.5, 0.5])]
+    journal.append([Entry("d.png", [0.5, 0.5])])
+    assert list(journal.entries()) == [*ENTRIES, Entry("d.png", [0.5, 0.5])]
     journal.close()
 
 
