@@ -8,6 +8,7 @@ from .models.densenet import DenseNet161 as DenseNet161
 from .models.densenet import DenseNet169 as DenseNet169
 from .models.densenet import DenseNet201 as DenseNet201
 from .models.frontier import trainable_mask as trainable_mask
+from .models.nnx_module import to_nnx as to_nnx
 from .models.preprocessing import preprocess_input as preprocess_input
 from .weights import load_weights as load_weights
 
