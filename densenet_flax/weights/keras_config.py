@@ -14,10 +14,11 @@ from densenet_flax.models.units import unit_names
 from densenet_flax.weights.inference_settings import InferenceSettings
 from densenet_flax.weights.info import InfoFields
 from densenet_flax.weights.keras_graph import Call, KerasGraph, read_graph
-from densenet_flax.weights.keras_head import KerasHead, read_head
+from densenet_flax.weights.keras_head import read_head
 from densenet_flax.weights.keras_layers import canonical_key, is_identity
 from densenet_flax.weights.keras_pixels import Pixels, pixels_after
 from densenet_flax.weights.safe_reading import reading
+from densenet_flax.weights.weights_file import Head
 
 _CONVENTION = "Keras's preprocess_input ('torch'), by convention: the file does not say"
 _WEIGHTS_ALONE = (
@@ -41,7 +42,7 @@ class KerasConfig:
 
     fields: InfoFields
     evidence: tuple[str, ...]
-    head: KerasHead | None = None
+    head: Head[Call] | None = None
     pixels_fault: str = ""
 
 
@@ -69,7 +70,8 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
             policy = ", ".join(sorted(policies))
             evidence.append(f"the model computes in {policy}, this package in float32")
         head = _read_head(reader, last, has_relu, _map_size(image_size, reader.num_blocks))
-        fields["activation"] = head.activation
+        if head.activation:
+            fields["activation"] = head.activation
         evidence += head.notes
         if image_size:
             fields["inference"] = InferenceSettings(image_size=image_size)
@@ -236,10 +238,10 @@ def _half_precision(call: Call) -> str:
 
 def _read_head(
     reader: _Reader, value: int, has_relu: bool, map_size: tuple[int, int] | None
-) -> KerasHead:
+) -> Head[Call]:
     calls = reader.chain(value)
     if isinstance(calls, str):
-        return KerasHead(fault=calls)
+        return Head(fault=calls)
     return read_head(calls, is_positive=has_relu, map_size=map_size)
 
 

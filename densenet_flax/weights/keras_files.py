@@ -15,7 +15,6 @@ import h5py
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights.keras_config import read_config, weights_alone
-from densenet_flax.weights.keras_head import KerasHead
 from densenet_flax.weights.keras_names import tensors_by_name, tensors_by_order
 from densenet_flax.weights.keras_pixels import explain_fault
 from densenet_flax.weights.official import official_name
@@ -25,7 +24,7 @@ from densenet_flax.weights.safe_reading import (
     max_expansion,
     reading,
 )
-from densenet_flax.weights.weights_file import StoredTensor, WeightsFile, stored_metadata
+from densenet_flax.weights.weights_file import Head, StoredTensor, WeightsFile, stored_metadata
 
 KERAS_EPSILON = 1.001e-5
 INFO_ATTRIBUTE = "densenet_flax"  # of our own files: their `WeightsInfo`, as JSON
@@ -113,7 +112,7 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
         config = config if config is not None else file.attrs.get("model_config")
         stated = read_config(path, config)
         metadata, evidence = stated.fields.copy(), list(stated.evidence)
-        head = stated.head or KerasHead()
+        head = stated.head or Head()
         pixels_fault = stated.pixels_fault
         companions: dict[str, list[str]] = {}
         for name in list(arrays):
@@ -126,10 +125,10 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
         if whole_model or "layer_names" in file.attrs or "layer_names0" in file.attrs:
             format = "Keras legacy HDF5, " + ("a whole model" if whole_model else "weights")
             weights = file["model_weights"] if whole_model else file
-            tensors = tensors_by_name(arrays, weights, head.dense)
+            tensors = tensors_by_name(arrays, weights, head.layers)
         else:
             format = "Keras .keras" if path.suffix == ".keras" else "Keras .weights.h5"
-            tensors = tensors_by_order(path, arrays, head.dense)
+            tensors = tensors_by_order(path, arrays, head.layers)
         if INFO_ATTRIBUTE in file.attrs:
             metadata |= stored_metadata(path, str(file.attrs[INFO_ATTRIBUTE]))
             evidence = ["this package wrote the file and stated what it means"]

@@ -1,29 +1,12 @@
 """The head of a Keras model: the layers after its last norm, as pooling and Dense layers."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from densenet_flax.weights.keras_graph import Call
 from densenet_flax.weights.keras_layers import activation, operation
+from densenet_flax.weights.weights_file import Head
 
 _MEAN_POOLING = "this package's heads begin with global average pooling"
-
-
-@dataclasses.dataclass(frozen=True)
-class KerasHead:
-    """A head.
-
-    Attributes:
-      dense: its Dense layers in the order in which they are applied.
-      activation: of the probabilities.
-      fault: why it computes something that ours does not; '' if it computes the same.
-      notes: what was read, or assumed, in words.
-    """
-
-    dense: tuple[Call, ...] = ()
-    activation: str = "softmax"
-    fault: str = ""
-    notes: tuple[str, ...] = ()
 
 
 class _HeadError(Exception):
@@ -32,7 +15,7 @@ class _HeadError(Exception):
 
 def read_head(
     calls: Sequence[Call], *, is_positive: bool, map_size: tuple[int, int] | None
-) -> KerasHead:
+) -> Head[Call]:
     """Reads a head.
 
     Args:
@@ -46,7 +29,7 @@ def read_head(
             head.add(call)
         return head.finish()
     except _HeadError as error:
-        return KerasHead(tuple(call for call, _ in head.dense), fault=str(error))
+        return Head(tuple(call for call, _ in head.dense), fault=str(error))
 
 
 class _Head:
@@ -80,10 +63,10 @@ class _Head:
             advice = _MEAN_POOLING if self._shape == "maps" else "this package's heads have none"
             raise _HeadError(f"layer {call.name!r} is a {name}; {advice}")
 
-    def finish(self) -> KerasHead:
+    def finish(self) -> Head[Call]:
         """The head; _HeadError if its activations are not those of ours."""
         if not self.dense:
-            return KerasHead()
+            return Head()
         *hidden, (top, last) = self.dense
         for call, kind in hidden:
             if kind != "relu":
@@ -104,8 +87,9 @@ class _Head:
         if last == "linear":  # logits, for a loss with from_logits=True
             kind = "softmax" if self._units > 1 else "sigmoid"
             notes = (f"layer {top.name!r} gives logits: {kind} assumed",)
-            return KerasHead(dense, kind, notes=notes)
-        return KerasHead(dense, last, notes=(f"{last} from the model's configuration",))
+            return Head(dense, activation=kind, notes=notes)
+        notes = (f"{last} from the model's configuration",)
+        return Head(dense, activation=last, notes=notes)
 
     def _add_dense(self, call: Call) -> None:
         if self._shape != "vector":

@@ -20,7 +20,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.models.frontier import keras_layers
 from densenet_flax.weights.keras_graph import Call
 from densenet_flax.weights.layout import KERAS_VARIABLES, VariablePath, name_head_layers
-from densenet_flax.weights.weights_file import StoredTensor
+from densenet_flax.weights.weights_file import StoredTensor, zero_biases
 
 _LAYER = re.compile(
     r"(conv1)_(conv|bn)|(conv[2-9]_block[1-9]\d{0,2})_(0_bn|1_conv|1_bn|2_conv)|"
@@ -62,7 +62,7 @@ def tensors_by_name(
         collection, ours = variables.get(variable, ("", ""))
         path = (collection, *layer_path, ours) if layer_path and collection else None
         tensors.append(_tensor(name, arrays[name], path, in_head=not backbone))
-    return tensors + _zero_biases(tensors)
+    return tensors + zero_biases(tensors)
 
 
 def tensors_by_order(
@@ -95,21 +95,7 @@ def tensors_by_order(
         _tensor(name, array, (backbone | head).get(name), in_head=name not in backbone)
         for name, array in arrays.items()
     ]
-    return tensors + _zero_biases(tensors)
-
-
-def _zero_biases(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
-    """Biases of the head's layers that have none: zeros."""
-    paths = {tensor.path for tensor in tensors}
-    zeros = []
-    for tensor in tensors:
-        if tensor.in_head and tensor.path and tensor.path[-1] == "kernel":
-            path = (*tensor.path[:-1], "bias")
-            if path not in paths:
-                values = np.zeros(tensor.shape[-1:], np.float32)
-                name = f"{tensor.name} (no bias: zeros)"
-                zeros.append(StoredTensor(name, values.shape, path, values.copy, in_head=True))
-    return zeros
+    return tensors + zero_biases(tensors)
 
 
 # Number of a layer among those of its class -> number of the variable -> name of the array.

@@ -7,11 +7,11 @@ into all of them. Legacy `.h5` files are loaded by position, and the position in
 depends on what was frozen when it was saved: ours are for the model extended layer by layer.
 """
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -28,9 +28,8 @@ from densenet_flax.weights.layout import KERAS_VARIABLES, VariablePath
 _ATTRIBUTE_BYTES = 60_000  # HDF5 allows 64 KiB
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """A Keras layer: its class in snake case, its name, and its arrays by variable, in order."""
+class _Layer(NamedTuple):
+    """A layer: its class in snake case, its name, and its arrays by variable, in order."""
 
     layer_class: str
     name: str

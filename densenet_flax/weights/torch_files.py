@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import io
 import pathlib
 import pickle
@@ -94,8 +95,8 @@ def _harmless_globals() -> list[Any]:
     """What training scripts keep beside the weights, and what can do nothing when it is made.
 
     The options of timm's and torchvision's scripts are an `argparse.Namespace`, which may hold
-    paths, and a best accuracy or a history is often of NumPy. Files name these as the NumPy or the
-    Python that wrote them.
+    paths, and a best accuracy or a history is often of NumPy, or in a `defaultdict(list)`. Files
+    name these as the NumPy or the Python that wrote them.
     """
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     renamed = [
@@ -109,7 +110,10 @@ def _harmless_globals() -> list[Any]:
         for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
     ]
     dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
-    return [argparse.Namespace, types.SimpleNamespace, np.dtype, *dtypes, np.ndarray, *renamed]
+    own = [argparse.Namespace, types.SimpleNamespace, datetime.datetime]
+    # PyTorch fills plain dictionaries alone.
+    renamed += [(lambda *_: {}, "collections.defaultdict"), (lambda: [], "builtins.list")]
+    return [*own, np.dtype, *dtypes, np.ndarray, *renamed]
 
 
 def _refusal(message: str) -> str:

@@ -4,12 +4,12 @@ What shapes and numbers tell is used, what contradicts our head is a fault, and 
 is said.
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from densenet_flax.weights.layout import Shape
+from densenet_flax.weights.weights_file import Head
 
 # Of more layers not every order is tried.
 _MAX_LAYERS = 8
@@ -20,24 +20,7 @@ _CHEXNET_OUTPUTS = 14
 _NORMALIZED = re.compile(r"arc_?(face|margin)|cos_?face|cosine|criterion|loss", re.IGNORECASE)
 
 
-@dataclasses.dataclass(frozen=True)
-class TorchHead:
-    """The Linear layers of a head.
-
-    Attributes:
-      layers: their names in the order in which they are applied.
-      fault: why the head cannot be read exactly; '' if it can.
-      activation: of the probabilities; None if the names leave it open.
-      notes: what was recognized or assumed, in words.
-    """
-
-    layers: Sequence[str] = ()
-    fault: str = ""
-    activation: str | None = "softmax"
-    notes: tuple[str, ...] = ()
-
-
-def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -> TorchHead:
+def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -> Head[str]:
     """Reads the head from the tensors that are not of the backbone.
 
     Args:
@@ -47,7 +30,7 @@ def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -
     """
     layers = [n.removesuffix(".weight") for n, s in shapes.items() if _is_kernel(n, s)]
     if not layers or not features:
-        return TorchHead(sorted(layers, key=_natural_order))
+        return Head(sorted(layers, key=_natural_order))
     is_numbered = len({re.sub(r"\d+", "#", layer) for layer in layers}) == 1
     if is_numbered:
         layers.sort(key=_natural_order)
@@ -59,17 +42,17 @@ def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -
             "pooled features, as after another pooling or in several heads; this package's head "
             "is global average pooling, then Dense layers"
         )
-        return TorchHead(layers, fault)
+        return Head(layers, fault)
     if len(orders) > 1 and not (is_numbered or is_ordered):
         fault = (
             f"the order of its Linear layers ({described}) does not follow from their shapes, and "
             "this format does not keep the order of names; give the .pth file"
         )
-        return TorchHead(layers, fault)
+        return Head(layers, fault)
     layers = orders[0]
     widths = [shapes[f"{layer}.weight"][0] for layer in layers]
     if fault := _chain_fault(layers, widths, features):
-        return TorchHead(layers, fault)
+        return Head(layers, fault)
     return _assume(layers, widths[-1])
 
 
@@ -110,18 +93,18 @@ def _chain_fault(layers: Sequence[str], widths: Sequence[int], features: int) ->
     return ""
 
 
-def _assume(layers: Sequence[str], outputs: int) -> TorchHead:
+def _assume(layers: Sequence[str], outputs: int) -> Head[str]:
     """Adds what a state dict does not say."""
     if outputs == _CHEXNET_OUTPUTS and len(layers) == 1 and _CHEXNET.fullmatch(layers[0]):
         note = f"a sigmoid of {outputs} outputs, by the names of CheXNet"
-        return TorchHead(layers, activation="sigmoid", notes=(note,))
+        return Head(layers, activation="sigmoid", notes=(note,))
     between = ", ReLU between the layers" if len(layers) > 1 else ""
     if re.search(r"(^|\.)0$", layers[0]) and len(layers) == 1 and outputs > 1:
         # Nobody puts a single layer into an `nn.Sequential` that nothing follows.
-        return TorchHead(layers, activation=None, notes=("mean pooling assumed",))
+        return Head(layers, activation=None, notes=("mean pooling assumed",))
     activation = "softmax" if outputs > 1 else "sigmoid"
     note = f"a state dict does not say what is not a layer: mean pooling{between} and {activation}"
-    return TorchHead(layers, activation=activation, notes=(f"{note} assumed",))
+    return Head(layers, activation=activation, notes=(f"{note} assumed",))
 
 
 def _fitting_orders(

@@ -16,10 +16,16 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Shape, VariablePath, infer_layout, name_head_layers
 from densenet_flax.weights.safe_reading import reading
-from densenet_flax.weights.torch_head import TorchHead, read_head
+from densenet_flax.weights.torch_head import read_head
 from densenet_flax.weights.torch_networks import BACKBONE_NAME, BATCH_COUNTERS, TorchNetwork
 from densenet_flax.weights.torch_options import StatedSettings, find_options, read_options
-from densenet_flax.weights.weights_file import ReadTensor, StoredTensor, WeightsFile
+from densenet_flax.weights.weights_file import (
+    Head,
+    ReadTensor,
+    StoredTensor,
+    WeightsFile,
+    zero_biases,
+)
 
 TORCH_EPSILON = 1e-5
 TIMM_CONFIG = "config.json"  # beside the weights, on the Hugging Face hub
@@ -90,7 +96,7 @@ def network_file(
 
 def _torch_tensors(
     arrays: Iterable[tuple[str, Shape, ReadTensor]], *, is_ordered: bool
-) -> tuple[list[StoredTensor], TorchHead]:
+) -> tuple[list[StoredTensor], Head[str]]:
     """Tensors of a network in our layout, and its head.
 
     Args:
@@ -112,12 +118,7 @@ def _torch_tensors(
         kind = {"weight": "kernel", "bias": "bias"}.get(variable)
         path = ("params", "head", ours[layer], kind) if layer in ours and kind else None
         tensors.append(_tensor(name, shape, read, path, in_head=True))
-    for layer, our_layer in ours.items():
-        if f"{layer}.bias" not in shapes:  # one without a bias is one whose bias is zero
-            zeros = np.zeros(shapes[f"{layer}.weight"][:1], np.float32)
-            path, name = ("params", "head", our_layer, "bias"), f"{layer}.bias (zeros)"
-            tensors.append(StoredTensor(name, zeros.shape, path, zeros.copy, in_head=True))
-    return tensors, head
+    return tensors + zero_biases(tensors), head
 
 
 def _torch_metadata(

@@ -6,6 +6,7 @@ that are no part of it: class weights of a loss, states of metrics, counters.
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -94,16 +95,28 @@ def select_network(content: Mapping[str, object], which: str = "") -> TorchNetwo
     averages = [n for n in whole if _AVERAGES & set(re.split(r"[\W_]+", n.label.lower()))]
     if len(whole) > 1 and len(averages) != 1:
         raise InputError(
-            f"holds several networks, {', '.join(n.label for n in whole)}; choose one: --which "
-            f"{whole[0].label} (read_weights: which={whole[0].label!r})"
+            f"holds several networks, {', '.join(n.label for n in whole)}; choose one: --which="
+            f"{shlex.quote(whole[0].label)} (read_weights: which={whole[0].label!r})"
         )
     chosen = averages[0] if len(whole) > 1 else whole[0]
-    others = [n.label for n in networks if n is not chosen]
-    if not others:
-        return chosen
-    kind = "the average " if chosen in averages else ""
-    note = f"of several networks {kind}{chosen.label}, not {', '.join(others)} (--which chooses)"
-    return dataclasses.replace(chosen, notes=(note,))
+    notes = []
+    if others := [n.label for n in networks if n is not chosen]:
+        kind = "the average " if chosen in averages else ""
+        several = f"of several networks {kind}{chosen.label}, not {', '.join(others)}"
+        notes.append(f"{several} (--which chooses)")
+    # Such as a head that was saved by itself.
+    if modules := [key for key, value in content.items() if _is_other_module(value)]:
+        notes.append(f"other modules left out ({', '.join(modules)})")
+    return dataclasses.replace(chosen, notes=tuple(notes))
+
+
+def _is_other_module(value: object) -> bool:
+    """Whether a value is the state dict of something else than a DenseNet."""
+    if not isinstance(value, Mapping):
+        return False
+    names = [n for n, v in value.items() if isinstance(n, str) and hasattr(v, "shape")]
+    is_module = any(re.fullmatch(r"(.*\.)?weight", name) for name in names)
+    return is_module and not any(BACKBONE_NAME.fullmatch(name) for name in names)
 
 
 def _backbone(network: TorchNetwork) -> set[str]:

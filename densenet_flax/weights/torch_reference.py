@@ -42,65 +42,45 @@ def run_state_dict(
     dtype: torch.dtype,
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """As `run_torch`, from a state dict and in any dtype."""
-    network = _DenseNet({_plain_name(name): value.to(dtype) for name, value in state.items()}, info)
+    weights = {_plain_name(name): value.to(dtype) for name, value in state.items()}
+    variables = ("running_mean", "running_var", "weight", "bias")
+
+    def norm_relu(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (weights[f"{name}.{variable}"] for variable in variables)
+        x = F.batch_norm(x, mean, var, weight, bias, eps=info.epsilon)
+        return F.relu(x) if name != "norm5" or info.final_relu else x
+
+    def conv(x: torch.Tensor, name: str, **options: int) -> torch.Tensor:
+        return F.conv2d(x, weights[f"{name}.weight"], **options)
+
     outputs = {}
     with torch.inference_mode():
-        x = network.stem(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
-        outputs["stem"] = x
+        x = torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)
+        x = norm_relu(conv(x, "conv0", stride=2, padding=3), "norm0")
+        outputs["stem"] = x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         for block, layers in enumerate(info.blocks, start=1):
             # Our names follow Keras, which counts the stem as the first block.
             for layer in range(1, layers + 1):
-                x = network.dense_layer(x, f"denseblock{block}.denselayer{layer}")
-                outputs[f"conv{block + 1}_block{layer}"] = x
+                name = f"denseblock{block}.denselayer{layer}"
+                y = conv(norm_relu(x, f"{name}.norm1"), f"{name}.conv1")
+                y = conv(norm_relu(y, f"{name}.norm2"), f"{name}.conv2", padding=1)
+                outputs[f"conv{block + 1}_block{layer}"] = x = torch.cat([x, y], dim=1)
             if block < len(info.blocks):
-                x = network.transition(x, f"transition{block}")
-                outputs[f"pool{block + 1}"] = x
-        outputs["norm"] = x = network.last_norm(x)
+                x = conv(norm_relu(x, f"transition{block}.norm"), f"transition{block}.conv")
+                outputs[f"pool{block + 1}"] = x = F.avg_pool2d(x, 2, stride=2)
+        outputs["norm"] = x = norm_relu(x, "norm5")
         if info.num_classes:
-            outputs["head"] = network.head(x)
+            outputs["head"] = _head(x.mean(dim=(2, 3)), weights)
     nhwc = {name: x.permute(0, 2, 3, 1) if x.ndim == 4 else x for name, x in outputs.items()}
     return {name: x.contiguous().numpy() for name, x in nhwc.items()}
 
 
-class _DenseNet:
-    """The layers of torchvision's DenseNet as functions of its weights, at inference, NCHW."""
-
-    def __init__(self, weights: Mapping[str, torch.Tensor], info: WeightsInfo):
-        self.weights = weights
-        self.info = info
-
-    def stem(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.conv2d(x, self.weights["conv0.weight"], stride=2, padding=3)
-        return F.max_pool2d(F.relu(self._norm(x, "norm0")), kernel_size=3, stride=2, padding=1)
-
-    def dense_layer(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        y = F.relu(self._norm(x, f"{name}.norm1"))
-        y = F.conv2d(y, self.weights[f"{name}.conv1.weight"])
-        y = F.relu(self._norm(y, f"{name}.norm2"))
-        y = F.conv2d(y, self.weights[f"{name}.conv2.weight"], padding=1)
-        return torch.cat([x, y], dim=1)
-
-    def transition(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        x = F.relu(self._norm(x, f"{name}.norm"))
-        return F.avg_pool2d(F.conv2d(x, self.weights[f"{name}.conv.weight"]), 2, stride=2)
-
-    def last_norm(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._norm(x, "norm5")
-        return F.relu(x) if self.info.final_relu else x
-
-    def head(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.mean(dim=(2, 3))
-        shapes = {n: tuple(w.shape) for n, w in self.weights.items() if w.ndim == 2}
-        layers = read_head(shapes, x.shape[1], is_ordered=True).layers
-        for number, name in enumerate(layers):
-            x = F.relu(x) if number else x
-            x = F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
-        return x
-
-    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        variables = ("running_mean", "running_var", "weight", "bias")
-        mean, var, weight, bias = (self.weights[f"{name}.{variable}"] for variable in variables)
-        return F.batch_norm(x, mean, var, weight, bias, eps=self.info.epsilon)
+def _head(x: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    shapes = {name: tuple(w.shape) for name, w in weights.items() if w.ndim == 2}
+    for number, name in enumerate(read_head(shapes, x.shape[1], is_ordered=True).layers):
+        x = F.relu(x) if number else x
+        x = F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+    return x
 
 
 def _plain_name(name: str) -> str:

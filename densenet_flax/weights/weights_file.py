@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, Unpack
+from typing import Generic, TypeAlias, TypeVar, Unpack
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -16,6 +16,8 @@ from densenet_flax.common.trees import PyTree
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout, Shape, VariablePath, infer_layout
 from densenet_flax.weights.safe_reading import damaged, file_hash, reading
+
+Layer = TypeVar("Layer")  # its name, or more
 
 _STEM_KERNEL = ("params", "conv1", "conv", "kernel")
 # Of PyTorch's pruning, and of its norms of weights in both of their forms.
@@ -42,6 +44,23 @@ class StoredTensor:
     path: VariablePath | None
     read: ReadTensor
     in_head: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Head(Generic[Layer]):
+    """A head, as a file describes it.
+
+    Attributes:
+      layers: its Dense or Linear layers in the order in which they are applied.
+      fault: why it computes something that ours does not, or may do so; '' if it is read exactly.
+      activation: of the probabilities; None if nothing tells.
+      notes: what was read, recognized or assumed, in words.
+    """
+
+    layers: Sequence[Layer] = ()
+    fault: str = ""
+    activation: str | None = "softmax"
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +237,20 @@ class WeightsFile:
         if tensor.path and tensor.path[-1] == "var" and values.min() < 0:
             raise damaged(self.path, f"{tensor.name} is a variance and holds negative numbers")
         return values
+
+
+def zero_biases(tensors: Sequence[StoredTensor]) -> list[StoredTensor]:
+    """Biases of the head's layers that have none: zeros."""
+    paths = {tensor.path for tensor in tensors}
+    zeros = []
+    for tensor in tensors:
+        if tensor.in_head and tensor.path and tensor.path[-1] == "kernel":
+            path = (*tensor.path[:-1], "bias")
+            if path not in paths:
+                values = np.zeros(tensor.shape[-1:], np.float32)
+                name = f"{tensor.name} (no bias: zeros)"
+                zeros.append(StoredTensor(name, values.shape, path, values.copy, in_head=True))
+    return zeros
 
 
 def stored_metadata(path: Path, text: str) -> InfoFields:

@@ -1,6 +1,8 @@
 """Checkpoints as training scripts write them: which network, what beside it, what is refused."""
 
 import argparse
+import collections
+import datetime
 import json
 import pathlib
 import types
@@ -44,6 +46,8 @@ CHECKPOINTS = {
         "best": np.float64(0.9),
         "losses": np.ones(3),
         "config": types.SimpleNamespace(epochs=np.int64(3)),
+        "history": collections.defaultdict(list, loss=[0.5]),
+        "when": datetime.datetime(2026, 1, 2),
     },
     "torchvision": {"model": state_of(RAW), "optimizer": {"state": {0: {"step": torch.ones(1)}}}},
     "data parallel": state_of(RAW, "module."),
@@ -202,9 +206,16 @@ def test_the_average_is_taken_and_said_and_which_chooses(first, second, tmp_path
 
 def test_several_networks_that_nothing_ranks_are_refused(tmp_path):
     path = save(tmp_path, {**state_of(RAW, "student."), **state_of(AVERAGE, "teacher.")})
-    with pytest.raises(InputError, match="student, teacher; choose one: --which student"):
+    with pytest.raises(InputError, match="student, teacher; choose one: --which=student"):
         read_weights(path)
     assert_same(read_weights(path, which="teacher")[0], AVERAGE)
+
+
+def test_a_head_in_a_mapping_of_its_own_is_said_to_be_left_out(tmp_path):
+    backbone = {k: v for k, v in state_of(RAW).items() if "classifier" not in k}
+    head = {"weight": torch.ones(2, WIDTH), "bias": torch.ones(2)}
+    path = save(tmp_path, {"backbone": backbone, "head": head, "optimizer": {"state": {}}})
+    assert "other modules left out (head)" in inspect(path).evidence
 
 
 def test_unknown_tensors_are_surplus_and_not_missing(tmp_path):
