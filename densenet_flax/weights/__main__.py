@@ -81,8 +81,8 @@ def _overrides(arguments: argparse.Namespace) -> InfoFields:
     names: tuple[str, ...] = ()
     if arguments.class_names is not None:
         names = tuple(name.strip() for name in arguments.class_names.split(","))
-        if not all(names) or len(set(names)) < len(names):
-            raise InputError(f"--class-names={arguments.class_names}: expected different names")
+        if not all(names):
+            raise InputError(f"--class-names={arguments.class_names}: a name is empty")
         values["class_names"] = names
     given = cast(InfoFields, {n: value for n, value in values.items() if value is not None})
     # Bad values are found before anything is read.

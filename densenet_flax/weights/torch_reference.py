@@ -50,8 +50,8 @@ def run_state_dict(
         x = F.batch_norm(x, mean, var, weight, bias, eps=info.epsilon)
         return F.relu(x) if name != "norm5" or info.final_relu else x
 
-    def conv(x: torch.Tensor, name: str, **options: int) -> torch.Tensor:
-        return F.conv2d(x, weights[f"{name}.weight"], **options)
+    def conv(x: torch.Tensor, name: str, stride: int = 1, padding: int = 0) -> torch.Tensor:
+        return F.conv2d(x, weights[f"{name}.weight"], stride=stride, padding=padding)
 
     outputs = {}
     with torch.inference_mode():
