@@ -4,7 +4,7 @@
     unshare -rm python -m tests.faults --kills=0 --disks=12 --pairs=3    # mounts small disks
 
 Not a test of the suite, which has a few of each: it takes an hour on two cores. Every command of
-`main.py` runs on drawn tiles with a network of nine layers, in a process that ends by SIGKILL when
+`main.py` runs on drawn tiles with a small network, in a process that ends by SIGKILL when
 it has used a random share of the processor time that the undisturbed command takes, or on a disk
 that is too small at a random point, or beside another one of its kind. Then the same command runs
 again to its end, and every file and checkpoint that it leaves is compared with those of the
@@ -48,6 +48,7 @@ from densenet_flax.experiments.from_config import resolve
 from densenet_flax.export.export import export_classifier
 from densenet_flax.inference.batch.outputs import OutputOptions
 from densenet_flax.inference.batch.predict_files import predict
+from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.storage.checkpoint import Checkpoints
 from tests.configs import tiny
 
@@ -81,7 +82,9 @@ class Command(NamedTuple):
 
 
 def _config(folder: Path) -> ConfigDict:
+    NETWORKS["smallest"] = functools.partial(DenseNet, blocks=(1, 1, 1, 2), growth_rate=8)
     config = tiny.get_config()
+    config.model.name = "smallest"
     config.cache_dir = str(folder / "cache")
     config.ema_decay = 0.9
     config.stages.head.duration = config.stages.finetune.duration = "6 epochs"
@@ -288,20 +291,21 @@ class Faults:
             )
 
     def kill(self, kills: int) -> None:
-        """Kills commands, up to three times each before one is left to end."""
+        """Kills commands, up to six times each before one is left to end."""
         for name, command in COMMANDS.items():
             left = round(kills * command.share)
             while left > 0:
                 self._begin(name)
                 phases = []
-                for _ in range(min(left, self._rng.randint(1, 3))):
+                for _ in range(min(left, self._rng.randint(1, 6))):
                     process = self._start(name)
                     phase = process.kill_after(self._rng.uniform(0, self._cpu_seconds[name]))
                     if phase is None:
                         break
                     phases.append(phase)
                 left -= len(phases)
-                if self._finish(name) and self._compare(name, f"killed in {', '.join(phases)}"):
+                print(f"{name}: killed in {', '.join(phases) or 'nothing'}", flush=True)
+                if self._finish(name) and self._compare(name, "kills"):
                     self.counts.update(("kill", name, phase) for phase in phases)
 
     def fill_disks(self, disks: int) -> None:
@@ -401,9 +405,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         faults = Faults(Path(root), options.seed)
         faults.run_straight()
+        faults.kill(options.kills)
         faults.start_pairs(options.pairs)
         faults.fill_disks(options.disks)
-        faults.kill(options.kills)
     print("\n| fault | command | where, or how it ended | times, all with the same bits after |")
     print("|---|---|---|---:|")
     for key, count in sorted(faults.counts.items()):
