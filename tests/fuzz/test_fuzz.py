@@ -12,8 +12,7 @@ def run(*words):
 
 
 def test_damaged_files_of_every_kind(tmp_path):
-    kinds = "--targets=images,archives,weights,journals,caches/checkpoints,records/split.json"
-    words = (kinds, "--inputs=30", "--each", f"--findings={tmp_path}")
+    words = ("--inputs=30", "--each", f"--findings={tmp_path}")
     done = run("-m", "tests.fuzz", *words)
     assert done.returncode == 0, done.stdout + done.stderr
 
