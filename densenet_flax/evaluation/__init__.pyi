@@ -1,4 +1,5 @@
 from .metrics.comparison import compare as compare
+from .metrics.comparison import compare_networks as compare_networks
 from .metrics.compute import evaluate as evaluate
 from .metrics.folds import cross_validation_summary as cross_validation_summary
 from .metrics.folds import pool as pool
@@ -7,4 +8,5 @@ from .metrics.operating_point import choose_operating_point as choose_operating_
 from .predictions import Predictions as Predictions
 from .predictions_csv import read_csv as read_csv
 from .report.cautions import verdict as verdict
+from .report.comparison_report import write_comparison_report as write_comparison_report
 from .report.report import write_report as write_report

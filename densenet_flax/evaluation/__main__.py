@@ -8,12 +8,19 @@ from pathlib import Path
 
 from densenet_flax.common.errors import InputError, path_errors
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES
-from densenet_flax.evaluation.metrics.comparison import compare, comparison_table
+from densenet_flax.evaluation.metrics.comparison import (
+    compare,
+    compare_networks,
+    comparison_table,
+    networks_table,
+)
 from densenet_flax.evaluation.metrics.folds import cross_validation_summary, summary_table
 from densenet_flax.evaluation.predictions import CLASS_NAMES
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.evaluation.report.cautions import verdict
 from densenet_flax.storage.locks import locked
+
+_TABLE = "predictions.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,10 +53,19 @@ def _parser() -> argparse.ArgumentParser:
     printed.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     command = commands.add_parser(
-        "compare", parents=[common, printed], help="two networks on the same test images"
+        "compare", parents=[common, printed], help="networks on the same test images"
     )
-    command.add_argument("a", metavar="A.csv", help="predictions of the baseline network")
-    command.add_argument("b", metavar="B.csv", help="predictions of the other network")
+    command.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="two or more work directories that were evaluated, or tables of predictions (.csv)",
+    )
+    command.add_argument("--baseline", default="", metavar="RUN", help="compare all with this one")
+    command.add_argument(
+        "--metric", default="", help="of the verdict (roc_auc; macro_roc_auc of several classes)"
+    )
+    command.add_argument("--output", metavar="DIRECTORY", help="write a page with figures here")
     command.set_defaults(run=_compare)
 
     command = commands.add_parser(
@@ -80,9 +96,63 @@ def _class_names(options: argparse.Namespace) -> tuple[str, ...] | None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    a, b = (read_csv(path, _class_names(options)) for path in (options.a, options.b))
-    result = compare(a, b, resamples=options.resamples, seed=options.seed, level=options.level)
-    _print(options, result, comparison_table(result, options.a, options.b))
+    files = dict.fromkeys([*options.runs, *filter(None, [options.baseline])])
+    names = _names([*files])
+    tables = {
+        name: read_csv(_predictions_of(run), _class_names(options))
+        for name, run in zip(names, files, strict=True)
+    }
+    if len(tables) == 2 and not (options.output or options.baseline or options.metric):
+        a, b = tables.values()
+        result = compare(a, b, options.resamples, options.seed, options.level)
+        _print(options, result, comparison_table(result, *files))
+        return
+    settings = {
+        "baseline": names[[*files].index(options.baseline)] if options.baseline else "",
+        "metric": options.metric,
+        "resamples": options.resamples,
+        "seed": options.seed,
+        "level": options.level,
+    }
+    if options.output:
+        from densenet_flax.evaluation.report.comparison_report import (
+            comparison_verdict,
+            write_comparison_report,
+        )
+
+        result = write_comparison_report(options.output, tables, **settings)
+        print(f"{comparison_verdict(result)}\n{options.output}/report.html")
+        return
+    result = compare_networks(tables, **settings)
+    _print(options, result, networks_table(result))
+
+
+def _predictions_of(run: str) -> Path:
+    """The table of a work directory, of its report, or the file itself."""
+    path = Path(run).expanduser()
+    if not path.is_dir():
+        return path
+    tables = [path / "report" / _TABLE, path / _TABLE]
+    for table in tables:
+        if table.is_file():
+            return table
+    raise InputError(
+        f"{run}: has no report/{_TABLE}; evaluate the run first (main.py --mode=evaluate "
+        f"--workdir={run}), or name a table"
+    )
+
+
+def _names(runs: Sequence[str]) -> list[str]:
+    """Short names that tell the runs apart: the last parts of their paths that differ."""
+    parts = [
+        [part for part in Path(run).with_suffix("").parts if part not in ("report", "predictions")]
+        for run in runs
+    ]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return list(runs)
 
 
 def _folds(options: argparse.Namespace) -> None:

@@ -31,6 +31,24 @@ def test_compare(tables, capsys):
     assert f"{row['difference']:+.3f}" in line and f"{row['p']:.4f}" in line
 
 
+def test_compare_many_runs(tables, tmp_path, capsys, quick_figures):
+    a, b, path_a, _ = tables
+    for name, table in (("x/run", a), ("y/run", b)):
+        (tmp_path / name / "report").mkdir(parents=True)
+        table.write_csv(tmp_path / name / "report" / "predictions.csv")
+    runs = [str(tmp_path / name) for name in ("x/run", "y/run")]
+    assert main(["compare", *runs, path_a, "--resamples", "20"]) == 0
+    text = capsys.readouterr().out
+    assert "y/run − x/run" in text and "3 pairs: Bonferroni for intervals, Holm for p." in text
+    options = ["--baseline", runs[1], "--output", str(tmp_path / "out"), "--resamples", "20"]
+    assert main(["compare", runs[0], path_a, *options]) == 0
+    assert capsys.readouterr().out.endswith("out/report.html\n")
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["baseline"] == "y/run" and len(written["pairs"]) == 2
+    assert main(["compare", runs[0], str(tmp_path / "x")]) == 1
+    assert "has no report/predictions.csv; evaluate the run first" in capsys.readouterr().err
+
+
 def test_folds(tables, tmp_path, capsys):
     a, _, _, _ = tables
     paths = []
@@ -95,7 +113,7 @@ def test_it_runs_as_a_module(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "densenet_flax.evaluation.__main__")
     with pytest.raises(SystemExit) as done:
         runpy.run_module("densenet_flax.evaluation", run_name="__main__")
-    assert done.value.code == 0 and "A.csv" in capsys.readouterr().out
+    assert done.value.code == 0 and "RUN [RUN ...]" in capsys.readouterr().out
 
 
 def test_only_the_report_imports_matplotlib():

@@ -1,5 +1,6 @@
-"""Two networks on the same test images: the gain of the second, and whether it could be chance."""
+"""Networks on the same test images: how much they differ, and whether that could be chance."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from densenet_flax.evaluation.metrics.influence import (
     standard_error,
     t_limits,
 )
+from densenet_flax.evaluation.metrics.intervals import sample_intervals
 from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
@@ -51,7 +53,7 @@ def compare(
     """
     bootstrap, class_names = Bootstrap(resamples, seed, level), predictions_a.class_names
     binary = len(class_names) == 2
-    tables = predictions_a, _align(predictions_a, predictions_b)
+    tables = predictions_a, _align(predictions_a, predictions_b, ("A", "B"))
     samples = [sample_of(table) for table in tables]
     points = [level_metrics(sample, class_names) for sample in samples]
     strata = merged_strata(samples[0])
@@ -65,6 +67,97 @@ def compare(
         networks = [(p[key], v[key]) for p, v in zip(points, influence, strict=True)]
         result[key] = _differences(bootstrap, networks, names, strata, reason)
     return result
+
+
+def compare_networks(
+    tables: Mapping[str, Predictions],
+    baseline: str = "",
+    metric: str = "",
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> JsonDict:
+    """Compares any number of networks on the same test images, paired by patient.
+
+    Over the pairs of networks, but not over the metrics, the intervals of differences hold together
+    (Bonferroni) and p-values are corrected (Holm, Scandinavian Journal of Statistics 6(2), 1979).
+    So a verdict is about one metric, chosen before the results were seen.
+
+    Args:
+      tables: By the names of the networks. The order of their images may differ; each keeps its
+        own threshold.
+      baseline: Compares every other network with this one, in place of all pairs.
+      metric: Of the verdict; by default the area under the ROC curve. It is that of patients where
+        each has one class.
+      resamples: Of the intervals of each network; so is `seed`.
+      seed: See resamples.
+      level: Of all intervals.
+
+    Returns:
+      'networks' (metrics and intervals of each), 'pairs' ('a', 'b', and under 'image' and 'patient'
+      what `compare` returns, with 'p_corrected'), 'metric', and how they were made.
+
+    Raises:
+      InputError: There is only one table, they are not of the same images, patients and classes, or
+        there is no such network or metric.
+    """
+    samples = {name: sample_of(table) for name, table in _aligned(tables).items()}
+    names, first = [*tables], next(iter(tables.values()))
+    if baseline and baseline not in tables:
+        raise InputError(f"compare: there is no network {baseline!r}; expected one of {names}")
+    class_names, levels = first.class_names, metric_set(len(first.class_names)).levels
+    metric = metric or ("roc_auc" if len(class_names) == 2 else "macro_roc_auc")
+    if metric not in levels["image"]:
+        expected = ", ".join(levels["image"])
+        raise InputError(f"compare: there is no metric {metric!r}; expected one of {expected}")
+    points = {n: level_metrics(sample, class_names) for n, sample in samples.items()}
+    strata = merged_strata(samples[names[0]])
+    influence = {n: level_influence(sample, strata) for n, sample in samples.items()}
+    reason = _why_no_variance(samples[names[0]].patient.label, strata, class_names)
+
+    others = [name for name in names if name != baseline]
+    pairs = [(baseline, n) for n in others] if baseline else [*itertools.combinations(names, 2)]
+    bootstrap = Bootstrap(resamples, seed, level)
+    together = Bootstrap(resamples, seed, 1 - (1 - level) / len(pairs))
+    rows: list[JsonDict] = []
+    for pair in pairs:
+        row: JsonDict = {"a": pair[0], "b": pair[1]}
+        for key, metrics in levels.items():
+            networks = [(points[n][key], influence[n][key]) for n in pair]
+            row[key] = _differences(together, networks, metrics, strata, reason)
+        rows.append(row)
+    for key, name in [(key, name) for key, metrics in levels.items() for name in metrics]:
+        _correct([row[key][name] for row in rows if row[key][name]])
+    has_patients = all(points[n]["patient"].get(metric) is not None for n in names)
+    return bootstrap.describe() | {
+        "class_names": list(class_names),
+        "n": len(first),
+        "patients": samples[names[0]].patients,
+        "method": METHOD,
+        "correction": f"{len(pairs)} pairs: Bonferroni for intervals, Holm for p",
+        "baseline": baseline or None,
+        "metric": {"level": "patient" if has_patients else "image", "name": metric},
+        "networks": [
+            {
+                "name": n,
+                "threshold": tables[n].threshold if len(class_names) == 2 else None,
+                **points[n],
+                "intervals": sample_intervals(samples[n], class_names, bootstrap),
+            }
+            for n in names
+        ],
+        "pairs": rows,
+    }
+
+
+def _correct(rows: Sequence[JsonDict]) -> None:
+    """Adds p-values after Holm's correction to the rows of one metric."""
+    ascending = sorted(rows, key=lambda row: row["p"])
+    largest = 0.0
+    for i, row in enumerate(ascending):
+        largest = max(largest, min(1.0, row["p"] * (len(rows) - i)))
+        row["p_corrected"] = largest
 
 
 def _why_no_variance(
@@ -112,18 +205,28 @@ def _differences(
     return {**rows, "undefined": undefined}
 
 
-def _align(a: Predictions, b: Predictions) -> Predictions:
-    """Returns B in A's order of rows."""
+def _aligned(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Returns the tables in the order of the first one's rows."""
+    if len(tables) < 2:
+        raise InputError("compare: expected two networks or more")
+    (name, first), *others = tables.items()
+    return {name: first} | {other: _align(first, b, (name, other)) for other, b in others}
+
+
+def _align(a: Predictions, b: Predictions, names: tuple[str, str]) -> Predictions:
+    """Returns B in A's order of rows; the names are those of both networks."""
+    name_a, name_b = names
     only_a, only_b = np.setdiff1d(a.file, b.file), np.setdiff1d(b.file, a.file)
     if len(only_a) or len(only_b):
         example = [*only_a, *only_b][0]
         raise InputError(
-            f"the two tables are not of the same images: {len(only_a)} only in A, {len(only_b)} "
-            f"only in B (such as '{example}'); compare networks on one test set"
+            f"the two tables are not of the same images: {len(only_a)} only in {name_a}, "
+            f"{len(only_b)} only in {name_b} (such as '{example}'); compare networks on one set"
         )
     if a.class_names != b.class_names:
         raise InputError(
-            f"the two tables have other classes: {a.class_names} in A, {b.class_names} in B"
+            f"the two tables have other classes: {a.class_names} in {name_a}, {b.class_names} in "
+            f"{name_b}"
         )
     # The files are the same, so equal ranks among the sorted names are equal files.
     rank_in_a = np.argsort(np.argsort(a.file))
@@ -135,7 +238,7 @@ def _align(a: Predictions, b: Predictions) -> Predictions:
             i = differ[0]
             raise InputError(
                 f"the two tables disagree on the {name} of {len(differ)} images: '{a.file[i]}' is "
-                f"'{column_a[i]}' in A and '{column_b[i]}' in B"
+                f"'{column_a[i]}' in {name_a} and '{column_b[i]}' in {name_b}"
             )
     return b
 
@@ -172,4 +275,31 @@ def comparison_table(result: JsonDict, name_a: str = "A", name_b: str = "B") -> 
             )
         lines += [f"– no {', '.join(names)}: {why}" for why, names in names_by_reason.items()]
     lines += ["", f"{comparisons} comparisons: p is not corrected for that."]
+    return "\n".join(lines) + "\n"
+
+
+def networks_table(result: JsonDict) -> str:
+    """Returns what `compare_networks` does as text, for a terminal: the metric of the verdict."""
+    level, name = result["metric"]["level"], result["metric"]["name"]
+    width = max(len(row["name"]) for row in result["networks"])
+    lines = [f"{name} of {level}s, {result['n']} images of {result['patients']} patients", ""]
+    for row in result["networks"]:
+        value, span = row[level][name], row["intervals"][level][name]
+        shown = "–" if value is None else f"{value:.3f}"
+        ends = f"  {span['low']:.3f} to {span['high']:.3f}" if span else ""
+        lines.append(f"{row['name']:<{width}}  {shown}{ends}")
+    lines += ["", f"{'B − A':<{2 * width + 3}}  difference   interval          p"]
+    for pair in result["pairs"]:
+        row = pair[level][name]
+        title = f"{pair['b']} − {pair['a']}"
+        if row is None:
+            reason = pair[level]["undefined"][name]
+            lines.append(f"{title:<{2 * width + 3}}  – {reason}")
+            continue
+        ends = f"{row['low']:+.3f} to {row['high']:+.3f}"
+        lines.append(
+            f"{title:<{2 * width + 3}}  {row['difference']:+10.3f}   {ends:<17} "
+            f"{row['p_corrected']:.4f}"
+        )
+    lines += ["", f"Intervals at {result['level']:.0%}. {result['correction']}."]
     return "\n".join(lines) + "\n"

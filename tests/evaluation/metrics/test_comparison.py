@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation import compare, evaluate
+from densenet_flax.evaluation import compare, compare_networks, evaluate
 from densenet_flax.evaluation.metrics.binary import METRICS
 from densenet_flax.evaluation.metrics.comparison import comparison_table
 
@@ -107,3 +107,55 @@ def test_a_metric_that_cannot_be_compared_has_a_reason(hand):
     assert "only one benign patient" in result["image"]["undefined"]["accuracy"]
     text = comparison_table(result, "one", "two")
     assert "A  one" in text and "only one benign patient" in text
+
+
+def test_many_networks_are_compared_pair_by_pair(make):
+    a, b = two_networks(make, 0, gain=0.6)
+    c = better(a, -0.05).select(np.arange(len(a))[::-1])
+    result = compare_networks({"a": a, "b": b, "c": c}, resamples=50)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert ["".join((pair["a"], pair["b"])) for pair in result["pairs"]] == ["ab", "ac", "bc"]
+    # Bonferroni: each pair as if it were alone, at a level of 1 - 0.05 / 3.
+    for pair, tables in zip(result["pairs"], ((a, b), (a, c), (b, c)), strict=True):
+        alone = compare(*tables, level=1 - 0.05 / 3)
+        for level in ("image", "patient"):
+            for name, row in alone[level].items():
+                if name != "undefined" and row:
+                    assert pair[level][name] == pytest.approx(
+                        {**row, "p_corrected": pair[level][name]["p_corrected"]}
+                    )
+    for name in ("roc_auc", "mcc"):
+        rows = sorted((pair["image"][name] for pair in result["pairs"]), key=lambda row: row["p"])
+        first, second, third = (row["p"] for row in rows)
+        holm = [min(1, 3 * first), min(1, max(3 * first, 2 * second))]
+        holm.append(min(1, max(3 * first, 2 * second, third)))
+        assert [row["p_corrected"] for row in rows] == pytest.approx(holm)
+    assert result["metric"] == {"level": "patient", "name": "roc_auc"}
+    assert result["networks"][1]["image"] == evaluate(b)["image"]
+
+
+def test_a_baseline_is_compared_with_all_others(make, several):
+    a, b = two_networks(make, 1)
+    result = compare_networks({"a": a, "b": b, "c": a}, "b", "mcc", resamples=20)
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("b", "a"), ("b", "c")]
+    one, other = result["pairs"]
+    assert one["image"] == other["image"]
+    table = several(0)
+    result = compare_networks({"a": table, "b": table}, resamples=20)
+    assert result["metric"]["name"] == "macro_roc_auc"
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "message"),
+    [
+        ("a", {}, "two networks or more"),
+        ("ab", {"baseline": "c"}, "no network 'c'"),
+        ("ab", {"metric": "auc"}, "no metric 'auc'; expected one of accuracy, "),
+    ],
+)
+def test_comparisons_that_make_no_sense_are_rejected(hand, names, arguments, message):
+    with pytest.raises(InputError, match=message):
+        compare_networks(dict.fromkeys(names, hand), **arguments)
+    other = replace(hand, file=[f"other{i}" for i in range(len(hand))])
+    with pytest.raises(InputError, match="8 only in a, 8 only in c"):
+        compare_networks({"a": hand, "b": hand, "c": other})
