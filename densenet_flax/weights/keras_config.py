@@ -58,13 +58,13 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
         graph = read_graph(json.loads(config))
         reader = _Reader(graph)
         pixels, last, has_relu = reader.match_backbone()
-        image_size = pixels.image_size
+        image_size, pixels_fault = pixels.image_size, pixels.explain_fault()
         fields: InfoFields = {"epsilon": reader.epsilon(), "final_relu": has_relu}
         evidence = [f"epsilon {fields['epsilon']:g} from the model's configuration"]
         if mode := pixels.mode():
             fields["preprocessing"] = mode
             evidence.append(f"{pixels.describe()} is preprocessing {mode!r}")
-        else:
+        elif not pixels_fault:
             evidence.append(_CONVENTION)
         if policies := {policy for call in graph.calls if (policy := _half_precision(call))}:
             policy = ", ".join(sorted(policies))
@@ -76,7 +76,7 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
         if image_size:
             fields["inference"] = InferenceSettings(image_size=image_size)
             evidence.append(f"images of {image_size[0]}×{image_size[1]} pixels")
-    return KerasConfig(fields, tuple(evidence), head, pixels.explain_fault())
+    return KerasConfig(fields, tuple(evidence), head, pixels_fault)
 
 
 def weights_alone(num_classes: int) -> str:

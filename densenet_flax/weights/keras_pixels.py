@@ -52,13 +52,10 @@ class Pixels:
         modes = (mode for mode, (scale, offset) in _MODES.items() if self._is(scale, offset))
         return next(modes, "")
 
-    def is_unchanged(self) -> bool:
-        """Whether the model takes the pixels as they are."""
-        return self._is(np.ones(3), np.zeros(3))
-
     def explain_fault(self) -> str:
         """Why they cannot be preprocessed as the model does; '' if they can."""
-        if not self.fault and (self.is_unchanged() or self.mode()):
+        is_unchanged = self._is(np.ones(3), np.zeros(3))
+        if not self.fault and (is_unchanged or self.mode()):
             return ""
         scaled = f"makes pixels x to x · {_text(self.scale)} + {_text(self.offset)}"
         return explain_fault(self.fault or f"{self.describe()} {scaled}")
@@ -114,7 +111,7 @@ def pixels_after(call: Call, before: Pixels | None) -> Pixels | None:
 
 def _resize(before: Pixels, call: Call) -> Pixels:
     size = _image_size((call.config.get("height"), call.config.get("width")))
-    if size == before.image_size:
+    if size and size == before.image_size:
         return before
     fault = f"layer {call.name!r} resizes images with another filter than this package's, Pillow's"
     return dataclasses.replace(before, image_size=size, fault=before.fault or fault)
