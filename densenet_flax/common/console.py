@@ -1,6 +1,7 @@
 """What a user sees while a run works: lines and progress bars, at a terminal or in a notebook."""
 
 import contextlib
+import copy
 import logging as python_logging
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any, TextIO
 
 from absl import logging
 from tqdm import tqdm
+
+from densenet_flax.common.errors import printable
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -67,12 +70,22 @@ def shown(verbose: bool) -> Iterator[None]:
 
 def show_package(handler: python_logging.Handler) -> None:
     """Lets a handler show this package's messages without prefix, and warnings of libraries."""
-    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     handler.addFilter(
         lambda record: (
             record.pathname.startswith(_PACKAGE) or record.levelno >= python_logging.WARNING
         )
     )
+
+
+class _Formatter(python_logging.Formatter):
+    """Keeps each message of this package on one line, whatever names are in it."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        if record.pathname.startswith(_PACKAGE):
+            record = copy.copy(record)
+            record.msg, record.args = printable(record.getMessage()), None
+        return super().format(record)
 
 
 def _stream() -> TextIO:

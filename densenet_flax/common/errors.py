@@ -55,7 +55,17 @@ def path_errors() -> Iterator[None]:
 
 def one_line(message: object) -> str:
     """A message for a terminal: on one line, with control characters of names escaped."""
-    text = " ".join(str(message).split())
+    return printable(" ".join(str(message).split()))
+
+
+def printable(text: object) -> str:
+    """A text as a terminal can show it: new lines and control characters in it are escaped.
+
+    Those of names could move the cursor, color what follows, or turn the order of letters.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

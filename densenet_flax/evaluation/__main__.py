@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from densenet_flax.common.errors import InputError, path_errors
+from densenet_flax.common.errors import InputError, path_errors, printable
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES
 from densenet_flax.evaluation.metrics.comparison import (
     compare,
@@ -179,7 +179,7 @@ def _report(options: argparse.Namespace) -> None:
             resamples=options.resamples,
             seed=options.seed,
         )
-    print(f"{verdict(metrics)}\n{options.directory}/report.html")
+    print(printable(verdict(metrics)), printable(f"{options.directory}/report.html"), sep="\n")
 
 
 def _print(options: argparse.Namespace, result: Mapping[str, object], table: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from densenet_flax.common.csv_cells import write_cell
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import replace_files
 
@@ -166,9 +167,11 @@ class Predictions:
     def to_csv(self) -> bytes:
         """Returns the table as UTF-8 CSV (RFC 4180); `read_csv` restores exactly these numbers."""
         columns = {name: getattr(self, name).tolist() for name in COLUMNS}
-        columns["label"] = [self.class_names[i] for i in self.label]
+        columns |= {name: list(map(write_cell, columns[name])) for name in TEXT_COLUMNS}
+        class_names = list(map(write_cell, self.class_names))
+        columns["label"] = [class_names[i] for i in self.label]
         columns |= self._probability_text("probability")
-        columns["prediction"] = [self.class_names[i] for i in self.prediction]
+        columns["prediction"] = [class_names[i] for i in self.prediction]
         if len(self.class_names) == 2:
             columns["threshold"] = [repr(self.threshold)] * len(self)
         if self.calibrated is not None:

@@ -1,6 +1,7 @@
 """Predictions tables from CSV files, this package's or another tool's."""
 
 import csv
+import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from densenet_flax.common.csv_cells import read_cell
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.reading import MAX_TEXT_BYTES, read_file
 from densenet_flax.evaluation.predictions import (
     CLASS_NAMES,
     TEXT_COLUMNS,
@@ -88,20 +91,20 @@ class _Cells(NamedTuple):
 
 
 def _read_cells(path: Path) -> _Cells:
+    data = read_file(path, max_bytes=MAX_TEXT_BYTES)
+    # Excel begins UTF-8 files with a byte order mark, which 'utf-8-sig' drops.
+    text = data.decode("utf-8-sig", "surrogateescape")
     try:
-        # Excel begins UTF-8 files with a byte order mark, which 'utf-8-sig' drops.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            header = list(reader.fieldnames or [])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
+        header = list(reader.fieldnames or [])
     except csv.Error as error:
         raise InputError(f"{path}: is not a CSV file ({error})") from error
     for number, row in enumerate(rows, start=1):
         # DictReader keeps surplus fields under None and fills missing ones with None.
         if None in row or None in row.values():
             raise InputError(f"{path}: row {number} does not have {len(header)} fields")
+        row.update((name, read_cell(cell)) for name, cell in row.items())
     return _Cells(path, header, rows)
 
 

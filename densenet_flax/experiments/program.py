@@ -254,7 +254,7 @@ def main(_: Sequence[str]) -> None:
     except InputError as error:
         _fail(error)
     except Stopped as reason:
-        print(reason, file=sys.stderr)
+        print(one_line(reason), file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
 
 

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
+from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.export import stablehlo
 from densenet_flax.export.predict_fn import PredictFn
 from densenet_flax.inference.classifier import Classifier, ImageBatch, load_classifier
@@ -124,7 +124,7 @@ def _export(
         **contents,
         "examples.npz": _examples_file(images, expected),
         _DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode(),
-        "README.md": _render_readme(description).encode(),
+        "README.md": _render_readme(description),
     }
     replace_files(folder, files)
     # Formats of an earlier export: their weights may be those of another network.
@@ -276,18 +276,12 @@ def _describe(classifier: Classifier) -> JsonDict:
     }
 
 
-def _render_readme(description: JsonDict) -> str:
+def _render_readme(description: JsonDict) -> bytes:
     """Renders the README of a folder from what `_describe` returned and the `files` by name."""
-    environment = Environment(
-        loader=PackageLoader("densenet_flax.export"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
     height, width = description["image_size"]
-    template = environment.get_template("README.md")
-    return template.render(description, height=height, width=width)
+    return render(
+        "README.md", package="densenet_flax.export", **description, height=height, width=width
+    )
 
 
 def _log(result: ExportResult) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-from densenet_flax.common.errors import InputError, path_errors
+from densenet_flax.common.errors import InputError, path_errors, printable
 from densenet_flax.models.preprocessing import PREPROCESSING
 from densenet_flax.weights.conversion import convert, export, inspect
 from densenet_flax.weights.info import ACTIVATIONS, InfoFields, WeightsInfo
@@ -96,16 +96,16 @@ def _convert(arguments: argparse.Namespace) -> None:
         options["library"] = arguments.library
     result = arguments.function(arguments.src, arguments.dst, **options)
     for line in result.verification:
-        print(line)
+        print(printable(line))
     info = result.info
     print(
-        f"{arguments.dst}: {info.layout.describe()}, {result.parameters:,} parameters, "
+        f"{printable(arguments.dst)}: {info.layout.describe()}, {result.parameters:,} parameters, "
         f"preprocessing {info.preprocessing!r}, epsilon {info.epsilon:g}"
         f"{'' if info.final_relu else ', no final ReLU'}{_activation(info)}"
     )
-    print(f"{'because':>16}  {'; '.join(result.evidence)}")
+    _print_row("because", "; ".join(result.evidence))
     for note in result.notes:
-        print(f"{'then':>16}  {note}")
+        _print_row("then", note)
 
 
 def _activation(info: WeightsInfo) -> str:
@@ -139,16 +139,20 @@ def _inspect(arguments: argparse.Namespace) -> None:
     }
     if not info.num_classes:
         del rows["classes"], rows["activation"]
-    print(inspection.path)
+    print(printable(inspection.path))
     for name, value in rows.items():
-        print(f"{name:>16}  {value}")
+        _print_row(name, value)
     if arguments.tensors:
         for name, shape in inspection.tensors.items():
-            print(f"{'×'.join(map(str, shape)):>16}  {name}")
+            _print_row("×".join(map(str, shape)), name)
+
+
+def _print_row(title: str, value: str) -> None:
+    print(f"{title:>16}  {printable(value)}")
 
 
 def _download(arguments: argparse.Namespace) -> None:
-    print(download(arguments.name, arguments.directory, base_url=arguments.base_url))
+    print(printable(download(arguments.name, arguments.directory, base_url=arguments.base_url)))
 
 
 if __name__ == "__main__":

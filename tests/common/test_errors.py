@@ -1,7 +1,11 @@
 """Messages to users, whatever they quote."""
 
+import io
+import logging
 import pickle
 
+from densenet_flax.common import console
+from densenet_flax.common.console import show_package
 from densenet_flax.common.errors import InputError, errors_in
 
 
@@ -19,3 +23,16 @@ def test_a_message_survives_another_process_and_a_prefix():
             raise error
     except InputError as prefixed:
         assert str(prefixed) == "x.json: a b\\n"
+
+
+def test_what_is_logged_is_one_line_whatever_names_are_in_it():
+    """Line ends, colors and changes of direction in names are shown and not done."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    show_package(handler)
+    for path in (console.__file__, "/site-packages/jax/x.py"):
+        arguments = ("skipped: %s, %d\n%%", ("a\nb\x1b[2J\u202egnp.exe", 3), None)
+        handler.handle(logging.LogRecord("absl", logging.WARNING, path, 1, *arguments))
+    ours, *theirs = stream.getvalue().splitlines()
+    assert ours == r"skipped: a\nb\x1b[2J\u202egnp.exe, 3\n%"
+    assert theirs[0] == "skipped: a"

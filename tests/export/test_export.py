@@ -14,7 +14,7 @@ import densenet_flax
 from densenet_flax import InputError
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.export import FORMATS, export_classifier, onnx_graph, stablehlo
-from densenet_flax.export.export import FILE_NAMES, _is_clear
+from densenet_flax.export.export import FILE_NAMES, _is_clear, _render_readme
 from densenet_flax.models.init import init_variables
 from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
 from densenet_flax.weights.layout import Layout
@@ -223,3 +223,23 @@ def test_a_refused_export_changes_nothing_and_says_why(network, tmp_path, monkey
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
     export_classifier(str(network), folder, formats=["onnx"], overwrite=True)
     assert not (folder / "classifier.stablehlo").exists()  # of an earlier call: no mixture
+
+
+def test_names_in_the_readme_are_text_and_not_markup():
+    names = ["<script>alert(1)</script>", "=1+1\n# [x](javascript:y) `z`"]
+    point = {"temperature": 1.0, "threshold": 0.5, "rule": "<b>", "chosen_on": "9 images\n- x"}
+    text = _render_readme(
+        {
+            "class_names": names,
+            "image_size": [32, 48],
+            "layout": "a DenseNet",
+            "head": {"hidden": [], "outputs": 2, "activation": "softmax"},
+            "operating_point": point,
+            "stain": {"method": "*x*"},
+            "test_time_augmentation": False,
+            "files": {},
+        }
+    ).decode()
+    assert "<" not in text and "[x](" not in text and "\n- x" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; and =1+1 \\# \\[x\\]" in text
+    assert "(48, 32)" in text and "training (\\*x\\*)" in text

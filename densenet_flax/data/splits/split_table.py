@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from densenet_flax.common.errors import printable
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.dataset import Dataset
 from densenet_flax.data.splits.split import SUBSETS, Split, seen_in_training
@@ -48,7 +49,7 @@ def format_split(split: Split, dataset: Dataset) -> str:
     ]
     if not split.patient_disjoint:
         lines += ["", "This split is not known to keep patients apart."]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _format_counts(split: Split, dataset: Dataset) -> list[str]:

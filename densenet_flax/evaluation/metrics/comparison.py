@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, printable
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import (
     LEVEL,
@@ -275,7 +275,7 @@ def comparison_table(result: JsonDict, name_a: str = "A", name_b: str = "B") -> 
             )
         lines += [f"– no {', '.join(names)}: {why}" for why, names in names_by_reason.items()]
     lines += ["", f"{comparisons} comparisons: p is not corrected for that."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def networks_table(result: JsonDict) -> str:
@@ -302,4 +302,4 @@ def networks_table(result: JsonDict) -> str:
             f"{row['p_corrected']:.4f}"
         )
     lines += ["", f"Intervals at {result['level']:.0%}. {result['correction']}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, printable
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.intervals import sample_intervals
@@ -151,7 +151,7 @@ def summary_table(summary: JsonDict) -> str:
             "pooled: {level:.0%} intervals over patients within class, {resamples} resamples, "
             "seed {seed}".format(**pooled["intervals"])
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _number(value: float | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from densenet_flax.common.csv_cells import write_cell
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.atomic import atomic_file
 
@@ -86,7 +87,10 @@ def _write_csv(path: Path, parts: Iterable[Part]) -> None:
             if not number:
                 writer.writerow(part)
             # `repr` writes as many digits as reading a number back exactly takes.
-            cells = (x if isinstance(x, list) else map(repr, x.tolist()) for x in part.values())
+            cells = (
+                map(write_cell, x) if isinstance(x, list) else map(repr, x.tolist())
+                for x in part.values()
+            )
             writer.writerows(zip(*cells, strict=True))
 
 

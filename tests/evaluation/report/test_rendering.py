@@ -34,6 +34,7 @@ from densenet_flax.evaluation.report.views import (
         ("-0.123", "-0.123"),
         ("1.5 and 2. a - b", "1.5 and 2. a - b"),
         (0.25, "0.25"),
+        ("a\u202eb", "a\\\\u202eb"),
     ],
 )
 def test_markdown_is_escaped(text, escaped):
