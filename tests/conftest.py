@@ -10,11 +10,12 @@ from pathlib import Path
 # Before JAX and Keras are imported; child processes inherit it.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiled programs are shared by all tests and kept for the next run.
+# Compiled programs are shared by all tests and processes and kept for the next run, also the
+# hundreds of small ones of operations outside `jit`, which together take as long as the large ones.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "densenet_flax_tests_xla")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 
@@ -24,6 +25,7 @@ from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
 from tests.helpers.datasets import make_dataset
 from tests.helpers.networks import TINY_BLOCKS, randomize
+from tests.helpers.program import make_cache
 
 
 @pytest.fixture(scope="session")
@@ -54,4 +56,5 @@ def tiny_run(tmp_path_factory):
     """A `TinyRun`; do not change its work directory."""
     from tests.helpers.runs import train_tiny_run  # imports the whole package
 
-    return train_tiny_run(tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("runs") / "run")
+    cache = make_cache(tmp_path_factory.mktemp("cache"))
+    return train_tiny_run(cache, tmp_path_factory.mktemp("runs") / "run")

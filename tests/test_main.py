@@ -14,20 +14,21 @@ import pytest
 from densenet_flax.models.densenet import NETWORKS
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.weights import WeightsInfo, load_with_info, save_weights
-from tests.helpers.program import CONFIG, ROOT, run, run_words, start
+from tests.helpers.program import CONFIG, ROOT, Program, make_cache, run, start
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    return make_cache(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, cache):
     workdir = tmp_path_factory.mktemp("run") / "deep" / "w"
-    done = run(workdir, cache)
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+    process = start(workdir, cache)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    return workdir, log
 
 
 def assert_fails_in_one_line(done, *words):
@@ -40,9 +41,9 @@ def assert_fails_in_one_line(done, *words):
 
 
 def test_a_run_writes_its_files_and_tests_each_image_once(trained):
-    workdir, done = trained
-    assert "stage 1/2 head: frozen" in done.stderr and "stage 2/2 finetune" in done.stderr
-    assert "starting from random weights" in done.stderr
+    workdir, log = trained
+    assert "stage 1/2 head: frozen" in log and "stage 2/2 finetune" in log
+    assert "starting from random weights" in log
     for name in ("config.json", "split.json", "metrics.jsonl", "timing.jsonl"):
         assert (workdir / name).stat().st_size
     for name in ("report.html", "metrics.json", "predictions.csv", "curves.png", "roc.png"):
@@ -85,13 +86,13 @@ def test_mode_evaluate_with_another_threshold_and_back(trained, cache, tmp_path)
 
 def test_mode_export(trained, tmp_path):
     workdir, _ = trained
-    command = [sys.executable, "main.py", "--mode=export", f"--workdir={workdir}"]
-    command += [f"--output={tmp_path / 'out'}", "--formats=stablehlo,onnx"]
-    done = run_words(command)
+    words = ["main.py", "--mode=export", f"--workdir={workdir}"]
+    words += [f"--output={tmp_path / 'out'}", "--formats=stablehlo,onnx"]
+    done = Program(*words).wait()
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("largest difference from this package") == 2
     assert (tmp_path / "out" / "README.md").is_file()
-    assert_fails_in_one_line(run_words(command), "out", "--overwrite")
+    assert_fails_in_one_line(Program(*words).wait(), "out", "--overwrite")
 
 
 def test_eight_classes_from_images_to_report(cache, tmp_path):
@@ -158,7 +159,7 @@ def test_bad_input_fails_in_one_line(tmp_path, cache, arguments, words):
 
 def test_missing_flags_and_files(tmp_path, cache):
     for words in (["main.py"], ["main.py", f"--config={CONFIG}"]):
-        assert_fails_in_one_line(run_words([sys.executable, *words]), "is missing")
+        assert_fails_in_one_line(Program(*words).wait(), "is missing")
     assert_fails_in_one_line(run(tmp_path, cache, config="configs/none.py"), "configs/none.py")
     wrong_argument = run(tmp_path, cache, config="configs/breakhis.py:fold=x")
     assert_fails_in_one_line(wrong_argument, "fold")
@@ -226,8 +227,8 @@ def test_pretrained_weights_keep_their_preprocessing_and_last_relu(
     stems = (tree["params"]["conv1"]["conv"]["kernel"] for tree in (trained.variables, backbone))
     assert np.array_equal(*stems)  # frozen weights are the file's, to the bit
     exported = tmp_path / "trained.safetensors"
-    words = [sys.executable, "-m", "densenet_flax.weights", "convert", tmp_path / "w", exported]
-    assert run_words(words).returncode == 0
+    words = ["-m", "densenet_flax.weights", "convert", tmp_path / "w", exported]
+    assert Program(*words).wait().returncode == 0
     variables, info = load_with_info(exported, tiny.clone(final_relu=False, epsilon=1e-5))
     assert info.preprocessing == "scale" and info.class_names == network.class_names
     assert variables["params"]["head"]["dense_1"]["kernel"].shape[1] == 8

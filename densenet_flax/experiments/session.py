@@ -21,7 +21,8 @@ def set_up_jax(config: ConfigDict | JsonDict) -> None:
     cache_dir = config.get("cache_dir", "")  # whose type is checked later
     directory = cache_directory(cache_dir if isinstance(cache_dir, str) else "") / "xla"
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Also the hundreds of small programs outside `jit`, seconds together at each start.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A small run in a process of its own, which can kill itself at a chosen point."""
 
-import multiprocessing
 import os
 import pkgutil
 import signal
@@ -13,6 +12,7 @@ import jax
 from densenet_flax.common.host_memory import CHECKPOINT_WRITTEN
 from densenet_flax.experiments.run import train_and_evaluate
 from tests.configs import tiny
+from tests.helpers.program import fork_context
 
 
 class KillPoint(NamedTuple):
@@ -24,12 +24,8 @@ class KillPoint(NamedTuple):
 
 
 def start(workdir, cache_dir, kill_point=None):
-    """Starts or resumes the run in a process; also returns the event of its first checkpoint.
-
-    The processes are forks of one that has imported the package, which takes longer than the run.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    """Starts or resumes the run in a process; also returns the event of its first checkpoint."""
+    context = fork_context()
     saved = context.Event()
     process = context.Process(target=_run, args=(workdir, cache_dir, kill_point, saved))
     process.start()

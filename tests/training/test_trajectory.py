@@ -11,12 +11,13 @@ all rounding moves by the full learning rate in either direction. 1e-2 bounds it
 """
 
 import os
+from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 
 from densenet_flax.common.sharding import make_mesh, put_batch, replicate
+from densenet_flax.common.trees import Variables
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier as fr
 from densenet_flax.models.densenet import IMPLEMENTATIONS, DenseNet
@@ -35,26 +36,83 @@ FRONTIER = 300 if WHOLE else "conv4_block2_2_conv"  # both inside a block
 STEPS, BATCH, PIXELS = 20, 8, 96
 
 
-@pytest.fixture(scope="module", params=IMPLEMENTATIONS)
-def both(request):
-    """Our variables, and Keras's recipe model with the same ones, for each implementation."""
+class KerasStage(NamedTuple):
+    """What Keras computed in a stage.
+
+    Attributes:
+      losses: of each step.
+      weights: after it; those of a layer of the backbone by its name, as `get_weights` gives them.
+    """
+
+    losses: list[float]
+    weights: dict[str, list[np.ndarray]]
+
+
+class KerasRuns(NamedTuple):
+    """The stages in turn, and the only step of a stage from the frontier on."""
+
+    variables: Variables
+    images: np.ndarray
+    label: np.ndarray
+    stages: dict[int | str, KerasStage]
+    first_step: KerasStage
+
+
+@pytest.fixture(scope="module")
+def keras_runs():
+    """Keras trains once, whatever number of implementations follow it."""
     from keras.src.applications.densenet import DenseNet as KerasDenseNet
 
-    model = DenseNet(BLOCKS, num_classes=2, hidden=(8,), implementation=request.param)
-    variables = randomize(init_variables(model, seed=1), seed=2)
+    variables = init_variables(DenseNet(BLOCKS, num_classes=2, hidden=(8,)), seed=1)
+    variables = randomize(variables, seed=2)
     base = KerasDenseNet(
         BLOCKS, include_top=False, weights=None, input_shape=(PIXELS, PIXELS, 3), name="base"
     )
     layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(8, "relu", name="dense_1")]
     layers += [keras.layers.Dense(2, "softmax", name="predictions")]
     theirs = keras.Sequential([keras.Input((PIXELS, PIXELS, 3)), base, *layers])
-    for layer in fr.keras_layers(BLOCKS):
-        if layer.path:
-            base.get_layer(layer.name).set_weights(leaves(variables, layer))
-    for name in ("dense_1", "predictions"):
-        part = variables["params"]["head"][name]
-        theirs.get_layer(name).set_weights([part["kernel"], part["bias"]])
-    return model, variables, theirs
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (STEPS * BATCH, PIXELS, PIXELS, 3), dtype=np.uint8)
+    label = rng.integers(0, 2, STEPS * BATCH).astype(np.int32)
+    label[:2] = 0, 1  # so that the first step has both
+    images[label == 1] //= 2  # something to learn
+
+    def set_weights():
+        for layer in fr.keras_layers(BLOCKS):
+            if layer.path:
+                base.get_layer(layer.name).set_weights(leaves(variables, layer))
+        for name in ("dense_1", "predictions"):
+            part = variables["params"]["head"][name]
+            theirs.get_layer(name).set_weights([part["kernel"], part["bias"]])
+
+    def train(at, steps):
+        frontier = fr.resolve(at, BLOCKS)
+        for i, layer in enumerate(base.layers):
+            layer.trainable = i >= frontier.index
+        theirs.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+        before, losses = [np.array(w) for w in theirs.get_weights()], []
+        for step in range(steps):
+            theirs.reset_metrics()
+            x = np.asarray(preprocess_input(images[rows_of(step)]))
+            losses.append(float(theirs.train_on_batch(x, label[rows_of(step)])))
+        after = theirs.get_weights()
+        assert any(not np.array_equal(was, now) for was, now in zip(before, after, strict=True))
+        weights = {
+            layer.name: [np.array(w) for w in base.get_layer(layer.name).get_weights()]
+            for layer in frontier.layers
+            if layer.path
+        }
+        return KerasStage(losses, weights)
+
+    set_weights()
+    first_step = train(FRONTIER, 1)
+    set_weights()
+    stages = {at: train(at, STEPS) for at in ("head", FRONTIER)}
+    return KerasRuns(variables, images, label, stages, first_step)
+
+
+def rows_of(step):
+    return slice(step * BATCH, (step + 1) * BATCH)
 
 
 def leaves(variables, layer):
@@ -68,56 +126,53 @@ def leaves(variables, layer):
     return [params["kernel"]]
 
 
-def test_both_stages_follow_keras(both):
-    model, variables, theirs = both
-    rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, (STEPS * BATCH, PIXELS, PIXELS, 3), dtype=np.uint8)
-    label = rng.integers(0, 2, STEPS * BATCH).astype(np.int32)
-    images[label == 1] //= 2  # something to learn
-    mesh = make_mesh()
-    pipeline = SegmentedModel(model, mesh, cuts=[fr.resolve(FRONTIER, BLOCKS).cut])
-    base = theirs.get_layer("base")
+class Ours:
+    """Our steps of the stages, with one implementation."""
 
-    for at in ("head", FRONTIER):
-        stage = Stage(str(at), fr.resolve(at, BLOCKS), STEPS, OptimizerSettings(1e-3))
-        for i, layer in enumerate(base.layers):
-            layer.trainable = i >= stage.frontier.index
-        theirs.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
-        train_step = TrainStep(model, stage, variables, mesh, seed=0, loss=Loss(dropout=False))
-        state = train_step.init(0)
-        prefix = replicate(variables, mesh)
-        begin = [np.array(w) for w in theirs.get_weights()]
-        ours_losses, their_losses = [], []
-        for step in range(STEPS):
-            rows = slice(step * BATCH, (step + 1) * BATCH)
-            part = {"inputs": images[rows], "label": label[rows]}
+    def __init__(self, implementation, runs):
+        self.model = DenseNet(BLOCKS, num_classes=2, hidden=(8,), implementation=implementation)
+        self.mesh, self.runs = make_mesh(), runs
+        cut = fr.resolve(FRONTIER, BLOCKS).cut
+        self.pipeline = SegmentedModel(self.model, self.mesh, cuts=[cut])
+
+    def train(self, variables, at, steps):
+        """Returns the variables after the stage and its losses."""
+        stage = Stage(str(at), fr.resolve(at, BLOCKS), steps, OptimizerSettings(1e-3))
+        loss = Loss(dropout=False)
+        train_step = TrainStep(self.model, stage, variables, self.mesh, seed=0, loss=loss)
+        state, prefix, losses = train_step.init(0), replicate(variables, self.mesh), []
+        for step in range(steps):
+            rows = rows_of(step)
+            part = {"inputs": self.runs.images[rows], "label": self.runs.label[rows]}
             ones = np.ones(BATCH, np.float32)
-            batch = put_batch(np.arange(BATCH), ones, lambda i, part=part: part, mesh)
-            batch["inputs"] = pipeline.run(prefix, batch["inputs"], stop=stage.frontier.cut)
-            state, metrics = train_step.run_step(state, batch)
-            ours_losses.append(float(metrics["loss"]) / BATCH)
-            theirs.reset_metrics()
-            x = np.asarray(preprocess_input(images[rows]))
-            their_losses.append(float(theirs.train_on_batch(x, label[rows])))
-        variables = train_step.variables(state)
+            batch = put_batch(np.arange(BATCH), ones, lambda i, part=part: part, self.mesh)
+            inputs = self.pipeline.run(prefix, batch["inputs"], stop=stage.frontier.cut)
+            state, metrics = train_step.run_step(state, {**batch, "inputs": inputs})
+            losses.append(float(metrics["loss"]) / BATCH)
+        return train_step.variables(state), losses
 
-        ratio = np.abs(np.array(ours_losses) / their_losses - 1)
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_both_stages_follow_keras(implementation, keras_runs):
+    ours, variables = Ours(implementation, keras_runs), keras_runs.variables
+    for at, theirs in keras_runs.stages.items():
+        variables, losses = ours.train(variables, at, STEPS)
+        ratio = np.abs(np.array(losses) / theirs.losses - 1)
         print(f"\n{at}: losses apart by {ratio[0]:.1e} at first, {ratio.max():.1e} at most")
-        assert len(set(np.round(their_losses, 6))) > STEPS // 2, "Keras did not train"
+        assert len(set(np.round(theirs.losses, 6))) > STEPS // 2, "Keras did not train"
         assert ratio[0] < 1e-4
         assert ratio.max() < 1e-2
-        compare(variables, theirs, stage.frontier, begin)
+        compare(variables, theirs, fr.resolve(at, BLOCKS))
 
 
-def compare(variables, theirs, frontier, begin):
+def compare(variables, theirs, frontier):
     """Weights and statistics after the stage; the frozen ones to the bit."""
-    base = theirs.get_layer("base")
     apart, statistics = [], []
     for index, layer in enumerate(frontier.layers):
         if not layer.path:
             continue
         for i, (ours, keras_value) in enumerate(
-            zip(leaves(variables, layer), base.get_layer(layer.name).get_weights(), strict=True)
+            zip(leaves(variables, layer), theirs.weights[layer.name], strict=True)
         ):
             where = f"{layer.name}, variable {i}"
             if index < frontier.index:
@@ -136,49 +191,19 @@ def compare(variables, theirs, frontier, begin):
         median, most = np.quantile(np.concatenate(statistics), [0.5, 0.999])
         print(f"statistics apart by {median:.1e} of the largest, {most:.1e}")
         assert median < 5e-3 and most < 5e-2
-    pairs = zip(begin, theirs.get_weights(), strict=True)
-    assert any(not np.array_equal(was, now) for was, now in pairs)
 
 
-def test_the_first_update_is_that_of_keras(both):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_first_update_is_that_of_keras(implementation, keras_runs):
     """One step from the frontier: the same change in every weight, which is the same Adam."""
-    model, variables, theirs = both
-    start = jax.tree.map(np.array, variables)
-    theirs_clone = keras.models.clone_model(theirs)
-    theirs_clone.set_weights(theirs.get_weights())
-    base = theirs_clone.get_layer("base")
+    start, theirs = keras_runs.variables, keras_runs.first_step.weights
+    ours, _ = Ours(implementation, keras_runs).train(start, FRONTIER, 1)
     at = fr.resolve(FRONTIER, BLOCKS)
-    for layer in at.layers:
-        if layer.path:
-            base.get_layer(layer.name).set_weights(leaves(start, layer))
-    for name in ("dense_1", "predictions"):
-        part = start["params"]["head"][name]
-        theirs_clone.get_layer(name).set_weights([part["kernel"], part["bias"]])
-    for i, layer in enumerate(base.layers):
-        layer.trainable = i >= at.index
-    theirs_clone.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
-    rng = np.random.default_rng(4)
-    images = rng.integers(0, 256, (BATCH, PIXELS, PIXELS, 3), dtype=np.uint8)
-    label = np.arange(BATCH, dtype=np.int32) % 2
-    mesh = make_mesh()
-    stage = Stage("one", at, 1, OptimizerSettings(1e-3))
-    train_step = TrainStep(model, stage, start, mesh, seed=0, loss=Loss(dropout=False))
-    batch = put_batch(
-        np.arange(BATCH),
-        np.ones(BATCH, np.float32),
-        lambda i: {"inputs": images, "label": label},
-        mesh,
-    )
-    pipeline = SegmentedModel(model, mesh, cuts=[at.cut])
-    batch["inputs"] = pipeline.run(replicate(start, mesh), batch["inputs"], stop=at.cut)
-    state, _ = train_step.run_step(train_step.init(0), batch)
-    theirs_clone.train_on_batch(np.asarray(preprocess_input(images)), label)
-    ours = train_step.variables(state)
     differences, moves = [], []
     for layer in at.layers[at.index :]:
         if not layer.path:
             continue
-        new = base.get_layer(layer.name).get_weights()
+        new = theirs[layer.name]
         for i, value in enumerate(leaves(ours, layer)):
             if i >= 2:
                 np.testing.assert_allclose(value, new[i], rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from densenet_flax.weights import export_weights, official, save_weights
 from densenet_flax.weights.__main__ import main
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.safe_reading import file_hash
+from tests.helpers.program import Program
 from tests.weights.helpers import RECIPE, info_of, random_variables
 
 ROOT = Path(__file__).parents[2]
@@ -90,14 +91,7 @@ def test_download(ours, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(arguments, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "densenet_flax.weights", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    result = Program("-m", "densenet_flax.weights", *arguments, cwd=tmp_path).wait()
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
