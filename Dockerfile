@@ -17,10 +17,10 @@ WORKDIR /densenet_flax
 # The dependencies are a layer of their own, which a change of the code does not build again.
 COPY requirements.lock ./
 RUN python -m pip install --requirement requirements.lock
-COPY pyproject.toml requirements.txt README.md LICENSE main.py ./
+COPY pyproject.toml setup.py requirements.txt README.md LICENSE main.py ./
 COPY densenet_flax densenet_flax
 COPY configs configs
-RUN python -m pip install --constraint requirements.lock --editable ".[${EXTRA}]"
+RUN python -m pip install --constraint requirements.lock --editable ".${EXTRA:+[$EXTRA]}"
 
 # Any user may run it: prepared data and JAX's caches are below HOME.
 RUN mkdir --mode=1777 /cache

@@ -1,6 +1,9 @@
 """Files that users run and no test does: requirements, locks, image, workflows, citation."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+
+import densenet_flax
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -24,6 +28,12 @@ def requirements(name):
 def workflow(path):
     document = yaml.safe_load(path.read_text())
     return document.pop(True), document  # YAML 1.1 reads the key `on` as true
+
+
+def dockerfile():
+    """The words of each step."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    return [line.split() for line in text.splitlines() if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize(
@@ -72,28 +82,37 @@ def test_only_a_tag_publishes_and_without_a_password():
     assert all("secrets." not in path.read_text() for path in WORKFLOWS)
 
 
-def test_the_image_is_built_from_files_that_its_context_holds():
+def test_the_image_is_built_from_files_that_its_context_holds(tmp_path):
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
-    sent = {line.removeprefix("!") for line in ignore if line.startswith("!")}
-    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
-    steps = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
-    copied = {name for word, *names in steps if word == "COPY" for name in names[:-1]}
-    assert copied == sent and all((ROOT / name).exists() for name in copied)
-    # What pip reads to install the package, and what the entry point starts.
-    named = [PROJECT["readme"], *PROJECT["license-files"], "pyproject.toml", "requirements.txt"]
-    assert {*named, "main.py", "configs", "densenet_flax"} <= copied
-    assert ["ENTRYPOINT", '["python",', '"main.py"]'] in steps
-    # Each file is there before the step that reads it.
-    seen: set[str] = set()
-    for word, *arguments in steps:
-        seen |= set(arguments[:-1]) if word == "COPY" else set()
-        reads = [a for a in arguments if a.endswith((".lock", ".txt"))] if word == "RUN" else []
-        assert set(reads) <= seen, f"{word} {arguments}"
-    assert {"cuda12", "cuda13", "tpu"} <= set(PROJECT["optional-dependencies"])
+    copied = [name for word, *names in dockerfile() if word == "COPY" for name in names[:-1]]
+    assert set(copied) == {line.removeprefix("!") for line in ignore if line.startswith("!")}
+    for name in copied:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    # What pip asks the build backend for before it installs, and what the container starts.
+    code = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_editable('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    metadata = next(tmp_path.glob("*.dist-info/METADATA")).read_text()
+    assert f"\nVersion: {densenet_flax.__version__}\n" in metadata
+    assert ["ENTRYPOINT", '["python",', '"main.py"]'] in dockerfile() and "main.py" in copied
+
+
+@pytest.mark.parametrize("extra, target", [("", "."), ("cuda13", ".[cuda13]"), ("tpu", ".[tpu]")])
+def test_the_image_is_installed_with_the_extra_that_is_asked_for(extra, target):
+    installs = [
+        " ".join(words) for word, *words in dockerfile() if word == "RUN" and "pip" in words
+    ]
+    script = 'python() { for word; do echo "$word"; done; }\n' + "\n".join(installs)
+    said = subprocess.run(
+        ["sh", "-c", script], env={"EXTRA": extra}, check=True, capture_output=True, text=True
+    )
+    words = said.stdout.splitlines()
+    assert words.count("requirements.lock") == 2 and words[-1] == target
+    assert not extra or extra in PROJECT["optional-dependencies"]
 
 
 def test_the_citation_is_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"] and Version(citation["version"])
+    assert citation["version"] == densenet_flax.__version__
     assert citation["license"] == PROJECT["license"]
     assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
