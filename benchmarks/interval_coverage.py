@@ -5,33 +5,45 @@ is computed for each. In the Gaussian population patients differ smoothly (two i
 patient correlate by 0.6). In the other a few patients are hard: 30 % of their images are right.
 For comparison the percentile bootstrap over patients (`percentile`) and over images (`images`) are
 computed for the accuracy. For the comparison of two networks the share of p below 0.05 is counted
-where both have the same true value.
+where both have the same true value. What takes longest is computed for every fifth test set
+(predictive values and sensitivity at a specificity), every second (comparisons) or every tenth
+(plain bootstraps).
 
-    python benchmarks/interval_coverage.py --json coverage.json    # two processes, some minutes
+    python benchmarks/interval_coverage.py --csv coverage.csv    # two processes, half an hour
 
-Other settings: --sizes 9+19 --accuracies 0.95 --populations gauss0.3 hard0.05.
+A cell that is in the file is not computed again, so an interrupted run goes on. Other settings:
+--sizes 9+19 --accuracies 0.95 --populations gauss0.3 hard0.05.
 """
 
 import argparse
-import json
+import csv
+import datetime
+import shlex
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
 
 from densenet_flax.evaluation import Predictions
-from densenet_flax.evaluation.metrics.binary import ranking_metrics, threshold_metrics
+from densenet_flax.evaluation.metrics.binary import ranking_metrics, roc_curve, threshold_metrics
 from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
 from densenet_flax.evaluation.metrics.calibration import (
+    calibration_intervals,
     calibration_line,
     calibration_metrics,
-    calibration_report,
+)
+from densenet_flax.evaluation.metrics.clinic import (
+    PREVALENCES,
+    SPECIFICITIES,
+    clinic_metrics,
+    predictive_values,
 )
 from densenet_flax.evaluation.metrics.comparison import compare
 from densenet_flax.evaluation.metrics.intervals import sample_intervals
@@ -81,6 +93,46 @@ class Population:
         return TestSet(label[patient], special.expit(sign * (margin + noise)), patient)
 
 
+class Row(NamedTuple):
+    """A line of the file: a figure in a cell, and of how many test sets it has an interval."""
+
+    sizes: str
+    population: str
+    share: float
+    accuracy: float
+    figure: str
+    test_sets: int
+    coverage: float
+    width: float
+    type_one_error: float | None
+
+    @property
+    def cell(self) -> tuple[str, str, float, float]:
+        """What all its figures share."""
+        return self.sizes, self.population, self.share, self.accuracy
+
+    @classmethod
+    def read(cls, path: Path) -> "list[Row]":
+        """Reads a file; none is no row."""
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [
+                cls(
+                    row["sizes"],
+                    row["population"],
+                    float(row["share"]),
+                    float(row["accuracy"]),
+                    row["figure"],
+                    int(row["test_sets"]),
+                    float(row["coverage"]),
+                    float(row["width"]),
+                    float(row["type_one_error"]) if row["type_one_error"] else None,
+                )
+                for row in csv.DictReader(file)
+            ]
+
+
 class TestSet(NamedTuple):
     """Label, probability and patient of each image."""
 
@@ -113,17 +165,22 @@ def true_values(population: Population, sizes: tuple[int, int]) -> dict[str, flo
             rate = [population.accuracy] * 2  # exactly
         confusion = np.array([[rate[0], 1 - rate[0]], [1 - rate[1], rate[1]]]) * share[:, None]
         values = threshold_metrics(confusion[None])
-        once = np.zeros(len(y), int)
-        values |= ranking_metrics(y == 1, p, once, np.ones((1, 1)), weight)
+        values |= ranking_metrics(y == 1, p, np.arange(len(y)), weight[None])
+        for prevalence in PREVALENCES:
+            values |= {
+                f"{name} at {prevalence}": value
+                for name, value in predictive_values(confusion[None], prevalence).items()
+            }
+        false, true = roc_curve(y == 1, p)
+        for specificity in SPECIFICITIES:
+            reached = true[false <= 1 - specificity].max()
+            values[f"sensitivity at specificity {specificity}"] = [reached]
         truth |= {f"{level} {name}": float(v[0]) for name, v in values.items()}
     truth["patient patient_accuracy_by_mean_probability"] = truth["patient accuracy"]
     truth["patient patient_recognition_rate"] = population.accuracy
     # Calibration of a population with the classes of the test sets, by drawing patients so.
-    keep = min(n, int(n * share.min() / share.max()))
-    kept = np.concatenate([np.arange(keep if share[0] <= share[1] else n)])
-    rows = np.isin(
-        patient, np.concatenate([kept, n + np.arange(n if share[0] <= share[1] else keep)])
-    )
+    kept = [k * n + np.arange(int(n * share[k] / share.max())) for k in (0, 1)]
+    rows = np.isin(patient, np.concatenate(kept))
     part = TestSet(label[rows], probability[rows], np.unique(patient[rows], return_inverse=True)[1])
     scores = calibration_metrics(part.label, part.probability)
     for name in ("brier", "nll", "ece", "ece_top_label"):
@@ -149,58 +206,92 @@ def percentile(test: TestSet, unit: np.ndarray, resamples: int, seed: int) -> tu
     return float(low), float(high)
 
 
-def coverage(
-    sizes: tuple[int, int], population: Population, test_sets: int, resamples: int, seed: int = 0
-) -> dict[str, Any]:
-    """Returns, for each figure, how often its interval holds the truth, and the mean width."""
-    truth = true_values(population, sizes)
-    key = [seed, *sizes, round(1000 * population.accuracy), round(1000 * population.share)]
-    random = np.random.default_rng([*key, population.kind == "hard"])
-    hits: dict[str, list[bool]] = defaultdict(list)
-    widths: dict[str, list[float]] = defaultdict(list)
-    small: dict[str, list[bool]] = defaultdict(list)
+class Record:
+    """What is counted in one cell, by name of the figure."""
 
-    def add(name: str, true: float, low: float, high: float) -> None:
-        hits[name].append(low - 1e-9 <= true <= high + 1e-9)
-        widths[name].append(high - low)
+    def __init__(self, truth: dict[str, float]) -> None:
+        self.truth = truth
+        self.hits: dict[str, list[bool]] = defaultdict(list)
+        self.widths: dict[str, list[float]] = defaultdict(list)
+        self.small: dict[str, list[bool]] = defaultdict(list)
 
-    for number in range(test_sets):
-        test = population.draw(sizes, random)
-        table, bootstrap = test.table(), Bootstrap(resamples, number)
+    def add(self, name: str, low: float, high: float, true: float | None = None) -> None:
+        """Counts whether an interval holds the truth."""
+        true = self.truth[name] if true is None else true
+        self.hits[name].append(low - 1e-9 <= true <= high + 1e-9)
+        self.widths[name].append(high - low)
+
+    def add_report(self, test: TestSet, bootstrap: Bootstrap) -> None:
+        """The intervals of the report that take little time."""
+        table = test.table()
         spans = sample_intervals(sample_of(table), NAMES, bootstrap)
-        spans["test"] = calibration_report(table, None, bootstrap)["test"]["intervals"]
+        calibration = calibration_intervals(table, {"before": table.probability}, bootstrap)
+        lines = calibration_line(table, table.probability, bootstrap)
+        calibration |= {f"{name}_before": span for name, (_, span) in lines.items()}
+        spans["test"] = calibration
         for level in ("image", "patient", "test"):
             for name, span in spans[level].items():
                 if name != "undefined" and span is not None:
-                    add(f"{level} {name}", truth[f"{level} {name}"], span["low"], span["high"])
-        if number % 10 == 0:  # what takes longest
+                    self.add(f"{level} {name}", span["low"], span["high"])
+
+    def add_clinic(self, test: TestSet, bootstrap: Bootstrap) -> None:
+        """Predictive values at other prevalences, and sensitivity at a specificity."""
+        for level, values in (clinic_metrics(sample_of(test.table()), bootstrap) or {}).items():
+            for row in values["predictive_values"][: len(PREVALENCES)]:
+                for name in ("ppv", "npv"):
+                    span = row[f"{name}_interval"]
+                    if span:
+                        self.add(
+                            f"{level} {name} at {row['prevalence']}", span["low"], span["high"]
+                        )
+            for row in values["sensitivity_at_specificity"]:
+                name, span = f"sensitivity at specificity {row['specificity']}", row["interval"]
+                self.add(f"{level} {name}", span["low"], span["high"])
+
+    def add_comparison(self, test: TestSet, probability: np.ndarray) -> None:
+        """A network of the same accuracy."""
+        result = compare(test.table(), test.table(probability))
+        for level in ("image", "patient"):
+            for name, row in result[level].items():
+                if name != "undefined" and row is not None:
+                    self.small[f"{level} {name}"].append(row["p"] < 0.05)
+
+
+def coverage(
+    sizes: tuple[int, int], population: Population, test_sets: int, resamples: int, seed: int = 0
+) -> list[Row]:
+    """Returns, for each figure, how often its interval holds the truth, and the mean width."""
+    key = [seed, *sizes, round(1000 * population.accuracy), round(1000 * population.share)]
+    random = np.random.default_rng([*key, population.kind == "hard"])
+    record = Record(true_values(population, sizes))
+    for number in range(test_sets):
+        test, bootstrap = population.draw(sizes, random), Bootstrap(resamples, number)
+        record.add_report(test, bootstrap)
+        if number % 5 == 0:
+            record.add_clinic(test, bootstrap)
+        if number % 2 == 0:
+            # Other patients are hard for the other network.
+            other = population.draw(sizes, np.random.default_rng([*key, number, 1]))
+            record.add_comparison(test, _same_images(test, other))
+        if number % 10 == 0:
             units = {"percentile": test.patient, "images": np.arange(len(test.label))}
             for name, unit in units.items():
                 low, high = percentile(test, unit, 200, number)
-                add(f"({name}) accuracy", population.accuracy, low, high)
-        if number % 5 == 0:
-            # Another network of the same accuracy; other patients are hard for it.
-            order = population.draw(sizes, np.random.default_rng([*key, number, 1]))
-            other = _same_images(test, order)
-            result = compare(table, test.table(other))
-            for level in ("image", "patient"):
-                for name, row in result[level].items():
-                    if name != "undefined" and row is not None:
-                        small[f"{level} {name}"].append(row["p"] < 0.05)
-    return {
-        "sizes": sizes,
-        "population": population.kind,
-        "accuracy": population.accuracy,
-        "share": population.share,
-        "test_sets": test_sets,
-        "coverage": {name: float(np.mean(values)) for name, values in hits.items()},
-        "exists": {
-            name: len(values) / (-(-test_sets // 10) if name.startswith("(") else test_sets)
-            for name, values in hits.items()
-        },
-        "width": {name: float(np.mean(values)) for name, values in widths.items()},
-        "type_one_error": {name: float(np.mean(values)) for name, values in small.items()},
-    }
+                record.add(f"({name}) accuracy", low, high, population.accuracy)
+    return [
+        Row(
+            "+".join(map(str, sizes)),
+            population.kind,
+            population.share,
+            population.accuracy,
+            name,
+            len(hits),
+            float(np.mean(hits)),
+            float(np.mean(record.widths[name])),
+            float(np.mean(record.small[name])) if name in record.small else None,
+        )
+        for name, hits in record.hits.items()
+    ]
 
 
 def _same_images(test: TestSet, other: TestSet) -> np.ndarray:
@@ -211,61 +302,64 @@ def _same_images(test: TestSet, other: TestSet) -> np.ndarray:
     return other.probability[starts[test.patient] + position % counts[test.patient]]
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints coverage (and mean width) per figure and cell, then the range over all cells."""
-    for row in rows:
-        sizes = "+".join(map(str, row["sizes"]))
-        print(f"\n{sizes} patients, accuracy {row['accuracy']}, {row['population']} {row['share']}")
-        for name, value in row["coverage"].items():
-            alpha = row["type_one_error"].get(name)
-            error = "" if alpha is None else f"   p < 0.05 {alpha:.3f}"
-            exists = row["exists"][name]
-            width = row["width"][name]
-            print(f"  {name:46} {value:.3f}  width {width:.3f}  exists {exists:.2f}{error}")
-    print(f"\n{'over all cells':48} lowest  median  highest  p<0.05 (mean, highest)")
-    for name in rows[0]["coverage"]:
-        values = [row["coverage"][name] for row in rows if name in row["coverage"]]
-        alphas = [row["type_one_error"][name] for row in rows if name in row["type_one_error"]]
-        errors = f"{np.mean(alphas):.3f} {max(alphas):.3f}" if alphas else ""
-        print(
-            f"{name:48} {min(values):.3f}   {np.median(values):.3f}   {max(values):.3f}    {errors}"
-        )
+def markdown(rows: Sequence[Row]) -> str:
+    """Returns the table of docs/evaluation.md: a line per figure, over all cells."""
+    sizes = list(dict.fromkeys(row.sizes for row in rows))
+    titles = [
+        "figure",
+        "lowest",
+        "median",
+        "highest",
+        *(f"width at {s}" for s in sizes),
+        "p < 0.05",
+    ]
+    lines = [titles, ["---"] * len(titles)]
+    for figure in dict.fromkeys(row.figure for row in rows):
+        cells = [row for row in rows if row.figure == figure]
+        # A figure that exists in few test sets has no coverage to speak of.
+        covered = [row.coverage for row in cells if row.test_sets >= 50]
+        errors = [row.type_one_error for row in cells if row.type_one_error is not None]
+        widths = [
+            np.mean([row.width for row in cells if row.sizes == s] or [np.nan]) for s in sizes
+        ]
+        ends = [min(covered), np.median(covered), max(covered)] if covered else [np.nan] * 3
+        error = f"{np.mean(errors):.3f}, at most {max(errors):.3f}" if errors else ""
+        lines.append([figure, *(f"{v:.3f}" for v in ends), *(f"{w:.2f}" for w in widths), error])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
-    """Runs all cells in processes and prints the tables."""
+    """Computes the cells in processes and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="(%(default)s)")
     parser.add_argument("--accuracies", nargs="+", type=float, default=ACCURACIES)
     parser.add_argument("--populations", nargs="+", default=POPULATIONS, help="(%(default)s)")
     parser.add_argument("--test-sets", type=int, default=1000, help="per cell (%(default)s)")
-    parser.add_argument("--resamples", type=int, default=500, help="(%(default)s)")
+    parser.add_argument("--resamples", type=int, default=300, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="(%(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--csv", type=Path, default=Path("coverage.csv"), help="(%(default)s)")
     args = parser.parse_args()
     started = time.perf_counter()
+    rows = Row.read(args.csv)
+    done = {row.cell for row in rows}
     with ProcessPoolExecutor(args.processes) as pool:
-        jobs = [
-            pool.submit(
-                coverage,
-                tuple(map(int, sizes.split("+"))),
-                Population.parse(text, accuracy),
-                args.test_sets,
-                args.resamples,
-                args.seed,
-            )
-            for sizes in args.sizes
-            for accuracy in args.accuracies
-            for text in args.populations
-        ]
-        rows: list[dict[str, Any]] = []
+        jobs = []
+        for sizes in args.sizes:
+            for accuracy in args.accuracies:
+                for text in args.populations:
+                    cell = Population.parse(text, accuracy)
+                    if (sizes, cell.kind, cell.share, accuracy) not in done:
+                        counts = tuple(map(int, sizes.split("+")))
+                        settings = args.test_sets, args.resamples, args.seed
+                        jobs.append(pool.submit(coverage, counts, cell, *settings))
         for job in as_completed(jobs):
-            rows.append(job.result())
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=2) + "\n")
-    print_table(sorted(rows, key=lambda row: (row["sizes"], row["accuracy"], row["population"])))
-    print(f"{time.perf_counter() - started:.0f} s")
+            rows += job.result()
+            with args.csv.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerows([Row._fields, *rows])
+            print(*rows[-1].cell, f"{time.perf_counter() - started:.0f} s", flush=True)
+    print(f"{datetime.date.today()}, python {shlex.join(sys.argv)}\n\n{markdown(rows)}")
 
 
 if __name__ == "__main__":

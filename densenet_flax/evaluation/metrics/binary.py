@@ -64,11 +64,8 @@ def ranking_metrics(
     score: Scores,
     patient: Int[np.ndarray, " N"],
     weights: Weights,
-    size: Float[np.ndarray, " N"] | None = None,
 ) -> dict[str, Values]:
     """Computes ROC-AUC and average precision of each resample.
-
-    `size` is how much a row counts beside the weight of its patient, by default 1.
 
     ROC-AUC is the share of pairs of a positive and a negative row in which the positive has the
     higher score; ties count half (the Mann-Whitney statistic, equal to the trapezoid rule's area).
@@ -77,7 +74,7 @@ def ranking_metrics(
     Goadrich, ICML 2006).
     """
     roc_auc, pr_auc = [], []
-    for positives, negatives in counts_by_score(positive, score, patient, weights, size):
+    for positives, negatives in counts_by_score(positive, score, patient, weights):
         tp, fp = positives.cumsum(axis=1), negatives.cumsum(axis=1)
         all_positives, all_negatives = tp[:, -1], fp[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -99,7 +96,10 @@ def counts_by_score(
     weights: Weights,
     size: Float[np.ndarray, " N"] | None = None,
 ) -> Iterator[tuple[Float[np.ndarray, "r U"], Float[np.ndarray, "r U"]]]:
-    """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples."""
+    """Yields (positives, negatives) at each of U distinct scores, highest first, of r resamples.
+
+    `size` is how much a row counts beside the weight of its patient, by default 1.
+    """
     # The order is the same in all resamples: sorted once, and tied rows are added up.
     order = np.argsort(-score, kind="stable")
     positive, score, patient = positive[order], score[order], patient[order]

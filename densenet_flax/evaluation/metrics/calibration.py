@@ -3,7 +3,7 @@
 Probabilities are P(positive) `[N]`, or `[N, K]` of more than two classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
 from densenet_flax.evaluation.predictions import Predictions, Probability
 
 BINS = 15
+_MAX_WIDTH = 100.0  # of slope and intercept; beyond it the data say nothing about them
 
 
 class _Binary(NamedTuple):
@@ -57,13 +58,30 @@ def _with_intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
     stages = {"before": predictions.probability}
     if predictions.calibrated is not None:
         stages["after"] = predictions.calibrated
+    test = _before_and_after(predictions)
+    spans = calibration_intervals(predictions, stages, bootstrap)
+    for stage, probability in stages.items():
+        name, shown = next(iter(_outcomes(predictions.label, probability).items()))
+        _add_bin_intervals(test[stage][f"bins{name}"], predictions, shown, bootstrap)
+        if probability.ndim == 1:
+            for name, line in calibration_line(predictions, probability, bootstrap).items():
+                test[stage][name], spans[f"{name}_{stage}"] = line
+    return {**test, "intervals": spans}
+
+
+def calibration_intervals(
+    predictions: Predictions, stages: Mapping[str, Probability], bootstrap: Bootstrap
+) -> JsonDict:
+    """Returns the intervals of Brier score, NLL, their changes, and ECE, by name and stage.
+
+    The stages are the probabilities 'before' scaling and perhaps 'after' it.
+    """
     label = predictions.label
     errors, worst = {}, {}
     for stage, probability in stages.items():
         for name, per_image in (("brier", brier_per_image), ("nll", _nll)):
             errors[f"{name}_{stage}"] = per_image(label, probability)
             worst[f"{name}_{stage}"] = _of_another_class(per_image, label, probability)
-    test = _before_and_after(predictions)
     spans = mean_intervals(predictions, errors, bootstrap, worst)
     # Image by image, so that the interval of a change knows that both are of the same images.
     if "after" in stages:
@@ -75,15 +93,9 @@ def _with_intervals(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict:
         undefined = spans["undefined"] | more["undefined"]
         spans = {**spans, **more, "undefined": undefined}
     for stage, probability in stages.items():
-        binned = _outcomes(label, probability)
-        name, shown = next(iter(binned.items()))
-        _add_bin_intervals(test[stage][f"bins{name}"], predictions, shown, bootstrap)
-        for name, outcome in binned.items():
+        for name, outcome in _outcomes(label, probability).items():
             spans[f"ece{name}_{stage}"] = ece_interval(predictions, outcome, bootstrap)
-        if probability.ndim == 1:
-            for name, span in calibration_line(predictions, probability, bootstrap).items():
-                test[stage][name], spans[f"{name}_{stage}"] = span
-    return {**test, "intervals": spans}
+    return spans
 
 
 def _before_and_after(table: Predictions) -> JsonDict:
@@ -176,8 +188,8 @@ def calibration_line(
     The slope is that of a logistic regression of the label on the log-odds: 1 if probabilities are
     neither too extreme (below 1) nor too moderate. The intercept is that of a regression with a
     slope of 1: 0 if they are right on average (calibration in the large; Van Calster et al., BMC
-    Medicine 17, 2019). Both are None if
-    there is one class only or a line separates the classes.
+    Medicine 17, 2019). Either is None if there is one class only, if a line separates the classes,
+    or if so few images are between them that its interval is wider than `_MAX_WIDTH`.
     """
     x, y = margin(probability), predictions.label.astype(float)
     sample = sample_of(predictions)
@@ -203,10 +215,11 @@ def calibration_line(
             worst = linear + draws.pseudo @ np.minimum(influence.pseudo, 0)
             best = linear + draws.pseudo @ np.maximum(influence.pseudo, 0)
             span = bootstrap.interval(worst, best, value, WITH_T)
-            error = standard_error(own, strata)
+            error = standard_error(own, strata, carried=True)
             low, high = t_limits(value, error, bootstrap.tail) if error else (value, value)
             span = {**span, "low": min(span["low"], low), "high": max(span["high"], high)}
-            result[name] = (value, span)
+            if span["high"] - span["low"] <= _MAX_WIDTH:
+                result[name] = (value, span)
     return result
 
 

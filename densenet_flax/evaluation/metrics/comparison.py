@@ -24,10 +24,14 @@ from densenet_flax.evaluation.metrics.influence import (
 )
 from densenet_flax.evaluation.metrics.intervals import sample_intervals
 from densenet_flax.evaluation.metrics.levels import level_metrics, metric_set
+from densenet_flax.evaluation.metrics.pseudo_patients import FROM_MINUS_ONE
 from densenet_flax.evaluation.metrics.sample import sample_of
 from densenet_flax.evaluation.predictions import Predictions
 
-METHOD = "paired over patients: Student's t of the jackknifed difference, stratified by class"
+METHOD = (
+    "paired over patients: Student's t of the jackknifed difference, stratified by class, with no "
+    "more degrees of freedom than the patients who carry it"
+)
 _EQUAL = 1e-9  # a difference that is rounding
 
 
@@ -192,11 +196,14 @@ def _differences(
         if not reason:
             a, b = points_a[name], points_b[name]
             # Patient by patient, so that what both networks find hard cancels.
-            error = standard_error(influence_b[name] - influence_a[name], strata)
+            change = influence_b[name] - influence_a[name]
+            error = standard_error(change, strata, carried=True)
             if error is None or (error.value == 0 and abs(b - a) > _EQUAL):
                 reason = "every patient differs by the same, which leaves no variance"
             else:
-                low, high = t_limits(b - a, error, bootstrap.tail)
+                # Two figures from 0 to 1, or from −1 to 1, differ by no more than that.
+                largest = 2 if name in FROM_MINUS_ONE else 1
+                low, high = np.clip(t_limits(b - a, error, bootstrap.tail), -largest, largest)
                 interval = make_interval(low, high, "t")
                 p = p_value(b - a, error)
                 rows[name] = {"a": a, "b": b, "difference": b - a, **interval, "p": p}

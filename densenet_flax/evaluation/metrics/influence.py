@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special, stats
 
-from densenet_flax.evaluation.metrics.binary import Positive, Scores, ranking_metrics
+from densenet_flax.evaluation.metrics.binary import Positive, Scores
 from densenet_flax.evaluation.metrics.bootstrap import Strata
 from densenet_flax.evaluation.metrics.levels import level_values
-from densenet_flax.evaluation.metrics.sample import Rows, Sample
+from densenet_flax.evaluation.metrics.sample import Rows, Sample, Values
 
 # Of a patient's weight: small enough for a derivative, large enough for its digits.
 _STEP = 1e-4
@@ -46,8 +46,19 @@ class StandardError(NamedTuple):
         return float(-stats.t.ppf(tail, self.freedom) * self.value)
 
 
-def standard_error(influence: Float[np.ndarray, " P"], strata: Strata) -> StandardError | None:
-    """Returns the standard error of a metric; None if a stratum has one patient only."""
+def standard_error(
+    influence: Float[np.ndarray, " P"], strata: Strata, carried: bool = False
+) -> StandardError | None:
+    """Returns the standard error of a metric; None if a stratum has one patient only.
+
+    Args:
+      influence: Of each patient.
+      strata: Within which patients differ.
+      carried: No more degrees of freedom than the patients who carry the variance, (Σd²)² / Σd⁴ of
+        their deviations d, less one. Satterthwaite's formula is for normal deviations; where two
+        networks differ in a few patients only, it made p < 0.05 in up to 9 % of comparisons of
+        networks that are equally good.
+    """
     if np.any(strata.sizes == 1):
         return None
     deviation = influence - strata.mean(influence)[strata.index]
@@ -57,6 +68,9 @@ def standard_error(influence: Float[np.ndarray, " P"], strata: Strata) -> Standa
     if total <= 1e-20:  # rounding
         return StandardError(0.0, 1.0)
     freedom = total**2 / np.sum(variance**2 / (strata.sizes - 1))
+    if carried:
+        patients = np.sum(deviation**2) ** 2 / np.sum(deviation**4)
+        freedom = max(1.0, min(freedom, patients - 1))
     return StandardError(float(np.sqrt(total)), float(freedom))
 
 
@@ -126,36 +140,55 @@ def area_influence(
     are those of all rows of the other class: a patient about whom the scores say nothing. (One
     below all others would make every interval useless.)
     """
-    index, size = [rows.patient], [np.ones(len(score))]
-    labels, scores = [positive], [score]
-    for kind in (True, False):
-        # Rows of the other class, as rows of this one.
-        other = positive != kind
-        if not other.any():
-            continue
-        average = strata.mean(np.bincount(rows.patient, positive == kind, rows.patients))
-        for s in np.flatnonzero(average):
-            index.append(np.full(other.sum(), rows.patients + s))
-            size.append(np.full(other.sum(), average[s] / other.sum()))
-            labels.append(np.full(other.sum(), kind))
-            scores.append(score[other])
-    weights = np.pad(_steps(rows.patients), ((0, len(strata.sizes)), (0, len(strata.sizes))))
-    extra = np.arange(len(strata.sizes))
-    weights[rows.patients + 1 :, : rows.patients] = 1
-    weights[rows.patients + 1 + extra, rows.patients + extra] = _STEP
-    values = ranking_metrics(
-        np.concatenate(labels),
-        np.concatenate(scores),
-        np.concatenate(index),
-        weights,
-        np.concatenate(size),
-    )
     result = {}
-    for name, value in values.items():
-        slope = (value[1:] - value[0]) / _STEP
-        influence = Influence(float(value[0]), slope[: rows.patients], slope[rows.patients :])
-        result[name] = influence.centered(strata)
+    for name, (value, of_positive, of_negative) in _area_derivatives(positive, score).items():
+        pseudo = np.zeros(len(strata.sizes))
+        for kind, derivative in ((True, of_positive), (False, of_negative)):
+            other = positive != kind
+            if other.any():
+                count = rows.sum_by_patient(positive == kind)
+                pseudo += strata.mean(count) * derivative[other].mean()
+        own = rows.sum_by_patient(np.where(positive, of_positive, of_negative))
+        result[name] = Influence(value, own, pseudo).centered(strata)
     return result
+
+
+def _area_derivatives(
+    positive: Positive, score: Scores
+) -> dict[str, tuple[float, Float[np.ndarray, " N"], Float[np.ndarray, " N"]]]:
+    """Each area, and its derivatives by the weight of a row more at the score of each row.
+
+    The first is that of a positive row, the second that of a negative one.
+    """
+    distinct, index = np.unique(-score, return_inverse=True)  # highest score first
+    positives = np.bincount(index, positive, len(distinct))
+    negatives = np.bincount(index, ~positive, len(distinct))
+    tp, fp = positives.cumsum(), negatives.cumsum()
+    # Negatives below each score and positives above it, and half of those at it.
+    below, above = fp[-1] - fp + negatives / 2, tp - positives / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pairs = tp[-1] * fp[-1]
+        area = positives @ below / pairs
+        precision = tp / (tp + fp)
+        average = positives @ precision / tp[-1]
+
+        # A row counts in the precision at its own score and at all lower ones.
+        def from_here(values: Values) -> Values:
+            return (positives * values / (tp + fp))[::-1].cumsum()[::-1] / tp[-1]
+
+        positive_by_precision = (precision - average) / tp[-1] + from_here(1 - precision)
+        return {
+            "roc_auc": (
+                float(area),
+                (below / pairs - area / tp[-1])[index],
+                (above / pairs - area / fp[-1])[index],
+            ),
+            "pr_auc": (
+                float(average),
+                positive_by_precision[index],
+                -from_here(precision)[index],
+            ),
+        }
 
 
 def _steps(patients: int) -> Float[np.ndarray, "P+1 P"]:

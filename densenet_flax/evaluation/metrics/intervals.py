@@ -34,6 +34,7 @@ from densenet_flax.evaluation.metrics.levels import (
 )
 from densenet_flax.evaluation.metrics.multiclass import PER_CLASS
 from densenet_flax.evaluation.metrics.pseudo_patients import (
+    FROM_MINUS_ONE,
     METHOD,
     clopper_pearson,
     ratio_values,
@@ -188,7 +189,7 @@ def _widen_by_t(
     for name, span in spans.items():
         if span["method"] != METHOD:
             continue
-        scale, low = ("fisher", -1) if name in ("mcc", "kappa") else ("logit", 0)
+        scale, low = ("fisher", -1) if name in FROM_MINUS_ONE else ("logit", 0)
         error = standard_error(influence[name], strata)
         if error:
             limits = t_limits(points[name], error, bootstrap.tail, scale)
@@ -247,7 +248,8 @@ def mean_intervals(
             undefined[name] = "no images"
             continue
         mean = float(total.sum() / size.sum())
-        error = standard_error((total - mean * size) / size.sum(), merged)
+        influence = (total - mean * size) / size.sum()
+        error = standard_error(influence, merged, carried=worst is None)
         if worst is None:
             if error:
                 spans[name] = make_interval(*t_limits(mean, error, bootstrap.tail), T_METHOD)

@@ -22,7 +22,7 @@ from densenet_flax.evaluation.metrics.bootstrap import (
 )
 from densenet_flax.evaluation.metrics.sample import Rows, Values
 
-_FROM_MINUS_ONE = ("mcc", "kappa")
+FROM_MINUS_ONE = ("mcc", "kappa")
 METHOD = "pseudo-patients"
 CLOPPER_PEARSON = "clopper-pearson"
 
@@ -40,7 +40,7 @@ def threshold_ends(rows: Rows, strata: Strata, draws: Draws) -> dict[str, Ends]:
     return {
         name: Ends(
             # 0/0 in a table of one class, or where numbers are too small for a product of four.
-            np.nan_to_num(ends[0][name], nan=-1.0 if name in _FROM_MINUS_ONE else 0.0),
+            np.nan_to_num(ends[0][name], nan=-1.0 if name in FROM_MINUS_ONE else 0.0),
             np.nan_to_num(ends[1][name], nan=1.0),
         )
         for name in ends[0]

@@ -7,7 +7,9 @@ import pytest
 from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import compare, compare_networks, evaluate
 from densenet_flax.evaluation.metrics.binary import METRICS
+from densenet_flax.evaluation.metrics.bootstrap import Strata
 from densenet_flax.evaluation.metrics.comparison import comparison_table
+from densenet_flax.evaluation.metrics.influence import standard_error
 
 
 def better(table, by=0.3):
@@ -98,6 +100,15 @@ def test_under_no_difference_p_is_rarely_small(make):
     rows = [compare(*two_networks(make, seed))["image"] for seed in range(100)]
     for name in ("accuracy", "roc_auc"):
         assert sum(row[name]["p"] < 0.05 for row in rows) <= 10
+
+
+def test_a_difference_that_few_patients_carry_has_few_degrees_of_freedom():
+    strata = Strata.of(np.zeros(20, int))
+    spread = np.random.default_rng(0).normal(size=20)
+    few = np.where(np.arange(20) < 3, 1.0, 0.0)
+    assert standard_error(spread, strata).freedom == standard_error(few, strata).freedom == 19
+    assert standard_error(few, strata, carried=True).freedom < 4
+    assert 5 < standard_error(spread, strata, carried=True).freedom < 19
 
 
 def test_a_metric_that_cannot_be_compared_has_a_reason(hand):

@@ -2,12 +2,15 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from densenet_flax.evaluation import evaluate
 from densenet_flax.evaluation.metrics import binary, multiclass
-from densenet_flax.evaluation.metrics.bootstrap import Bootstrap
+from densenet_flax.evaluation.metrics.bootstrap import Bootstrap, Strata
+from densenet_flax.evaluation.metrics.influence import area_influence
 from densenet_flax.evaluation.metrics.intervals import intervals, mean_intervals
 from densenet_flax.evaluation.metrics.levels import metric_set
+from densenet_flax.evaluation.metrics.sample import sample_of
 
 
 def test_every_metric_of_two_classes_has_an_interval_around_it(random_table):
@@ -104,6 +107,18 @@ def test_intervals_of_means(random_table):
     assert change["low"] < error.mean() - 0.1 < change["high"] and change["method"] == "t"
     nothing = mean_intervals(table, {"x": np.full(len(table), np.nan)}, Bootstrap(9), {})
     assert nothing["x"] is None and nothing["undefined"] == {"x": "no images"}
+
+
+def test_the_influence_on_an_area_is_its_derivative(random_table):
+    rows = sample_of(random_table(0)).image  # with ties
+    strata = Strata.of(np.zeros(rows.patients, int))
+    step = 1e-6
+    weights = np.vstack([rows.once, 1 + step * np.eye(rows.patients)])
+    moved = binary.ranking_metrics(rows.label == 1, rows.probability, rows.patient, weights)
+    for name, influence in area_influence(rows, rows.label == 1, rows.probability, strata).items():
+        slope = (moved[name][1:] - moved[name][0]) / step
+        assert influence.value == pytest.approx(moved[name][0])
+        assert influence.patients == pytest.approx(slope - slope.mean(), abs=1e-5)
 
 
 def test_a_class_with_one_patient_has_wide_intervals(several):
