@@ -168,6 +168,12 @@ def _report(options: argparse.Namespace) -> None:
     from densenet_flax.evaluation.report.report import write_report
 
     names = _class_names(options)
+    written = Path(options.directory, "predictions.csv")
+    for table in filter(None, (options.table, options.validation)):
+        if written.exists() and written.samefile(table):
+            raise InputError(
+                f"{table}: the report would be written over this table; choose another directory"
+            )
     in_use = "another process is writing a report into it; wait for it, or choose another directory"
     with locked(Path(options.directory), in_use, file=""):
         metrics = write_report(

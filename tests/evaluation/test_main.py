@@ -73,6 +73,11 @@ def test_report(tables, tmp_path, capsys, quick_figures):
     )
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["operating_point"]["rule"] == "youden" and written["run"] == {"title": "again"}
+    own = tmp_path / "out" / "predictions.csv"
+    before = own.read_bytes()
+    assert main(["report", path_b, str(tmp_path / "out"), "--validation", str(own)]) == 1
+    assert "would be written over this table" in capsys.readouterr().err
+    assert own.read_bytes() == before
 
 
 def test_commands_with_several_classes(several, tmp_path, capsys, quick_figures):

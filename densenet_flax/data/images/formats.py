@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from densenet_flax.common.reading import read_file
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.reading import check_regular, read_file
 
 # A tile has at most this many pixels (8192×8192): larger images are slides, and decoding one could
 # take all memory. Read from the header, before anything is decoded.
@@ -56,6 +57,16 @@ def png_mark() -> PngInfo:
 def is_marked(image: Image.Image) -> bool:
     """Whether a loaded image has the mark of `png_mark`."""
     return image.info.get(_MARK[0]) == _MARK[1]
+
+
+def has_png_mark(path: Path) -> bool:
+    """Whether a file begins as a PNG with the mark of `png_mark`; nothing is decoded."""
+    try:
+        check_regular(path, path)
+        with open(path, "rb") as file:
+            return "\0".join(_MARK).encode() in file.read(512)
+    except (OSError, InputError):
+        return False
 
 
 @functools.cache

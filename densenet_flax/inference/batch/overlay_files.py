@@ -2,10 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.data.images.formats import has_png_mark
 from densenet_flax.data.sources.files import OUTPUT_MARK
 from densenet_flax.inference.batch.image_files import ImageFile
 from densenet_flax.storage.atomic import writing
@@ -13,35 +15,60 @@ from densenet_flax.storage.atomic import writing
 _MAX_NAME_BYTES = 255  # of a file, in most file systems
 
 
-def overlay_name(name: str, names: Collection[str]) -> str:
-    """Returns the name of the picture of an image, of all images `names`.
+def overlay_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns the name of the picture of each image, by the name of the image.
 
     It is the image's own, with '.png' behind it if it has another suffix: a folder may hold both
-    x.jpg and x.png.
+    x.jpg and x.png. Names differ in file systems that ignore case or the form of accents, too, and
+    none is that of a folder.
     """
-    if not name.endswith(".png"):
-        name += ".png"
-        while name in names:  # of x.jpg, where there is an x.jpg.png
-            name = f"{name.removesuffix('.png')}~.png"
+    ordered = sorted(names, key=lambda name: (not name.endswith(".png"), name))
+    taken = {_fold(folder) for name in ordered for folder in _folders(name)}
+    pictures = {}
+    for name in ordered:
+        picture = _shorten(name if name.endswith(".png") else f"{name}.png")
+        while _fold(picture) in taken:  # of x.jpg, where there is an x.jpg.png
+            picture = f"{picture.removesuffix('.png')}~.png"
+        taken.add(_fold(picture))
+        pictures[name] = picture
+    return pictures
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _folders(name: str) -> list[str]:
+    """The folders above a file, as far as its name goes."""
+    return [name[:i] for i, letter in enumerate(name) if letter == "/"]
+
+
+def _shorten(name: str) -> str:
     folder, file = os.path.split(name)
     if len(os.fsencode(file)) > _MAX_NAME_BYTES:
         digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-        start = os.fsencode(file)[: _MAX_NAME_BYTES - 30].decode(errors="ignore")
+        start = os.fsencode(file)[: _MAX_NAME_BYTES - 40].decode(errors="ignore")
         file = f"{start}~{digest}.png"
     return os.path.join(folder, file)
 
 
 def check_overlays(folder: Path, files: Sequence[ImageFile]) -> None:
-    """Raises an `InputError` if a picture would be written over one of the images."""
+    """Raises an `InputError` if a picture would replace what this program did not draw."""
     if not folder.exists():
         return
-    names = {file.name for file in files}
+    pictures = overlay_names(file.name for file in files)
     images = {_identity(file.path) for file in files} - {None}
     for file in files:
-        target = folder / overlay_name(file.name, names)
-        if _identity(target) in images:
+        target = folder / pictures[file.name]
+        identity = _identity(target)
+        if identity in images:
             raise InputError(
                 f"--overlays={folder}: {target} is one of the images; choose another folder"
+            )
+        if identity is not None and not has_png_mark(target):
+            raise InputError(
+                f"--overlays={folder}: {target} is no picture that this program drew; choose "
+                "another folder"
             )
 
 

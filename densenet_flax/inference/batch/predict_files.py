@@ -44,7 +44,7 @@ from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
 from densenet_flax.inference.batch.overlay_files import (
     check_overlays,
     mark_overlays,
-    overlay_name,
+    overlay_names,
 )
 from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
 from densenet_flax.inference.classifier import Classifier, ForwardOutput, load_classifier
@@ -263,12 +263,12 @@ class _Job:
             p = prediction.probability[i, prediction.label[i]]
             caption = f"called {decisions[i] or 'none'}: P({explained}) = {p:.3f}"
             panel = draw_panel(image.displayed, maps[i], caption=caption)
-            with atomic_file(folder / overlay_name(file.name, self._names)) as temporary:
+            with atomic_file(folder / self._pictures[file.name]) as temporary:
                 panel.save(temporary, "PNG", pnginfo=png_mark())
 
     @functools.cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(file.name for file in self.files)
+    def _pictures(self) -> dict[str, str]:
+        return overlay_names(file.name for file in self.files)
 
     def _predicted(self) -> Iterator[tuple[ImageFile, list[float]]]:
         """The files that the journal has probabilities of."""
