@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.threshold = (
         "fixed"  # 0.5; or chosen on validation: 'youden', 'f1', 'sensitivity>=0.95', 'cost=10'
     )
+    config.calibration = "temperature"  # or 'platt', 'isotonic' if there are patients enough
     config.tta = False  # average the predictions over the symmetries of each image
     config.explain = "norm"  # the unit whose saliency maps the report shows; '' for none
     return config

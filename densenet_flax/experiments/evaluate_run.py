@@ -69,7 +69,7 @@ def evaluate_run(
 
     validation = _predict(run, network, variables, "validation", batch_size)
     # The threshold and the temperature are chosen without a look at the test images.
-    operating_point = choose_operating_point(validation, settings.threshold)
+    operating_point = choose_operating_point(validation, settings.threshold, settings.calibration)
     # Other processors may round differently, and all processes draw maps of the same images.
     chosen = broadcast(np.array([operating_point.threshold, operating_point.temperature]))
     operating_point = dataclasses.replace(

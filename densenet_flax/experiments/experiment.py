@@ -17,6 +17,7 @@ from densenet_flax.data.augmentation.settings import AugmentConfig
 from densenet_flax.data.data_config import DataConfig
 from densenet_flax.data.splits.sampling import SAMPLINGS
 from densenet_flax.data.splits.split_config import SplitConfig
+from densenet_flax.evaluation.metrics.calibrators import METHODS
 from densenet_flax.evaluation.metrics.operating_point import check_rule
 from densenet_flax.models.densenet import IMPLEMENTATIONS, NETWORKS, REMAT
 from densenet_flax.models.frontier import BN_MODES
@@ -28,6 +29,7 @@ ADDED_KEYS = {
     "model.implementation": "auto",
     "model.verify_weights": True,  # changes no number
     "deterministic": False,
+    "calibration": "temperature",
     **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
     "data.bits": 0,
     "data.test_path": "",
@@ -97,6 +99,7 @@ class EvaluationConfig(Settings):
 
     evaluate: str = choice("last", ("last", "best"))
     threshold: str = "fixed"
+    calibration: str = choice("temperature", METHODS)
     tta: bool = False
     explain: str = "norm"
 

@@ -22,7 +22,7 @@ from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.splits.policies import make_split
 from densenet_flax.data.splits.sampling import Sampler, make_sampler
 from densenet_flax.data.splits.split import Split, check_copies_apart, load_split
-from densenet_flax.evaluation.metrics.operating_point import check_rule
+from densenet_flax.evaluation.metrics.operating_point import check_calibration, check_rule
 from densenet_flax.experiments.experiment import ADDED_KEYS, Experiment
 from densenet_flax.experiments.extension import find_extensions
 from densenet_flax.experiments.from_config import build_model, build_stages
@@ -77,6 +77,7 @@ def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = Fa
         _check_weights(experiment.model.weights)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
+    check_calibration(experiment.evaluation.calibration, len(dataset.class_names))
     split = load_or_make_split(experiment, dataset, workdir, save=True)
     log_data(dataset, split)
     batch_size, group = experiment.batch_size, experiment.split.group

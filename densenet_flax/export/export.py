@@ -94,6 +94,12 @@ def _export(
 ) -> ExportResult:
     _check_request(folder, formats or (), overwrite)
     classifier = load_classifier(network, dtype="float32")
+    method = classifier.operating_point.method
+    if method != "temperature":
+        raise InputError(
+            f"{network}: its probabilities are calibrated by {method}, which exports cannot hold; "
+            "evaluate the run again with --mode=evaluate --config.calibration=temperature"
+        )
     description = _describe(classifier)
     images = _draw_examples(classifier.image_size)
     expected = _predict(classifier, images)

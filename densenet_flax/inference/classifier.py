@@ -378,7 +378,8 @@ def _operating_point(point: StoredOperatingPoint | None) -> OperatingPoint:
     if point is None:
         return OperatingPoint()
     threshold = 0.5 if point.threshold is None else point.threshold  # None: more than two classes
-    return OperatingPoint(threshold, point.temperature, point.rule, point.chosen_on, point.notes)
+    values = {name: getattr(point, name) for name in OperatingPoint.__dataclass_fields__}
+    return OperatingPoint(**{**values, "threshold": threshold})
 
 
 def _class_indices(target: Target, class_names: tuple[str, ...], n: int) -> Int[np.ndarray, "N"]:

@@ -17,6 +17,16 @@ _MAX_SIZE = 4096
 _MAX_STAIN_SETTING = 1e6
 
 
+_MAX_KNOTS = 100_000
+
+
+def _increase(knots: tuple[tuple[float, float], ...]) -> bool:
+    """Whether both columns are probabilities and neither decreases."""
+    flat = [value for knot in knots for value in knot]
+    in_order = all(a <= b for a, b in zip(flat, flat[2:], strict=False))
+    return in_order and all(0 <= value <= 1 for value in flat)
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredOperatingPoint(Settings):
     """How the evaluation of a run turned probabilities into decisions.
@@ -29,6 +39,9 @@ class StoredOperatingPoint(Settings):
       chosen_on: the images it was chosen on.
       notes: what could not be chosen, and why.
       tta: whether predictions were averaged over the symmetries of the image.
+      method: how probabilities are calibrated.
+      shift: of Platt scaling, added to the divided log-odds.
+      knots: of isotonic regression, pairs of probability and calibrated probability.
       step: of the checkpoint that was evaluated.
       extra: keys of a later version.
     """
@@ -41,6 +54,13 @@ class StoredOperatingPoint(Settings):
     rule: str = "fixed"
     chosen_on: str = ""
     notes: tuple[str, ...] = ()
+    method: str = choice("temperature", ("temperature", "platt", "isotonic"))
+    shift: float = between(-1e3, 1e3, default=0.0)
+    knots: tuple[tuple[float, float], ...] = setting(
+        (),
+        f"at most {_MAX_KNOTS} pairs of probabilities in increasing order",
+        lambda knots: len(knots) <= _MAX_KNOTS and _increase(knots),
+    )
     tta: bool = False
     step: int | None = setting(
         None, "a whole number from 0, or null", lambda value: value is None or value >= 0
@@ -66,6 +86,9 @@ class StoredOperatingPoint(Settings):
         extra = values.pop("extra")
         if self.step is None:
             del values["step"]
+        if self.method == "temperature":
+            for name in ("method", "shift", "knots"):
+                del values[name]
         return {**extra, **values}
 
 

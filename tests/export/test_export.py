@@ -15,6 +15,7 @@ from densenet_flax import InputError
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.export import FORMATS, export_classifier, onnx_graph, stablehlo
 from densenet_flax.export.export import FILE_NAMES, _is_clear, _render_readme
+from densenet_flax.inference.classifier import load_classifier
 from densenet_flax.models.init import init_variables
 from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
 from densenet_flax.weights.layout import Layout
@@ -47,10 +48,10 @@ NETWORKS = {
 }
 
 
-def save_network(path, kind="recipe", blocks=TINY_BLOCKS):
+def save_network(path, kind="recipe", blocks=TINY_BLOCKS, point=POINT):
     values, settings, tta = NETWORKS[kind]
     inference = InferenceSettings.from_dict(
-        {**settings, "operating_point": {**POINT.to_dict(), "tta": tta}}
+        {**settings, "operating_point": {**point.to_dict(), "tta": tta}}
     )
     network = Layout(tuple(blocks)).network
     info = WeightsInfo(network=network, blocks=blocks, inference=inference, **values)
@@ -64,6 +65,18 @@ def save_network(path, kind="recipe", blocks=TINY_BLOCKS):
 @pytest.fixture
 def network(tmp_path):
     return save_network(tmp_path / "network.safetensors")
+
+
+def test_what_exports_cannot_hold_is_refused(tmp_path):
+    point = OperatingPoint(method="platt", shift=0.5, temperature=2.0)
+    network = save_network(tmp_path / "network.safetensors", point=point)
+    classifier = load_classifier(str(network))
+    probability = np.array([[0.7, 0.3]])
+    calibrated = 1 / (1 + np.exp(-(np.log(0.3 / 0.7) / 2 + 0.5)))
+    assert classifier.decide(probability).calibrated[0, 1] == pytest.approx(calibrated)
+    with pytest.raises(InputError, match="calibrated by platt, which exports cannot hold"):
+        export_classifier(str(network), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -140,6 +140,12 @@ BAD_SETTINGS = [
     *[("operating_point.chosen_on", v) for v in (None, 1, {})],
     *[("operating_point.notes", v) for v in ("note", [1], None)],
     *[("operating_point.tta", v) for v in (1, "no", None)],
+    *[("operating_point.method", v) for v in ("beta", 1, None)],
+    *[("operating_point.shift", v) for v in (NAN, "1", 1e9)],
+    *[
+        ("operating_point.knots", v)
+        for v in ([1], [[0, 2.0]], [[0.5, 0.1], [0.4, 0.2]], "x", [[0, NAN]])
+    ],
     *[("operating_point.step", v) for v in (-1, 1.5, "7", [7], True)],
 ]
 

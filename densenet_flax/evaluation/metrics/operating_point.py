@@ -16,12 +16,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported when they are first used
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.binary import counts_by_threshold
+from densenet_flax.evaluation.metrics.calibrators import (
+    METHODS,
+    Knots,
+    fit_isotonic,
+    fit_platt,
+    interpolate,
+    why_not,
+)
 from densenet_flax.evaluation.metrics.temperature import calibrate, fit_temperature, margin
 from densenet_flax.evaluation.predictions import Predictions
 
@@ -47,6 +56,10 @@ class OperatingPoint:
       chosen_on: Which images both were chosen on, such as '512 validation images of 9 patients';
         '' if none.
       notes: What could not be chosen, and why.
+      method: How probabilities are calibrated, 'temperature', 'platt' or 'isotonic'.
+      shift: Of Platt scaling, added to the divided log-odds.
+      knots: Of isotonic regression, pairs of probability and calibrated probability, between
+        which it is linear; the temperature is unused.
     """
 
     threshold: float = 0.5
@@ -54,6 +67,9 @@ class OperatingPoint:
     rule: str = "fixed"
     chosen_on: str = ""
     notes: tuple[str, ...] = ()
+    method: str = "temperature"
+    shift: float = 0.0
+    knots: Knots = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -62,16 +78,28 @@ class OperatingPoint:
             raise InputError(
                 f"operating point: temperature is {self.temperature}; expected a number above 0"
             )
+        kept_by = {"platt": bool(self.shift), "isotonic": bool(self.knots)}
+        used = [method for method, has_values in kept_by.items() if has_values]
+        empty = self.method == "isotonic" and not self.knots
+        if self.method not in METHODS or empty or used not in ([], [self.method]):
+            raise InputError(
+                f"operating point: method is {self.method!r}; expected one of "
+                f"{', '.join(METHODS)}, a shift for platt only and knots for isotonic only"
+            )
         # JSON has lists, and a frozen field takes no assignment.
         object.__setattr__(self, "notes", tuple(self.notes))
 
     @property
     def calibrated_threshold(self) -> float:
         """The calibrated probability of an image that is just called positive, of two classes."""
-        return float(calibrate(self.threshold, self.temperature))
+        return float(self.calibrate(self.threshold))
 
     def calibrate(self, probability: ArrayLike) -> Float[np.ndarray, "..."]:
         """Returns calibrated probabilities: of P(positive), or of rows of more than two classes."""
+        if self.knots:
+            return interpolate(np.asarray(probability, np.float64), self.knots)
+        if self.shift:
+            return scipy.special.expit(margin(probability) / self.temperature + self.shift)
         return calibrate(probability, self.temperature)
 
     def decide(self, probability: ArrayLike) -> Int[np.ndarray, "..."]:
@@ -91,7 +119,11 @@ class OperatingPoint:
     def to_dict(self) -> JsonDict:
         """Returns the fields in JSON's types; a threshold that is unused is None."""
         threshold = None if self.rule == LIKELIEST else self.threshold
-        return {**asdict(self), "threshold": threshold, "notes": list(self.notes)}
+        values = {**asdict(self), "threshold": threshold, "notes": list(self.notes)}
+        if self.method == "temperature":
+            for name in ("method", "shift", "knots"):
+                del values[name]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
@@ -103,6 +135,9 @@ class OperatingPoint:
                 rule=str(values["rule"]),
                 chosen_on=str(values["chosen_on"]),
                 notes=tuple(map(str, values.get("notes", ()))),
+                method=str(values.get("method", "temperature")),
+                shift=float(values.get("shift", 0.0)),
+                knots=tuple((float(x), float(y)) for x, y in values.get("knots", ())),
             )
         except InputError:  # a ValueError, and clear already
             raise
@@ -136,7 +171,20 @@ def check_rule(rule: str, classes: int = 2) -> float | None:
     return sensitivity
 
 
-def choose_operating_point(validation: Predictions, rule: str = "fixed") -> OperatingPoint:
+def check_calibration(method: str, classes: int = 2) -> None:
+    """Raises `InputError` if the method is unknown or does not apply to that many classes."""
+    if method not in METHODS:
+        raise InputError(f"calibration is {method!r}; expected one of {', '.join(METHODS)}")
+    if classes > 2 and method != "temperature":
+        raise InputError(
+            f"calibration is {method!r}, which is for two classes, but there are {classes}; leave "
+            "it at 'temperature'"
+        )
+
+
+def choose_operating_point(
+    validation: Predictions, rule: str = "fixed", calibration: str = "temperature"
+) -> OperatingPoint:
     """Fits temperature and threshold on validation images.
 
     What the images cannot decide falls back to temperature 1 and threshold 0.5, with a reason in
@@ -145,12 +193,28 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
     Args:
       validation: Never the test images.
       rule: 'fixed', 'youden', 'f1', 'sensitivity>=s' or 'cost=c', checked by `check_rule`.
+      calibration: 'temperature'; or 'platt' or 'isotonic', which are used where there are patients
+        enough and where cross-fitting over patients finds them better than the temperature.
     """
     sensitivity = check_rule(rule, len(validation.class_names))
+    check_calibration(calibration, len(validation.class_names))
     label, probability = validation.label, validation.probability
-    patients = len(np.unique(validation.patient))
+    names, patient = np.unique(validation.patient, return_inverse=True)
+    patients = len(names)
     temperature, reason = fit_temperature(margin(probability), label, patients)
     notes = [f"temperature left at 1: {reason}"] if reason else []
+    method, shift = "temperature", 0.0
+    knots: Knots = ()
+    if calibration != method:
+        reason = why_not(calibration, probability, label, patient)
+        if reason:
+            notes.append(f"calibrated by a temperature: {reason}")
+        elif calibration == "isotonic":
+            method, knots = calibration, fit_isotonic(probability, label, patient)
+            temperature = 1.0
+        else:
+            method = calibration
+            temperature, shift = fit_platt(margin(probability), label, patients)
     threshold = 0.5
     missing = [name for k, name in enumerate(validation.class_names) if not np.any(label == k)]
     if rule != "fixed" and missing:
@@ -165,6 +229,9 @@ def choose_operating_point(validation: Predictions, rule: str = "fixed") -> Oper
         rule=rule.strip(),
         chosen_on=f"{len(validation)} validation images of {patients} patients",
         notes=tuple(notes),
+        method=method,
+        shift=shift,
+        knots=knots,
     )
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 _RESOLUTION = 2.0**-53
 _MAX_MARGIN = float(-np.log(_RESOLUTION))
 _TEMPERATURES = (0.05, 20.0)
-_PRIOR_SD = 0.3  # of log T
+PRIOR_SD = 0.3  # of log T
 
 Margins: TypeAlias = Float[np.ndarray, " N"] | Float[np.ndarray, "N K"]
 
@@ -99,5 +99,5 @@ def fit_temperature(
     if reason:
         return 1.0, f"{reason}; there is no best temperature"
     if patients is not None:
-        best = lowest(lambda log_t: patients * loss(log_t) + log_t**2 / (2 * _PRIOR_SD**2))
+        best = lowest(lambda log_t: patients * loss(log_t) + log_t**2 / (2 * PRIOR_SD**2))
     return float(np.exp(best)), ""

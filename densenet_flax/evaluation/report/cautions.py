@@ -124,8 +124,10 @@ def _operating_point(metrics: JsonDict) -> Iterator[str]:
         yield f"{note[0].upper()}{note[1:]}."
     before, after = (metrics["calibration"]["test"][state] for state in ("before", "after"))
     if after and after["nll"] > before["nll"] + _HARMFUL_INCREASE_OF_NLL:
+        methods = {"platt": "Platt scaling", "isotonic": "isotonic regression"}
+        fitted = methods.get(point.get("method", "") if point else "", "temperature")
         yield (
-            "The temperature fitted on the validation images made the probabilities of the test "
+            f"The {fitted} fitted on the validation images made the probabilities of the test "
             f"images worse (NLL {before['nll']:.3f} before, {after['nll']:.3f} after): validation "
             "and test images differ, or there are too few validation images."
         )

@@ -91,6 +91,10 @@ def _calibration(metrics: JsonDict) -> str:
     if not after:
         return f"none; ECE {before[ece]:.3f}, Brier {before['brier']:.3f}"
     temperature = f"temperature {point['temperature']:.3g}" if point else "temperature unknown"
+    if point and point.get("method") == "isotonic":
+        temperature = "isotonic regression"
+    elif point and point.get("shift"):
+        temperature += f" and shift {point['shift']:+.3g} (Platt scaling)"
     changes = [
         f"{name} {before[key]:.3f} before and {after[key]:.3f} after"
         for key, name in ((ece, "ECE"), ("brier", "Brier"), ("nll", "NLL"))

@@ -3,10 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.evaluation import OperatingPoint, choose_operating_point
+from densenet_flax.evaluation import OperatingPoint, Predictions, choose_operating_point
+from densenet_flax.evaluation.metrics.calibration import calibration_metrics
 from densenet_flax.evaluation.metrics.operating_point import check_rule
+from densenet_flax.weights.inference_settings import StoredOperatingPoint
 
 
 @pytest.fixture
@@ -120,3 +123,61 @@ def test_several_classes_have_no_threshold(several):
     assert values["threshold"] is None and values["rule"] == "likeliest class"
     assert OperatingPoint.from_dict(values) == point
     assert np.array_equal(point.decide(table.probability), table.prediction)
+
+
+def population(seed, patients, miscalibrate):
+    """A table of patients with 6 images each whose probabilities are off."""
+    random = np.random.default_rng(seed)
+    label = np.repeat(np.arange(patients) % 2, 6)
+    effect = np.repeat(random.normal(size=patients), 6)
+    true = 2 * label - 1 + effect + random.normal(size=len(label))
+    return Predictions(
+        file=[f"{seed}-{i}" for i in range(len(label))],
+        patient=np.repeat([f"{seed}-p{i}" for i in range(patients)], 6),
+        label=label,
+        probability=expit(miscalibrate(true)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "miscalibrate"),
+    [("platt", lambda z: z + 2.5), ("isotonic", lambda z: np.sign(z) * z**2 * 2 - 1.5)],
+)
+def test_platt_and_isotonic_are_used_where_they_help(method, miscalibrate):
+    validation, test = (population(seed, 80, miscalibrate) for seed in (0, 1))
+    point = choose_operating_point(validation, calibration=method)
+    assert point.method == method and point.notes == ()
+    scaled = choose_operating_point(validation)
+    assert scaled.method == "temperature" and "method" not in scaled.to_dict()
+    own, other = (
+        calibration_metrics(test.label, p.calibrate(test.probability))["nll"]
+        for p in (point, scaled)
+    )
+    assert own < other - 0.01
+    again = OperatingPoint.from_dict(json.loads(json.dumps(point.to_dict())))
+    assert again == point and 0 <= again.calibrated_threshold <= 1
+    stored = StoredOperatingPoint.from_dict(point.to_dict())
+    assert (stored.method, stored.shift, stored.knots) == (method, point.shift, point.knots)
+    # The order of probabilities stays, up to ties of a step.
+    order = np.argsort(test.probability)
+    assert np.all(np.diff(point.calibrate(test.probability)[order]) >= 0)
+
+
+def test_platt_and_isotonic_are_not_guessed():
+    few = choose_operating_point(population(0, 12, lambda z: z + 2), calibration="platt")
+    assert few.method == "temperature" and few.temperature != 1
+    assert few.notes == (
+        "calibrated by a temperature: platt needs 10 validation patients of each class, not 6",
+    )
+    right = choose_operating_point(population(3, 64, lambda z: z), calibration="isotonic")
+    assert right.method == "temperature" and "no better on validation patients" in right.notes[0]
+
+
+def test_calibrations_that_make_no_sense_are_rejected(several):
+    with pytest.raises(InputError, match="expected one of temperature, platt, isotonic"):
+        choose_operating_point(population(0, 4, lambda z: z), calibration="beta")
+    with pytest.raises(InputError, match="there are 4; leave"):
+        choose_operating_point(several(0), calibration="platt")
+    for method, shift, knots in (("temperature", 1.0, ()), ("isotonic", 0.0, ()), ("x", 0.0, ())):
+        with pytest.raises(InputError, match="method is"):
+            OperatingPoint(method=method, shift=shift, knots=knots)

@@ -88,7 +88,9 @@ def test_what_a_run_records_is_filled_in(random_table):
         "gallery": ["one"],
         "card": {name: f"said of {name.replace('_', ' ')}" for name in CARD_KEYS},
     }
-    _, text = card(random_table(0), run, OperatingPoint(0.3, 1.5, "youden", "9 images"))
+    _, text = card(
+        random_table(0), run, OperatingPoint(0.3, 1.5, "youden", "9 images", (), "platt", 0.25)
+    )
     assert "not recorded" not in text.split("“Not recorded”")[0]
     for expected in (
         "| Level of disjointness | 12a | 20 | 15b | patient-disjoint |",
@@ -96,7 +98,7 @@ def test_what_a_run_records_is_filled_in(random_table):
         "patients, by case70, seed 3",
         "| train | 1234 | 1234 of 16 patients |",
         "training 61 s",
-        "temperature 1.5; ECE",
+        "temperature 1.5 and shift +0.25 (Platt scaling); ECE",
         "0.3, by rule youden on 9 images",
         *(f"said of {name.replace('_', ' ')}" for name in CARD_KEYS),
     ):

@@ -283,9 +283,11 @@ def test_threshold_and_temperature_are_chosen_on_validation_images(random_table,
     text = read(tmp_path).text
     assert "Threshold left at 0.5" in text and "chosen on validation images" not in text
     # A locked operating point wins, and nothing is chosen again.
-    locked = OperatingPoint(0.25, 2.0, "youden", "others")
+    knots = ((0.0, 0.1), (1.0, 0.9))
+    locked = OperatingPoint(0.25, 1.0, "youden", "others", method="isotonic", knots=knots)
     result = write_report(tmp_path, test, validation=validation, operating_point=locked)
     assert result["threshold"] == 0.25 and result["operating_point"]["chosen_on"] == "others"
+    assert "isotonic regression, 2 knots" in read(tmp_path).text
 
 
 def test_intervals_are_below_the_numbers(random_table, tmp_path):
