@@ -8,6 +8,7 @@ with its history, and what the network is).
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSt
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.host_memory import CHECKPOINT_WRITTEN
+from densenet_flax.common.reading import check_regular, reading
 from densenet_flax.common.sharding import (
     all_processes,
     broadcast,
@@ -90,6 +92,7 @@ class Checkpoints:
         self.directory = directory.resolve()  # Orbax wants absolute paths
         self._read_only = read_only
         self._keep = AnyPreservationPolicy([LatestN(1)])
+        _check_tree(directory)
         # Orbax's own asynchronous mode would make each save wait for the one before.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep,
@@ -313,6 +316,17 @@ class Checkpoints:
                 items = ocp.args.Composite(meta=ocp.args.JsonRestore())
                 return dict(self._manager.restore(step, args=items)["meta"])
         return {}
+
+
+def _check_tree(directory: Path) -> None:
+    """Refuses what Orbax would wait for without end, or take for something else."""
+    # A link to a disk that is not there now would make a run start from the beginning.
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise InputError(f"{directory}: leads to no folder; put that back, or move this away")
+    for path in directory.rglob("*"):
+        with reading(path), contextlib.suppress(FileNotFoundError):  # a run replaces it
+            if not path.is_dir():
+                check_regular(path, path)
 
 
 def is_checkpoint(folder: Path) -> bool:

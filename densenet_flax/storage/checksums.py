@@ -98,7 +98,9 @@ def check_files(folder: Path, names: Iterable[str] = ()) -> None:
             write_checksums(folder, names)
         return
     try:
-        files = read_json_object(folder / CHECKSUMS_FILE, "remove it")["files"]
+        files = read_json_object(folder / CHECKSUMS_FILE, "nothing beside it can be checked")[
+            "files"
+        ]
         for name, expected in files.items():
             if _describe(folder / name) != expected:
                 raise DamagedFiles(f"{folder / name}: not the bytes that were written")

@@ -47,7 +47,10 @@ class Workdir:
 
     def __init__(self, path: str | os.PathLike[str]):
         """Names the directory; `lock` creates it."""
-        self.path = Path(path).expanduser().resolve()
+        self.path = Path(path).expanduser()
+        if self.path.is_symlink() and not self.path.exists():  # to a disk that is not there now
+            raise InputError(f"{self.path}: is a link to what is not there; put that back")
+        self.path = self.path.resolve()
         self.checkpoints = self.path / "checkpoints"
         self.split = self.path / "split.json"
         self.report = self.path / "report"

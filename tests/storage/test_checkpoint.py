@@ -1,5 +1,6 @@
 """Checkpoints: what is saved is restored, in the foreground and in the background."""
 
+import os
 import shutil
 import threading
 import time
@@ -224,6 +225,23 @@ def test_what_only_training_needs_may_be_missing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.restore(2).train == {} == checkpoints.restore(1, train=False).train
     assert checkpoints.read_meta()["history"] == [0.1, 0.25]
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link", "pipe in it"])
+def test_what_is_no_folder_of_checkpoints_is_one_line(tmp_path, kind):
+    """Among others a link to a disk that is not there: the run must not start over."""
+    directory = tmp_path / "checkpoints"
+    if kind == "file":
+        directory.write_text("x")
+    elif kind == "dangling link":
+        directory.symlink_to(tmp_path / "disk")
+    else:
+        _save_two(tmp_path)
+        (directory / "2" / "_CHECKPOINT_METADATA").unlink()
+        os.mkfifo(directory / "2" / "_CHECKPOINT_METADATA")
+    with pytest.raises(InputError, match=r"checkpoints.*: (leads to no folder|is a named pipe)"):
+        Checkpoints(directory)
+    assert not (tmp_path / "disk").exists()
 
 
 def test_a_directory_that_is_removed_is_named(tmp_path):

@@ -25,6 +25,7 @@ from densenet_flax.data.sources import tfds_files
 from densenet_flax.data.sources.files import listing_digest
 from densenet_flax.data.sources.source import Annotations, FileSource
 from densenet_flax.storage.atomic import write_text, writing
+from densenet_flax.storage.checksums import is_intact, write_checksums
 
 _SKIPPED = "skipped.json"
 
@@ -51,18 +52,23 @@ class BreakHisSource(FileSource):
         self._folder = options.cache_folder(folder, selection)
         self.array_folder = options.array_folder(self._folder, selection)
         self.class_names = class_names(config.labels)
-        records = self._folder / "breakhis" / VERSION  # where the builder puts them
-        self.read = functools.partial(tfds_files.read_record_image, str(records), "image")
+        self._records = self._folder / "breakhis" / VERSION  # where the builder puts them
+        self.read = functools.partial(tfds_files.read_record_image, str(self._records), "image")
         # An array is prepared with its records; streaming needs them without it.
-        if options.storage == "stream" and not records.is_dir():
+        if options.storage == "stream" and not self._are_prepared:
             self._prepare_records()
+
+    @functools.cached_property  # they are read to be checked
+    def _are_prepared(self) -> bool:
+        return is_intact(self._records)
 
     def rows(self) -> list[Row]:
         """Lists the images of the chosen magnification by file name."""
         records = self._prepare_records()
         rows: list[Row] = []
         for number in range(len(records)):
-            file = records[number]["file"].decode()
+            with tfds_files.read_errors(self._records):
+                file = records[number]["file"].decode()
             name = parse_name(file)
             assert name is not None  # the builder accepts no other names
             label = CLASS_NAMES.index(name.label)
@@ -120,14 +126,16 @@ class BreakHisSource(FileSource):
 
     def _prepare_records(self) -> Sequence[tfds_files.Record]:
         """Opens the prepared TFDS data set, prepared first if that was not done before."""
+        are_prepared = self._are_prepared  # before TFDS reads what may be damaged
         builder = self._open_builder()
-        if not builder.data_path.exists():
+        if not are_prepared and not builder.data_path.exists():
             logging.info("Preparing %s; this is done once", self._raw_files)
             try:
                 with writing(self._folder), tfds_files.quiet_unless_terminal():
                     builder.download_and_prepare(download_dir=self._folder / "downloads")
                 if builder.skipped:
                     write_text(self._folder / _SKIPPED, json.dumps(builder.skipped))
+                write_checksums(self._records)
             except RuntimeError as error:  # ArrayRecord's way to say that a write failed
                 reason = str(error).partition("\n")[0]
                 raise InputError(

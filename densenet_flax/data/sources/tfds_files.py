@@ -34,19 +34,28 @@ def read_record_image(folder: str, image_key: str, row: Row) -> bytes:
     Raises:
       InputError: the data set in `folder` cannot be read.
     """
-    records = _open_prepared(folder, row.get("source", "train"), image_key)
-    return records[row["number"]][image_key]
+    with read_errors(folder):
+        records = _open_prepared(folder, row.get("source", "train"), image_key)
+        return records[row["number"]][image_key]
+
+
+@contextlib.contextmanager
+def read_errors(name: object) -> Iterator[None]:
+    """Raises an `InputError` for whatever TFDS raises, which documents no exceptions."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{name}: cannot be read ({reason}); prepare it again") from error
 
 
 @functools.lru_cache(maxsize=16)  # opened once in each process
 def _open_prepared(folder: str, split: str, image_key: str) -> Sequence[Record]:
     import tensorflow_datasets as tfds
 
-    try:
-        return open_split(tfds.builder_from_directory(folder), split, image_key)
-    except Exception as error:  # TFDS documents no exceptions
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder}: cannot be read ({reason}); prepare it again") from error
+    return open_split(tfds.builder_from_directory(folder), split, image_key)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,9 @@ class TfdsSource(FileSource):
         """
         import tensorflow_datasets as tfds
 
-        name = config.name.removeprefix("tfds:")  # such as 'colorectal_histology/1.0.0'
+        self._name = name = config.name.removeprefix(
+            "tfds:"
+        )  # such as 'colorectal_histology/1.0.0'
         builder = _open_builder(name, config.path)
         features = builder.info.features
         image_key = _find_feature(name, features, tfds.features.Image, "image")
@@ -70,7 +72,8 @@ class TfdsSource(FileSource):
         for split, records in self._records.items():
             # By number: a data source promises `len` and indexing, not iteration.
             for number in range(len(records)):
-                record = records[number]
+                with tfds_files.read_errors(f"tfds:{self._name}"):
+                    record = records[number]
                 row = {
                     "file": f"{split}/{number:07d}",
                     "source": split,
