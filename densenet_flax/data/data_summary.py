@@ -21,6 +21,7 @@ def summarize(dataset: Dataset, split: Split) -> JsonDict:
     size lacks).
     """
     provenance, groups = dataset.provenance, dataset.patients(split.policy.group)
+    is_known = dataset.patients_known or (dataset.awaits_test and bool(provenance.patients_from))
     classes = []
     for label, name in enumerate(dataset.class_names):
         counts = {s: int((dataset.labels[getattr(split, s)] == label).sum()) for s in SUBSETS}
@@ -33,9 +34,9 @@ def summarize(dataset: Dataset, split: Split) -> JsonDict:
         "looked_for": dataset.positive_class,
         "labels_from": provenance.labels_from,
         "patients": len(first_rows),
-        "patients_from": provenance.patients_from if dataset.patients_known else "",
+        "patients_from": provenance.patients_from if is_known else "",
         "patient_examples": [[str(dataset.files[row]), str(groups[row])] for row in rows]
-        if dataset.patients_known
+        if is_known
         else [],
         "subsets_from": _subsets_from(dataset, split),
         "left_out": dict(Counter(provenance.left_out.values()).most_common()),

@@ -32,6 +32,7 @@ from densenet_flax.experiments.session import session
 from densenet_flax.experiments.trained_run import Run
 from densenet_flax.storage.workdir import Workdir
 
+_KEYS_OF_IMAGES = {"data.name": "arrays", "split.policy": "given", "split.group": "patient"}
 # Of each subset the images, and the numbers of their classes.
 _Subsets: TypeAlias = dict[str, tuple[ImageSet, Int[np.ndarray, "N"]]]
 
@@ -78,17 +79,16 @@ def fine_tune(
       InputError: what can be corrected, in one line.
       Stopped: Ctrl-C; with `workdir` the same call resumes.
     """
-    changes = {**(overrides or {}), **keys}
-    if isinstance(config, str | os.PathLike):
-        config = load_config(os.fspath(config))
     in_memory = images is not None and not isinstance(images, str | os.PathLike)
     if not in_memory:
         _refuse_beside_data_set(labels, validation_data, patients, class_names)
-        config = apply_overrides(config, as_overrides(_keys_of_data_set(images)), flag="")
-    else:
-        keys_of_arrays = {"data.name": "arrays", "split.policy": "given", "split.group": "patient"}
-        config = apply_overrides(config, as_overrides(keys_of_arrays), flag="")
-    config = apply_overrides(config, as_overrides(changes), flag="")
+    if isinstance(config, str | os.PathLike):
+        config = load_config(os.fspath(config))
+    for values in (
+        _KEYS_OF_IMAGES if in_memory else _keys_of_data_set(images),
+        {**(overrides or {}), **keys},
+    ):
+        config = apply_overrides(config, as_overrides(values), flag="")
     temporary = None
     if workdir is None:
         temporary = tempfile.TemporaryDirectory(prefix="densenet_flax-")

@@ -118,6 +118,8 @@ class Run:
         """
         changes = {**(overrides or {}), **keys}
         config = apply_overrides(self._directory.require_config(), as_overrides(changes), flag="")
+        if config.data.name == "arrays":  # wherever the directory was when it was made
+            config.data.path = str(self.workdir / "data")
         with session(config, verbose=self._verbose):
             self._classifier = None  # it may be another checkpoint
             if images is None and labels is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -27,7 +28,9 @@ class StopSignal:
 
         # Several processes must stop at the same step: there JAX's own handler tells them all, and
         # `Checkpoints.reached_preemption` asks it.
-        numbers = () if multiple_processes() else (signal.SIGTERM, signal.SIGINT)
+        # And Python lets the main thread alone handle signals.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main and not multiple_processes() else ()
         previous = {number: signal.signal(number, remember) for number in numbers}
         try:
             yield

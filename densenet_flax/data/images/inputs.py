@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.data.images.decode import MIN_SIDE, decode, describe_problem
 from densenet_flax.data.images.formats import read_image_file
 from densenet_flax.data.images.samples import to_rgb
@@ -63,11 +63,12 @@ def read_pixels(image: ImageLike, name: object, bits: int = 0) -> UInt8[np.ndarr
         except Exception as error:  # Pillow's decoders document none
             raise InputError(f"{name}: {describe_problem(error, b'')}") from error
     pixels = np.asarray(image)
-    check_pixels(pixels, name)
+    with errors_in(f"{name}: "):
+        check_pixels(pixels)
     return pixels
 
 
-def check_pixels(pixels: np.ndarray, name: object) -> None:
+def check_pixels(pixels: np.ndarray) -> None:
     """Checks that an array is one image, uint8 [H, W, 3], or N of them, [N, H, W, 3].
 
     Raises:
@@ -79,7 +80,7 @@ def check_pixels(pixels: np.ndarray, name: object) -> None:
     elif pixels.dtype != np.uint8:
         problem = _value_problem(pixels)
     if problem:
-        raise InputError(f"{name}: {pixels.dtype} {list(pixels.shape)}; {_EXPECTED}: {problem}")
+        raise InputError(f"{pixels.dtype} {list(pixels.shape)}; {_EXPECTED}: {problem}")
 
 
 def _shape_problem(pixels: np.ndarray) -> str:

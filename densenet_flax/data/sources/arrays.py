@@ -6,6 +6,7 @@ Each is a folder of `prepare_images` and holds, beside the pixels, labels, patie
 that came from files, their paths. Test images are given after training and may be exchanged.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ class ArraysSource(Source):
         if not config.path or not self._folders:
             raise InputError(
                 f"data.path={config.path}: no images that a program handed over; "
-                "data.name='arrays' is set by densenet_flax.fine_tune(images, labels, workdir=…)"
+                "data.name='arrays' is set by densenet_flax.fine_tune(images, labels), and "
+                "where its work directory was moved, data.path is the folder data in it"
             )
         self.class_names = config.class_names
         self._similar_names = config.similar_names
@@ -56,19 +58,23 @@ class ArraysSource(Source):
 
     def annotate(self, table: ImageTable) -> Annotations:
         """Takes labels and patients from the table."""
-        known = {"split": table["split"]}
-        for name in ("patient", "site"):
-            if name in table.columns:
-                known[name] = unify_names(table[name], self._similar_names, f"{name}s")
+        split = np.array(table["split"])
+        patient_of_file = dict(zip(table["file"], table["patient"], strict=True))
+        given = [patient for patient in patient_of_file.values() if patient]
+        unified = iter(unify_names(given, self._similar_names, "patients"))
+        known = {
+            "patient": [next(unified) if name else file for file, name in patient_of_file.items()],
+            "split": table["split"],
+        }
+        if "site" in table.columns:
+            known["site"] = unify_names(table["site"], self._similar_names, "sites")
         subsets = [folder.name for folder in self._folders]
-        annotations = Annotations.from_columns(table["label"], table["file"], known)
-        given = "patient" in known
-        return Annotations(
-            annotations.labels,
-            annotations.groups,
-            annotations.columns,
-            patients_known=given,
-            notes=() if given else (_WITHOUT_PATIENTS,),
+        unknown = set(split[np.array(table["patient"]) == ""].tolist())
+        without = [name for name in subsets if name in unknown]
+        return dataclasses.replace(
+            Annotations.from_columns(table["label"], table["file"], known),
+            patients_known=not without,
+            notes=[_WITHOUT_PATIENTS.format(" and ".join(without))] if without else [],
             provenance=Provenance(
                 labels_from="the given labels",
                 patients_from="the given patients" if given else "",
@@ -79,9 +85,9 @@ class ArraysSource(Source):
 
 
 _WITHOUT_PATIENTS = (
-    "patients are not given for all images, and each image counts as a patient of its own: nothing "
-    "is claimed about patients who were not in training, and if there are several images of one, "
-    "all results may be too good"
+    "patients of the {} images are not given, and each of these counts as a patient of its own: "
+    "nothing is claimed about patients who were not in training, and results are too good if "
+    "several subsets have images of one"
 )
 
 
@@ -150,8 +156,8 @@ def _is_same(table: ImageTable, rows: Sequence[Row], images: ImageSet, bits: int
         i = kept.get(row["file"])
         if i is None:  # it was skipped
             continue
-        names = [name for name in ("label", "patient", "site") if name in row]
-        if any(name not in table.columns or table[name][i] != row[name] for name in names):
+        facts = [name for name in ("label", "patient", "site") if name in row]
+        if any(name not in table.columns or table[name][i] != row[name] for name in facts):
             return False
         if "source" not in row:
             pixels = np.ascontiguousarray(read_pixels(image, row["file"], bits))

@@ -60,10 +60,13 @@ class ImageSet:
         return ImageSet([self.images[row] for row in rows], self.labels[rows], known)
 
     def rows(self, subset: str, numbers: Shaped[np.ndarray, "N"]) -> list[Row]:
-        """Returns a row for each image; `numbers` are those of the classes."""
+        """Returns a row for each image; `numbers` are those of the classes.
+
+        The patient is '' where it is not known.
+        """
         rows = []
         for i, (image, label) in enumerate(zip(self.images, numbers.tolist(), strict=True)):
-            row: Row = {"file": f"{subset}/{i:06d}", "label": label, "split": subset}
+            row: Row = {"file": f"{subset}/{i:06d}", "label": label, "patient": "", "split": subset}
             if isinstance(image, str | os.PathLike):  # which can be read again
                 row |= {"file": os.fspath(image), "source": str(Path(image).expanduser().resolve())}
             rows.append(row | {name: self.known[name][i] for name in _FACTS if name in self.known})
@@ -166,17 +169,18 @@ def _read_images(images: Any) -> Sequence[ImageLike]:
         images = np.asarray(images)
         if images.ndim == 3 and images.shape[-1] == 3:
             raise InputError(f"shape {list(images.shape)} is one image; use x[None]")
-        check_pixels(images, "images")
+        check_pixels(images)
         if len(images) and not any(image.max() > 1 for image in images):
             raise InputError(
-                "images: uint8, and no value is above 1, as of images that were scaled to [0, 1] "
+                "uint8, and no value is above 1, as of images that were scaled to [0, 1] "
                 "before they became uint8; give values from 0 to 255"
             )
     else:
         images = list(images)
     for i, image in enumerate(images):
         if is_pixels(image):
-            check_pixels(np.asarray(image), f"image {i}")
+            with errors_in(f"image {i}: "):
+                check_pixels(np.asarray(image))
         elif not isinstance(image, str | bytes | os.PathLike | Image.Image):
             raise InputError(
                 f"image {i} is of type {type(image).__name__}; expected a path, a Pillow image, "
