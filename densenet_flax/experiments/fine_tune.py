@@ -84,11 +84,9 @@ def fine_tune(
         _refuse_beside_data_set(labels, validation_data, patients, class_names)
     if isinstance(config, str | os.PathLike):
         config = load_config(os.fspath(config))
-    for values in (
-        _KEYS_OF_IMAGES if in_memory else _keys_of_data_set(images),
-        {**(overrides or {}), **keys},
-    ):
-        config = apply_overrides(config, as_overrides(values), flag="")
+    of_data = as_overrides(_KEYS_OF_IMAGES if in_memory else _keys_of_data_set(images))
+    changes = as_overrides({**(overrides or {}), **keys})
+    config = apply_overrides(config, [*of_data, *changes], flag="")
     temporary = None
     if workdir is None:
         temporary = tempfile.TemporaryDirectory(prefix="densenet_flax-")
