@@ -211,9 +211,9 @@ def choose_operating_point(
             notes.append(f"calibrated by a temperature: {reason}")
         elif calibration == "isotonic":
             method, knots = calibration, fit_isotonic(probability, label, patient)
-            temperature = 1.0
+            temperature, notes = 1.0, []
         else:
-            method = calibration
+            method, notes = calibration, []
             temperature, shift = fit_platt(margin(probability), label, patients)
     threshold = 0.5
     missing = [name for k, name in enumerate(validation.class_names) if not np.any(label == k)]
