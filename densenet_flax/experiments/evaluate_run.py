@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
@@ -67,7 +68,7 @@ def evaluate_run(
     network = SegmentedModel(model, mesh, cuts=cuts, preprocessing=info.preprocessing)
     variables = replicate(checkpoint.variables, mesh)
 
-    validation = _predict(run, network, variables, "validation", batch_size)
+    validation = predict_rows(run, network, variables, "validation", batch_size)
     # The threshold and the temperature are chosen without a look at the test images.
     operating_point = choose_operating_point(validation, settings.threshold, settings.calibration)
     # Other processors may round differently, and all processes draw maps of the same images.
@@ -81,7 +82,7 @@ def evaluate_run(
             _save_point(run, point)
         logging.info("no test images yet, so there is no report: see densenet_flax.Run.evaluate")
         return {}
-    test = _predict(run, network, variables, "test", batch_size)
+    test = predict_rows(run, network, variables, "test", batch_size)
     pictures: list[Picture] = []
     note = ""
     if settings.explain:
@@ -127,11 +128,17 @@ def _checkpoints(run: PreparedRun) -> tuple[Restored, Restored, list[str]]:
     return last, checkpoint, warnings
 
 
-def _predict(
-    run: PreparedRun, network: SegmentedModel, variables: Variables, subset: str, size: int
+def predict_rows(
+    run: PreparedRun,
+    network: SegmentedModel,
+    variables: Variables,
+    subset: str,
+    size: int,
+    rows: Int[np.ndarray, "N"] | None = None,
 ) -> Predictions:
-    """The predictions table of a subset of the split."""
-    rows = run.split.test if subset == "test" else run.split.validation
+    """The predictions table of a subset of the split, or of these rows of it."""
+    if rows is None:
+        rows = run.split.test if subset == "test" else run.split.validation
     dataset, tta = run.dataset, run.experiment.evaluation.tta
     with progress_bar(len(rows), subset) as bar:
         probability = predict_probabilities(

@@ -4,6 +4,7 @@ densenet-flax train --config=quickstart --workdir=runs/quickstart
 densenet-flax evaluate --workdir=runs/quickstart
 densenet-flax cross_validate --config=quickstart --workdir=runs/folds
 densenet-flax predict --workdir=runs/quickstart --images='tiles/**/*.png'
+densenet-flax ensemble --members=runs/seed0,runs/seed1,runs/seed2 --output=runs/ensemble
 densenet-flax export --workdir=runs/quickstart --output=exported
 densenet-flax weights|data|evaluation …
 
@@ -74,6 +75,17 @@ def _predict(_: "ConfigDict") -> None:
     )
 
 
+def _ensemble(_: "ConfigDict") -> None:
+    from densenet_flax.experiments.ensemble_runs import make_ensemble
+
+    make_ensemble(
+        list(_MEMBERS.value or ()),
+        str(_OUTPUT.value),
+        combine=str(_COMBINE.value),
+        overwrite=bool(_OVERWRITE.value),
+    )
+
+
 def _export(_: "ConfigDict") -> None:
     from densenet_flax import export
 
@@ -105,6 +117,9 @@ _MODES = {
     ),
     "cross_validate": _Mode(_cross_validate, _RUN, _RUN),
     "preview": _Mode(_preview, _RUN, ("workdir",)),
+    "ensemble": _Mode(
+        _ensemble, ("members", "output", "combine", "overwrite"), ("members", "output")
+    ),
     "export": _Mode(_export, (*_NETWORK_FLAGS, "formats"), (), uses_network=True),
 }
 
@@ -118,6 +133,13 @@ _IMAGES = flags.DEFINE_string("images", None, "To predict: a folder, a file or a
 _MODEL = flags.DEFINE_string("model", None, "A weights file to use, instead of --workdir.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "The table, .csv or .parquet (predictions.csv); or the folder (exported)."
+)
+_MEMBERS = flags.DEFINE_list("members", None, "Of an ensemble: work directories, with commas.")
+_COMBINE = flags.DEFINE_enum(
+    "combine",
+    "probabilities",
+    ["probabilities", "logits", "stacking"],
+    "What an ensemble is the mean of; 'stacking': of logits, with weights fitted on validation.",
 )
 _FORMATS = flags.DEFINE_list(
     "formats", None, "To export: stablehlo, onnx, keras; by default all that can be made."
@@ -158,7 +180,7 @@ def _config(mode: _Mode) -> "ConfigDict":
         if mode.uses_network:
             logging.info("--mode=%s takes nothing from --config but cache_dir", _MODE.value)
         config = load_config(path)
-    elif mode.uses_network:  # what the run compiled is used again
+    elif "config" not in mode.flags:  # what the run compiled is used again
         config = Workdir(str(_WORKDIR.value)).read_config() if _WORKDIR.value else {}
     else:
         config = Workdir(str(_WORKDIR.value)).require_config()
@@ -202,7 +224,7 @@ def _check_flags(mode: _Mode) -> None:
         if flags.FLAGS[flag].present:
             users = ", ".join(other for other in _MODES if flag in _MODES[other].flags)
             _fail(f"--{flag}: has no effect with {name}, only with {users}; leave it out")
-    for key, _ in _overrides if mode.uses_network else ():
+    for key, _ in _overrides if "config" not in mode.flags else ():
         if key != "cache_dir":
             _fail(
                 f"--config.{key}: has no effect with {name}, which uses a network as it was "

@@ -22,6 +22,7 @@ from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.export import stablehlo
 from densenet_flax.export.predict_fn import PredictFn
 from densenet_flax.inference.classifier import Classifier, ImageBatch, load_classifier
+from densenet_flax.inference.ensemble import Ensemble
 from densenet_flax.inference.results import Prediction
 from densenet_flax.storage.atomic import is_incomplete, replace_files
 from densenet_flax.storage.locks import locked
@@ -184,6 +185,8 @@ def _serialize(
 
 def _keras_weights(classifier: Classifier) -> bytes:
     """A file that Keras loads, read back by our own reader."""
+    if isinstance(classifier, Ensemble):
+        raise InputError("a Keras file holds one network, and this is an ensemble")
     if classifier.info.network not in _KERAS_NETWORKS:
         raise InputError(f"keras.applications has only {', '.join(_KERAS_NETWORKS)}")
     variables = jax.tree.map(np.asarray, classifier.variables)
@@ -262,8 +265,12 @@ def _examples_file(images: ImageBatch, expected: Prediction) -> bytes:
 
 def _describe(classifier: Classifier) -> JsonDict:
     """The classes, the network, how to prepare its input and how its outputs were chosen."""
-    info = classifier.info
+    info, members = classifier.info, {}
+    if isinstance(classifier, Ensemble):
+        networks = [member.info.network for member in classifier.members]
+        members["ensemble"] = {**dataclasses.asdict(classifier.combination), "networks": networks}
     return {
+        **members,
         "class_names": list(classifier.class_names),
         "image_size": list(classifier.image_size),
         "network": info.network,

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from densenet_flax.common.trees import JsonDict, PyTree
 from densenet_flax.export.predict_fn import Outputs, PredictFn
 from densenet_flax.inference.classifier import Classifier
+from densenet_flax.inference.ensemble import Ensemble
 from densenet_flax.inference.tta import num_views
 from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from densenet_flax.models.units import param_key, unit_names
@@ -33,7 +34,7 @@ Tensor: TypeAlias = str  # a tensor's name
 
 def serialize(classifier: Classifier, description: JsonDict) -> bytes:
     """Returns the classifier as an ONNX model, with the description in its metadata."""
-    graph = _Graph(classifier.info.epsilon)
+    graph = _Graph()
     _predict_fn(graph, "images", classifier)
     height, width = classifier.image_size
     classes, tensor_info = len(classifier.class_names), helper.make_tensor_value_info
@@ -78,16 +79,19 @@ def load(data: bytes) -> PredictFn | None:
 class _Graph:
     """Nodes and their weights; each method adds a node and returns its name, also its output's."""
 
-    def __init__(self, epsilon: float):
-        self.epsilon = epsilon
+    def __init__(self) -> None:
+        self.epsilon = 0.0  # of the network that is being written
+        self.prefix = ""  # of its names
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
     def add(self, op: str, *inputs: Tensor, name: str, **attributes: Any) -> Tensor:
+        name = f"{self.prefix}{name}"
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, values: ArrayLike, dtype: DTypeLike = np.float32) -> Tensor:
+        name = f"{self.prefix}{name}"
         self.weights.append(numpy_helper.from_array(np.array(values, dtype, order="C"), name))
         return name
 
@@ -108,7 +112,7 @@ class _Graph:
         return self.add("BatchNormalization", x, *inputs, name=name, epsilon=self.epsilon)
 
     def relu(self, x: Tensor) -> Tensor:
-        return self.add("Relu", x, name=f"{x}_relu")
+        return self.add("Relu", x, name=f"{x.removeprefix(self.prefix)}_relu")
 
     def pool(self, op: str, x: Tensor, name: str, *, size: int, **attributes: Any) -> Tensor:
         return self.add(op, x, name=name, kernel_shape=[size, size], strides=[2, 2], **attributes)
@@ -198,7 +202,14 @@ def _preprocess_input(graph: _Graph, x: Tensor, mode: str) -> Tensor:
 
 def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
     """From images to the outputs `probability`, `calibrated` and `decision`."""
+    _decide(graph, _log_probability(graph, images, classifier), classifier)
+
+
+def _log_probability(graph: _Graph, images: Tensor, classifier: Classifier) -> Tensor:
+    if isinstance(classifier, Ensemble):
+        return _combine(graph, images, classifier)
     info, classes = classifier.info, len(classifier.class_names)
+    graph.epsilon = info.epsilon
     x = _symmetric_views(graph, images, classifier.image_size) if classifier.tta else images
     x = _preprocess_input(graph, x, info.preprocessing)
     logits = _densenet(graph, x, classifier)
@@ -219,7 +230,31 @@ def _predict_fn(graph: _Graph, images: Tensor, classifier: Classifier) -> None:
         total = graph.add("ReduceLogSumExp", by_view, name="sum_of_views", axes=[0], keepdims=0)
         log_views = graph.constant("log_views", np.log(views))
         log_probability = graph.add("Sub", total, log_views, name="mean_of_views")
-    _decide(graph, log_probability, classifier)
+    return log_probability
+
+
+def _combine(graph: _Graph, images: Tensor, ensemble: Ensemble) -> Tensor:
+    """The members, one after the other, and one score for each class of theirs."""
+    is_mean = ensemble.combination.combine == "probabilities"
+    axis = graph.constant("members", [0], np.int64)
+    scores = []
+    for i, member in enumerate(ensemble.members, start=1):
+        graph.prefix = f"member{i}/"
+        score = _log_probability(graph, images, member)
+        weight = np.float64(ensemble.combination.weights[i - 1])
+        if is_mean:
+            with np.errstate(divide="ignore"):  # a weight of 0 is a logarithm of -inf
+                shift = graph.constant("log_weight", np.log(weight))
+            score = graph.add("Add", score, shift, name="weighted_score")
+        else:
+            score = graph.add("Mul", score, graph.constant("weight", weight), name="weighted_score")
+        scores.append(graph.add("Unsqueeze", score, axis, name="score_of_member"))
+        graph.prefix = ""
+    stacked = graph.add("Concat", *scores, name="score_of_members", axis=0)
+    if is_mean:
+        return graph.add("ReduceLogSumExp", stacked, name="score", axes=[0], keepdims=0)
+    total = graph.add("ReduceSum", stacked, axis, name="sum_of_members", keepdims=0)
+    return graph.add("LogSoftmax", total, name="score", axis=-1)
 
 
 def _decide(graph: _Graph, log_probability: Tensor, classifier: Classifier) -> None:

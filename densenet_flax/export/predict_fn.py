@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.trees import Variables
 from densenet_flax.inference.classifier import Classifier
+from densenet_flax.inference.ensemble import Ensemble
 from densenet_flax.inference.tta import num_views, symmetric_views
 from densenet_flax.models.preprocessing import preprocess_input
 
@@ -40,7 +41,38 @@ def predict_fn(
       variables: those of the network.
       images: as `Classifier.prepare` returns them; N may be symbolic.
     """
-    info, point = classifier.info, classifier.operating_point
+    point, log_probability = (
+        classifier.operating_point,
+        _log_probability(classifier, variables, images),
+    )
+    probability = jnp.exp(log_probability)
+    if classifier.is_multilabel:
+        probability = probability[..., 1]
+        decision = probability >= 0.5
+    elif probability.shape[-1] == 2:
+        decision = probability[:, 1] >= jnp.float32(point.threshold)
+    else:
+        decision = log_probability.argmax(axis=-1)
+    # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
+    calibrated = jax.nn.softmax(log_probability / jnp.float32(point.temperature), axis=-1)
+    if classifier.is_multilabel:
+        calibrated = calibrated[..., 1]
+    decision = decision.astype(jnp.int32)
+    return {"probability": probability, "calibrated": calibrated, "decision": decision}
+
+
+def _log_probability(
+    classifier: Classifier, variables: Variables, images: UInt8[Array, "N H W 3"]
+) -> Float[Array, "N *K"]:
+    """The logarithms of the network's own probabilities, or of those of an ensemble."""
+    if isinstance(classifier, Ensemble):
+        own = zip(classifier.members, variables.values(), strict=True)
+        scores = jnp.stack([_log_probability(member, part, images) for member, part in own])
+        weights = np.array(classifier.combination.weights, np.float32)[:, None, None]
+        if classifier.combination.combine == "probabilities":
+            return jax.nn.logsumexp(scores, axis=0, b=weights)
+        return jax.nn.log_softmax((weights * scores).sum(axis=0), axis=-1)
+    info = classifier.info
     x = symmetric_views(images) if classifier.tta else images
     x = preprocess_input(x, info.preprocessing)
     # One program is lowered for CPU, CUDA, ROCm and TPU at once, and the fused kernels are made for
@@ -57,17 +89,4 @@ def predict_fn(
         views = num_views(images.shape[1:3])
         by_image = log_probability.reshape(-1, views, *log_probability.shape[1:])
         log_probability = jax.nn.logsumexp(by_image, axis=1) - jnp.log(jnp.float32(views))
-    probability = jnp.exp(log_probability)
-    if classifier.is_multilabel:
-        probability = probability[..., 1]
-        decision = probability >= 0.5
-    elif probability.shape[-1] == 2:
-        decision = probability[:, 1] >= jnp.float32(point.threshold)
-    else:
-        decision = log_probability.argmax(axis=-1)
-    # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
-    calibrated = jax.nn.softmax(log_probability / jnp.float32(point.temperature), axis=-1)
-    if classifier.is_multilabel:
-        calibrated = calibrated[..., 1]
-    decision = decision.astype(jnp.int32)
-    return {"probability": probability, "calibrated": calibrated, "decision": decision}
+    return log_probability

@@ -110,10 +110,7 @@ class Classifier:
             raise InputError(f"image_size=({height}, {width}): expected at least 32 each way")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: expected at least 1")
-        self.info = info
-        self.class_names = _class_names(info)
-        self.image_size = (int(height), int(width))
-        self.operating_point = _operating_point(point)
+        self._take(info, (int(height), int(width)))
         self.tta = point is not None and point.tta
         self._views = num_views(self.image_size) if self.tta else 1
         self.images_per_batch = max(1, batch_size // self._views)
@@ -123,10 +120,29 @@ class Classifier:
         self.network = SegmentedModel(model, make_mesh(), cuts=cuts, preprocessing=mode)
         self.variables = replicate(dict(variables), self.network.mesh)
 
+    def _take(self, info: WeightsInfo, image_size: tuple[int, int]) -> None:
+        self.info, self.image_size = info, image_size
+        self.class_names = _class_names(info)
+        self.operating_point = _operating_point(info.inference.operating_point)
+        self.tta = False
+
     @property
     def model(self) -> DenseNet:
         """The Flax module."""
         return self.network.model
+
+    @property
+    def num_features(self) -> int:
+        """Number of pooled features that enter the head."""
+        return self.info.layout.features
+
+    def describe(self) -> JsonDict:
+        """What decides the outputs, apart from the variables; as JSON values."""
+        return {
+            **self.info.to_dict(),
+            "image_size": list(self.image_size),
+            "tta": self.tta,
+        }
 
     @property
     def is_multilabel(self) -> bool:
@@ -152,7 +168,7 @@ class Classifier:
         Images and errors are those of `predict`. Symmetric views are not averaged.
         """
         outputs = [output.features for _, _, output in self._batches(list_images(images))]
-        return np.concatenate([np.empty((0, self.info.layout.features), np.float32), *outputs])
+        return np.concatenate([np.empty((0, self.num_features), np.float32), *outputs])
 
     def explain(
         self, images: ImagesLike, target: Target | None = None, *, unit: str = "norm"
@@ -298,9 +314,9 @@ def load_classifier(
     """Loads a trained network with its classes, preprocessing, threshold and temperature.
 
     Args:
-      path: a work directory of `main.py`, whose evaluated checkpoint is loaded, or a weights file
-        with a head: one that `python -m densenet_flax.weights convert RUN model.safetensors`
-        wrote, or any other that the package reads.
+      path: a work directory of `main.py`, whose evaluated checkpoint is loaded; the folder of an
+        ensemble; or a weights file with a head: one that `python -m densenet_flax.weights convert
+        RUN model.safetensors` wrote, or any other that the package reads.
       image_size: (height, width); by default that of training, or 224 × 224 if unknown.
       batch_size: images at a time; by default that of training, or 32, and fewer where they are
         larger than 512 × 512. Each call is padded to whole batches, so single images are answered
@@ -317,6 +333,10 @@ def load_classifier(
         raise InputError(
             f"{path}: no such file or directory; expected a work directory or a weights file"
         )
+    if (path / "ensemble.json").is_file():
+        from densenet_flax.inference.ensemble import load_ensemble  # which imports this module
+
+        return load_ensemble(path, image_size=image_size, batch_size=batch_size, dtype=dtype)
     variables, info = read_weights(path, verify=verify)
     if info.activation == "none":
         raise InputError(

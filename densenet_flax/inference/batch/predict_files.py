@@ -151,7 +151,7 @@ def predict_files(
     with contextlib.ExitStack() as stack:
         features = None
         if options.embeddings:
-            width = classifier.info.layout.features
+            width = classifier.num_features
             features = FeatureFile(partial_path(options.embeddings), width)
             stack.callback(features.close)
         is_complete = features.has_row if features else lambda entry: True
@@ -285,7 +285,7 @@ class _Job:
             message = f"none of the {len(self.files)} images can be read, such as {skipped[0]}"
             raise InputError(message)
         # The table comes last: as long as it is missing, the same command resumes.
-        embeddings, width = self.options.embeddings, self.classifier.info.layout.features
+        embeddings, width = self.options.embeddings, self.classifier.num_features
         if embeddings:
             paths = (str(file.path) for file, _ in self._predicted())
             write_features(embeddings, partial_path(embeddings), width, paths, ROWS_PER_CHUNK)
@@ -351,9 +351,7 @@ def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: Out
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).data)
     settings = {
-        **classifier.info.to_dict(),
-        "image_size": classifier.image_size,
-        "tta": classifier.tta,
+        **classifier.describe(),
         "overlays": [str(options.overlays), options.unit] if options.overlays else None,
         "embeddings": str(options.embeddings),
     }

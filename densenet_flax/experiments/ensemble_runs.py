@@ -1,0 +1,209 @@
+"""From trained runs to an ensemble: its folder, and a report where images are left to judge it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from densenet_flax.common.errors import InputError
+from densenet_flax.common.trees import JsonDict
+from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
+from densenet_flax.evaluation.predictions import Predictions
+from densenet_flax.experiments.evaluate_run import predict_rows
+from densenet_flax.experiments.from_config import resolve
+from densenet_flax.experiments.prepare import PreparedRun, prepare_run
+from densenet_flax.inference.classifier import Classifier, load_classifier
+from densenet_flax.inference.ensemble import (
+    COMBINE,
+    FILE,
+    Combination,
+    Ensemble,
+    stacking_weights,
+    write_ensemble,
+)
+from densenet_flax.storage.atomic import writing
+from densenet_flax.storage.locks import locked
+from densenet_flax.storage.workdir import Workdir
+from densenet_flax.weights.inference_settings import StoredOperatingPoint
+from densenet_flax.weights.load import read_weights
+from densenet_flax.weights.save import save_weights
+
+HOW = (*COMBINE, "stacking")
+
+
+def make_ensemble(
+    runs: Sequence[str],
+    output: str | os.PathLike[str],
+    *,
+    combine: str = "probabilities",
+    overwrite: bool = False,
+) -> JsonDict:
+    """Writes an ensemble of evaluated runs, and a report on it.
+
+    Threshold and temperature are chosen on images that are validation images of all runs, by the
+    first run's rule, and the report is on images that are test images of all runs. Folds of a
+    cross-validation have neither: every image trained some of their networks, so that their
+    ensemble keeps 0.5 and 1 and has to be judged on other images.
+
+    Args:
+      runs: two or more work directories of the same data.
+      output: the folder to write.
+      combine: 'probabilities' or 'logits', whose mean it is; or 'stacking', a mean of logits with
+        weights fitted on the validation images.
+      overwrite: whether to replace an ensemble in the folder.
+
+    Returns:
+      The content of `report/metrics.json`; {} without test images.
+
+    Raises:
+      InputError: what can be corrected in runs, their data or the folder.
+    """
+    folder = Path(output).expanduser()
+    if combine not in HOW:
+        raise InputError(f"--combine={combine!r}: expected one of {', '.join(HOW)}")
+    if len({Path(run).expanduser().resolve() for run in runs}) < max(2, len(runs)):
+        raise InputError(f"--members={','.join(runs)}: expected two or more different runs")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; choose another folder")
+    if (folder / FILE).exists() and not overwrite:
+        raise InputError(
+            f"{folder}: holds an ensemble; choose another folder, or replace it with --overwrite"
+        )
+    if folder.is_dir() and not (folder / FILE).exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files than an ensemble; choose another folder")
+    with locked(folder, "another process is writing into it; wait for it", file=""):
+        return _make(runs, folder, combine)
+
+
+def _make(runs: Sequence[str], folder: Path, combine: str) -> JsonDict:
+    prepared = [_prepare(run) for run in runs]
+    members = {run: load_classifier(run) for run in runs}
+    weights = (1 / len(runs),) * len(runs)
+    combination = Combination(combine if combine in COMBINE else "logits", weights)
+    Ensemble(members, combination, None)  # rejects members that do not go together
+    validation = _common_table(prepared, members, "validation")
+    if combine == "stacking":
+        if validation is None:
+            raise InputError(
+                "--combine=stacking: no image is a validation image of all runs, so there is "
+                "nothing to fit weights on; choose 'probabilities' or 'logits'"
+            )
+        fitted = stacking_weights(validation.each, validation.table.label, validation.table.patient)
+        combination = dataclasses.replace(combination, weights=fitted)
+    point = stored = None
+    if validation is not None:
+        rule = prepared[0].experiment.evaluation.threshold
+        point = choose_operating_point(validation.combined(combination), rule)
+        tta = next(iter(members.values())).tta
+        stored = StoredOperatingPoint.from_dict({**point.to_dict(), "tta": tta})
+    test = _common_table(prepared, members, "test")
+    files = {f"member{i}.safetensors": run for i, run in enumerate(runs, start=1)}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).unlink(missing_ok=True)  # until all of its members are there
+        for name, run in files.items():
+            variables, info = read_weights(run)
+            save_weights(folder / name, variables, info)
+        write_ensemble(folder, files, combination, stored)
+    _log(files, combination, folder)
+    if test is None:
+        logging.warning(
+            "no image is a test image of all runs, so there is no report; predict other images: "
+            "--mode=predict --model=%s",
+            folder,
+        )
+        return {}
+    # Here, because it imports matplotlib.
+    from densenet_flax.evaluation.report.cautions import verdict
+    from densenet_flax.evaluation.report.report import write_report
+
+    notes = [] if point else ["No image is a validation image of all runs: the threshold is 0.5."]
+    metrics = write_report(
+        folder / "report",
+        test.combined(combination),
+        info=_info(prepared, folder, files, combination, notes),
+        validation=validation.combined(combination) if validation else None,
+        operating_point=point,
+    )
+    logging.info("%s", verdict(metrics))
+    logging.info("report: %s", folder / "report" / "report.html")
+    return metrics
+
+
+def _prepare(run: str) -> PreparedRun:
+    directory = Workdir(run)
+    if not directory.has_begun:
+        raise InputError(f"{run}: no trained network in it; --members takes work directories")
+    return prepare_run(resolve(directory.require_config()), directory)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tables:
+    """Images of a subset that all runs have, and each network's probabilities of them."""
+
+    table: Predictions
+    each: list[np.ndarray]
+
+    def combined(self, combination: Combination) -> Predictions:
+        """The table with the ensemble's probabilities."""
+        return dataclasses.replace(self.table, probability=combination(self.each))
+
+
+def _common_table(
+    prepared: Sequence[PreparedRun], members: dict[str, Classifier], subset: str
+) -> _Tables | None:
+    """The images that are in this subset of every run; None if there are none."""
+    first, *others = prepared
+    for run in others:
+        if run.dataset.fingerprint != first.dataset.fingerprint:
+            raise InputError(
+                f"{run.workdir.path}: is of other images, or of another size, than "
+                f"{first.workdir.path}; members of an ensemble are of the same data"
+            )
+    rows = getattr(first.split, subset)
+    for run in others:
+        rows = np.intersect1d(rows, getattr(run.split, subset))
+    if not len(rows):
+        return None
+    tables = [
+        predict_rows(run, member.network, member.variables, subset, run.experiment.batch_size, rows)
+        for run, member in zip(prepared, members.values(), strict=True)
+    ]
+    each = []
+    for table in tables:
+        p = table.probability
+        each.append(np.stack([1 - p, p], axis=1) if p.ndim == 1 else p)
+    return _Tables(tables[0], each)
+
+
+def _info(
+    prepared: Sequence[PreparedRun],
+    folder: Path,
+    files: dict[str, str],
+    combination: Combination,
+    notes: list[str],
+) -> JsonDict:
+    dataset = prepared[0].dataset
+    drawn = ["The images are drawn by a program. They are not tissue."]
+    disjoint = all(run.split.patient_disjoint for run in prepared)
+    return {
+        "title": folder.name,
+        "warnings": [*(drawn if dataset.name == "drawn" else []), *notes, *dataset.notes],
+        "split": {"patient_disjoint": disjoint or None},
+        "weights": {
+            "ensemble": f"weighted mean of {combination.combine}",
+            **{
+                name: f"{run}, weight {weight:.3g}"
+                for (name, run), weight in zip(files.items(), combination.weights, strict=True)
+            },
+        },
+    }
+
+
+def _log(files: dict[str, str], combination: Combination, folder: Path) -> None:
+    for (name, run), weight in zip(files.items(), combination.weights, strict=True):
+        logging.info("%s: %s, weight %.3g", folder / name, run, weight)
+    logging.info("%s: mean of %s", folder / FILE, combination.combine)

@@ -1,0 +1,277 @@
+"""Several trained networks as one classifier: of several seeds, folds or architectures.
+
+A folder holds it: the weights file of each member and `ensemble.json`. The networks see the same
+prepared images; `combine` makes one probability of theirs.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import optimize, special
+
+from densenet_flax.common.errors import InputError, errors_in
+from densenet_flax.common.trees import JsonDict
+from densenet_flax.inference.classifier import (
+    Classifier,
+    ForwardOutput,
+    ImageBatch,
+    load_classifier,
+)
+from densenet_flax.storage.json_files import read_json_object, write_json_object
+from densenet_flax.weights.inference_settings import StoredOperatingPoint
+
+FILE = "ensemble.json"
+COMBINE = ("probabilities", "logits")
+_ADVICE = "make the ensemble again with main.py --mode=ensemble"
+# Of a class; with fewer, fitted weights are those of a few patients.
+MIN_PATIENTS_TO_STACK = 10
+_TINY = 1e-30  # the log of a probability that underflowed
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """How the members' probabilities become one.
+
+    Attributes:
+      combine: 'probabilities', their weighted mean; or 'logits', the softmax of the weighted mean
+        of their logarithms.
+      weights: of each member; they add up to 1.
+    """
+
+    combine: str
+    weights: tuple[float, ...]
+
+    def __call__(self, probabilities: Sequence[Float[np.ndarray, "N K"]]) -> np.ndarray:
+        """Combines the members' probabilities, float64 [N, K] of each."""
+        weights = np.array(self.weights)[:, None, None]
+        if self.combine == "probabilities":
+            return np.sum(weights * np.stack(probabilities), axis=0)
+        scores = np.log(np.maximum(np.stack(probabilities), _TINY))
+        return special.softmax(np.sum(weights * scores, axis=0), axis=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EnsembleOutput(ForwardOutput):
+    """The output for a batch, and that of each member."""
+
+    members: tuple[ForwardOutput, ...]
+
+
+class Ensemble(Classifier):
+    """Several classifiers used like one; `load_classifier` makes it of an ensemble's folder.
+
+    Features are those of all members, one after the other, and saliency maps are their mean.
+
+    Attributes:
+      members: the classifiers.
+      combination: how their probabilities become one.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Classifier],
+        combination: Combination,
+        point: StoredOperatingPoint | None,
+    ):
+        """Puts classifiers together.
+
+        Args:
+          members: by names for messages.
+          combination: with a weight for each of them.
+          point: threshold and temperature of the combined probability.
+
+        Raises:
+          InputError: they do not have the same classes and preparation of images, or a network of
+            independent classes is among them.
+        """
+        (name, first), *others = members.items()
+        for other, member in others:
+            for what, a, b in (
+                ("classes", first.class_names, member.class_names),
+                ("image size", first.image_size, member.image_size),
+                ("stain normalization", first.info.inference.stain, member.info.inference.stain),
+                ("bits", first.info.inference.bits, member.info.inference.bits),
+                ("test-time augmentation", first.tta, member.tta),
+            ):
+                if a != b:
+                    raise InputError(
+                        f"ensemble: {name} and {other} differ in their {what}, {a} and {b}; "
+                        "members see the same images and answer the same question"
+                    )
+        if any(member.is_multilabel for member in members.values()):
+            raise InputError(
+                "ensemble: a member decides each class by itself (several sigmoid outputs); "
+                "members have one answer for each image"
+            )
+        self.members, self.combination = tuple(members.values()), combination
+        settings = dataclasses.replace(first.info.inference, operating_point=point)
+        self._take(dataclasses.replace(first.info, inference=settings), first.image_size)
+        self.tta = first.tta
+        self.images_per_batch = min(member.images_per_batch for member in self.members)
+        self.network, self._normalize = first.network, first._normalize
+        self.variables = {f"member {i}": m.variables for i, m in enumerate(self.members, start=1)}
+
+    @property
+    def num_features(self) -> int:
+        """Number of pooled features of all members."""
+        return sum(member.num_features for member in self.members)
+
+    def describe(self) -> JsonDict:
+        """What decides the outputs, apart from the variables."""
+        return {
+            **super().describe(),
+            **dataclasses.asdict(self.combination),
+            "members": [member.describe() for member in self.members],
+        }
+
+    def begin_forward(self, batch: ImageBatch) -> Callable[[], ForwardOutput]:
+        """Begins what `forward` does; the function that it returns waits for the output."""
+        waiting = [member.begin_forward(batch) for member in self.members]
+
+        def output() -> ForwardOutput:
+            outputs = tuple(wait() for wait in waiting)
+            return _EnsembleOutput(
+                self.combination([output.probability for output in outputs]),
+                np.concatenate([output.features for output in outputs], axis=1),
+                outputs[0].norm_input,
+                outputs,
+            )
+
+        return output
+
+    def explain_batch(
+        self, batch: ImageBatch, label: Int[np.ndarray, "N"], output: ForwardOutput, *, unit: str
+    ) -> Float[np.ndarray, "N h w"]:
+        """Computes the mean of the members' maps of prepared images."""
+        assert isinstance(output, _EnsembleOutput)
+        maps = [
+            member.explain_batch(batch, label, own, unit=unit)
+            for member, own in zip(self.members, output.members, strict=True)
+        ]
+        return np.mean(maps, axis=0)
+
+
+def load_ensemble(
+    folder: Path,
+    *,
+    image_size: tuple[int, int] | None,
+    batch_size: int | None,
+    dtype: str | None,
+) -> Ensemble:
+    """Loads the classifiers of a folder; arguments and errors are those of `load_classifier`."""
+    path = folder / FILE
+    content = read_json_object(path, _ADVICE)
+    with errors_in(f"{path}: "):
+        digests, combination = _read_members(content)
+        stored = content.get("operating_point")
+        point = None if stored is None else StoredOperatingPoint.from_dict(stored)
+    members = {}
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file}: missing, and {path} lists it; {_ADVICE}")
+        if _sha256(file) != digest:
+            raise InputError(f"{file}: is not the file that {path} lists; {_ADVICE}")
+        members[str(file)] = load_classifier(
+            file, image_size=image_size, batch_size=batch_size, dtype=dtype
+        )
+    return Ensemble(members, combination, point)
+
+
+def _read_members(content: JsonDict) -> tuple[dict[str, str], Combination]:
+    """SHA-256 of each member's file, by its name, and their combination."""
+    rows, combine = content.get("members"), content.get("combine")
+    if combine not in COMBINE:
+        raise ValueError(
+            f"combine={combine!r:.50}: expected one of {', '.join(COMBINE)}; {_ADVICE}"
+        )
+    is_list = isinstance(rows, list) and len(rows) > 1 and all(isinstance(r, dict) for r in rows)
+    if not isinstance(rows, list) or not is_list:
+        raise ValueError(f"members={rows!r:.50}: expected two or more; {_ADVICE}")
+    digests, weights = {}, []
+    for row in rows:
+        name, weight = row.get("file"), row.get("weight")
+        # Files of other folders are none of ours to open.
+        if not isinstance(name, str) or Path(name).name != name or Path(name).suffix == "":
+            raise ValueError(f"file={name!r:.50}: expected a weights file in the folder; {_ADVICE}")
+        if not isinstance(weight, int | float) or not 0 <= weight <= 1:
+            raise ValueError(f"weight={weight!r:.50}: expected a number from 0 to 1; {_ADVICE}")
+        digests[name] = row.get("sha256")
+        weights.append(float(weight))
+    if len(digests) < len(rows) or abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"members: expected different files and weights of sum 1; {_ADVICE}")
+    return digests, Combination(combine, tuple(weights))
+
+
+def write_ensemble(
+    folder: Path,
+    files: Mapping[str, str],
+    combination: Combination,
+    point: StoredOperatingPoint | None,
+) -> None:
+    """Writes `ensemble.json` beside the members' weights files.
+
+    Args:
+      folder: that holds the files.
+      files: where each is from, by its name.
+      combination: with a weight for each.
+      point: threshold and temperature; None for 0.5 and 1.
+    """
+    members = [
+        {"file": name, "from": source, "weight": weight, "sha256": _sha256(folder / name)}
+        for (name, source), weight in zip(files.items(), combination.weights, strict=True)
+    ]
+    content: JsonDict = {"combine": combination.combine, "members": members}
+    if point:
+        content["operating_point"] = point.to_dict()
+    write_json_object(folder / FILE, content, indent=2)
+
+
+def stacking_weights(
+    probabilities: Sequence[Float[np.ndarray, "N K"]],
+    label: Int[np.ndarray, " N"],
+    patient: np.ndarray,
+) -> tuple[float, ...]:
+    """Fits the weights of a mean of logits on validation images; each patient counts the same.
+
+    They minimize the log-loss, are not negative and add up to 1 (stacked generalization: Wolpert,
+    Neural Networks 5(2), 1992; Breiman, Machine Learning 24, 1996, on why not negative). What their
+    sum would say is left to the temperature.
+
+    Raises:
+      InputError: a class has too few patients.
+    """
+    classes = probabilities[0].shape[1]
+    for k in range(classes):
+        patients = len(np.unique(patient[label == k]))
+        if patients < MIN_PATIENTS_TO_STACK:
+            raise InputError(
+                f"--combine=stacking: class {k} has {patients} validation patients, and weights "
+                f"need at least {MIN_PATIENTS_TO_STACK} of each class; choose 'probabilities' or "
+                "'logits', which fit nothing"
+            )
+    _, index, images = np.unique(patient, return_inverse=True, return_counts=True)
+    share = 1 / images[index]
+    scores = np.log(np.maximum(np.stack(probabilities), _TINY))
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        log_probability = special.log_softmax(np.tensordot(weights, scores, 1), axis=1)
+        residual = np.exp(log_probability) - np.eye(classes)[label]
+        value = -np.sum(share * log_probability[np.arange(len(label)), label])
+        slope = np.einsum("mnk,nk,n->m", scores, residual, share)
+        return value / share.sum(), slope / share.sum()
+
+    start = np.full(len(scores), 1 / len(scores))
+    bounds = [(0, None)] * len(scores)
+    fitted = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    total = fitted.sum()
+    return tuple((fitted / total if total > 0 else start).tolist())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
