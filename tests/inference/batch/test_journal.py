@@ -2,9 +2,11 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.inference.batch.feature_file import FeatureFile
 from densenet_flax.inference.batch.journal import Entry, Journal
 
 ENTRIES = [
@@ -107,3 +109,31 @@ def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "journal")
     with pytest.raises(InputError, match="not a regular file"):
         Journal(tmp_path / "journal", "job", NAMES)
+
+
+def test_features_that_rot_are_computed_again_from_there(tmp_path):
+    """Also rows that are missing, and those of another process are refused."""
+    features = np.arange(6, dtype=np.float32).reshape(2, 3)  # of a.png and c.png
+    path = tmp_path / "x.npy.partial"
+    for damage, done in ((0, 3), (13, 2), (1, 0)):
+        path.unlink(missing_ok=True)
+        (tmp_path / "journal").unlink(missing_ok=True)
+        file = FeatureFile(path, 3)
+        first, second = file.append(features)
+        file.close()
+        write(
+            tmp_path / "journal",
+            entries=[ENTRIES[0]._replace(features=first), ENTRIES[1], Entry("c.png", [1], second)],
+        )
+        content = bytearray(path.read_bytes())
+        content[damage] ^= damage > 0
+        path.write_bytes(content)
+        file = FeatureFile(path, 3)
+        with pytest.raises(InputError, match="another process is writing it"):
+            FeatureFile(path, 3)
+        journal = Journal(tmp_path / "journal", "job", NAMES, file.has_row)
+        assert journal.done == done
+        file.drop_rest()
+        assert path.stat().st_size == 12 * (0, 0, 1, 2)[done]
+        file.close()
+        journal.close()
