@@ -1,46 +1,32 @@
 """One device, eight, and two processes of two: more devices change only the speed."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from densenet_flax.storage.checkpoint import Checkpoints
+from tests.helpers.program import Program, make_cache
+from tests.helpers.program import start as start_main
 
-ROOT = Path(__file__).parents[2]
 ORDERS = ("0110", "0101")  # of the processes of the devices in a mesh
 
 
 def start(workdir, devices, stop_at=0, *more):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("XLA_FLAGS", None)
-    words = [sys.executable, "-m", "tests.common.several_devices", str(workdir), str(devices)]
-    words.append(str(stop_at))
-    return subprocess.Popen(
-        [*words, *map(str, more)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Program("-m", "tests.common.several_devices", workdir, devices, stop_at, *more)
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
+    done = process.wait()
+    assert done.returncode == 0, done.stderr[-3000:]
     epochs = [
         [float(word) for word in line.split()[1:]]
-        for line in out.splitlines()
+        for line in done.stdout.splitlines()
         if line.startswith("epoch")
     ]
-    rows = int(out.split("rows ")[1])
+    rows = int(done.stdout.split("rows ")[1])
     return np.array(epochs), rows
 
 
@@ -125,8 +111,9 @@ def test_processes_that_differ_are_told_what_in(two):
 def test_a_run_that_lost_a_process_says_so_and_resumes_to_the_same_bits(two, tmp_path):
     port, order = free_port(), ORDERS[0]
     both = [start(tmp_path, 2, -8, process, 2, port, order) for process in (0, 1)]
-    errors = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [1, -signal.SIGKILL], errors
+    done = [process.wait() for process in both]
+    errors = [process.stderr for process in done]
+    assert [process.returncode for process in done] == [1, -signal.SIGKILL], errors
     assert errors[0].startswith("error: process 1 of this run ended or cannot be reached any more")
     assert len(errors[0].splitlines()) == 1
     assert Checkpoints(tmp_path / order / "checkpoints").steps[-1] == 6
@@ -151,14 +138,11 @@ def test_a_run_goes_on_with_another_number_of_devices(one, tmp_path):
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     """And the two of them, started as a user does, leave one whole work directory."""
-    port = free_port()
+    port, cache = free_port(), make_cache(tmp_path)
 
     def main(process, *more):
-        words = [sys.executable, "main.py", "--config=tests/configs/tiny.py"]
-        words += [f"--workdir={tmp_path / 'w'}", f"--config.cache_dir={tmp_path / 'cache'}"]
-        words += [f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={process}", *more]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        more += (f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={process}")
+        return start_main(tmp_path / "w", cache, *more)
 
     both = [main(process, "--config.stages.finetune.duration=3000 epochs") for process in (0, 1)]
     try:
