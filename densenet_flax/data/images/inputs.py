@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def list_images(images: ImagesLike) -> Sequence[ImageLike]:
         return list(array) if array.ndim == 4 else [array]
     if isinstance(images, str | bytes | os.PathLike | Image.Image):
         return [images]
-    return list(images)
+    return list(cast(Iterable[ImageLike], images))
 
 
 def read_pixels(image: ImageLike, name: object, bits: int = 0) -> UInt8[np.ndarray, "H W 3"]:

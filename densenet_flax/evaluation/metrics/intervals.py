@@ -120,7 +120,8 @@ def _level_intervals(
             area_influence(rows, rows.label == k, rows.probability[:, k], strata)["roc_auc"]
             for k in range(rows.classes)
         ]
-        mean = Influence(*(np.mean(part, axis=0) for part in zip(*by_label, strict=True)))
+        values, patients, pseudo = zip(*by_label, strict=True)
+        mean = Influence(float(np.mean(values)), np.mean(patients, axis=0), np.mean(pseudo, axis=0))
         spans["macro_roc_auc"] = _area_interval(mean, strata, bootstrap)
     return spans
 
