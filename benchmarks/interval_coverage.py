@@ -236,7 +236,9 @@ class Record:
 
     def add_clinic(self, test: TestSet, bootstrap: Bootstrap) -> None:
         """Predictive values at other prevalences, and sensitivity at a specificity."""
-        for level, values in (clinic_metrics(sample_of(test.table()), bootstrap) or {}).items():
+        clinic = clinic_metrics(test.table(), bootstrap) or {}
+        for level in ("image", "patient"):
+            values = clinic[level]
             for row in values["predictive_values"][: len(PREVALENCES)]:
                 for name in ("ppv", "npv"):
                     span = row[f"{name}_interval"]

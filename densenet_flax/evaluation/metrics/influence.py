@@ -55,9 +55,10 @@ def standard_error(
       influence: Of each patient.
       strata: Within which patients differ.
       carried: No more degrees of freedom than the patients who carry the variance, (Σd²)² / Σd⁴ of
-        their deviations d, less one. Satterthwaite's formula is for normal deviations; where two
+        their deviations d, less two. Satterthwaite's formula is for normal deviations; where two
         networks differ in a few patients only, it made p < 0.05 in up to 9 % of comparisons of
-        networks that are equally good.
+        networks that are equally good; less one, in 6.1 %, less two, in 2.2 % (of the precision of
+        patients, which had most).
     """
     if np.any(strata.sizes == 1):
         return None
@@ -70,7 +71,7 @@ def standard_error(
     freedom = total**2 / np.sum(variance**2 / (strata.sizes - 1))
     if carried:
         patients = np.sum(deviation**2) ** 2 / np.sum(deviation**4)
-        freedom = max(1.0, min(freedom, patients - 1))
+        freedom = max(1.0, min(freedom, patients - 2))
     return StandardError(float(np.sqrt(total)), float(freedom))
 
 
