@@ -1,7 +1,7 @@
 from .common.errors import InputError as InputError
 from .experiments.fine_tune import fine_tune as fine_tune
 from .experiments.trained_run import Run as Run
-from .inference.classifier import load_classifier as load_classifier
+from .inference.load import load_classifier as load_classifier
 from .models.densenet import DenseNet as DenseNet
 from .models.densenet import DenseNet121 as DenseNet121
 from .models.densenet import DenseNet161 as DenseNet161

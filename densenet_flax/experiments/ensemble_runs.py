@@ -15,7 +15,7 @@ from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments.evaluate_run import predict_rows
 from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.prepare import PreparedRun, prepare_run
-from densenet_flax.inference.classifier import Classifier, load_classifier
+from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.ensemble import (
     COMBINE,
     FILE,
@@ -24,6 +24,7 @@ from densenet_flax.inference.ensemble import (
     stacking_weights,
     write_ensemble,
 )
+from densenet_flax.inference.load import load_classifier
 from densenet_flax.storage.atomic import writing
 from densenet_flax.storage.locks import locked
 from densenet_flax.storage.workdir import Workdir

@@ -17,7 +17,8 @@ from densenet_flax.experiments.command_line import apply_overrides, as_overrides
 from densenet_flax.experiments.experiment import Experiment
 from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.session import session
-from densenet_flax.inference.classifier import Classifier, load_classifier
+from densenet_flax.inference.classifier import Classifier
+from densenet_flax.inference.load import load_classifier
 from densenet_flax.storage.atomic import writing
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.json_files import read_json_object

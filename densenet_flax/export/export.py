@@ -21,8 +21,9 @@ from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.export import stablehlo
 from densenet_flax.export.predict_fn import PredictFn
-from densenet_flax.inference.classifier import Classifier, ImageBatch, load_classifier
+from densenet_flax.inference.classifier import Classifier, ImageBatch
 from densenet_flax.inference.ensemble import Ensemble
+from densenet_flax.inference.load import load_classifier
 from densenet_flax.inference.results import Prediction
 from densenet_flax.storage.atomic import is_incomplete, replace_files
 from densenet_flax.storage.locks import locked

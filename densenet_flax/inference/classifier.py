@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -25,12 +23,9 @@ from densenet_flax.inference.results import Explanation, Prediction, to_probabil
 from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
-from densenet_flax.models import frontier
 from densenet_flax.models.densenet import DenseNet
-from densenet_flax.storage.workdir import Workdir
-from densenet_flax.weights.inference_settings import DTYPES, StoredOperatingPoint
+from densenet_flax.weights.inference_settings import StoredOperatingPoint
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.load import read_weights
 
 DEFAULT_IMAGE_SIZE = (224, 224)  # of most published DenseNets; for weights that do not state it
 DEFAULT_BATCH_SIZE = 32
@@ -301,87 +296,6 @@ class Classifier:
         """Pads a batch to `size` with its last image and splits it over the devices."""
         ids, weight = np.minimum(np.arange(size), len(batch) - 1), np.ones(size, np.float32)
         return put_batch(ids, weight, lambda rows: {"x": batch[rows]}, self.network.mesh)["x"]
-
-
-def load_classifier(
-    path: str | os.PathLike[str],
-    *,
-    image_size: tuple[int, int] | None = None,
-    batch_size: int | None = None,
-    dtype: str | None = None,
-    verify: bool = True,
-) -> Classifier:
-    """Loads a trained network with its classes, preprocessing, threshold and temperature.
-
-    Args:
-      path: a work directory of `main.py`, whose evaluated checkpoint is loaded; the folder of an
-        ensemble; or a weights file with a head: one that `python -m densenet_flax.weights convert
-        RUN model.safetensors` wrote, or any other that the package reads.
-      image_size: (height, width); by default that of training, or 224 × 224 if unknown.
-      batch_size: images at a time; by default that of training, or 32, and fewer where they are
-        larger than 512 × 512. Each call is padded to whole batches, so single images are answered
-        sooner with 1.
-      dtype: what the network computes in, 'float32' or 'bfloat16'; by default as in training.
-      verify: compare a file of Keras or PyTorch with what its framework computes, where that is
-        installed, which takes some seconds. What was assumed and compared is logged.
-
-    Raises:
-      InputError: there is no network, it has no head, or a size or the dtype cannot be used.
-    """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise InputError(
-            f"{path}: no such file or directory; expected a work directory or a weights file"
-        )
-    if (path / "ensemble.json").is_file():
-        from densenet_flax.inference.ensemble import load_ensemble  # which imports this module
-
-        return load_ensemble(path, image_size=image_size, batch_size=batch_size, dtype=dtype)
-    variables, info = read_weights(path, verify=verify)
-    if info.activation == "none":
-        raise InputError(
-            f"{path}: its outputs are no probabilities (activation 'none'), so that it cannot "
-            "classify; convert it with --activation=softmax or sigmoid if they are"
-        )
-    # The stain settings are checked here, where the message can name the file: `weights` does not
-    # know the methods of `data`.
-    try:
-        resolve_settings(info.inference.stain)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype={dtype!r}: expected 'float32' or 'bfloat16'")
-    if dtype:
-        settings = dataclasses.replace(info.inference, dtype=dtype)
-        info = dataclasses.replace(info, inference=settings)
-    config = Workdir(path).read_config()  # {} for a file
-    if batch_size is None:
-        batch_size = _default_batch_size(image_size, info)
-        in_training = config.get("batch_size")
-        if isinstance(in_training, int) and in_training >= 1:
-            batch_size = in_training
-    cuts = _stage_cuts(config, info)
-    return Classifier(variables, info, image_size=image_size, batch_size=batch_size, cuts=cuts)
-
-
-def _default_batch_size(image_size: tuple[int, int] | None, info: WeightsInfo) -> int:
-    """32 images, or fewer that are large: a file states a size, and not what fits into memory."""
-    height, width = image_size or info.inference.image_size or DEFAULT_IMAGE_SIZE
-    return max(1, min(DEFAULT_BATCH_SIZE, _DEFAULT_BATCH_PIXELS // max(1, height * width)))
-
-
-def _stage_cuts(config: JsonDict, info: WeightsInfo) -> list[str]:
-    """The units at which the stages of a run cut the network; none without a configuration."""
-    try:
-        stages = [config["stages"][name] for name in config["stage_order"]]
-        frontiers = [
-            frontier.resolve(stage["unfreeze_from"], info.blocks, bn_mode=stage["bn_mode"])
-            for stage in stages
-        ]
-    # Cuts change no result, so a damaged configuration is no reason to stop.
-    except (LookupError, TypeError, ValueError):
-        return []
-    return [frontier.cut for frontier in frontiers]
 
 
 def _class_names(info: WeightsInfo) -> tuple[str, ...]:

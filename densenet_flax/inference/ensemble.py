@@ -13,20 +13,19 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import optimize, special
 
-from densenet_flax.common.errors import InputError, errors_in
+from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.inference.classifier import (
     Classifier,
     ForwardOutput,
     ImageBatch,
-    load_classifier,
 )
-from densenet_flax.storage.json_files import read_json_object, write_json_object
+from densenet_flax.storage.json_files import write_json_object
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
 
 FILE = "ensemble.json"
 COMBINE = ("probabilities", "logits")
-_ADVICE = "make the ensemble again with main.py --mode=ensemble"
+ADVICE = "make the ensemble again with main.py --mode=ensemble"
 # Of a class; with fewer, fitted weights are those of a few patients.
 MIN_PATIENTS_TO_STACK = 10
 _TINY = 1e-30  # the log of a probability that underflowed
@@ -155,55 +154,26 @@ class Ensemble(Classifier):
         return np.mean(maps, axis=0)
 
 
-def load_ensemble(
-    folder: Path,
-    *,
-    image_size: tuple[int, int] | None,
-    batch_size: int | None,
-    dtype: str | None,
-) -> Ensemble:
-    """Loads the classifiers of a folder; arguments and errors are those of `load_classifier`."""
-    path = folder / FILE
-    content = read_json_object(path, _ADVICE)
-    with errors_in(f"{path}: "):
-        digests, combination = _read_members(content)
-        stored = content.get("operating_point")
-        point = None if stored is None else StoredOperatingPoint.from_dict(stored)
-    members = {}
-    for name, digest in digests.items():
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{file}: missing, and {path} lists it; {_ADVICE}")
-        if _sha256(file) != digest:
-            raise InputError(f"{file}: is not the file that {path} lists; {_ADVICE}")
-        members[str(file)] = load_classifier(
-            file, image_size=image_size, batch_size=batch_size, dtype=dtype
-        )
-    return Ensemble(members, combination, point)
-
-
-def _read_members(content: JsonDict) -> tuple[dict[str, str], Combination]:
+def read_members(content: JsonDict) -> tuple[dict[str, str], Combination]:
     """SHA-256 of each member's file, by its name, and their combination."""
     rows, combine = content.get("members"), content.get("combine")
     if combine not in COMBINE:
-        raise ValueError(
-            f"combine={combine!r:.50}: expected one of {', '.join(COMBINE)}; {_ADVICE}"
-        )
+        raise ValueError(f"combine={combine!r:.50}: expected one of {', '.join(COMBINE)}; {ADVICE}")
     is_list = isinstance(rows, list) and len(rows) > 1 and all(isinstance(r, dict) for r in rows)
     if not isinstance(rows, list) or not is_list:
-        raise ValueError(f"members={rows!r:.50}: expected two or more; {_ADVICE}")
+        raise ValueError(f"members={rows!r:.50}: expected two or more; {ADVICE}")
     digests, weights = {}, []
     for row in rows:
         name, weight = row.get("file"), row.get("weight")
         # Files of other folders are none of ours to open.
         if not isinstance(name, str) or Path(name).name != name or Path(name).suffix == "":
-            raise ValueError(f"file={name!r:.50}: expected a weights file in the folder; {_ADVICE}")
+            raise ValueError(f"file={name!r:.50}: expected a weights file in the folder; {ADVICE}")
         if not isinstance(weight, int | float) or not 0 <= weight <= 1:
-            raise ValueError(f"weight={weight!r:.50}: expected a number from 0 to 1; {_ADVICE}")
+            raise ValueError(f"weight={weight!r:.50}: expected a number from 0 to 1; {ADVICE}")
         digests[name] = row.get("sha256")
         weights.append(float(weight))
     if len(digests) < len(rows) or abs(sum(weights) - 1) > 1e-6:
-        raise ValueError(f"members: expected different files and weights of sum 1; {_ADVICE}")
+        raise ValueError(f"members: expected different files and weights of sum 1; {ADVICE}")
     return digests, Combination(combine, tuple(weights))
 
 
@@ -222,7 +192,7 @@ def write_ensemble(
       point: threshold and temperature; None for 0.5 and 1.
     """
     members = [
-        {"file": name, "from": source, "weight": weight, "sha256": _sha256(folder / name)}
+        {"file": name, "from": source, "weight": weight, "sha256": file_sha256(folder / name)}
         for (name, source), weight in zip(files.items(), combination.weights, strict=True)
     ]
     content: JsonDict = {"combine": combination.combine, "members": members}
@@ -272,6 +242,7 @@ def stacking_weights(
     return tuple((fitted / total if total > 0 else start).tolist())
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

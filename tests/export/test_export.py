@@ -15,7 +15,7 @@ from densenet_flax import InputError
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.export import FORMATS, export_classifier, onnx_graph, stablehlo
 from densenet_flax.export.export import FILE_NAMES, _is_clear, _render_readme
-from densenet_flax.inference.classifier import load_classifier
+from densenet_flax.inference.load import load_classifier
 from densenet_flax.models.init import init_variables
 from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
 from densenet_flax.weights.layout import Layout

@@ -47,7 +47,8 @@ from densenet_flax.inference.batch.overlay_files import (
     overlay_names,
 )
 from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
-from densenet_flax.inference.classifier import Classifier, ForwardOutput, load_classifier
+from densenet_flax.inference.classifier import Classifier, ForwardOutput
+from densenet_flax.inference.load import load_classifier
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
 from densenet_flax.inference.results import Prediction
 from densenet_flax.inference.saliency import next_unit
