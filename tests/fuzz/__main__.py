@@ -12,6 +12,7 @@ are not instrumented; it ends at the first finding; and there is none for Python
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -47,11 +48,12 @@ def main() -> int:
     targets = {n: t for n, t in TARGETS.items() if n in names or t.kind in names}
     campaign = Campaign(targets, options.seed, options.findings)
     started = time.monotonic()
-    if options.minutes:
-        _run_for(campaign, targets, 60 * options.minutes)
-    else:
-        for name in targets:
-            campaign.run(name, options.inputs)
+    with contextlib.suppress(KeyboardInterrupt):  # the table has what was read until then
+        if options.minutes:
+            _run_for(campaign, targets, 60 * options.minutes)
+        else:
+            for name in targets:
+                campaign.run(name, options.inputs)
     print(campaign.table((lambda t: t.name) if options.each else (lambda t: t.kind)))
     print(f"\nseed {options.seed}, {time.monotonic() - started:.0f} s")
     return bool(campaign.faults)

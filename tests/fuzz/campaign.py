@@ -184,16 +184,21 @@ def _run_worker(
 def _wait(pid: int, shared: mmap.mmap, wall_seconds: float) -> int:
     """Waits for a worker; kills it if it is at one input for too long. Returns its exit code."""
     seen, since = None, time.monotonic()
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        number = _PROGRESS.unpack_from(shared)[0]
-        if number != seen:
-            seen, since = number, time.monotonic()
-        elif time.monotonic() - since > wall_seconds:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    try:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            number = _PROGRESS.unpack_from(shared)[0]
+            if number != seen:
+                seen, since = number, time.monotonic()
+            elif time.monotonic() - since > wall_seconds:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 class _Worker:
@@ -235,7 +240,8 @@ class _Worker:
                 self._report(number, is_reading=False)
 
     def _be_silent(self) -> None:
-        """What libraries print of damaged files is much."""
+        """What libraries print of damaged files is much; Ctrl-C is for the parent."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         warnings.simplefilter("ignore")
         logging.set_verbosity(logging.FATAL)
         nothing = os.open(os.devnull, os.O_WRONLY)
