@@ -37,6 +37,13 @@ _MAX_SCANS = 100
 # The decoder reads up to eight bytes ahead, before it is done with the last block.
 _JPEG_PADDING = b"\x7f" * 8
 
+# JPEG 2000: a file of boxes, the stream in one of them or alone, and the marker of its end.
+_JP2_SIGNATURE, _JP2_STREAM, _JP2_END = (
+    b"\0\0\0\x0cjP  \r\n\x87\n",
+    b"\xff\x4f\xff\x51",
+    b"\xff\xd9",
+)
+
 _STRIPS = (273, 279)  # tags of TIFF: offsets and byte counts
 _TILES = (324, 325)
 
@@ -55,6 +62,10 @@ def check_encoded(data: bytes) -> bytes:
             pass
     elif data.startswith(b"\xff\xd8\xff"):
         return _open_end_of_jpeg(data)
+    # No pixels hold this marker. Without any of its tiles OpenJPEG gives an image all the same.
+    is_jp2 = data.startswith((_JP2_SIGNATURE, _JP2_STREAM))
+    if is_jp2 and data.find(_JP2_END, max(0, data.find(_JP2_STREAM))) < 0:
+        raise ValueError("its end is missing")
     return data
 
 
