@@ -55,7 +55,8 @@ def path_errors() -> Iterator[None]:
 
 def one_line(message: object) -> str:
     """A message for a terminal: on one line, with control characters of names escaped."""
-    return printable(" ".join(str(message).split()))
+    # Two spaces in a name stay: names that differ in them alone have to be told apart.
+    return printable(" ".join(line.strip() for line in str(message).splitlines() if line.strip()))
 
 
 def printable(text: object) -> str:
