@@ -105,7 +105,7 @@ def test_eight_classes_from_images_to_report(cache, tmp_path):
     assert_fails_in_one_line(refused, "youden", "there are 8 classes")
     done = run(tmp_path / "w", cache, *options)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"Accuracy 0\.\d\d over 8 classes", done.stderr)
+    assert re.search(r"accuracy 0\.\d\d over 8 classes", done.stderr)
     metrics = json.loads((tmp_path / "w" / "report" / "metrics.json").read_text())
     assert len(metrics["class_names"]) == len(metrics["by_class"]) == 8
     assert metrics["calibration"]["test"]["after"]["nll"] > 0

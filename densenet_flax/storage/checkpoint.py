@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +33,6 @@ from densenet_flax.common.sharding import (
 )
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.storage.atomic import writing
-from densenet_flax.storage.checksums import tree_checksum
 from densenet_flax.storage.latest_writer import LatestWriter
 from densenet_flax.storage.locks import is_locked
 from densenet_flax.storage.named_arrays import NamedVector, join, split
@@ -162,7 +162,7 @@ class Checkpoints:
         trees: dict[str, Any] = {"model": model}
         if train:  # before the first step there is nothing to keep
             trees["train"] = train
-        checksums = {n: tree_checksum(t) for n, t in {**trees, "meta": snapshot.meta}.items()}
+        checksums = {n: _tree_checksum(t) for n, t in {**trees, "meta": snapshot.meta}.items()}
         meta = {**snapshot.meta, _TRAIN_ENTRIES: entries, _CHECKSUMS: checksums}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
@@ -213,7 +213,7 @@ class Checkpoints:
             # Earlier versions kept none.
             read = {**saved, "meta": facts}
             wrong = [
-                n for n, crc in checksums.items() if n in read and tree_checksum(read[n]) != crc
+                n for n, crc in checksums.items() if n in read and _tree_checksum(read[n]) != crc
             ]
             if wrong:
                 raise ValueError(f"{' and '.join(wrong)}: not the bytes that were written")
@@ -336,3 +336,16 @@ def is_checkpoint(folder: Path) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _tree_checksum(content: Any) -> int:
+    """CRC-32 of a tree of arrays and JSON values: their names, dtypes, shapes and bytes."""
+    crc = 0
+    for path, leaf in jax.tree.leaves_with_path(content):
+        crc = zlib.crc32(jax.tree_util.keystr(path).encode(), crc)
+        if isinstance(leaf, np.ndarray):
+            crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
+            crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
+        else:
+            crc = zlib.crc32(json.dumps(leaf).encode(), crc)
+    return crc

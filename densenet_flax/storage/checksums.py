@@ -9,7 +9,6 @@ line of a prediction's journal at its end. A folder of a cache has the file `che
 """
 
 import contextlib
-import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 
 from densenet_flax.common.errors import InputError
@@ -34,19 +31,6 @@ _LARGE = 10**10  # bytes that take long enough to say so
 
 class DamagedFiles(InputError):
     """Files are not as they were written."""
-
-
-def tree_checksum(content: Any) -> int:
-    """CRC-32 of a tree of arrays and JSON values: their names, dtypes, shapes and bytes."""
-    crc = 0
-    for path, leaf in jax.tree.leaves_with_path(content):
-        crc = zlib.crc32(jax.tree_util.keystr(path).encode(), crc)
-        if isinstance(leaf, np.ndarray):
-            crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
-            crc = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, crc)
-        else:
-            crc = zlib.crc32(json.dumps(leaf).encode(), crc)
-    return crc
 
 
 @contextlib.contextmanager

@@ -3,9 +3,8 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -15,10 +14,13 @@ from densenet_flax.data.images.decode import MIN_SIDE, decode, describe_problem
 from densenet_flax.data.images.formats import read_image_file
 from densenet_flax.data.images.samples import to_rgb
 
+if TYPE_CHECKING:  # processes that prepare data do without JAX
+    import jax
+
 # A uint8 array [H, W, 3], an opened Pillow image, the bytes of an image file, or a path to one.
 ImageLike: TypeAlias = np.ndarray | Image.Image | bytes | str | os.PathLike[str]
 # One of these, any number of them, or a uint8 array [N, H, W, 3].
-ImagesLike: TypeAlias = ImageLike | jax.Array | Iterable[ImageLike]
+ImagesLike: TypeAlias = "ImageLike | jax.Array | Iterable[ImageLike]"
 
 _NO_NUMBERS = ("O", "S", "T", "U")  # of dtypes: objects and texts
 _EXPECTED = "expected uint8 [H, W, 3], RGB from 0 to 255 and not preprocessed"
