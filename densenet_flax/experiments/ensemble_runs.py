@@ -92,7 +92,8 @@ def _make(runs: Sequence[str], folder: Path, combine: str) -> JsonDict:
                 "--combine=stacking: no image is a validation image of all runs, so there is "
                 "nothing to fit weights on; choose 'probabilities' or 'logits'"
             )
-        fitted = stacking_weights(validation.each, validation.table.label, validation.table.patient)
+        table = validation.table
+        fitted = stacking_weights(validation.each, table.label, table.patient, table.class_names)
         combination = dataclasses.replace(combination, weights=fitted)
     point = stored = None
     if validation is not None:

@@ -205,6 +205,7 @@ def stacking_weights(
     probabilities: Sequence[Float[np.ndarray, "N K"]],
     label: Int[np.ndarray, " N"],
     patient: np.ndarray,
+    class_names: Sequence[str],
 ) -> tuple[float, ...]:
     """Fits the weights of a mean of logits on validation images; each patient counts the same.
 
@@ -215,12 +216,12 @@ def stacking_weights(
     Raises:
       InputError: a class has too few patients.
     """
-    classes = probabilities[0].shape[1]
-    for k in range(classes):
+    classes = len(class_names)
+    for k, name in enumerate(class_names):
         patients = len(np.unique(patient[label == k]))
         if patients < MIN_PATIENTS_TO_STACK:
             raise InputError(
-                f"--combine=stacking: class {k} has {patients} validation patients, and weights "
+                f"--combine=stacking: there are {patients} {name} validation patients, and weights "
                 f"need at least {MIN_PATIENTS_TO_STACK} of each class; choose 'probabilities' or "
                 "'logits', which fit nothing"
             )

@@ -151,12 +151,13 @@ def test_stacking_prefers_the_network_that_knows_more():
     scores = rng.normal(size=(3, 180)) + np.outer([2, 0, 1], 2 * label - 1)
     p = special.expit(scores)
     each = list(np.stack([1 - p, p], axis=-1))
-    weights = stacking_weights(each, label, patient)
+    names = ("benign", "malignant")
+    weights = stacking_weights(each, label, patient, names)
     assert sum(weights) == pytest.approx(1) and min(weights) >= 0
     assert weights[0] > weights[2] > weights[1] and weights[1] < 0.05
-    with pytest.raises(InputError, match="has 9 validation patients"):
+    with pytest.raises(InputError, match="9 benign validation patients"):
         few = np.isin(patient, np.arange(18).astype(str))
-        stacking_weights([part[few] for part in each], label[few], patient[few])
+        stacking_weights([part[few] for part in each], label[few], patient[few], names)
 
 
 def test_an_ensemble_of_runs_is_judged_on_their_test_images(tiny_run, tmp_path):
