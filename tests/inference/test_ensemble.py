@@ -91,6 +91,7 @@ def test_one_classifier_of_several_and_its_export(combination, members, images, 
     np.testing.assert_allclose(program.call(images)["probability"], expected, atol=1e-5)
     described = json.loads((tmp_path / "out" / "classifier.json").read_text())["ensemble"]
     assert described["combine"] == combination.combine and len(described["networks"]) == 3
+    assert "an ensemble of 3 networks" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InputError, match="one network, and this is an ensemble"):
         export_classifier(str(folder), tmp_path / "keras", formats=("keras",))
 
