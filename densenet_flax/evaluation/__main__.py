@@ -121,7 +121,7 @@ def _compare(options: argparse.Namespace) -> None:
         )
 
         result = write_comparison_report(options.output, tables, **settings)
-        print(f"{comparison_verdict(result)}\n{options.output}/report.html")
+        _print(options, result, f"{comparison_verdict(result)}\n{options.output}/report.html\n")
         return
     result = compare_networks(tables, **settings)
     _print(options, result, networks_table(result))

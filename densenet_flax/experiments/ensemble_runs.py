@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from absl import logging
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
+from densenet_flax.evaluation.metrics.comparison import align
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments.evaluate_run import predict_rows
@@ -21,11 +24,12 @@ from densenet_flax.inference.ensemble import (
     FILE,
     Combination,
     Ensemble,
+    file_sha256,
     stacking_weights,
     write_ensemble,
 )
 from densenet_flax.inference.load import load_classifier
-from densenet_flax.storage.atomic import writing
+from densenet_flax.storage.atomic import is_incomplete, writing
 from densenet_flax.storage.locks import locked
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
@@ -33,6 +37,7 @@ from densenet_flax.weights.load import read_weights
 from densenet_flax.weights.save import save_weights
 
 HOW = (*COMBINE, "stacking")
+_MEMBER = re.compile(r"(new-)?member\d+(-[0-9a-f]{8})?\.safetensors")
 
 
 def make_ensemble(
@@ -73,7 +78,10 @@ def make_ensemble(
         raise InputError(
             f"{folder}: holds an ensemble; choose another folder, or replace it with --overwrite"
         )
-    if folder.is_dir() and not (folder / FILE).exists() and any(folder.iterdir()):
+    is_ours = (folder / FILE).exists() or not folder.is_dir()
+    if not is_ours and not all(
+        _is_member(path) or is_incomplete(path) for path in folder.iterdir()
+    ):
         raise InputError(f"{folder}: holds other files than an ensemble; choose another folder")
     with locked(folder, "another process is writing into it; wait for it", file=""):
         return _make(runs, folder, combine)
@@ -102,14 +110,14 @@ def _make(runs: Sequence[str], folder: Path, combine: str) -> JsonDict:
         tta = next(iter(members.values())).tta
         stored = StoredOperatingPoint.from_dict({**point.to_dict(), "tta": tta})
     test = _common_table(prepared, members, "test")
-    files = {f"member{i}.safetensors": run for i, run in enumerate(runs, start=1)}
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).unlink(missing_ok=True)  # until all of its members are there
-        for name, run in files.items():
-            variables, info = read_weights(run)
-            save_weights(folder / name, variables, info)
+        files = {_write_member(folder, i, run): run for i, run in enumerate(runs, start=1)}
         write_ensemble(folder, files, combination, stored)
+        # What belongs to an ensemble that this one replaces, or that was interrupted.
+        for path in folder.iterdir():
+            if _is_member(path) and path.name not in files:
+                path.unlink()
+        shutil.rmtree(folder / "report", ignore_errors=True)
     _log(files, combination, folder)
     if test is None:
         logging.warning(
@@ -135,6 +143,24 @@ def _make(runs: Sequence[str], folder: Path, combine: str) -> JsonDict:
     return metrics
 
 
+def _write_member(folder: Path, number: int, run: str) -> str:
+    """Writes the weights of a run; returns the name of the file.
+
+    The name has a digest of the content, so that members never replace those of another ensemble,
+    which is whole until its `ensemble.json` is replaced.
+    """
+    variables, info = read_weights(run)
+    path = folder / f"new-member{number}.safetensors"
+    save_weights(path, variables, info)
+    name = f"member{number}-{file_sha256(path)[:8]}.safetensors"
+    path.rename(folder / name)
+    return name
+
+
+def _is_member(path: Path) -> bool:
+    return bool(_MEMBER.fullmatch(path.name))
+
+
 def _prepare(run: str) -> PreparedRun:
     directory = Workdir(run)
     if not directory.has_begun:
@@ -155,7 +181,7 @@ class _Tables:
 
 
 def _common_table(
-    prepared: Sequence[PreparedRun], members: dict[str, Classifier], subset: str
+    prepared: Sequence[PreparedRun], members: Mapping[str, Classifier], subset: str
 ) -> _Tables | None:
     """The images that are in this subset of every run; None if there are none."""
     first, *others = prepared
@@ -170,21 +196,22 @@ def _common_table(
         rows = np.intersect1d(rows, getattr(run.split, subset))
     if not len(rows):
         return None
-    tables = [
-        predict_rows(run, member.network, member.variables, subset, run.experiment.batch_size, rows)
-        for run, member in zip(prepared, members.values(), strict=True)
-    ]
-    each = []
-    for table in tables:
-        p = table.probability
-        each.append(np.stack([1 - p, p], axis=1) if p.ndim == 1 else p)
-    return _Tables(tables[0], each)
+    tables = {
+        name: predict_rows(
+            run, member.network, member.variables, subset, run.experiment.batch_size, rows
+        )
+        for run, (name, member) in zip(prepared, members.items(), strict=True)
+    }
+    each = [table.probability for table in align(tables).values()]
+    if each[0].ndim == 1:  # of two classes a table has that of the second one
+        each = [np.stack([1 - p, p], axis=1) for p in each]
+    return _Tables(next(iter(tables.values())), each)
 
 
 def _info(
     prepared: Sequence[PreparedRun],
     folder: Path,
-    files: dict[str, str],
+    files: Mapping[str, str],
     combination: Combination,
     notes: list[str],
 ) -> JsonDict:
@@ -205,7 +232,7 @@ def _info(
     }
 
 
-def _log(files: dict[str, str], combination: Combination, folder: Path) -> None:
+def _log(files: Mapping[str, str], combination: Combination, folder: Path) -> None:
     for (name, run), weight in zip(files.items(), combination.weights, strict=True):
         logging.info("%s: %s, weight %.3g", folder / name, run, weight)
     logging.info("%s: mean of %s", folder / FILE, combination.combine)

@@ -105,7 +105,7 @@ class Classifier:
             raise InputError(f"image_size=({height}, {width}): expected at least 32 each way")
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: expected at least 1")
-        self._take(info, (int(height), int(width)))
+        self._set_info(info, (int(height), int(width)))
         self.tta = point is not None and point.tta
         self._views = num_views(self.image_size) if self.tta else 1
         self.images_per_batch = max(1, batch_size // self._views)
@@ -115,7 +115,7 @@ class Classifier:
         self.network = SegmentedModel(model, make_mesh(), cuts=cuts, preprocessing=mode)
         self.variables = replicate(dict(variables), self.network.mesh)
 
-    def _take(self, info: WeightsInfo, image_size: tuple[int, int]) -> None:
+    def _set_info(self, info: WeightsInfo, image_size: tuple[int, int]) -> None:
         self.info, self.image_size = info, image_size
         self.class_names = _class_names(info)
         self.operating_point = _operating_point(info.inference.operating_point)

@@ -108,7 +108,7 @@ class Ensemble(Classifier):
             )
         self.members, self.combination = tuple(members.values()), combination
         settings = dataclasses.replace(first.info.inference, operating_point=point)
-        self._take(dataclasses.replace(first.info, inference=settings), first.image_size)
+        self._set_info(dataclasses.replace(first.info, inference=settings), first.image_size)
         self.tta = first.tta
         self.images_per_batch = min(member.images_per_batch for member in self.members)
         self.network, self._normalize = first.network, first._normalize

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from scipy import special
 
 import densenet_flax
 from densenet_flax import InputError
+from densenet_flax.experiments import ensemble_runs
+from densenet_flax.experiments.ensemble_runs import make_ensemble
 from densenet_flax.export import export_classifier
 from densenet_flax.inference.ensemble import Combination, stacking_weights, write_ensemble
 from densenet_flax.models.init import init_variables
@@ -162,8 +165,6 @@ def test_stacking_prefers_the_network_that_knows_more():
 
 
 def test_an_ensemble_of_runs_is_judged_on_their_test_images(tiny_run, tmp_path):
-    from densenet_flax.experiments.ensemble_runs import make_ensemble
-
     twin, folder = tmp_path / "twin", tmp_path / "ensemble"
     shutil.copytree(tiny_run.workdir, twin)
     runs = [str(tiny_run.workdir), str(twin)]
@@ -188,3 +189,22 @@ def test_an_ensemble_of_runs_is_judged_on_their_test_images(tiny_run, tmp_path):
     with pytest.raises(InputError, match="validation patients, and weights need"):
         make_ensemble(runs, tmp_path / "x", combine="stacking")
     assert not (tmp_path / "x" / "ensemble.json").exists()
+
+
+def test_an_ensemble_is_whole_until_another_one_is(tiny_run, tmp_path, monkeypatch):
+    folder = tmp_path / "ensemble"
+    runs = [str(tiny_run.workdir), *(str(tmp_path / name) for name in ("twin", "triplet"))]
+    for run in runs[1:]:
+        shutil.copytree(tiny_run.workdir, run)
+    make_ensemble(runs, folder)
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(ensemble_runs, "write_ensemble", Mock(side_effect=KeyboardInterrupt))
+        make_ensemble(runs[1:], folder, overwrite=True)
+    assert len(densenet_flax.load_classifier(folder).members) == 3
+    make_ensemble(runs[1:], folder, combine="logits", overwrite=True)
+    assert len(densenet_flax.load_classifier(folder).members) == 2
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    # A first one that was interrupted may be made again.
+    (folder / "ensemble.json").unlink()
+    shutil.rmtree(folder / "report")
+    make_ensemble(runs[:2], folder)

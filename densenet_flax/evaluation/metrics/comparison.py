@@ -106,7 +106,7 @@ def compare_networks(
       InputError: There is only one table, they are not of the same images, patients and classes, or
         there is no such network or metric.
     """
-    samples = {name: sample_of(table) for name, table in _aligned(tables).items()}
+    samples = {name: sample_of(table) for name, table in align(tables).items()}
     names, first = [*tables], next(iter(tables.values()))
     if baseline and baseline not in tables:
         raise InputError(f"compare: there is no network {baseline!r}; expected one of {names}")
@@ -212,8 +212,12 @@ def _differences(
     return {**rows, "undefined": undefined}
 
 
-def _aligned(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
-    """Returns the tables in the order of the first one's rows."""
+def align(tables: Mapping[str, Predictions]) -> dict[str, Predictions]:
+    """Returns the tables in the order of the first one's rows.
+
+    Raises:
+      InputError: There is only one, or they are not of the same images, patients and classes.
+    """
     if len(tables) < 2:
         raise InputError("compare: expected two networks or more")
     (name, first), *others = tables.items()

@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.binary import roc_curve
 from densenet_flax.evaluation.metrics.bootstrap import LEVEL, RESAMPLES
@@ -28,8 +30,10 @@ from densenet_flax.evaluation.report.wording import (
     metric_title,
 )
 from densenet_flax.storage.atomic import replace_files
+from densenet_flax.storage.json_files import read_json_object
 
 SCHEMA = 1
+_ADVICE = "choose another directory"
 _LINE_STYLES = ("-", "--", "-.", ":")
 _MAX_PATIENTS = 30
 
@@ -61,8 +65,10 @@ def write_comparison_report(
       The content of metrics.json: what `compare_networks` returns, 'schema', 'warnings' and 'run'.
 
     Raises:
-      InputError: as `compare_networks`, or the directory cannot be written to.
+      InputError: as `compare_networks`; or the directory cannot be written to, or has another
+        report.
     """
+    _refuse_other_report(Path(directory))
     run = to_json(info or {})
     warnings = [str(line) for line in run.pop("warnings", None) or ()]
     result = compare_networks(tables, baseline, metric, resamples=resamples, seed=seed, level=level)
@@ -87,6 +93,13 @@ def write_comparison_report(
         },
     )
     return metrics
+
+
+def _refuse_other_report(directory: Path) -> None:
+    """Raises InputError where the files of a run's own report would be replaced."""
+    path = directory / "metrics.json"
+    if path.exists() and read_json_object(path, _ADVICE).get("kind") != "comparison":
+        raise InputError(f"{path}: is of another report; {_ADVICE}")
 
 
 def comparison_verdict(metrics: JsonDict) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation import write_comparison_report
 from densenet_flax.evaluation.report.comparison_report import comparison_verdict
 
@@ -64,3 +65,13 @@ def test_several_classes_and_undefined_metrics(several, make, tmp_path):
     same = replace(one, probability=[0.1, 0.2])
     metrics = write_comparison_report(tmp_path / "b", {"x": one, "y": same}, resamples=20)
     assert comparison_verdict(metrics).endswith("undefined, so nothing is compared")
+
+
+def test_no_other_report_is_replaced(tables, tmp_path):
+    for content in ('{"schema": 1}', "[]"):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(InputError, match=r"metrics\.json: .*; choose another directory"):
+            write_comparison_report(tmp_path, tables, resamples=20)
+    (tmp_path / "metrics.json").unlink()
+    for _ in range(2):
+        write_comparison_report(tmp_path, tables, resamples=20)
