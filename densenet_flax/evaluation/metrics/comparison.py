@@ -111,11 +111,8 @@ def compare_networks(
     if baseline and baseline not in tables:
         raise InputError(f"compare: there is no network {baseline!r}; expected one of {names}")
     class_names, levels = first.class_names, metric_set(len(first.class_names)).levels
-    metric = metric or ("roc_auc" if len(class_names) == 2 else "macro_roc_auc")
-    if metric not in levels["image"]:
-        expected = ", ".join(levels["image"])
-        raise InputError(f"compare: there is no metric {metric!r}; expected one of {expected}")
     points = {n: level_metrics(sample, class_names) for n, sample in samples.items()}
+    verdict_metric = _verdict_metric(metric, len(class_names), list(points.values()))
     strata = merged_strata(samples[names[0]])
     influence = {n: level_influence(sample, strata) for n, sample in samples.items()}
     reason = _why_no_variance(samples[names[0]].patient.label, strata, class_names)
@@ -133,7 +130,6 @@ def compare_networks(
         rows.append(row)
     for key, name in [(key, name) for key, metrics in levels.items() for name in metrics]:
         _correct([row[key][name] for row in rows if row[key][name]])
-    has_patients = all(points[n]["patient"].get(metric) is not None for n in names)
     return bootstrap.describe() | {
         "class_names": list(class_names),
         "n": len(first),
@@ -141,7 +137,7 @@ def compare_networks(
         "method": METHOD,
         "correction": f"{len(pairs)} pairs: Bonferroni for intervals, Holm for p",
         "baseline": baseline or None,
-        "metric": {"level": "patient" if has_patients else "image", "name": metric},
+        "metric": verdict_metric,
         "networks": [
             {
                 "name": n,
@@ -153,6 +149,20 @@ def compare_networks(
         ],
         "pairs": rows,
     }
+
+
+def _verdict_metric(metric: str, classes: int, points: Sequence[JsonDict]) -> JsonDict:
+    """Its name and its level: patients, where that of each network exists."""
+    levels = metric_set(classes).levels
+    metric = metric or ("roc_auc" if classes == 2 else "macro_roc_auc")
+    known = dict.fromkeys((*levels["image"], *levels["patient"]))
+    if metric not in known:
+        raise InputError(
+            f"compare: there is no metric {metric!r}; expected one of {', '.join(known)}"
+        )
+    is_of_patients = all(point["patient"].get(metric) is not None for point in points)
+    level = "patient" if is_of_patients or metric not in levels["image"] else "image"
+    return {"level": level, "name": metric}
 
 
 def _correct(rows: Sequence[JsonDict]) -> None:

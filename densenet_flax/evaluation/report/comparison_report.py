@@ -1,5 +1,6 @@
 """The report of a comparison: networks beside each other, and how they differ."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -30,10 +31,8 @@ from densenet_flax.evaluation.report.wording import (
     metric_title,
 )
 from densenet_flax.storage.atomic import replace_files
-from densenet_flax.storage.json_files import read_json_object
 
 SCHEMA = 1
-_ADVICE = "choose another directory"
 _LINE_STYLES = ("-", "--", "-.", ":")
 _MAX_PATIENTS = 30
 
@@ -97,15 +96,18 @@ def write_comparison_report(
 
 def _refuse_other_report(directory: Path) -> None:
     """Raises InputError where the files of a run's own report would be replaced."""
-    path = directory / "metrics.json"
-    if path.exists() and read_json_object(path, _ADVICE).get("kind") != "comparison":
-        raise InputError(f"{path}: is of another report; {_ADVICE}")
+    path, kind = directory / "metrics.json", None
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            kind = json.loads(path.read_bytes()).get("kind")
+    if path.exists() and kind != "comparison":
+        raise InputError(f"{path}: is not of a comparison; choose another directory")
 
 
 def comparison_verdict(metrics: JsonDict) -> str:
     """The one sentence at the top of the page."""
     level, name = metrics["metric"]["level"], metrics["metric"]["name"]
-    subject = f"{metric_title(name)} of {level}s"
+    subject = f"{_title(name)} of {level}s"
     values = {row["name"]: row[level][name] for row in metrics["networks"]}
     known = {network: value for network, value in values.items() if value is not None}
     if not known:
@@ -142,12 +144,17 @@ def comparison_verdict(metrics: JsonDict) -> str:
     return f"{start}; {'; '.join(phrases)}"
 
 
+def _title(metric: str) -> str:
+    # Its level is stated beside it.
+    return metric_title(metric.removeprefix("patient_"))
+
+
 def _ends(value: Measured) -> str:
     return "" if value.low is None else f" ({value.low:.2f} to {value.high:.2f})"
 
 
 def _page(metrics: JsonDict, tables: Mapping[str, Predictions], pngs: Mapping[str, bytes]) -> bytes:
-    name = metrics["metric"]["name"]
+    name = metrics["metric"]["name"]  # which one of the levels may lack
     return render(
         "comparison.html",
         metrics=metrics,
@@ -155,9 +162,13 @@ def _page(metrics: JsonDict, tables: Mapping[str, Predictions], pngs: Mapping[st
         verdict=comparison_verdict(metrics),
         pngs=pngs,
         networks=[_networks(metrics, level) for level in ("patient", "image")],
-        pairs=[_pairs(metrics, level, name) for level in ("patient", "image")],
+        pairs=[
+            _pairs(metrics, level, name)
+            for level in ("patient", "image")
+            if name in metrics["pairs"][0][level]
+        ],
         patients=_patients(tables),
-        metric=metric_title(name),
+        metric=_title(name),
     )
 
 
@@ -165,7 +176,7 @@ def _networks(metrics: JsonDict, level: str) -> Table:
     keys = metric_set(len(metrics["class_names"])).levels[level]
     rows: list[list[Cell]] = [
         [
-            metric_title(key.removeprefix("patient_")),
+            _title(key),
             *(measured(row[level], row["intervals"][level], key) for row in metrics["networks"]),
         ]
         for key in keys
@@ -183,7 +194,7 @@ def _pairs(metrics: JsonDict, level: str, name: str) -> Table:
             difference = Measured(row["difference"], row["low"], row["high"])
             cells = [difference, _p(row["p_corrected"])]
         rows.append([f"{pair['b']} − {pair['a']}", *cells])
-    caption = f"{metric_title(name)} of {level}s"
+    caption = f"{_title(name)} of {level}s"
     return Table(["", "difference", "p, corrected"], rows, caption)
 
 

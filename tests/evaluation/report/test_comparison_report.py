@@ -68,10 +68,22 @@ def test_several_classes_and_undefined_metrics(several, make, tmp_path):
 
 
 def test_no_other_report_is_replaced(tables, tmp_path):
-    for content in ('{"schema": 1}', "[]"):
+    for content in ('{"schema": 1}', "[]", "{"):
         (tmp_path / "metrics.json").write_text(content)
         with pytest.raises(InputError, match=r"metrics\.json: .*; choose another directory"):
             write_comparison_report(tmp_path, tables, resamples=20)
     (tmp_path / "metrics.json").unlink()
     for _ in range(2):
         write_comparison_report(tmp_path, tables, resamples=20)
+
+
+@pytest.mark.parametrize(
+    ("metric", "level"),
+    [("accuracy", "image"), ("patient_recognition_rate", "patient"), ("npv", "patient")],
+)
+def test_metrics_of_one_level_or_both(metric, level, tables, tmp_path):
+    metrics = write_comparison_report(tmp_path, tables, metric=metric, resamples=20)
+    assert metrics["metric"] == {"level": level, "name": metric}
+    levels = 2 if metric == "npv" else 1
+    assert (tmp_path / "report.html").read_text().count("p, corrected</th>") == levels
+    assert f"of {level}s: " in comparison_verdict(metrics)
