@@ -28,7 +28,7 @@ from densenet_flax.evaluation.report.wording import (
     count,
     enumerate_words,
     metric_name,
-    metric_title,
+    title_in_level,
 )
 from densenet_flax.storage.atomic import replace_files
 
@@ -107,7 +107,7 @@ def _refuse_other_report(directory: Path) -> None:
 def comparison_verdict(metrics: JsonDict) -> str:
     """The one sentence at the top of the page."""
     level, name = metrics["metric"]["level"], metrics["metric"]["name"]
-    subject = f"{_title(name)} of {level}s"
+    subject = f"{title_in_level(name)} of {level}s"
     values = {row["name"]: row[level][name] for row in metrics["networks"]}
     known = {network: value for network, value in values.items() if value is not None}
     if not known:
@@ -144,11 +144,6 @@ def comparison_verdict(metrics: JsonDict) -> str:
     return f"{start}; {'; '.join(phrases)}"
 
 
-def _title(metric: str) -> str:
-    # Its level is stated beside it.
-    return metric_title(metric.removeprefix("patient_"))
-
-
 def _ends(value: Measured) -> str:
     return "" if value.low is None else f" ({value.low:.2f} to {value.high:.2f})"
 
@@ -168,7 +163,7 @@ def _page(metrics: JsonDict, tables: Mapping[str, Predictions], pngs: Mapping[st
             if name in metrics["pairs"][0][level]
         ],
         patients=_patients(tables),
-        metric=_title(name),
+        metric=title_in_level(name),
     )
 
 
@@ -176,7 +171,7 @@ def _networks(metrics: JsonDict, level: str) -> Table:
     keys = metric_set(len(metrics["class_names"])).levels[level]
     rows: list[list[Cell]] = [
         [
-            _title(key),
+            title_in_level(key),
             *(measured(row[level], row["intervals"][level], key) for row in metrics["networks"]),
         ]
         for key in keys
@@ -194,7 +189,7 @@ def _pairs(metrics: JsonDict, level: str, name: str) -> Table:
             difference = Measured(row["difference"], row["low"], row["high"])
             cells = [difference, _p(row["p_corrected"])]
         rows.append([f"{pair['b']} − {pair['a']}", *cells])
-    caption = f"{_title(name)} of {level}s"
+    caption = f"{title_in_level(name)} of {level}s"
     return Table(["", "difference", "p, corrected"], rows, caption)
 
 

@@ -16,7 +16,7 @@ from densenet_flax.evaluation.report.headline import headline
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.run_info import to_json
 from densenet_flax.evaluation.report.views import Cell, Table, measured
-from densenet_flax.evaluation.report.wording import count, metric_title
+from densenet_flax.evaluation.report.wording import count, title_in_level
 from densenet_flax.storage.atomic import replace_files
 
 SCHEMA = 1
@@ -120,7 +120,7 @@ def _table(metrics: JsonDict, level: str) -> Table:
     for key, mean in metrics["mean"][level].items():
         whole = measured(pooled[level], pooled["intervals"][level], key) if pooled else None
         values = [row[level].get(key) for row in metrics["folds"]]
-        rows.append([_name(key), whole, _mean_sd(mean, 3), *values])
+        rows.append([title_in_level(key), whole, _mean_sd(mean, 3), *values])
     names = [row["name"] for row in metrics["folds"]]
     caption = "Images" if level == "image" else "Patients, by the mean probability of their images"
     return Table(["", "pooled", "mean ± SD", *names], rows, caption)
@@ -153,14 +153,9 @@ def _figure(summary: JsonDict) -> Figure:
                 ends = [interval["low"], interval["high"]]
                 axes.plot(ends, [y + 0.28] * 2, color=plotting.ORANGE)
             axes.plot([pooled[level][key]], [y + 0.28], "D", color=plotting.ORANGE, markersize=4)
-    labels = [f"{_name(key)}, {level}s" for level, key in rows]
+    labels = [f"{title_in_level(key)}, {level}s" for level, key in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _name(key: str) -> str:
-    # The title of the table says already that a metric is of patients.
-    return metric_title(key.removeprefix("patient_"))

@@ -70,10 +70,12 @@ def _clinic_column(level: JsonDict | None) -> dict[str, Measured]:
         return cells
     for name in ("ppv", "npv"):
         for row in level["predictive_values"]:
-            where = f"{row['prevalence']:.0%}{', that of these cases' if row['own'] else ''}"
+            # Of patients it may be another one than of images.
+            stated = f"prevalence {row['prevalence']:.0%}"
+            where = "the prevalence of these cases" if row["own"] else stated
             span = row[f"{name}_interval"] or {}
             value = Measured(row[name], span.get("low"), span.get("high"))
-            cells[f"{name.upper()} at prevalence {where}"] = value
+            cells[f"{name.upper()} at {where}"] = value
     for row in level["sensitivity_at_specificity"]:
         span = row["interval"]
         value = Measured(row["sensitivity"], span["low"], span["high"])

@@ -114,6 +114,11 @@ def metric_title(key: str) -> str:
     return name[0].upper() + name[1:]
 
 
+def title_in_level(key: str) -> str:
+    """Title of a metric where its level, images or patients, is stated beside it."""
+    return metric_title(key.removeprefix("patient_"))
+
+
 def wording_for(metrics: JsonDict) -> Wording:
     """The words for the content of a metrics.json."""
     return _BINARY if len(metrics["class_names"]) == 2 else _MULTICLASS
