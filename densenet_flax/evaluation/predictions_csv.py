@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +42,8 @@ def read_csv(
         by the same probabilities at that threshold.
 
     Raises:
-      InputError: A column is missing, a value cannot be read, a file occurs twice, or the
-        predictions in the file do not follow from its probabilities and threshold.
+      InputError: A column is missing, a column or a file occurs twice, a value cannot be read, or
+        the predictions in the file do not follow from its probabilities and threshold.
     """
     cells = _read_cells(Path(path))
     header = cells.header
@@ -100,6 +101,9 @@ def _read_cells(path: Path) -> _Cells:
         header = list(reader.fieldnames or [])
     except csv.Error as error:
         raise InputError(f"{path}: is not a CSV file ({error})") from error
+    for name, times in Counter(header).items():
+        if name and times > 1:  # DictReader would keep the last one
+            raise InputError(f"{path}: column '{name}' occurs {times} times; expected once")
     for number, row in enumerate(rows, start=1):
         # DictReader keeps surplus fields under None and fills missing ones with None.
         if None in row or None in row.values():

@@ -102,6 +102,10 @@ def test_a_minimal_table_of_another_tool_can_be_read(tmp_path):
     [
         ("file,patient,label\na,p,benign\n", "no column magnification, probability"),
         ("file,patient,magnification,label,probability\n", "empty"),
+        (
+            "file,patient,magnification,label,probability,probability\na,p,40,benign,0.1,0.9\n",
+            "column 'probability' occurs 2 times",
+        ),
         ("", "no column"),
         ("file,patient,magnification,label,probability\na,p,40,cancer,0.1\n", "label 'cancer'"),
         ("file,patient,magnification,label,probability\na,p,40,benign,x\n", "probability 'x'"),

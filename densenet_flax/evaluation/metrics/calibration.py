@@ -18,7 +18,7 @@ from densenet_flax.evaluation.metrics.bootstrap import (
     strata_of,
 )
 from densenet_flax.evaluation.metrics.influence import Influence, standard_error, t_limits
-from densenet_flax.evaluation.metrics.intervals import WITH_T, mean_intervals
+from densenet_flax.evaluation.metrics.intervals import WITH_T, mean_intervals, union
 from densenet_flax.evaluation.metrics.pseudo_patients import METHOD
 from densenet_flax.evaluation.metrics.sample import patient_means, sample_of
 from densenet_flax.evaluation.metrics.temperature import margin, nll_per_image
@@ -216,8 +216,8 @@ def calibration_line(
             best = linear + draws.pseudo @ np.maximum(influence.pseudo, 0)
             span = bootstrap.interval(worst, best, value, WITH_T)
             error = standard_error(own, strata, carried=True)
-            low, high = t_limits(value, error, bootstrap.tail) if error else (value, value)
-            span = {**span, "low": min(span["low"], low), "high": max(span["high"], high)}
+            limits = t_limits(value, error, bootstrap.tail) if error else None
+            span = union(span, limits, -np.inf, np.inf)
             if span["high"] - span["low"] <= _MAX_WIDTH:
                 result[name] = (value, span)
     return result

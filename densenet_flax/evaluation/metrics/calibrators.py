@@ -98,7 +98,7 @@ def _fitted(
         return lambda p: interpolate(p, knots)
     if method == "platt":
         temperature, shift = fit_platt(margin(probability), label, patients)
-        return lambda p: scipy.special.expit(margin(p) / temperature + shift)
+        return lambda p: calibrate(p, temperature, shift)
     temperature, _ = fit_temperature(margin(probability), label, patients)
     return lambda p: calibrate(p, temperature)
 

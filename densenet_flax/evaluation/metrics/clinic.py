@@ -25,7 +25,7 @@ _THRESHOLDS = np.arange(1, 100) / 100
 def clinic_metrics(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict | None:
     """Returns 'clinic' of metrics.json: of images and of patients, each value with its interval.
 
-    None where a class is missing, or for more than two. A level is None where a patient
+    None where a class is missing, or for more than two. Both levels are None where a patient
     has images of both classes. The prevalences are 5, 20 and 50 % and that of the data,
     `own`. The sensitivity at a specificity is read off the ROC curve of the test images, so it
     is what a threshold could reach that nobody has yet chosen.
@@ -34,15 +34,16 @@ def clinic_metrics(predictions: Predictions, bootstrap: Bootstrap) -> JsonDict |
     if sample.classes > 2 or not np.all(sample.images_by_class.any(axis=0)):
         return None
     strata = strata_of(sample)
-    result: JsonDict = {"decision_curve": decision_curve(predictions)}
-    for level, rows in (("image", sample.image), ("patient", sample.patient)):
-        result[level] = None
-        if not np.any(sample.patient.label < 0):
-            result[level] = _level(rows, strata, bootstrap)
-    return result
+    mixed = np.any(sample.patient.label < 0)
+    return {
+        "decision_curve": decision_curve(predictions),
+        "image": None if mixed else _level(sample.image, strata, bootstrap),
+        "patient": None if mixed else _level(sample.patient, strata, bootstrap),
+    }
 
 
 def _level(rows: Rows, strata: Strata, bootstrap: Bootstrap) -> JsonDict:
+    """Predictive values and sensitivities of images or of patients, with their intervals."""
     draws = bootstrap.draw(strata)
     once = Draws(rows.once, np.zeros((1, len(strata.sizes))))
     own = float(np.mean(rows.label))
@@ -105,7 +106,7 @@ def _sensitivity_at(rows: Rows, strata: Strata, draws: Draws, best: bool) -> lis
         patient.append(np.full(len(scores), rows.patients + s))
         size.append(np.full(len(scores), counts.sum() / len(scores)))
     weights = np.hstack([draws.patients, draws.pseudo])
-    found: list[list[Values]] = [[] for _ in SPECIFICITIES]
+    reached: list[list[Values]] = [[] for _ in SPECIFICITIES]
     counted = counts_by_score(
         np.concatenate(positive),
         np.concatenate(score),
@@ -115,10 +116,10 @@ def _sensitivity_at(rows: Rows, strata: Strata, draws: Draws, best: bool) -> lis
     )
     for positives, negatives in counted:
         tp, fp = positives.cumsum(axis=1), negatives.cumsum(axis=1)
-        for values, specificity in zip(found, SPECIFICITIES, strict=True):
+        for values, specificity in zip(reached, SPECIFICITIES, strict=True):
             allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
             values.append(np.where(allowed, tp, 0).max(axis=1) / tp[:, -1])
-    return [np.concatenate(values) for values in found]
+    return [np.concatenate(values) for values in reached]
 
 
 def decision_curve(predictions: Predictions) -> JsonDict:

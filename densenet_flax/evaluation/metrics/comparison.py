@@ -69,7 +69,7 @@ def compare(
     reason = _why_no_variance(samples[0].patient.label, strata, class_names)
     for key, names in metric_set(len(class_names)).levels.items():
         networks = [(p[key], v[key]) for p, v in zip(points, influence, strict=True)]
-        result[key] = _differences(bootstrap, networks, names, strata, reason)
+        result[key] = _differences(bootstrap.tail, networks, names, strata, reason)
     return result
 
 
@@ -91,7 +91,7 @@ def compare_networks(
     Args:
       tables: By the names of the networks. The order of their images may differ; each keeps its
         own threshold.
-      baseline: Compares every other network with this one, in place of all pairs.
+      baseline: Compares every other network with this one, instead of every pair.
       metric: Of the verdict; by default the area under the ROC curve. It is that of patients where
         each has one class.
       resamples: Of the intervals of each network; so is `seed`.
@@ -120,13 +120,13 @@ def compare_networks(
     others = [name for name in names if name != baseline]
     pairs = [(baseline, n) for n in others] if baseline else [*itertools.combinations(names, 2)]
     bootstrap = Bootstrap(resamples, seed, level)
-    together = Bootstrap(resamples, seed, 1 - (1 - level) / len(pairs))
+    corrected = Bootstrap(resamples, seed, 1 - (1 - level) / len(pairs))
     rows: list[JsonDict] = []
     for pair in pairs:
         row: JsonDict = {"a": pair[0], "b": pair[1]}
         for key, metrics in levels.items():
             networks = [(points[n][key], influence[n][key]) for n in pair]
-            row[key] = _differences(together, networks, metrics, strata, reason)
+            row[key] = _differences(corrected.tail, networks, metrics, strata, reason)
         rows.append(row)
     for key, name in [(key, name) for key, metrics in levels.items() for name in metrics]:
         _correct([row[key][name] for row in rows if row[key][name]])
@@ -188,7 +188,7 @@ def _why_no_variance(
 
 
 def _differences(
-    bootstrap: Bootstrap,
+    tail: float,
     networks: Sequence[tuple[JsonDict, Mapping[str, Float[np.ndarray, "P *K"]]]],
     names: Sequence[str],
     strata: Strata,
@@ -213,7 +213,7 @@ def _differences(
             else:
                 # Two figures from 0 to 1, or from −1 to 1, differ by no more than that.
                 largest = 2 if name in FROM_MINUS_ONE else 1
-                low, high = np.clip(t_limits(b - a, error, bootstrap.tail), -largest, largest)
+                low, high = np.clip(t_limits(b - a, error, tail), -largest, largest)
                 interval = make_interval(low, high, "t")
                 p = p_value(b - a, error)
                 rows[name] = {"a": a, "b": b, "difference": b - a, **interval, "p": p}

@@ -142,14 +142,14 @@ def area_influence(
     below all others would make every interval useless.)
     """
     result = {}
-    for name, (value, of_positive, of_negative) in _area_derivatives(positive, score).items():
+    for name, (value, d_positive, d_negative) in _area_derivatives(positive, score).items():
         pseudo = np.zeros(len(strata.sizes))
-        for kind, derivative in ((True, of_positive), (False, of_negative)):
+        for kind, derivative in ((True, d_positive), (False, d_negative)):
             other = positive != kind
             if other.any():
                 count = rows.sum_by_patient(positive == kind)
                 pseudo += strata.mean(count) * derivative[other].mean()
-        own = rows.sum_by_patient(np.where(positive, of_positive, of_negative))
+        own = rows.sum_by_patient(np.where(positive, d_positive, d_negative))
         result[name] = Influence(value, own, pseudo).centered(strata)
     return result
 

@@ -154,7 +154,7 @@ def _area_interval(influence: Influence, strata: Strata, bootstrap: Bootstrap) -
 
     Student's, on the logit scale, is too narrow near 1, where no patient may happen to be hard, and
     does not exist at 1. The one with pseudo-patients is linear in their weights, as an AUC
-    is: a little of each patient in place of an average one.
+    is: each patient replaces a little of an average one.
     """
     draws, value = bootstrap.draw(strata), influence.value
     linear = value + draws.patients @ influence.patients
@@ -163,12 +163,13 @@ def _area_interval(influence: Influence, strata: Strata, bootstrap: Bootstrap) -
     best = linear + (1 - value) * (draws.pseudo / strata.sizes).sum(axis=1)
     span = bootstrap.interval(worst, best, value, AREA_METHOD)
     error = standard_error(influence.patients, strata)
-    return _union(span, t_limits(value, error, bootstrap.tail, "logit") if error else None)
+    return union(span, t_limits(value, error, bootstrap.tail, "logit") if error else None)
 
 
-def _union(
+def union(
     span: Interval, limits: tuple[float, float] | None, low: float = 0, high: float = 1
 ) -> Interval:
+    """Widens an interval to `limits`, if any, and keeps it between `low` and `high`."""
     if limits:
         span = {**span, "low": min(span["low"], limits[0]), "high": max(span["high"], limits[1])}
     return {**span, "low": float(max(low, span["low"])), "high": float(min(high, span["high"]))}
@@ -194,7 +195,7 @@ def _widen_by_t(
         error = standard_error(influence[name], strata)
         if error:
             limits = t_limits(points[name], error, bootstrap.tail, scale)
-            spans[name] = {**_union(span, limits, low), "method": WITH_T}
+            spans[name] = {**union(span, limits, low), "method": WITH_T}
 
 
 def _class_intervals(
@@ -212,8 +213,8 @@ def _class_intervals(
         if row["roc_auc"] is not None:
             areas = area_influence(rows, rows.label == k, rows.probability[:, k], strata)
             spans |= {name: _area_interval(areas[name], strata, bootstrap) for name in _AREAS}
-        found = {name: spans.get(name) for name in PER_CLASS}
-        result.append({"class": row["class"], **found, "undefined": row["undefined"]})
+        by_name = {name: spans.get(name) for name in PER_CLASS}
+        result.append({"class": row["class"], **by_name, "undefined": row["undefined"]})
     return result
 
 
@@ -266,5 +267,5 @@ def mean_intervals(
             continue
         span = bootstrap.interval(lowest, highest, mean, WITH_T)
         limits = t_limits(mean, error, bootstrap.tail) if error else None
-        spans[name] = _union(span, limits, high=float("inf"))
+        spans[name] = union(span, limits, high=float("inf"))
     return {**spans, "undefined": undefined}

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy  # its parts are imported when they are first used
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
@@ -86,6 +85,17 @@ class OperatingPoint:
                 f"operating point: method is {self.method!r}; expected one of "
                 f"{', '.join(METHODS)}, a shift for platt only and knots for isotonic only"
             )
+        if not math.isfinite(self.shift):
+            raise InputError(f"operating point: shift is {self.shift}; expected a finite number")
+        if self.knots:
+            before, after = np.transpose(self.knots)
+            inside = np.all((after >= 0) & (after <= 1))
+            # `np.interp` returns anything where they are not in order.
+            if not (inside and np.all(np.diff(before) > 0) and np.all(np.diff(after) >= 0)):
+                raise InputError(
+                    "operating point: knots are not a calibration; expected pairs of rising "
+                    "probabilities and calibrated probabilities from 0 to 1 that never fall"
+                )
         # JSON has lists, and a frozen field takes no assignment.
         object.__setattr__(self, "notes", tuple(self.notes))
 
@@ -98,9 +108,7 @@ class OperatingPoint:
         """Returns calibrated probabilities: of P(positive), or of rows of more than two classes."""
         if self.knots:
             return interpolate(np.asarray(probability, np.float64), self.knots)
-        if self.shift:
-            return scipy.special.expit(margin(probability) / self.temperature + self.shift)
-        return calibrate(probability, self.temperature)
+        return calibrate(probability, self.temperature, self.shift)
 
     def decide(self, probability: ArrayLike) -> Int[np.ndarray, "..."]:
         """Returns 1 where the network's own probability is at least the threshold, else 0.
@@ -209,12 +217,12 @@ def choose_operating_point(
         reason = why_not(calibration, probability, label, patient)
         if reason:
             notes.append(f"calibrated by a temperature: {reason}")
-        elif calibration == "isotonic":
-            method, knots = calibration, fit_isotonic(probability, label, patient)
-            temperature, notes = 1.0, []
         else:
             method, notes = calibration, []
-            temperature, shift = fit_platt(margin(probability), label, patients)
+            if method == "isotonic":
+                temperature, knots = 1.0, fit_isotonic(probability, label, patient)
+            else:
+                temperature, shift = fit_platt(margin(probability), label, patients)
     threshold = 0.5
     missing = [name for k, name in enumerate(validation.class_names) if not np.any(label == k)]
     if rule != "fixed" and missing:

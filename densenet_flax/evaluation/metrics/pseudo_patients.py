@@ -98,7 +98,5 @@ def ratio_values(
 
 def clopper_pearson(right: int, total: int, bootstrap: Bootstrap) -> Interval:
     """Returns the exact interval of a proportion of patients (Biometrika 26(4), 1934)."""
-    beta = stats.beta
-    low = beta.ppf(bootstrap.tail, right, total - right + 1) if right else 0.0
-    high = beta.isf(bootstrap.tail, right + 1, total - right) if right < total else 1.0
-    return make_interval(low, high, CLOPPER_PEARSON)
+    exact = stats.binomtest(right, total).proportion_ci(bootstrap.level)
+    return make_interval(exact.low, exact.high, CLOPPER_PEARSON)

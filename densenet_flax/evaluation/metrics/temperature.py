@@ -39,11 +39,13 @@ def margin(probability: ArrayLike) -> Float[np.ndarray, "..."]:
     return np.clip(odds, -_MAX_MARGIN, _MAX_MARGIN)
 
 
-def calibrate(probability: ArrayLike, temperature: float) -> Float[np.ndarray, "..."]:
-    """Returns the probability at a temperature; at 1 it is unchanged."""
-    if temperature == 1:
+def calibrate(
+    probability: ArrayLike, temperature: float, shift: float = 0.0
+) -> Float[np.ndarray, "..."]:
+    """Returns the probability at a temperature, unchanged at 1; Platt's shift is added after it."""
+    if temperature == 1 and not shift:
         return np.asarray(probability, np.float64)
-    scaled = margin(probability) / temperature
+    scaled = margin(probability) / temperature + shift
     special = scipy.special
     return special.softmax(scaled, axis=-1) if scaled.ndim > 1 else special.expit(scaled)
 
@@ -81,11 +83,10 @@ def fit_temperature(
         return float(nll_per_image(label, margins * np.exp(-log_t)).mean())
 
     def lowest(objective: Callable[[float], float]) -> float:
-        options = {"xatol": 1e-6}
-        found = scipy.optimize.minimize_scalar(
-            objective, bounds=(low, high), method="bounded", options=options
+        result = scipy.optimize.minimize_scalar(
+            objective, bounds=(low, high), method="bounded", options={"xatol": 1e-6}
         )
-        return float(found.x)
+        return float(result.x)
 
     best = lowest(loss)
     reason = ""

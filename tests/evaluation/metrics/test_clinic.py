@@ -19,10 +19,10 @@ def test_predictive_values_follow_from_bayes(random_table):
     assert [row["prevalence"] for row in rows[:3]] == [0.05, 0.2, 0.5]
     for row in rows:
         p = row["prevalence"]
-        found, alarm = sensitivity * p, (1 - specificity) * (1 - p)
-        assert row["ppv"] == pytest.approx(found / (found + alarm))
-        clear, missed = specificity * (1 - p), (1 - sensitivity) * p
-        assert row["npv"] == pytest.approx(clear / (clear + missed))
+        true, false = sensitivity * p, (1 - specificity) * (1 - p)
+        assert row["ppv"] == pytest.approx(true / (true + false))
+        true, false = specificity * (1 - p), (1 - sensitivity) * p
+        assert row["npv"] == pytest.approx(true / (true + false))
         assert row["ppv_interval"]["low"] < row["ppv"] < row["ppv_interval"]["high"]
     # At the data's own prevalence they are what the test set shows.
     assert rows[3]["own"] and rows[3]["ppv"] == pytest.approx(positive[called].mean())
@@ -76,12 +76,12 @@ def test_calibration_of_patients_is_that_of_a_table_of_their_means(random_table)
     table = random_table(0)
     table = replace(table, calibrated=table.probability**2)
     names = np.unique(table.patient)
-    of_patient = [table.patient == name for name in names]
+    rows_by_patient = [table.patient == name for name in names]
     means = replace(
-        table.select(np.array([rows.argmax() for rows in of_patient])),
+        table.select(np.array([rows.argmax() for rows in rows_by_patient])),
         file=names,
-        probability=[table.probability[rows].mean() for rows in of_patient],
-        calibrated=[table.calibrated[rows].mean() for rows in of_patient],
+        probability=[table.probability[rows].mean() for rows in rows_by_patient],
+        calibrated=[table.calibrated[rows].mean() for rows in rows_by_patient],
     )
     actual = calibration_report(table, None, Bootstrap(20))["patients"]
     expected = calibration_report(means, None, Bootstrap(20))["test"]

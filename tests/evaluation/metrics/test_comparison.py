@@ -104,11 +104,11 @@ def test_under_no_difference_p_is_rarely_small(make):
 
 def test_a_difference_that_few_patients_carry_has_few_degrees_of_freedom():
     strata = Strata.of(np.zeros(20, int))
-    spread = np.random.default_rng(0).normal(size=20)
+    normal = np.random.default_rng(0).normal(size=20)
     few = np.where(np.arange(20) < 3, 1.0, 0.0)
-    assert standard_error(spread, strata).freedom == standard_error(few, strata).freedom == 19
+    assert standard_error(normal, strata).freedom == standard_error(few, strata).freedom == 19
     assert standard_error(few, strata, carried=True).freedom < 4
-    assert 4 < standard_error(spread, strata, carried=True).freedom < 19
+    assert 4 < standard_error(normal, strata, carried=True).freedom < 19
 
 
 def test_a_metric_that_cannot_be_compared_has_a_reason(hand):

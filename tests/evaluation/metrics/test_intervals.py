@@ -114,10 +114,10 @@ def test_the_influence_on_an_area_is_its_derivative(random_table):
     strata = Strata.of(np.zeros(rows.patients, int))
     step = 1e-6
     weights = np.vstack([rows.once, 1 + step * np.eye(rows.patients)])
-    moved = binary.ranking_metrics(rows.label == 1, rows.probability, rows.patient, weights)
+    values = binary.ranking_metrics(rows.label == 1, rows.probability, rows.patient, weights)
     for name, influence in area_influence(rows, rows.label == 1, rows.probability, strata).items():
-        slope = (moved[name][1:] - moved[name][0]) / step
-        assert influence.value == pytest.approx(moved[name][0])
+        slope = (values[name][1:] - values[name][0]) / step
+        assert influence.value == pytest.approx(values[name][0])
         assert influence.patients == pytest.approx(slope - slope.mean(), abs=1e-5)
 
 

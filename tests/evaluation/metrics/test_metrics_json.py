@@ -1,6 +1,6 @@
 """The numbers of metrics.json, of a comparison and of folds stay what they were.
 
-`expected_metrics.json` is written anew where a method changes, never for another reason:
+`expected_metrics.json` is rewritten where a method changes, never for another reason:
 `json.dumps(results())`. The values of the table are compared with scikit-learn's in other tests.
 """
 
@@ -64,15 +64,15 @@ def results():
     # One class has a single patient; in the second table another is only in a patient of two.
     rare = four.select(~np.isin(four.patient, ["p4", "p8", "p12"]))
     mixed = replace(rare, patient=np.where(rare.label == 3, "p1", rare.patient))
-    of_two = assess(point.apply(two), point.apply(validation), point, settings)
-    of_four = assess(four, bootstrap=settings)
+    binary = assess(point.apply(two), point.apply(validation), point, settings)
+    multiclass = assess(four, bootstrap=settings)
     # Newer than the file; tests of their own show both.
-    del of_two["clinic"]["decision_curve"]
-    del of_two["calibration"]["patients"], of_four["calibration"]["patients"]
+    del binary["clinic"]["decision_curve"]
+    del binary["calibration"]["patients"], multiclass["calibration"]["patients"]
     parts = [two.select(np.isin(two.patient, own)) for own in (["p0", "p1"], ["p2", "p3", "p5"])]
     return {
-        "two_classes": of_two,
-        "four_classes": of_four,
+        "two_classes": binary,
+        "four_classes": multiclass,
         "one_class": levels(two.select(two.label == 1)),
         "patients_of_both_classes": levels(both),
         "rare_classes": levels(rare),

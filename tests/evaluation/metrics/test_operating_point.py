@@ -181,3 +181,8 @@ def test_calibrations_that_make_no_sense_are_rejected(several):
     for method, shift, knots in (("temperature", 1.0, ()), ("isotonic", 0.0, ()), ("x", 0.0, ())):
         with pytest.raises(InputError, match="method is"):
             OperatingPoint(method=method, shift=shift, knots=knots)
+    with pytest.raises(InputError, match="shift is nan"):
+        OperatingPoint(method="platt", shift=float("nan"))
+    for knots in (((0.9, 0.1), (0.1, 0.9)), ((0.1, 0.9), (0.9, 0.1)), ((0.1, 0.5), (0.9, 1.5))):
+        with pytest.raises(InputError, match="knots are not a calibration"):
+            OperatingPoint(method="isotonic", knots=knots)
