@@ -18,6 +18,7 @@ A cell that is in the file is not computed again, so an interrupted run goes on.
 import argparse
 import csv
 import datetime
+import itertools
 import shlex
 import sys
 import time
@@ -347,14 +348,13 @@ def main() -> None:
     done = {row.cell for row in rows}
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = []
-        for sizes in args.sizes:
-            for accuracy in args.accuracies:
-                for text in args.populations:
-                    cell = Population.parse(text, accuracy)
-                    if (sizes, cell.kind, cell.share, accuracy) not in done:
-                        counts = tuple(map(int, sizes.split("+")))
-                        settings = args.test_sets, args.resamples, args.seed
-                        jobs.append(pool.submit(coverage, counts, cell, *settings))
+        cells = itertools.product(args.sizes, args.accuracies, args.populations)
+        for sizes, accuracy, text in cells:
+            cell = Population.parse(text, accuracy)
+            if (sizes, cell.kind, cell.share, accuracy) not in done:
+                counts = tuple(map(int, sizes.split("+")))
+                settings = args.test_sets, args.resamples, args.seed
+                jobs.append(pool.submit(coverage, counts, cell, *settings))
         for job in as_completed(jobs):
             rows += job.result()
             with args.csv.open("w", newline="") as file:
