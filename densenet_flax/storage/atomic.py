@@ -19,7 +19,8 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 
 # The name of the target, which may be cut, then what `tempfile` adds and the target's suffix.
-_INCOMPLETE = re.compile(r"incomplete\.(.+)\.[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
+_INCOMPLETE = re.compile(r"incomplete\..+\.[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
+_TEMPFILE_LETTERS = 8
 
 
 @contextlib.contextmanager
@@ -53,7 +54,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans_of(target.parent, target.name)
+        _remove_orphans_of(target.parent, prefix)
         lock, temporary = _make_locked(make)
     try:
         yield temporary
@@ -78,15 +79,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
       InputError: the operating system refuses to write there.
     """
     lock, temporary = -1, None
-    name = path.name[:30]  # of 255 bytes that a name may have, where a character may take four
+    # Cut, as a name has 255 bytes at most, and a character may take four.
+    prefix, suffix = f"incomplete.{path.name[:30]}.", path.suffix[:20]
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_orphans_of(path.parent, name)
-            prefix, suffix = f"incomplete.{name}.", path.suffix[-10:]
-            lock, temporary = _make_locked(
-                lambda: tempfile.mkstemp(suffix, prefix, path.parent),
-            )
+            _remove_orphans_of(path.parent, prefix, suffix)
+            lock, temporary = _make_locked(lambda: tempfile.mkstemp(suffix, prefix, path.parent))
             yield temporary
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -148,18 +147,19 @@ def remove_orphans(folder: Path) -> None:
             _remove_unless_locked(path)
 
 
-def _remove_orphans_of(folder: Path, name: str) -> None:
+def _remove_orphans_of(folder: Path, prefix: str, suffix: str = "") -> None:
     """Removes what killed processes left of one file or folder."""
-    for orphan, of in _incomplete_at_start(folder):
-        if of == name:
-            _remove_unless_locked(folder / orphan)
+    length = len(prefix) + _TEMPFILE_LETTERS + len(suffix)
+    for path in _incomplete_at_start(folder):
+        name = path.name
+        if len(name) == length and name.startswith(prefix) and name.endswith(suffix):
+            _remove_unless_locked(path)
 
 
 @functools.lru_cache(maxsize=64)  # a folder of a million overlays is listed once
-def _incomplete_at_start(folder: Path) -> tuple[tuple[str, str], ...]:
-    """What in a folder is not whole before this process writes there, and the target of each."""
-    matches = map(_INCOMPLETE.fullmatch, os.listdir(folder))
-    return tuple((match[0], match[1]) for match in matches if match)
+def _incomplete_at_start(folder: Path) -> tuple[Path, ...]:
+    """What in a folder is not whole before this process writes there."""
+    return tuple(filter(is_incomplete, folder.iterdir()))
 
 
 def _make_locked(make: Callable[[], tuple[int, str]]) -> tuple[int, Path]:

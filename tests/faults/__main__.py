@@ -164,9 +164,9 @@ class Faults:
 
     def _compare(self, name: str, fault: str) -> bool:
         expected = self._expected[name]
-        found = self._digests(COMMANDS[name])
-        names = {*expected, *found}
-        different = sorted(key for key in names if expected.get(key) != found.get(key))
+        results = self._digests(COMMANDS[name])
+        names = {*expected, *results}
+        different = sorted(key for key in names if expected.get(key) != results.get(key))
         # What nobody needs any more; the file of a lock stays.
         orphans = [str(p) for p in self._folder.rglob("*") if p.name.startswith("incomplete.")]
         if different:

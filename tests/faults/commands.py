@@ -86,20 +86,20 @@ COMMANDS = {
 
 def digests(command: Command, folder: Path) -> dict[str, str]:
     """A digest of each file and checkpoint that a command leaves."""
-    found = {}
+    results = {}
     for pattern in command.results:
         for path in sorted(folder.glob(pattern)):
             # Folders of the cache are named by the times of the files in them, too.
             name = re.sub("[0-9a-f]{16,}", "KEY", str(path.relative_to(folder)))
             if name.endswith("checkpoints"):
-                found |= _checkpoint_digests(path)
+                results |= _checkpoint_digests(path)
             elif path.is_file() and "incomplete." not in name:
-                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+                results[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return results
 
 
 def _checkpoint_digests(folder: Path) -> dict[str, str]:
-    found = {}
+    results = {}
     checkpoints = Checkpoints(folder)
     for step in checkpoints.steps:
         restored = checkpoints.restore(step)
@@ -107,5 +107,5 @@ def _checkpoint_digests(folder: Path) -> dict[str, str]:
         for path, leaf in jax.tree.leaves_with_path((restored.variables, restored.train)):
             digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
-        found[f"checkpoint {step}"] = digest.hexdigest()
-    return found
+        results[f"checkpoint {step}"] = digest.hexdigest()
+    return results

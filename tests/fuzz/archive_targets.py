@@ -1,5 +1,7 @@
 """Archives of images."""
 
+import dataclasses
+import functools
 import gzip
 import io
 import random
@@ -19,7 +21,7 @@ _NAMES = [f"BreaKHis_v1/a/SOB_B_A-14-22549AB-40-00{i}.png" for i in range(1, 4)]
 _SIZES = (b"77777777777\0", b"\xff" * 12, b"\x80" + bytes(3) + b"\xff" * 8, b"-0000000001\0")
 
 
-def _write_tar(path: Path, mode: str = "w", format: int = tarfile.PAX_FORMAT) -> None:
+def _write_tar(path: Path, mode: str, format: int) -> None:
     with tarfile.open(path, mode, format=format) as archive:  # type: ignore[call-overload]
         folder = tarfile.TarInfo("BreaKHis_v1")
         folder.type = tarfile.DIRTYPE
@@ -35,16 +37,10 @@ def _write_tar(path: Path, mode: str = "w", format: int = tarfile.PAX_FORMAT) ->
             archive.addfile(tarfile.TarInfo("long/" * 40 + "name.txt"))
 
 
-def _make_tar(folder: Path) -> None:
+def _make_tars(folder: Path, mode: str) -> None:
     for name, format in (("pax", tarfile.PAX_FORMAT), ("gnu", tarfile.GNU_FORMAT)):
         (folder / name).mkdir()
-        _write_tar(folder / name / "a.tar", format=format)
-
-
-def _make_gzip(folder: Path) -> None:
-    for name, format in (("pax", tarfile.PAX_FORMAT), ("gnu", tarfile.GNU_FORMAT)):
-        (folder / name).mkdir()
-        _write_tar(folder / name / "a.tar.gz", "w:gz", format)
+        _write_tar(folder / name / f"a.tar{mode[1:].replace(':', '.')}", mode, format)
 
 
 def _make_zip(folder: Path) -> None:
@@ -115,43 +111,31 @@ def _same_names(written: Any, read: Any) -> str:
     return difference(names, others[: len(names)]) or difference(len(written), len(read))
 
 
-_GZIP_DAMAGE = (*RANDOM_DAMAGE, compressed_changed_headers, compressed_changed_headers)
-
+_TAR_GZ = Target(
+    "archives/tar.gz",
+    functools.partial(_make_tars, mode="w:gz"),
+    _read_members,
+    (*RANDOM_DAMAGE, compressed_changed_headers, compressed_changed_headers),
+    exact=(cut, flip_bit, damage),
+)
+_ZIP = Target(
+    "archives/zip",
+    _make_zip,
+    _read_members,
+    exact=(cut, flip_bit, damage),
+    matches=_same_contents,
+)
 ARCHIVE_TARGETS = [
     Target(
         "archives/tar",
-        _make_tar,
+        functools.partial(_make_tars, mode="w"),
         _read_members,
         (*RANDOM_DAMAGE, *[changed_headers] * 4),
         exact=(cut, flip_bit),
         matches=_same_names,
     ),
-    Target(
-        "archives/tar.gz",
-        _make_gzip,
-        _read_members,
-        _GZIP_DAMAGE,
-        exact=(cut, flip_bit, damage),
-    ),
-    Target(
-        "archives/zip",
-        _make_zip,
-        _read_members,
-        exact=(cut, flip_bit, damage),
-        matches=_same_contents,
-    ),
-    Target(
-        "archives/breakhis.tar.gz",
-        _make_gzip,
-        _read_breakhis,
-        _GZIP_DAMAGE,
-        exact=(cut, flip_bit, damage),
-    ),
-    Target(
-        "archives/breakhis.zip",
-        _make_zip,
-        _read_breakhis,
-        exact=(cut, flip_bit, damage),
-        matches=_same_contents,
-    ),
+    _TAR_GZ,
+    _ZIP,
+    dataclasses.replace(_TAR_GZ, name="archives/breakhis.tar.gz", read=_read_breakhis),
+    dataclasses.replace(_ZIP, name="archives/breakhis.zip", read=_read_breakhis),
 ]

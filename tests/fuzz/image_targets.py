@@ -5,7 +5,7 @@ import io
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from tests.fuzz.mutation import cut, damage, flip_bit
 from tests.fuzz.target import RANDOM_DAMAGE, Target
 
 _SIZE = (44, 29)
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @functools.cache
@@ -170,13 +169,7 @@ def changed_chunks(rng: random.Random, data: bytes) -> bytes:
         else:
             kind = rng.choice((b"zTXt", b"iCCP", b"iTXt", b"eXIf", b"tRNS"))
             chunks.insert(other, (kind, b"k\0\0" + _zeros(rng.choice((9, 10**6, 10**8)))))
-    return _SIGNATURE + b"".join(
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    )
+    return _png(chunks)
 
 
 @functools.cache
@@ -220,13 +213,16 @@ def interlaced_png(pixels: np.ndarray) -> bytes:
         for row in pixels[y::down, x::across]
     )
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    return _SIGNATURE + b"".join(
+    return _png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+def _png(chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content))
         + kind
         + content
         + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts
+        for kind, content in chunks
     )
 
 

@@ -67,24 +67,31 @@ def test_an_unfinished_file_is_removed_after_any_error(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
-    """A child dies while it writes a file and a folder, as many times as this process does."""
+    """A child dies while it writes files and a folder."""
+    names = ("x.csv", "network.safetensors", "notes.markdown")  # as long as `tempfile`'s letters
     code = (
-        "import os, pathlib, signal; from densenet_flax.storage import atomic\n"
+        "import contextlib, os, pathlib, signal; from densenet_flax.storage import atomic\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "with atomic.atomic_file(folder / 'x.csv'), atomic.atomic_dir(folder / 'folder'):\n"
+        "with contextlib.ExitStack() as stack, atomic.atomic_dir(folder / 'folder'):\n"
+        f"    [stack.enter_context(atomic.atomic_file(folder / name)) for name in {names}]\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert child.returncode == -signal.SIGKILL
     orphans = set(tmp_path.iterdir())
-    assert len(orphans) == 2 and all(map(files.is_incomplete, orphans))
+    assert len(orphans) == 4 and all(map(files.is_incomplete, orphans))
     (tmp_path / "incomplete.notes.txt").write_text("of the user")
-    with files.atomic_file(tmp_path / "x.csv") as mine:
-        assert mine.exists() and not list(orphans & set(tmp_path.glob("*.csv")))
+    for name in names:
+        with files.atomic_file(tmp_path / name) as temporary:
+            left = orphans & set(tmp_path.iterdir())
+            assert temporary.exists() and not [path for path in left if name in path.name]
+            assert len(left) == 3 - names.index(name)
+            temporary.write_text("whole")
+    with files.atomic_file(tmp_path / "y") as temporary:
         files.remove_orphans(tmp_path)
-        mine.write_text("whole")
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["incomplete.notes.txt", "x.csv"]
+        temporary.write_text("whole")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted(["incomplete.notes.txt", "y", *names])
 
 
 def test_permissions_follow_the_umask(tmp_path):

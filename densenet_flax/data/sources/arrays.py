@@ -97,11 +97,12 @@ def write_subset(
     """Writes images as a subset, in place of those that it had.
 
     Raises:
-      InputError: an image cannot be used, or the folder cannot be written.
+      InputError: an image cannot be used or is in another subset, or the folder cannot be written.
     """
     folder = root / subset
-    remove_subset(root, subset)
     rows = images.rows(subset, labels)
+    _check_not_in_others(root, subset, rows)
+    remove_subset(root, subset)
     if options.storage == "stream" and not all("source" in row for row in rows):
         raise InputError("data.storage='stream': is for files, and these images are in memory")
     number = {row["file"]: i for i, row in enumerate(rows)}
@@ -115,6 +116,15 @@ def write_subset(
         return np.ascontiguousarray(read_pixels(image, row["file"], options.bits))
 
     prepare_images(folder, options, lambda: rows, read)
+
+
+def _check_not_in_others(root: Path, subset: str, rows: Sequence[Row]) -> None:
+    files = {row["file"] for row in rows}
+    for other in SUBSETS:
+        if other == subset or not _is_there(root / other):
+            continue
+        if twice := files & set(_load_table(root / other)["file"]):
+            raise InputError(f"{min(twice)}: is among the {other} images, too; leave it out of one")
 
 
 def remove_subset(root: Path, subset: str) -> None:

@@ -90,10 +90,11 @@ class BreakHisSource(FileSource):
         path = self._folder / _SKIPPED
         if not os.path.lexists(path):
             return ()
+        data = read_file(path, max_bytes=MAX_TEXT_BYTES)
         try:
-            lines = json.loads(read_file(path, max_bytes=MAX_TEXT_BYTES))
+            lines = json.loads(data)
             if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-                raise InputError(f"{path}: not a list of lines")
+                raise ValueError("not a list of lines")
         except (ValueError, RecursionError) as error:
             advice = f"remove {self._folder}, to prepare the images again"
             raise InputError(f"{path}: cannot be read ({error}); {advice}") from error

@@ -201,7 +201,7 @@ def _read_labels(labels: Any) -> np.ndarray:
         items = np.asarray(labels, dtype=object).ravel().tolist()
         kinds = {type(item) for item in items}
         for i, item in enumerate(items):
-            if item is None or item != item or not isinstance(item, str | int | np.integer):
+            if not isinstance(item, str | int | np.integer):
                 raise InputError(
                     f"label {i} is {item!r}; expected whole numbers or names of classes"
                 )
@@ -235,9 +235,10 @@ def _read_names(values: Any, what: str) -> list[str]:
     for i, value in enumerate(array.tolist()):
         if isinstance(value, float | np.floating) and value.is_integer():
             value = int(value)  # as pandas has whole numbers where one is missing
-        name = "" if value is None or value != value else str(value).strip()
+        is_name = isinstance(value, str | int | float | np.generic) and value == value  # no NaN
+        name = str(value).strip() if is_name else ""
         if not name:
-            raise InputError(f"{what}: number {i} is {value!r}; fill it in")
+            raise InputError(f"{what}: number {i} is {value!r}; expected a name or a number")
         names.append(name)
     return names
 

@@ -34,9 +34,8 @@ class TfdsSource(FileSource):
         """
         import tensorflow_datasets as tfds
 
-        self._name = name = config.name.removeprefix(
-            "tfds:"
-        )  # such as 'colorectal_histology/1.0.0'
+        # Such as 'colorectal_histology/1.0.0'.
+        self._name = name = config.name.removeprefix("tfds:")
         builder = _open_builder(name, config.path)
         features = builder.info.features
         image_key = _find_feature(name, features, tfds.features.Image, "image")

@@ -28,7 +28,7 @@ def overlay_names(names: Iterable[str]) -> dict[str, str]:
     for name in ordered:
         picture = _shorten(name if name.endswith(".png") else f"{name}.png")
         while _fold(picture) in taken:  # of x.jpg, where there is an x.jpg.png
-            picture = f"{picture.removesuffix('.png')}~.png"
+            picture = _shorten(f"{picture.removesuffix('.png')}~.png")
         taken.add(_fold(picture))
         pictures[name] = picture
     return pictures

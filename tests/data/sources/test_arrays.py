@@ -142,3 +142,14 @@ def test_no_images(config, tmp_path):
     for path in ("", str(tmp_path / "none")):
         with pytest.raises(InputError, match=r"set by densenet_flax.fine_tune"):
             open_dataset(dataclasses.replace(config, path=path), tmp_path)
+
+
+def test_a_file_is_in_one_subset(config, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(24)]
+    for file, pixels in zip(files, _X, strict=True):
+        Image.fromarray(pixels).save(file)
+    _write(config, "train", range(16), files)
+    _write(config, "test", range(16, 20), files)
+    with pytest.raises(InputError, match=r"15\.png: is among the train images, too"):
+        _write(config, "test", range(15, 20), files)
+    assert len(open_dataset(config, tmp_path / "cache").files) == 20

@@ -61,6 +61,7 @@ def test_other_images_are_refused_with_what_to_do(images, words):
         (np.array(_Y, float), "use y.astype(int)"),
         ([0.0, np.nan, 1.0, 1.0], "label 1 is NaN"),
         (["no", None, "no", "yes"], "label 1 is None"),
+        (pd.Series(["no", pd.NA, "no", "yes"], dtype="string"), "label 1 is <NA>"),
         (np.array(["no", 1, "no", "yes"], object), "some are numbers and some are names"),
         (_Y[:3], "3 labels for 4 images"),
         (None, "no labels"),
@@ -108,6 +109,7 @@ def test_patients():
     for patients, words in (
         ([1, 2], "2 patients for 4 images"),
         ([1, None, 2, 3], "number 1 is None"),
+        (pd.Series(["p1", pd.NA, "p2", "p3"], dtype="string"), "number 1 is <NA>"),
         (["a", "b", " ", "c"], "number 2 is ' '"),
         (np.ones((4, 2)), "of shape"),
     ):
