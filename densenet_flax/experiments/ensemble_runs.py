@@ -1,4 +1,4 @@
-"""From trained runs to an ensemble: its folder, and a report where images are left to judge it."""
+"""From trained runs to an ensemble: its folder, and a report where no member trained on images."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.comparison import align
-from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
+from densenet_flax.evaluation.metrics.operating_point import LIKELIEST, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments.evaluate_run import predict_rows
 from densenet_flax.experiments.from_config import resolve
@@ -50,9 +50,9 @@ def make_ensemble(
     """Writes an ensemble of evaluated runs, and a report on it.
 
     Threshold and temperature are chosen on images that are validation images of all runs, by the
-    first run's rule, and the report is on images that are test images of all runs. Folds of a
-    cross-validation have neither: every image trained some of their networks, so that their
-    ensemble keeps 0.5 and 1 and has to be judged on other images.
+    rule and calibration of the first run's last evaluation, and the report is on images that are
+    test images of all runs. Folds of a cross-validation have neither: every image trained some of
+    their networks, so that their ensemble keeps 0.5 and 1 and has to be tested on other images.
 
     Args:
       runs: two or more work directories of the same data.
@@ -88,11 +88,14 @@ def make_ensemble(
 
 
 def _make(runs: Sequence[str], folder: Path, combine: str) -> JsonDict:
-    prepared = [_prepare(run) for run in runs]
+    for run in runs:
+        if not Workdir(run).has_begun:
+            raise InputError(f"{run}: no trained network in it; --members takes work directories")
     members = {run: load_classifier(run) for run in runs}
     weights = (1 / len(runs),) * len(runs)
     combination = Combination(combine if combine in COMBINE else "logits", weights)
     Ensemble(members, combination, None)  # rejects members that do not go together
+    prepared = [_prepare(run, member) for run, member in members.items()]
     validation = _common_table(prepared, members, "validation")
     if combine == "stacking":
         if validation is None:
@@ -105,10 +108,11 @@ def _make(runs: Sequence[str], folder: Path, combine: str) -> JsonDict:
         combination = dataclasses.replace(combination, weights=fitted)
     point = stored = None
     if validation is not None:
-        rule = prepared[0].experiment.evaluation.threshold
-        point = choose_operating_point(validation.combined(combination), rule)
-        tta = next(iter(members.values())).tta
-        stored = StoredOperatingPoint.from_dict({**point.to_dict(), "tta": tta})
+        settings = prepared[0].experiment.evaluation
+        point = choose_operating_point(
+            validation.combined(combination), settings.threshold, settings.calibration
+        )
+        stored = StoredOperatingPoint.from_dict({**point.to_dict(), "tta": settings.tta})
     test = _common_table(prepared, members, "test")
     with writing(folder):
         files = {_write_member(folder, i, run): run for i, run in enumerate(runs, start=1)}
@@ -161,11 +165,19 @@ def _is_member(path: Path) -> bool:
     return bool(_MEMBER.fullmatch(path.name))
 
 
-def _prepare(run: str) -> PreparedRun:
+def _prepare(run: str, member: Classifier) -> PreparedRun:
+    """Opens the data of a run, which is evaluated as it was the last time."""
     directory = Workdir(run)
-    if not directory.has_begun:
-        raise InputError(f"{run}: no trained network in it; --members takes work directories")
-    return prepare_run(resolve(directory.require_config()), directory)
+    experiment = resolve(directory.require_config())
+    if point := member.info.inference.operating_point:
+        evaluation = dataclasses.replace(
+            experiment.evaluation,
+            threshold="fixed" if point.rule == LIKELIEST else point.rule,
+            calibration=point.method,
+            tta=point.tta,
+        )
+        experiment = dataclasses.replace(experiment, evaluation=evaluation)
+    return prepare_run(experiment, directory)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

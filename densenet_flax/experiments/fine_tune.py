@@ -101,7 +101,7 @@ def fine_tune(
         given |= _read_validation_data(validation_data, columns)
         config.data.class_names = tuple(class_names) or config.data.class_names
         subsets = _number(_by_subset(given), config)
-        config.data.path = str(directory.path / "data")
+        config.data.path = str(directory.images)
     with session(config, verbose=verbose):
         if subsets:
             with directory.lock():

@@ -108,7 +108,7 @@ class Run:
           labels: their classes; None with a DataFrame.
           patients: whose they are; no patient may be in training or validation.
           batch_size: of the evaluation, by default that of training.
-          overrides: other values for 'evaluate', 'threshold', 'tta' and 'explain'.
+          overrides: other values for 'evaluate', 'threshold', 'calibration', 'tta' and 'explain'.
           **keys: the same, as keywords.
 
         Returns:
@@ -119,8 +119,6 @@ class Run:
         """
         changes = {**(overrides or {}), **keys}
         config = apply_overrides(self._directory.require_config(), as_overrides(changes), flag="")
-        if config.data.name == "arrays":  # wherever the directory was when it was made
-            config.data.path = str(self.workdir / "data")
         with session(config, verbose=self._verbose):
             self._classifier = None  # it may be another checkpoint
             if images is None and labels is None:

@@ -38,7 +38,7 @@ OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and 
 _FREE_KEYS = (
     *("data.path", "data.storage", "data.workers", "cache", "cache_dir", "tensorboard"),
     "model.remat",
-    *("evaluate", "threshold", "tta", "explain"),
+    *("evaluate", "threshold", "calibration", "tta", "explain"),
 )
 
 
@@ -53,6 +53,7 @@ class Workdir:
         self.path = self.path.resolve()
         self.checkpoints = self.path / "checkpoints"
         self.split = self.path / "split.json"
+        self.images = self.path / "data"  # those that a program handed over
         self.report = self.path / "report"
         self.operating_point = self.path / OPERATING_POINT_FILE
         self.extensions = self.path / "extensions.json"
@@ -135,12 +136,19 @@ class Workdir:
         return read_json_object(self._config, advice)
 
     def require_config(self) -> JsonDict:
-        """What `write_config` wrote; InputError if there is none."""
+        """What `write_config` wrote; InputError if there is none.
+
+        Images that are kept in the directory are looked for there, also after it was moved.
+        """
         if not os.path.lexists(self._config) and not self.has_begun:
             raise InputError(
                 f"{self.path}: holds no run yet; give its configuration with --config=FILE"
             )
-        return read_json_object(self._config, "put it back, or choose another --workdir")
+        config = read_json_object(self._config, "put it back, or choose another --workdir")
+        data = config.get("data")
+        if isinstance(data, dict) and data.get("name") == "arrays":
+            data["path"] = str(self.images)
+        return config
 
     def check(
         self,

@@ -17,6 +17,7 @@ from densenet_flax.experiments.command_line import apply_overrides, as_overrides
 from densenet_flax.experiments.run import train_and_evaluate
 from densenet_flax.models.densenet import NETWORKS, DenseNet
 from densenet_flax.storage.trained_model import read_model
+from densenet_flax.storage.workdir import Workdir
 from tests.helpers.datasets import make_dataset
 
 _CLASSES = ("benign", "malignant")
@@ -136,6 +137,7 @@ def test_the_same_call_resumes_and_another_one_is_refused(run, images, options, 
         )
 
     assert again().history == run.history
+    assert Workdir(copy).require_config()["data"]["path"] == str(copy / "data")  # it was moved
     printed = capfd.readouterr().err
     assert "resuming from step" in printed and "never seen in training" in printed
     for changes, words in (

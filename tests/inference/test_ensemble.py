@@ -13,6 +13,7 @@ import densenet_flax
 from densenet_flax import InputError
 from densenet_flax.experiments import ensemble_runs
 from densenet_flax.experiments.ensemble_runs import make_ensemble
+from densenet_flax.experiments.run import evaluate
 from densenet_flax.export import export_classifier
 from densenet_flax.inference.ensemble import Combination, stacking_weights, write_ensemble
 from densenet_flax.models.init import init_variables
@@ -165,23 +166,27 @@ def test_stacking_prefers_the_network_that_knows_more():
 
 
 def test_an_ensemble_of_runs_is_judged_on_their_test_images(tiny_run, tmp_path):
-    twin, folder = tmp_path / "twin", tmp_path / "ensemble"
-    shutil.copytree(tiny_run.workdir, twin)
-    runs = [str(tiny_run.workdir), str(twin)]
+    first, twin, folder = tmp_path / "first", tmp_path / "twin", tmp_path / "ensemble"
+    shutil.copytree(tiny_run.workdir, first)
+    # Not as it was evaluated after training.
+    config = {**tiny_run.config.to_dict(), "tta": True, "threshold": "f1", "calibration": "platt"}
+    own = evaluate({**config, "explain": ""}, str(first))
+    shutil.copytree(first, twin)
+    runs = [str(first), str(twin)]
     metrics = make_ensemble(runs, folder)
     # Of twice the same network it is that network.
-    own = json.loads((tiny_run.workdir / "report" / "metrics.json").read_text())
     for level in ("image", "patient"):
         assert metrics[level] == own[level]
     ensemble = densenet_flax.load_classifier(folder)
     assert ensemble.operating_point.threshold == own["operating_point"]["threshold"]
+    assert ensemble.operating_point.rule == "f1" and ensemble.tta
     tiles = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    single = densenet_flax.load_classifier(tiny_run.workdir).predict(tiles)
+    single = densenet_flax.load_classifier(first).predict(tiles)
     np.testing.assert_allclose(ensemble.predict(tiles).probability, single.probability, atol=1e-6)
     for arguments, message in (
         ((runs, folder), "holds an ensemble"),
         ((runs[:1], tmp_path / "x"), "two or more different runs"),
-        ((runs, tiny_run.workdir), "holds other files"),
+        ((runs, first), "holds other files"),
         (([runs[0], str(tmp_path)], tmp_path / "x"), "no trained network in it"),
     ):
         with pytest.raises(InputError, match=message):

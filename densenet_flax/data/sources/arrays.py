@@ -46,8 +46,8 @@ class ArraysSource(Source):
         if not config.path or not self._folders:
             raise InputError(
                 f"data.path={config.path}: no images that a program handed over; "
-                "data.name='arrays' is set by densenet_flax.fine_tune(images, labels), and "
-                "where its work directory was moved, data.path is the folder data in it"
+                "data.name='arrays' is set by densenet_flax.fine_tune(images, labels), which keeps "
+                "them in the folder data of the work directory"
             )
         self.class_names = config.class_names
         self._similar_names = config.similar_names
