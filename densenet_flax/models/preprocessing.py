@@ -11,6 +11,12 @@ PREPROCESSING = get_args(Preprocessing)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation by channel that each mode normalizes x/255 with.
+MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "torch": (IMAGENET_MEAN, IMAGENET_STD),
+    "scale": ((0.0,) * 3, (1.0,) * 3),
+    "tf": ((0.5,) * 3, (0.5,) * 3),
+}
 
 
 def preprocess_input(

@@ -98,18 +98,15 @@ def _convert(arguments: argparse.Namespace) -> None:
     for line in result.verification:
         print(printable(line))
     info = result.info
+    activation = f", activation {info.activation}" if info.num_classes else ""
     print(
         f"{printable(arguments.dst)}: {info.layout.describe()}, {result.parameters:,} parameters, "
         f"preprocessing {info.preprocessing!r}, epsilon {info.epsilon:g}"
-        f"{'' if info.final_relu else ', no final ReLU'}{_activation(info)}"
+        f"{'' if info.final_relu else ', no final ReLU'}{activation}"
     )
     _print_row("because", "; ".join(result.evidence))
     for note in result.notes:
         _print_row("then", note)
-
-
-def _activation(info: WeightsInfo) -> str:
-    return f", activation {info.activation}" if info.num_classes else ""
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

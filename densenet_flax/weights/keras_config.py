@@ -21,9 +21,6 @@ from densenet_flax.weights.safe_reading import reading
 from densenet_flax.weights.weights_file import Head
 
 _CONVENTION = "Keras's preprocess_input ('torch'), by convention: the file does not say"
-_WEIGHTS_ALONE = (
-    "the file holds weights alone: mean pooling, ReLU between Dense layers and {} assumed"
-)
 
 # What a value is computed from: the kind of the layer and the values that it takes.
 _Key: TypeAlias = tuple[Any, ...]
@@ -69,7 +66,12 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
         if policies := {policy for call in graph.calls if (policy := _half_precision(call))}:
             policy = ", ".join(sorted(policies))
             evidence.append(f"the model computes in {policy}, this package in float32")
-        head = _read_head(reader, last, has_relu, _map_size(image_size, reader.num_blocks))
+        calls = reader.chain(last)
+        if isinstance(calls, str):  # why there is no head that can be read
+            head = Head[Call](fault=calls)
+        else:
+            map_size = _map_size(image_size, reader.num_blocks)
+            head = read_head(calls, is_positive=has_relu, map_size=map_size)
         if head.activation:
             fields["activation"] = head.activation
         evidence += head.notes
@@ -77,11 +79,6 @@ def read_config(path: Path, config: bytes | str | None) -> KerasConfig:
             fields["inference"] = InferenceSettings(image_size=image_size)
             evidence.append(f"images of {image_size[0]}×{image_size[1]} pixels")
     return KerasConfig(fields, tuple(evidence), head, pixels_fault)
-
-
-def weights_alone(num_classes: int) -> str:
-    """What is assumed about the head of a file without a configuration."""
-    return _WEIGHTS_ALONE.format("softmax" if num_classes > 1 else "sigmoid")
 
 
 class _Reader:
@@ -234,15 +231,6 @@ def _half_precision(call: Call) -> str:
     if isinstance(policy, dict):
         policy = policy.get("config", {}).get("name")
     return policy if isinstance(policy, str) and "float16" in policy else ""
-
-
-def _read_head(
-    reader: _Reader, value: int, has_relu: bool, map_size: tuple[int, int] | None
-) -> Head[Call]:
-    calls = reader.chain(value)
-    if isinstance(calls, str):
-        return Head(fault=calls)
-    return read_head(calls, is_positive=has_relu, map_size=map_size)
 
 
 def _map_size(image_size: tuple[int, int] | None, num_blocks: int) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.keras_config import read_config, weights_alone
+from densenet_flax.weights.keras_config import read_config
 from densenet_flax.weights.keras_names import tensors_by_name, tensors_by_order
 from densenet_flax.weights.keras_pixels import explain_fault
 from densenet_flax.weights.official import official_name
@@ -108,8 +108,8 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
         arrays = _arrays(path, file)
         declared = sum(array.size * array.dtype.itemsize for array in arrays.values())
         check_expansion(path, size, declared)
-        whole_model = "model_weights" in file
-        config = config if config is not None else file.attrs.get("model_config")
+        whole_model, is_archive = "model_weights" in file, config is not None
+        config = config if is_archive else file.attrs.get("model_config")
         stated = read_config(path, config)
         metadata, evidence = stated.fields.copy(), list(stated.evidence)
         head = stated.head or Head()
@@ -127,14 +127,17 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
             weights = file["model_weights"] if whole_model else file
             tensors = tensors_by_name(arrays, weights, head.layers)
         else:
-            format = "Keras .keras" if path.suffix == ".keras" else "Keras .weights.h5"
+            format = "Keras .keras" if is_archive else "Keras .weights.h5"
             tensors = tensors_by_order(path, arrays, head.layers)
         if INFO_ATTRIBUTE in file.attrs:
             metadata |= stored_metadata(path, str(file.attrs[INFO_ATTRIBUTE]))
             evidence = ["this package wrote the file and stated what it means"]
         elif stated.head is None and (outputs := _outputs(tensors)):
             metadata["activation"] = "softmax" if outputs > 1 else "sigmoid"
-            evidence.append(weights_alone(outputs))
+            evidence.append(
+                "the file holds weights alone: mean pooling, ReLU between Dense layers and "
+                f"{metadata['activation']} assumed"
+            )
     metadata = {"epsilon": KERAS_EPSILON, **metadata}
     return WeightsFile(
         path,

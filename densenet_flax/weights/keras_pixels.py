@@ -8,15 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from densenet_flax.models.preprocessing import MEAN_STD
 from densenet_flax.weights.keras_graph import Call
 from densenet_flax.weights.keras_layers import operation
 
-_STD = np.array(IMAGENET_STD)
 _MODES = {
-    "torch": (1 / (255 * _STD), -np.array(IMAGENET_MEAN) / _STD),
-    "scale": (np.full(3, 1 / 255), np.zeros(3)),
-    "tf": (np.full(3, 1 / 127.5), np.full(3, -1.0)),
+    mode: (1 / (255 * np.array(std)), -np.array(mean) / np.array(std))
+    for mode, (mean, std) in MEAN_STD.items()
 }
 # Of numbers that were rounded to float32 on the way.
 _TOLERANCE = 1e-5

@@ -28,7 +28,11 @@ def read_head(shapes: Mapping[str, Shape], features: int, *, is_ordered: bool) -
       features: how many pooled features enter the head; 0 if unknown.
       is_ordered: whether the file keeps the order in which the model declares its layers.
     """
-    layers = [n.removesuffix(".weight") for n, s in shapes.items() if _is_kernel(n, s)]
+    layers = [
+        n.removesuffix(".weight")
+        for n, s in shapes.items()
+        if n.endswith(".weight") and len(s) == 2
+    ]
     if not layers or not features:
         return Head(sorted(layers, key=_natural_order))
     is_numbered = len({re.sub(r"\d+", "#", layer) for layer in layers}) == 1
@@ -127,10 +131,6 @@ def _adjacent(layers: Sequence[str]) -> tuple[str, str] | None:
         if parent == other and i.isdecimal() and j.isdecimal() and int(j) - int(i) == 1:
             return first, second
     return None
-
-
-def _is_kernel(name: str, shape: Shape) -> bool:
-    return name.endswith(".weight") and len(shape) == 2
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:

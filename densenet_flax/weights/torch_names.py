@@ -32,14 +32,14 @@ TIMM_CONFIG = "config.json"  # beside the weights, on the Hugging Face hub
 INFO_KEY = "densenet_flax"  # in it, and in the header of `.safetensors`: our `WeightsInfo`
 _STORED = "this package wrote the file and stated what it means"
 
-_NORM = {
+NORM_VARIABLES = {
     "weight": ("params", "scale"),
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
     "running_var": ("batch_stats", "var"),
 }
-_LAYERS = {"norm1": "0_bn", "conv1": "1_conv", "norm2": "1_bn", "conv2": "2_conv"}
-_LAYERS |= {"norm": "bn", "conv": "conv"}  # of the stem and of transitions
+LAYERS = {"norm1": "0_bn", "conv1": "1_conv", "norm2": "1_bn", "conv2": "2_conv"}
+LAYERS |= {"norm": "bn", "conv": "conv"}  # of the stem and of transitions
 _LAST_SCALE = ("params", "bn", "scale")
 
 # https://github.com/TissueImageAnalytics/tiatoolbox, `CNNModel`: pixels / 255, no final ReLU.
@@ -70,13 +70,15 @@ def network_file(
     arrays = [(name, tuple(value.shape), reader(name)) for name, value in network.tensors.items()]
     with reading(path):
         tensors, head = _torch_tensors(arrays, is_ordered=is_ordered)
+        config = {} if stored else _timm_config(path.parent / TIMM_CONFIG)
         # What was trained since has options, which the export that it began with does not know.
-        stored = stored or (None if network.options else _metadata_beside(path, tensors))
+        if INFO_KEY in config and not network.options:
+            stored = _metadata_beside(path, config[INFO_KEY], tensors)
         if stored:
             metadata, evidence, settings = stored, [_STORED], StatedSettings()
             head = dataclasses.replace(head, activation=metadata["activation"], notes=())
         else:
-            metadata, evidence, settings = _torch_metadata(path, tensors, network.options)
+            metadata, evidence, settings = _torch_metadata(path, tensors, network.options, config)
             if head.activation:
                 metadata["activation"] = head.activation
     return WeightsFile(
@@ -122,21 +124,19 @@ def _torch_tensors(
 
 
 def _torch_metadata(
-    file: Path, tensors: list[StoredTensor], options: Mapping[str, object]
+    file: Path, tensors: list[StoredTensor], options: Mapping[str, object], config: JsonDict
 ) -> tuple[InfoFields, list[str], StatedSettings]:
     """Metadata of a PyTorch file, their evidence, and what is stated beside the weights.
 
     They are from the options in the file, timm's `config.json` beside it, names, or convention.
 
     Raises:
-      InputError: the `config.json` cannot be read, or a backbone that ours is not is stated.
+      InputError: a backbone that ours is not is stated.
     """
     metadata: InfoFields = {"epsilon": TORCH_EPSILON}
     is_monai = any(".layers." in tensor.name for tensor in tensors)
     names_of, relu = ("MONAI", "ReLU, ") if is_monai else ("torchvision and timm", "")
     evidence = [f"names as in {names_of}: {relu}ImageNet mean and standard deviation assumed"]
-    config_path = file.parent / TIMM_CONFIG
-    config = _timm_config(config_path)
     pretrained = config.get("pretrained_cfg", config)  # timm before 0.9 had one level
     # Those in the file are nearer to it, and so the last ones.
     settings = read_options({**find_options(config, f"{TIMM_CONFIG}: "), **options})
@@ -167,11 +167,10 @@ def _torch_metadata(
     return metadata, evidence, settings
 
 
-def _metadata_beside(path: Path, tensors: Sequence[StoredTensor]) -> InfoFields | None:
+def _metadata_beside(
+    path: Path, values: JsonDict, tensors: Sequence[StoredTensor]
+) -> InfoFields | None:
     """What this package wrote into `config.json` beside a `.pth`, if it is of these tensors."""
-    values = _timm_config(path.parent / TIMM_CONFIG).get(INFO_KEY)
-    if values is None:
-        return None
     with reading(path.parent / TIMM_CONFIG, INFO_KEY):
         info = WeightsInfo.from_dict(values)
     shapes = {tensor.path: tensor.shape for tensor in tensors if tensor.path}
@@ -194,18 +193,18 @@ def _backbone_path(match: re.Match[str]) -> VariablePath | None:
     variable = match["variable"]
     layer: VariablePath
     if kind := match["stem"]:
-        layer = ("conv1", _LAYERS[kind])
+        layer = ("conv1", LAYERS[kind])
     elif match["last"]:
         layer = ("bn",)
     elif match["pool"]:
         # PyTorch counts blocks and transitions from 1, Keras from 2: its 1 is the stem.
-        layer = (f"pool{int(match['pool']) + 1}", _LAYERS[match["pool_layer"]])
+        layer = (f"pool{int(match['pool']) + 1}", LAYERS[match["pool_layer"]])
     else:
         unit = f"conv{int(match['block']) + 1}_block{match['dense_layer']}"
-        layer = (unit, _LAYERS[match["layer"] + match["number"]])
+        layer = (unit, LAYERS[match["layer"] + match["number"]])
     if layer[-1].endswith("conv"):
         return ("params", *layer, "kernel") if variable == "weight" else None
-    collection, name = _NORM[variable]
+    collection, name = NORM_VARIABLES[variable]
     return (collection, *layer, name)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MEAN_STD
 
 _POOLING = ("gp", "global_pool")  # timm's flag, and the argument of its models
 _LAYERS = {
@@ -124,13 +124,10 @@ def _mode(mean: object, std: object) -> str:
         ).ravel()
     except (TypeError, ValueError, RuntimeError):
         return ""
-    if np.allclose(pixels, [*IMAGENET_MEAN, *IMAGENET_STD], atol=1e-4):
-        return "torch"
-    # timm's way to say that pixels / 255 are not normalized.
-    if np.array_equal(pixels, [0, 0, 0, 1, 1, 1]):
-        return "scale"
-    # timm's IMAGENET_INCEPTION_MEAN and _STD: -1 to 1.
-    return "tf" if np.array_equal(pixels, [0.5] * 6) else ""
+    # Scripts round ImageNet's numbers; 0 and 1 are timm's way to say that pixels / 255 are not
+    # normalized, and 0.5 its IMAGENET_INCEPTION_MEAN and _STD.
+    known = {mode: np.ravel(values) for mode, values in MEAN_STD.items()}
+    return next((mode for mode in known if np.allclose(pixels, known[mode], atol=1e-4)), "")
 
 
 def _describe(value: object) -> str:

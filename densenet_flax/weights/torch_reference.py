@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 
+from densenet_flax.weights.formats import recognize
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.torch_files import load_network
 from densenet_flax.weights.torch_head import read_head
@@ -25,7 +26,7 @@ def run_torch(
     path: Path, info: WeightsInfo, images: Float[np.ndarray, "N H W 3"], which: str = ""
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """Outputs of every unit of the network in a PyTorch file, NHWC, by our unit names."""
-    if path.suffix == ".safetensors":
+    if recognize(path) == "safetensors":
         import safetensors.torch
 
         network = select_network(safetensors.torch.load_file(path), which)

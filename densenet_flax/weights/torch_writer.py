@@ -11,27 +11,16 @@ from jaxtyping import Shaped
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import JsonDict, Variables
-from densenet_flax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from densenet_flax.models.preprocessing import MEAN_STD
 from densenet_flax.storage.atomic import atomic_file, write_text
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.layout import VariablePath
 from densenet_flax.weights.safe_reading import reading
 from densenet_flax.weights.safetensors_files import write_safetensors
-from densenet_flax.weights.torch_names import INFO_KEY, TIMM_CONFIG
+from densenet_flax.weights.torch_names import INFO_KEY, LAYERS, NORM_VARIABLES, TIMM_CONFIG
 
-_VARIABLES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-_LAYERS = {"0_bn": "norm1", "1_conv": "conv1", "1_bn": "norm2", "2_conv": "conv2"}
-_PIXELS = {
-    "torch": (IMAGENET_MEAN, IMAGENET_STD),
-    "scale": ((0.0,) * 3, (1.0,) * 3),
-    "tf": ((0.5,) * 3, (0.5,) * 3),
-}
+_VARIABLES = {ours: theirs for theirs, (_, ours) in NORM_VARIABLES.items()} | {"kernel": "weight"}
+_LAYERS = {ours: theirs for theirs, ours in LAYERS.items()}
 
 StateDict = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -85,7 +74,7 @@ def head_code(info: WeightsInfo) -> str:
 
 def timm_config(info: WeightsInfo) -> JsonDict:
     """What timm keeps beside the weights, and our metadata, which timm ignores."""
-    mean, std = _PIXELS[info.preprocessing]
+    mean, std = MEAN_STD[info.preprocessing]
     size = info.inference.image_size or (224, 224)
     pretrained: JsonDict = {
         "custom_load": False,
@@ -119,12 +108,11 @@ def _layer_name(path: VariablePath, num_dense: int) -> str:
         position = num_dense if layer[0] == "predictions" else int(layer[0].removeprefix("dense_"))
         return f"classifier.{2 * (position - 1)}" if num_dense > 1 else "classifier"
     if unit == "conv1":
-        return f"features.{'conv0' if layer[0] == 'conv' else 'norm0'}"
+        return f"features.{_LAYERS[layer[0]]}0"
     if unit == "bn":
         return "features.norm5"
     if unit.startswith("pool"):
-        kind = "conv" if layer[0] == "conv" else "norm"
-        return f"features.transition{int(unit.removeprefix('pool')) - 1}.{kind}"
+        return f"features.transition{int(unit.removeprefix('pool')) - 1}.{_LAYERS[layer[0]]}"
     block, number = unit.removeprefix("conv").split("_block")
     return f"features.denseblock{int(block) - 1}.denselayer{number}.{_LAYERS[layer[0]]}"
 

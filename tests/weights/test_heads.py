@@ -143,7 +143,7 @@ def test_keras_heads_are_exact_or_refused(seed, keras_base, tmp_path):
     if getattr(last, "activation", None) is keras.activations.linear:  # logits, as `because` says
         theirs = to_probabilities(theirs, info.activation)
         theirs = theirs[:, 1:] if info.num_classes == 1 else theirs
-    np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=str(names))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5, err_msg=str(names))
 
 
 @pytest.mark.parametrize("seed", range(3 * COUNT))
@@ -202,4 +202,4 @@ def test_torch_heads_are_exact_or_refused(seed, tmp_path):
     ours = our_probabilities(variables, info, x)
     theirs = to_probabilities(logits, info.activation)
     theirs = theirs[:, 1:] if logits.shape[-1] == 1 else theirs
-    np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=str(described))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5, err_msg=str(described))

@@ -63,8 +63,12 @@ def test_wrong_metadata_give_a_difference(wrong, torch_file):
 def test_a_wrong_conversion_fails_and_writes_nothing(torch_file, tmp_path, monkeypatch):
     from densenet_flax.weights import torch_names
 
-    swapped = {**torch_names._NORM, "weight": ("params", "bias"), "bias": ("params", "scale")}
-    monkeypatch.setattr(torch_names, "_NORM", swapped)
+    swapped = {
+        **torch_names.NORM_VARIABLES,
+        "weight": ("params", "bias"),
+        "bias": ("params", "scale"),
+    }
+    monkeypatch.setattr(torch_names, "NORM_VARIABLES", swapped)
     with pytest.raises(InputError, match=r"PyTorch and this package differ.*unit stem"):
         convert(torch_file, tmp_path / "m.safetensors", verify=True)
     assert not (tmp_path / "m.safetensors").exists()
