@@ -116,7 +116,8 @@ def fine_tune(
 
 
 def _refuse_beside_data_set(*arguments: Any) -> None:
-    if any(argument is not None and len(argument) for argument in arguments):
+    given = [argument for argument in arguments if argument is not None]
+    if any(not hasattr(argument, "__len__") or len(argument) for argument in given):
         raise InputError(
             "labels, validation_data, patients and class_names: are for images; a data set by "
             "name, a folder or a configuration states its own"

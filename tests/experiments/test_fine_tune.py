@@ -209,6 +209,7 @@ def test_files_and_tables_without_validation_and_patients(images, options, tmp_p
         ({"data.path": "x"}, "data.name, data.path: have no effect"),
         ({"images": "tiels", "labels": None}, "tiels: no such folder or data set"),
         ({"images": None}, "are for images"),
+        ({"images": "drawn", "labels": None, "validation_data": 0.2}, "are for images"),
         ({"images": ["a.png", "b.png"], "validation_data": (["b.png"], [1])}, "b.png: is in two"),
     ],
 )
