@@ -51,10 +51,10 @@ def shown(verbose: bool) -> Iterator[None]:
     For functions that a user calls in Python, where absl's messages are hidden.
     """
     global _quiet
-    logger, level, before = logging.get_absl_logger(), logging.get_verbosity(), _quiet
+    logger, verbosity, before = logging.get_absl_logger(), logging.get_verbosity(), _quiet
     handler = python_logging.StreamHandler(_stream())
     show_package(handler)
-    propagate = logger.propagate
+    propagate, level = logger.propagate, logger.level
     try:
         if verbose:
             logger.addHandler(handler)
@@ -65,7 +65,8 @@ def shown(verbose: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate, _quiet = propagate, before
-        logging.set_verbosity(level)
+        logging.set_verbosity(verbosity)
+        logger.setLevel(level)  # which it sets, too, where the program's own settings counted
 
 
 def show_package(handler: python_logging.Handler) -> None:

@@ -4,6 +4,9 @@ import io
 import logging
 import pickle
 
+import pytest
+from absl import logging as absl_logging
+
 from densenet_flax.common import console
 from densenet_flax.common.console import show_package
 from densenet_flax.common.errors import InputError, errors_in
@@ -36,3 +39,16 @@ def test_what_is_logged_is_one_line_whatever_names_are_in_it():
     ours, *theirs = stream.getvalue().splitlines()
     assert ours == r"skipped: a\nb\x1b[2J\u202egnp.exe, 3\n%"
     assert theirs[0] == "skipped: a"
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR])
+def test_what_is_shown_leaves_the_logging_of_a_program_as_it_was(level):
+    logger = absl_logging.get_absl_logger()
+    before = logger.level, list(logger.handlers), logger.propagate
+    logger.setLevel(level)
+    try:
+        with console.shown(verbose=True):
+            assert logger.isEnabledFor(logging.INFO)
+        assert (logger.level, logger.handlers, logger.propagate) == (level, *before[1:])
+    finally:
+        logger.setLevel(before[0])
