@@ -184,7 +184,8 @@ def cut_and_closed(rng: random.Random, data: bytes) -> bytes:
     some more are lost.
     """
     start = data.index(b"\xff\xda") + 14
-    return data[: rng.randrange(start, len(data) - 40)] + b"\xff\xd9"
+    end = data.index(b"\xff\xd9", start)  # of the first image, where a file has several
+    return data[: rng.randrange(start, end - 38)] + b"\xff\xd9"
 
 
 def changed_segments(rng: random.Random, data: bytes) -> bytes:
