@@ -8,8 +8,12 @@ says when it compiles it.
 """
 
 import contextlib
+import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -47,8 +51,10 @@ def first_matches(pattern: str, paths: Sequence[str], key: str) -> list[str]:
       key: what messages call the pattern.
 
     Raises:
-      InputError: the search takes too long. Outside of the main thread it is not ended.
+      InputError: the search takes too long.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return _in_another_process(pattern, paths, key)
     limit = _SECONDS + _SECONDS_PER_PATH * len(paths)
     search = re.compile(pattern).search
     matches = []
@@ -66,16 +72,37 @@ def first_matches(pattern: str, paths: Sequence[str], key: str) -> list[str]:
     return matches
 
 
+def _in_another_process(pattern: str, paths: Sequence[str], key: str) -> list[str]:
+    """As `first_matches`, in the main thread of a new process: other threads get no signals."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import _answer; _answer()"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        input=json.dumps([pattern, list(paths), key]).encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    matches, error = json.loads(done.stdout)
+    if error:
+        raise InputError(error)
+    return matches
+
+
+def _answer() -> None:
+    """Searches for what standard input has, and prints the matches and the error."""
+    try:
+        answer = [first_matches(*json.load(sys.stdin)), ""]
+    except InputError as error:
+        answer = [[], str(error)]
+    print(json.dumps(answer))
+
+
 class _TimeIsUpError(Exception):
     """A block took its time."""
 
 
 @contextlib.contextmanager
 def _processor_time(seconds: float) -> Iterator[None]:
-    """Raises `_TimeIsUpError` in a block that takes more processor time, if in the main thread."""
-    if threading.current_thread() is not threading.main_thread():  # no other gets signals
-        yield
-        return
+    """Raises `_TimeIsUpError` in a block of the main thread that takes more processor time."""
     end = time.thread_time() + seconds
 
     def check(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -26,6 +27,18 @@ def test_a_pattern_that_does_not_end_is_one_line(pattern, monkeypatch):
         first_matches(pattern, ["x", "a" * 60 + "!"], "patient_pattern")
     assert signal.getsignal(signal.SIGVTALRM) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+def test_a_pattern_of_another_thread_ends_as_well():
+    with ThreadPoolExecutor(1) as thread:
+        paths = ["benign/p17_003.png", "Müller_1.png", "\udce9_1"]
+        matches = thread.submit(first_matches, r"/(\w+)_\d", paths, "key")
+        assert matches.result() == ["p17", "Müller", ""]
+        endless = thread.submit(first_matches, "(a+)+$", ["x", "a" * 60 + "!"], "key")
+        with pytest.raises(
+            InputError, match=r"^key='\(a\+\)\+\$': takes too long, such as on a{60}"
+        ):
+            endless.result()
 
 
 def test_time_that_other_threads_take_does_not_count():
