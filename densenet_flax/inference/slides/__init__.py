@@ -1,0 +1,8 @@
+"""Slides: a whole slide in; a table of its tiles, a verdict and pictures out.
+
+reader, slide    a slide file as pixels at any resolution
+field            what one input of the network shows, and how it is read
+tissue           where the tissue is
+grid             which tiles are read
+slide_result     what is known about a slide at the end
+"""

@@ -1,0 +1,147 @@
+"""Which tiles of a slide are read: those of a regular grid that show enough tissue.
+
+A tile is one field of the network, so all are of one size. Positions are (y, x) in pixels of level
+0. They are computed from a tile's row and column, never added up, so that nothing drifts.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from densenet_flax.common.errors import InputError
+
+# Of the whole grid, tissue or not: far more than a slide at high power has, and little memory.
+MAX_TILES = 10_000_000
+_CHUNK = 100_000  # tiles whose tissue is measured at a time
+# A slide of exactly one field may miss it by the rounding of its resolution.
+_TOLERANCE = 0.5  # pixels
+
+
+class Tissue(Protocol):
+    """Where the tissue of a slide is."""
+
+    def fraction(
+        self,
+        y: Float[np.ndarray, " N"],
+        x: Float[np.ndarray, " N"],
+        height: float,
+        width: float,
+    ) -> Float[np.ndarray, " N"]:
+        """The share of tissue in rectangles; what is beyond the edge of the slide has none."""
+
+
+class SlideSize(Protocol):
+    """The extent of a slide: `slide.Slide` has it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def size(self) -> tuple[int, int]: ...  # noqa: D102
+
+    @property
+    def mpp(self) -> tuple[float, float]: ...  # noqa: D102
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TileGrid:
+    """N tiles of a slide.
+
+    Attributes:
+      field_px: (height, width) of a tile in pixels of level 0; not whole numbers.
+      stride_px: from one tile to the next below and to the right, in pixels of level 0.
+      shape: rows and columns of the whole grid, with the tiles that are left out.
+      rows: of each tile in the grid, from 0.
+      columns: of each tile in the grid, from 0.
+    """
+
+    field_px: tuple[float, float]
+    stride_px: tuple[float, float]
+    shape: tuple[int, int]
+    rows: Int[np.ndarray, " N"]
+    columns: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def y(self) -> Float[np.ndarray, " N"]:
+        """The upper edge of each tile, in pixels of level 0."""
+        return self.rows * self.stride_px[0]
+
+    @property
+    def x(self) -> Float[np.ndarray, " N"]:
+        """The left edge of each tile, in pixels of level 0."""
+        return self.columns * self.stride_px[1]
+
+    def select(self, tiles: Int[np.ndarray, " M"] | Bool[np.ndarray, " N"]) -> "TileGrid":
+        """The same grid with some of the tiles."""
+        return dataclasses.replace(self, rows=self.rows[tiles], columns=self.columns[tiles])
+
+
+def make_grid(
+    slide: SlideSize,
+    field_um: tuple[float, float],
+    tissue: Tissue,
+    *,
+    stride: float = 1.0,
+    min_tissue: float = 0.5,
+) -> TileGrid:
+    """Lays a grid over a slide and keeps the tiles that show enough tissue, row by row.
+
+    The first tile lies in the upper left corner. The last row and column reach over the lower and
+    right edge, where a tile is white, so that no part of the slide is left out.
+
+    Args:
+      slide: its size and resolution.
+      field_um: (height, width) of the field of the network in micrometers.
+      tissue: where the tissue is.
+      stride: from one tile to the next, as a share of the field; below 1 tiles overlap.
+      min_tissue: share of a tile that has to be tissue.
+
+    Raises:
+      InputError: the slide is smaller than the field, or no tile shows enough tissue.
+    """
+    (height, width), mpp = slide.size, slide.mpp
+    field = field_um[0] / mpp[0], field_um[1] / mpp[1]
+    if field[0] > height + _TOLERANCE or field[1] > width + _TOLERANCE:
+        raise InputError(
+            f"{slide.name}: has {height * mpp[0]:.0f}×{width * mpp[1]:.0f} µm (height×width), less "
+            f"than the {field_um[0]:.0f}×{field_um[1]:.0f} µm that the network sees at a time; "
+            "it is no slide but a tile, or its resolution is not the one that is stated "
+            f"({mpp[0]:g}×{mpp[1]:g} µm a pixel; correct it with --mpp)"
+        )
+    steps = field[0] * stride, field[1] * stride
+    shape = _count(height, field[0], steps[0]), _count(width, field[1], steps[1])
+    if shape[0] * shape[1] > MAX_TILES:
+        raise InputError(
+            f"{slide.name}: {shape[0]}×{shape[1]} tiles; expected at most {MAX_TILES}; choose a "
+            "larger --stride, and check --field and --mpp"
+        )
+    rows, columns = [], []
+    largest = 0.0
+    band = max(1, _CHUNK // shape[1])
+    for first in range(0, shape[0], band):
+        row, column = np.divmod(
+            np.arange(first * shape[1], min(first + band, shape[0]) * shape[1]), shape[1]
+        )
+        share = tissue.fraction(row * steps[0], column * steps[1], *field)
+        keep = (share >= min_tissue) & (share > 0)
+        rows.append(row[keep])
+        columns.append(column[keep])
+        largest = max(largest, float(share.max()))
+    grid = TileGrid(field, steps, shape, np.concatenate(rows), np.concatenate(columns))
+    if not len(grid):
+        raise InputError(
+            f"{slide.name}: no tile shows {min_tissue:.0%} tissue, the most is {largest:.0%}; "
+            "give a smaller --min_tissue, or the tissue itself with --tissue=FILE"
+        )
+    return grid
+
+
+def _count(length: int, field: float, step: float) -> int:
+    """How many tiles cover a length: the last one ends at its end or beyond."""
+    return 1 + max(0, math.ceil((length - field - _TOLERANCE) / step))
