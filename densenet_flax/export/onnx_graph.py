@@ -15,7 +15,9 @@ from numpy.typing import ArrayLike, DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 from densenet_flax.common.trees import JsonDict, PyTree
-from densenet_flax.export.predict_fn import Outputs, PredictFn
+from densenet_flax.evaluation.metrics.calibrators import Knots
+from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
+from densenet_flax.export.predict_fn import Outputs, PredictFn, Steps
 from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.ensemble import Ensemble
 from densenet_flax.inference.tta import num_views
@@ -260,19 +262,20 @@ def _combine(graph: _Graph, images: Tensor, ensemble: Ensemble) -> Tensor:
 def _decide(graph: _Graph, log_probability: Tensor, classifier: Classifier) -> None:
     """The outputs, from [N, K], or from [N, K, 2]: the absence and presence of each class."""
     point = classifier.operating_point
-    temperature = graph.constant("temperature", point.temperature)
-    scaled = graph.add("Div", log_probability, temperature, name="score_at_temperature")
     second = graph.constant("second_class", 1, np.int64)
     if classifier.is_multilabel:
         likelihood = graph.add("Exp", log_probability, name="absent_or_present")
         graph.add("Gather", likelihood, second, name="probability", axis=2)
-        likelihood = graph.add("Softmax", scaled, name="absent_or_present_calibrated", axis=2)
+        likelihood = _at_temperature(graph, log_probability, point, "absent_or_present_calibrated")
         graph.add("Gather", likelihood, second, name="calibrated", axis=2)
         threshold = graph.constant("threshold", 0.5)
         decision = graph.add("GreaterOrEqual", "probability", threshold, name="is_present")
     else:
         graph.add("Exp", log_probability, name="probability")
-        graph.add("Softmax", scaled, name="calibrated", axis=1)
+        if point.knots:
+            _isotonic(graph, "probability", point.knots)
+        else:
+            _at_temperature(graph, log_probability, point, "calibrated")
         if len(classifier.class_names) == 2:
             positive = graph.add("Gather", "probability", second, name="positive", axis=1)
             threshold = graph.constant("threshold", point.threshold)
@@ -280,3 +283,28 @@ def _decide(graph: _Graph, log_probability: Tensor, classifier: Classifier) -> N
         else:
             decision = graph.add("ArgMax", log_probability, name="likeliest", axis=1, keepdims=0)
     graph.add("Cast", decision, name="decision", to=TensorProto.INT32)
+
+
+def _at_temperature(
+    graph: _Graph, log_probability: Tensor, point: OperatingPoint, name: str
+) -> Tensor:
+    temperature = graph.constant("temperature", point.temperature)
+    score = graph.add("Div", log_probability, temperature, name="score_at_temperature")
+    if point.shift:
+        shift = graph.constant("platt_shift", [0, point.shift])
+        score = graph.add("Add", score, shift, name="shifted_score")
+    return graph.add("Softmax", score, name=name, axis=-1)
+
+
+def _isotonic(graph: _Graph, probability: Tensor, knots: Knots) -> Tensor:
+    steps = Steps.of(knots)
+    begin, end = (graph.constant(f"column_{i}", [i], np.int64) for i in (1, 2))
+    x = graph.add("Slice", probability, begin, end, begin, name="positive_column")
+    x = graph.add("Sub", x, graph.constant("step/start", steps.start), name="beyond_start")
+    x = graph.add("Div", x, graph.constant("step/width", steps.width), name="share_of_step")
+    limits = (graph.constant(f"limit_{i}", i) for i in (0, 1))
+    x = graph.add("Clip", x, *limits, name="share_passed")
+    x = graph.add("MatMul", x, graph.constant("step/rise", steps.rise[:, None]), name="rise")
+    positive = graph.add("Add", x, graph.constant("first_step", steps.first), name="calibrated_1")
+    negative = graph.add("Sub", graph.constant("one", 1), positive, name="calibrated_0")
+    return graph.add("Concat", negative, positive, name="calibrated", axis=1)

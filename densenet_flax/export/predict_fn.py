@@ -5,7 +5,7 @@ and traceable by JAX. `stablehlo` traces it; `onnx_graph` follows it step by ste
 """
 
 from collections.abc import Callable
-from typing import TypeAlias, TypedDict, cast
+from typing import NamedTuple, TypeAlias, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from densenet_flax.common.trees import Variables
+from densenet_flax.evaluation.metrics.calibrators import Knots
+from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.ensemble import Ensemble
 from densenet_flax.inference.tta import num_views, symmetric_views
@@ -53,12 +55,51 @@ def predict_fn(
         decision = probability[:, 1] >= jnp.float32(point.threshold)
     else:
         decision = log_probability.argmax(axis=-1)
-    # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
-    calibrated = jax.nn.softmax(log_probability / jnp.float32(point.temperature), axis=-1)
+    calibrated = _calibrate(point, log_probability)
     if classifier.is_multilabel:
         calibrated = calibrated[..., 1]
     decision = decision.astype(jnp.int32)
     return {"probability": probability, "calibrated": calibrated, "decision": decision}
+
+
+def _calibrate(
+    point: OperatingPoint, log_probability: Float[Array, "N *K"]
+) -> Float[Array, "N *K"]:
+    """`OperatingPoint.calibrate` of all classes, from the logarithms of their probabilities."""
+    if point.knots:
+        steps = Steps.of(point.knots)
+        passed = (jnp.exp(log_probability[:, 1:]) - steps.start) / steps.width
+        positive = steps.first + jnp.clip(passed, 0, 1) @ steps.rise
+        return jnp.stack([1 - positive, positive], axis=-1)
+    # Temperature scaling divides logits; log-probabilities differ from them by a constant per row.
+    scores = log_probability / jnp.float32(point.temperature)
+    if point.shift:
+        scores += jnp.array([0, point.shift], jnp.float32)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+class Steps(NamedTuple):
+    """A calibration by isotonic regression as a sum of steps: `interp` is in no format of files.
+
+    Attributes:
+      first: the lowest calibrated probability.
+      start, width, rise: of each step: the probability where it begins, over how much it rises, and
+        how far.
+    """
+
+    first: np.float32
+    start: Float[np.ndarray, " S"]
+    width: Float[np.ndarray, " S"]
+    rise: Float[np.ndarray, " S"]
+
+    @classmethod
+    def of(cls, knots: Knots) -> "Steps":
+        """The steps between knots, in float32."""
+        # At least one step, also where there is a single knot.
+        before, after = np.transpose((*knots, knots[-1])).astype(np.float32)
+        # Knots that are one number in float32 make a step without a width.
+        width = np.maximum(np.diff(before), np.finfo(np.float32).tiny)
+        return cls(after[0], before[:-1], width, np.diff(after))
 
 
 def _log_probability(

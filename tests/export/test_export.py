@@ -9,12 +9,16 @@ import sys
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import densenet_flax
 from densenet_flax import InputError
+from densenet_flax.evaluation.metrics.calibrators import interpolate
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.export import FORMATS, export_classifier, onnx_graph, stablehlo
 from densenet_flax.export.export import FILE_NAMES, _is_clear, _render_readme
+from densenet_flax.export.predict_fn import Steps
 from densenet_flax.inference.load import load_classifier
 from densenet_flax.models.init import init_variables
 from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
@@ -67,16 +71,61 @@ def network(tmp_path):
     return save_network(tmp_path / "network.safetensors")
 
 
-def test_what_exports_cannot_hold_is_refused(tmp_path):
-    point = OperatingPoint(method="platt", shift=0.5, temperature=2.0)
+CALIBRATIONS = {
+    "platt": {"shift": 0.5, "temperature": 2.0},
+    "isotonic": {"knots": ((0.05, 0.2), (0.5, 0.2), (0.5 + 1e-9, 0.3), (0.9, 0.6))},
+    "a single knot": {"knots": ((0.5, 0.25),)},
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_calibration_is_inside_the_files(network, name):
+    classifier = load_classifier(str(network), dtype="float32")
+    images = np.random.default_rng(5).integers(0, 256, (5, *classifier.image_size, 3), np.uint8)
+    method = "platt" if name == "platt" else "isotonic"
+    classifier.operating_point = OperatingPoint(method=method, **CALIBRATIONS[name])
+    ours = classifier.predict(images)
+    if name == "platt":
+        odds = np.log(ours.probability[:, 1] / ours.probability[:, 0])
+        assert ours.calibrated[:, 1] == pytest.approx(1 / (1 + np.exp(-(odds / 2 + 0.5))))
+    for theirs in (
+        stablehlo.load(stablehlo.serialize(classifier))(images),
+        onnx_graph.load(onnx_graph.serialize(classifier, {}))(images),
+    ):
+        np.testing.assert_allclose(theirs["calibrated"], ours.calibrated, atol=1e-5)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(0, 1)), min_size=1, max_size=9),
+    st.floats(0, 1, width=32),
+)
+def test_steps_are_an_interpolation(pairs, probability):
+    before = sorted({p for p, _ in pairs})
+    after = sorted(p for _, p in pairs)[: len(before)]
+    knots, steps = (
+        tuple(zip(before, after, strict=True)),
+        Steps.of(tuple(zip(before, after, strict=True))),
+    )
+    share = np.clip((np.float32(probability) - steps.start) / steps.width, 0, 1)
+    assert steps.first + share @ steps.rise == pytest.approx(
+        interpolate(probability, knots), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        OperatingPoint(method="platt", shift=0.5),
+        OperatingPoint(method="isotonic", knots=((0.1, 0.2), (0.1 + 1e-12, 0.8))),
+    ],
+)
+def test_a_calibrated_classifier_is_exported_and_explained(tmp_path, point):
     network = save_network(tmp_path / "network.safetensors", point=point)
-    classifier = load_classifier(str(network))
-    probability = np.array([[0.7, 0.3]])
-    calibrated = 1 / (1 + np.exp(-(np.log(0.3 / 0.7) / 2 + 0.5)))
-    assert classifier.decide(probability).calibrated[0, 1] == pytest.approx(calibrated)
-    with pytest.raises(InputError, match="calibrated by platt, which exports cannot hold"):
-        export_classifier(str(network), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    result = export_classifier(str(network), tmp_path / "out", formats=["stablehlo"])
+    assert result.differences["stablehlo"] <= 1e-5
+    text = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    expected = "0.5 added to the log-odds of malignant (Platt scaling) - `decision`"
+    assert (expected if point.shift else "isotonic regression - `decision`") in text
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
