@@ -9,6 +9,7 @@ Images are written below the work directory as they enter the network, and all e
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -180,9 +181,9 @@ def _number(subsets: Mapping[str, ImageSet], config: ConfigDict) -> _Subsets:
     files = [
         row["file"] for name, images in subsets.items() for row in images.rows(name, images.labels)
     ]
-    if len(set(files)) < len(files):
-        twice = next(file for i, file in enumerate(files) if file in files[:i])
-        raise InputError(f"{twice}: is in two subsets; leave it out of one")
+    (file, count), *_ = Counter(files).most_common(1)
+    if count > 1:
+        raise InputError(f"{file}: is in two subsets; leave it out of one")
     return dict(zip(subsets, zip(subsets.values(), labels, strict=True), strict=True))
 
 
