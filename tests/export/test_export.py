@@ -250,7 +250,8 @@ def test_an_exported_run_predicts_as_its_evaluation_did(tiny_run, tmp_path):
     outputs = stablehlo.load((tmp_path / "out" / "classifier.stablehlo").read_bytes())(prepared)
     np.testing.assert_allclose(outputs["probability"][:, 1], table.probability, atol=1e-5)
     np.testing.assert_allclose(outputs["calibrated"][:, 1], table.calibrated, atol=1e-5)
-    assert "**Not included**: the stain" in (tmp_path / "out" / "README.md").read_text()
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "**Not included**: the stain normalization of training (channel, then clahe)" in readme
 
 
 def test_a_refused_export_changes_nothing_and_says_why(network, tmp_path, monkeypatch):

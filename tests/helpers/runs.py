@@ -35,7 +35,7 @@ def train_tiny_run(cache_dir: Path, workdir: Path) -> TinyRun:
     config.threshold = "youden"
     config.stages.head.duration = config.stages.finetune.duration = "2 epochs"
     config.stages.finetune.learning_rate = 0.05  # so that the last epoch is not the best one
-    config.data.stain.method = "channel"
+    config.data.stain.method = "channel+clahe"
     config.data.stain.mean, config.data.stain.std = (180, 130, 190), (40.0, 45.0, 35.0)
     run.train_and_evaluate(config, str(workdir))
     table = read_csv(workdir / "report" / "predictions.csv")

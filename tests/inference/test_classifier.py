@@ -123,7 +123,7 @@ def test_a_converted_file_carries_all_settings_of_the_run(run, evaluated, tmp_pa
     classifier = densenet_flax.load_classifier(tmp_path / "elsewhere.safetensors")
     from_run = densenet_flax.load_classifier(run)
     assert (classifier.operating_point, classifier.tta) == (from_run.operating_point, False)
-    assert classifier.info.inference.stain["method"] == "channel"
+    assert classifier.info.inference.stain["method"] == "channel+clahe"
     assert classifier.image_size == from_run.image_size
     prediction = classifier.predict(files)
     assert np.allclose(prediction.calibrated[:, 1], table.calibrated, atol=1e-6)

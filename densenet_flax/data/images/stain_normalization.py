@@ -1,14 +1,15 @@
 """Stain normalization: one look for all tiles of a data set, applied when they are decoded.
 
 Settings are plain numbers and strings, so that they go into a checkpoint as JSON and a new image
-is treated as the training images were. To add a method, add it to `_METHODS`. Libraries are
-imported when a method needs one.
+is treated as the training images were. To add a method, add it to `_METHODS`; several are applied
+in a row with `+` between their names. Libraries are imported when a method needs one.
 """
 
+import collections
 import importlib
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,23 +41,24 @@ _LARGEST_GRID = 256  # CLAHE keeps a histogram for each cell
 _SHAPES = {"mean": (3,), "std": (3,), "stains": (3, 2), "maximum": (2,), "clip": (), "grid": ()}
 _MAY_BE_NEGATIVE = ("mean", "stains")
 _DEFAULT_MIN_TISSUE = 0.05
-STAIN_KEYS = ("method", "reference", *_SHAPES, "min_tissue")
 
 
 def resolve_settings(settings: Settings | None, *, measure: bool = True) -> JsonDict:
     """Completes the settings that a user writes, in plain numbers.
 
     Args:
-      settings: `method`, one of METHODS; `reference`, an image to take the numbers from, or the
+      settings: `method`, one of METHODS, or several in the order in which they are applied, such as
+        'channel+clahe'; `reference`, an image to take the numbers from, or the
         numbers themselves: `mean` and `std` ('channel': of R, G and B, 0 to 255; 'reinhard': of
         CIELAB), `stains` (3×2, 'macenko') and `maximum` ('macenko', 'deconvolution'); `clip` and
         `grid` ('clahe', in OpenCV's units); `min_tissue`, the least share of a tile that must not
-        be empty for it to be changed. What has a default may be left out.
+        be empty for it to be changed. What has a default may be left out. A number that two of the
+        methods have is named with its method, as `channel_mean`.
 
       measure: whether to read the reference; if not, what it decides is missing in the result.
 
     Returns:
-      All settings of the method but `reference`, JSON-serializable; {} for the method 'none'.
+      All settings of the methods but `reference`, JSON-serializable; {} for the method 'none'.
 
     Raises:
       InputError: an unknown method or key, a number out of range, a reference that cannot be read,
@@ -67,32 +69,35 @@ def resolve_settings(settings: Settings | None, *, measure: bool = True) -> Json
         if key not in STAIN_KEYS:
             raise InputError(f"data.stain.{key}: no such key; {suggest(key, STAIN_KEYS)}")
     name = given.pop("method", "none")
-    if name not in METHODS:
-        raise InputError(f"data.stain.method={name!r}: expected one of {', '.join(METHODS)}")
-    if name == "none":
+    names = _split_names(name)
+    if not names:
         return {}
-    method = _METHODS[name]
     min_tissue = given.pop("min_tissue", _DEFAULT_MIN_TISSUE)
     if not isinstance(min_tissue, int | float) or not 0 <= min_tissue <= 1:
         raise InputError(f"data.stain.min_tissue={min_tissue}: expected a share from 0 to 1")
     reference = given.pop("reference", None)
-    for key in given.keys() - method.defaults.keys():
+    measures = {n: function for n in names if (function := _METHODS[n].measure)}
+    if reference is not None and not measures:
+        raise InputError(f"data.stain.reference: {name} has no reference; remove it")
+    keys = _setting_keys(names)
+    _check_keys(given, name, keys)
+    numbers = {
+        key: given.get(key, _METHODS[method].defaults[own]) for key, (method, own) in keys.items()
+    }
+    if reference is not None and measure:
+        # Each method's goal is the reference as it is: the look that tiles shall have.
+        pixels = _read_reference(reference, min_tissue)
+        values = {method: function(pixels) for method, function in measures.items()}
+        numbers |= {key: values[m][own] for key, (m, own) in keys.items() if m in values}
+    elif reference is not None:
+        numbers = {key: value for key, value in numbers.items() if value is not None}
+    missing = [key for key, value in numbers.items() if value is None]
+    if missing:
         raise InputError(
-            f"data.stain.{key}: {name} has no such setting; it has {', '.join(method.defaults)}"
+            f"data.stain.{missing[0]}: {keys[missing[0]][0]} needs a reference; give "
+            f"data.stain.reference, an image, or the numbers {' and '.join(missing)}"
         )
-    numbers = {**method.defaults, **given}
-    if reference is not None:
-        if method.measure is None:
-            raise InputError(f"data.stain.reference: {name} has no reference; remove it")
-        numbers |= method.measure(_read_reference(reference, min_tissue)) if measure else {}
-        numbers = {key: value for key, value in numbers.items() if measure or value is not None}
-    for key, value in numbers.items():
-        if value is None:
-            raise InputError(
-                f"data.stain.{key}: {name} needs a reference; give data.stain.reference, an "
-                "image, or the numbers mean and std"
-            )
-    plain = {key: _to_plain_numbers(key, value) for key, value in numbers.items()}
+    plain = {key: _to_plain_numbers(key, keys[key][1], value) for key, value in numbers.items()}
     # Through JSON once, so that settings are equal to those that a checkpoint holds.
     return json.loads(json.dumps({"method": name, **plain, "min_tissue": float(min_tissue)}))
 
@@ -101,27 +106,60 @@ def make_normalizer(settings: Settings) -> Normalizer:
     """Returns a function that normalizes one image, by settings from `resolve_settings`.
 
     It is safe to call from threads. Tiles with hardly any tissue, or of a single color, stay as
-    they are.
+    they are. Several methods act one after the other, each on what the one before it returned.
 
     Raises:
       InputError: a library is not installed.
     """
     if not settings:
         return lambda pixels: pixels
-    change = _METHODS[settings["method"]].make(settings)
+    names = _split_names(settings["method"])
+    own: dict[str, JsonDict] = {name: {} for name in names}
+    for key, (name, own_key) in _setting_keys(names).items():
+        own[name][own_key] = settings[key]
+    changes = [_METHODS[name].make(own[name]) for name in names]
     min_tissue = settings["min_tissue"]
 
     def normalize(pixels: Pixels) -> Pixels:
-        # There is nothing to estimate a stain from, and a method would turn noise into color.
-        if not _has_tissue(pixels, min_tissue):
-            return pixels
-        try:
-            with np.errstate(all="ignore"):
-                return change(pixels)
-        except np.linalg.LinAlgError:
-            return pixels
+        for change in changes:
+            # There is nothing to estimate a stain from, and a method would turn noise into color.
+            if not _has_tissue(pixels, min_tissue):
+                return pixels
+            try:
+                with np.errstate(all="ignore"):
+                    pixels = change(pixels)
+            except np.linalg.LinAlgError:
+                continue
+        return pixels
 
     return normalize
+
+
+def _split_names(name: Any) -> list[str]:
+    """The methods that `method` names, in their order; none for 'none'."""
+    names = str(name).split("+")
+    if names == ["none"]:
+        return []
+    if any(method not in _METHODS for method in names) or len(set(names)) < len(names):
+        raise InputError(
+            f"data.stain.method={name!r}: expected one of {', '.join(METHODS)}, or different ones "
+            "in a row, such as 'channel+clahe'"
+        )
+    return names
+
+
+def _setting_keys(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """What the settings of methods in a row are called: (method, key of that method) by name."""
+    pairs = [(name, key) for name in names for key in _METHODS[name].defaults]
+    counts = collections.Counter(key for _, key in pairs)
+    return {f"{name}_{key}" if counts[key] > 1 else key: (name, key) for name, key in pairs}
+
+
+def _check_keys(given: Settings, name: str, keys: Mapping[str, tuple[str, str]]) -> None:
+    for key in given.keys() - keys.keys():
+        longer = [full for full, (_, own) in keys.items() if own == key]
+        advice = f"give {' and '.join(longer)}" if longer else f"it has {', '.join(keys)}"
+        raise InputError(f"data.stain.{key}: {name} has no such setting; {advice}")
 
 
 def _read_reference(reference: str, min_tissue: float) -> Pixels:
@@ -132,8 +170,8 @@ def _read_reference(reference: str, min_tissue: float) -> Pixels:
     return pixels
 
 
-def _to_plain_numbers(key: str, value: Any) -> Any:
-    """Checks the shape and range of a setting; returns it as a number or nested lists."""
+def _to_plain_numbers(name: str, key: str, value: Any) -> Any:
+    """Checks the value of a setting `name`, a method's `key`; a number or nested lists."""
     try:
         array = np.asarray(value, float)
     except (TypeError, ValueError):
@@ -142,9 +180,9 @@ def _to_plain_numbers(key: str, value: Any) -> Any:
     if array.shape != _SHAPES[key] or not np.isfinite(array).all() or not (array > low).all():
         count = "x".join(map(str, _SHAPES[key])) or "one"
         minimum = " above 0" if low == 0 else ""
-        raise InputError(f"data.stain.{key}={value}: expected {count} number(s){minimum}")
+        raise InputError(f"data.stain.{name}={value}: expected {count} number(s){minimum}")
     if key == "grid" and not 1 <= array <= _LARGEST_GRID:
-        raise InputError(f"data.stain.grid={value}: expected a number from 1 to {_LARGEST_GRID}")
+        raise InputError(f"data.stain.{name}={value}: expected a number from 1 to {_LARGEST_GRID}")
     return array.tolist()
 
 
@@ -287,3 +325,7 @@ _METHODS = {
     "clahe": _Method({"clip": 2.0, "grid": 8}, _clahe),
 }
 METHODS = ("none", *_METHODS)
+# With the names of what two methods have, for a row of both.
+STAIN_KEYS = tuple(
+    dict.fromkeys(["method", "reference", *_SHAPES, *_setting_keys(tuple(_METHODS)), "min_tissue"])
+)

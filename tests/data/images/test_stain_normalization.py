@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.synthetic.breakhis_tree import draw_stain, draw_tile
+from densenet_flax.weights.inference_settings import InferenceSettings
 
 LIBRARY = {
     "channel": None,
@@ -124,6 +126,27 @@ def test_clahe_matches_opencv():
     assert exposure and np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.985
 
 
+@pytest.mark.parametrize("pair", itertools.permutations(LIBRARY, 2), ids="+".join)
+def test_two_methods_in_a_row_are_one_after_the_other(pair, reference):
+    first, second = (make_normalizer(settings_of(method, reference)) for method in pair)
+    more = {"reference": str(reference)} if set(pair) != {"clahe"} else {}
+    settings = resolve_settings({"method": "+".join(pair), **more})
+    both = make_normalizer(json.loads(json.dumps(settings)))
+    np.testing.assert_array_equal(both(tile(1)), second(first(tile(1))))
+    # What a checkpoint or a weights file holds is complete.
+    assert resolve_settings(settings) == settings
+    stored = InferenceSettings(stain=settings).to_dict()
+    assert InferenceSettings.from_dict(json.loads(json.dumps(stored))).stain == settings
+
+
+def test_a_number_of_two_methods_is_named_with_its_method():
+    numbers = {"mean": (180, 130, 170), "std": (20, 25, 15)}
+    alone = resolve_settings({"method": "channel+clahe", **numbers, "grid": 4})
+    assert alone["mean"] == [180, 130, 170] and alone["grid"] == 4
+    both = resolve_settings({"method": "macenko+deconvolution", "deconvolution_maximum": (1, 2)})
+    assert both["deconvolution_maximum"] == [1, 2] != both["macenko_maximum"]
+
+
 @pytest.mark.parametrize("method", LIBRARY)
 def test_tiles_without_tissue_are_unchanged(method, reference):
     normalize = make_normalizer(settings_of(method, reference))
@@ -157,6 +180,19 @@ def test_unusual_tiles_keep_shape_and_dtype(method, reference):
         ({"method": "channel", "mean": (1, 2), "std": (1, 2, 3)}, r"data\.stain\.mean=\(1, 2\)"),
         ({"method": "channel", "mean": (1, 2, 3), "std": (1, 0, 3)}, r"data\.stain\.std=.*above 0"),
         ({"method": "channel", "mean": "abc", "std": (1, 1, 1)}, r"data\.stain\.mean=abc"),
+        (
+            {"method": "channel+vahadane"},
+            r"'channel\+vahadane': expected one of .*'channel\+clahe'",
+        ),
+        ({"method": "clahe+clahe"}, r"'clahe\+clahe': .*different ones in a row"),
+        ({"method": "none+clahe"}, r"data\.stain\.method='none\+clahe'"),
+        ({"method": "channel+reinhard", "mean": (1, 1, 1)}, "give channel_mean and reinhard_mean"),
+        ({"method": "channel", "channel_mean": (1, 1, 1)}, "channel has no such setting"),
+        ({"method": "channel+clahe", "clip": 1}, r"channel needs a reference; .* mean and std"),
+        (
+            {"method": "macenko+deconvolution", "macenko_maximum": 1},
+            r"macenko_maximum=1: expected 2",
+        ),
         ({"method": "clahe", "maximum": (1, 1)}, r"data\.stain\.maximum: clahe has no such"),
         ({"method": "clahe", "clip": -1}, r"data\.stain\.clip=-1"),
         ({"method": "clahe", "min_tissue": 2}, r"data\.stain\.min_tissue=2"),
