@@ -15,7 +15,10 @@ DTYPES = ("float32", "bfloat16")
 _MAX_SIZE = 4096
 # Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
-
+# Micrometers: from less than a nucleus to more than a slide.
+FIELD_RANGE = (1.0, 1e5)
+# Micrometers per pixel: from an oil lens to the overview of a slide.
+MPP_RANGE = (0.02, 20.0)
 
 _MAX_KNOTS = 100_000
 
@@ -110,6 +113,15 @@ def _are_stain_settings(settings: Any) -> bool:
     )
 
 
+def _pair_within(limits: tuple[float, float], unit: str) -> Any:
+    low, high = limits
+    return setting(
+        None,
+        f"two numbers of {unit} from {low:g} to {high:g}, or null",
+        lambda pair: pair is None or all(low <= value <= high for value in pair),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class InferenceSettings(Settings):
     """How to use a trained network on new images, as its training and evaluation settled it.
@@ -124,6 +136,8 @@ class InferenceSettings(Settings):
       patient_source: where the patients came from in training, a constant of
         `data.sources.patients`; '' if unknown.
       merge_patients: whether patients whose names differ only in spelling are one.
+      mpp: micrometers per pixel of the training tiles on disk, (y, x); None if unknown.
+      field_um: (height, width) in micrometers that one input shows; None if unknown.
       operating_point: of the evaluation; None if there was none.
     """
 
@@ -146,6 +160,8 @@ class InferenceSettings(Settings):
     )
     patient_source: str = ""
     merge_patients: bool = False
+    mpp: tuple[float, float] | None = _pair_within(MPP_RANGE, "micrometers per pixel")
+    field_um: tuple[float, float] | None = _pair_within(FIELD_RANGE, "micrometers")
     operating_point: StoredOperatingPoint | None = None
 
     @classmethod
