@@ -101,7 +101,7 @@ def import_openslide() -> ModuleType:
     return openslide
 
 
-class OpenSlideReader:
+class OpenSlideReader(SlideReader):
     """Reads a slide with OpenSlide; attributes and methods are those of `SlideReader`.
 
     An error of OpenSlide makes its handle useless for good. So each read takes a handle that no
@@ -199,7 +199,7 @@ class OpenSlideReader:
                 )
 
 
-class ImageReader:
+class ImageReader(SlideReader):
     """An image of a usual format as a slide of one level, decoded once and kept in memory.
 
     Attributes and methods are those of `SlideReader`.
@@ -227,7 +227,7 @@ class ImageReader:
                 "--tile --pyramid`"
             )
         self._pixels = decode(data, path)
-        self.level_sizes = (self._pixels.shape[:2],)
+        self.level_sizes = ((len(self._pixels), self._pixels.shape[1]),)
         self.level_downsamples = ((1.0, 1.0),)
         self.objective_power = None
 
