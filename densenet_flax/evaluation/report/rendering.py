@@ -10,7 +10,7 @@ import html
 import json
 import re
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from densenet_flax.common.errors import one_line, printable
@@ -53,7 +53,8 @@ def _visible(value: object) -> object:
 @functools.cache
 def _environment(package: str, markdown: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader(package),
+        # Pages of other packages use the style and the macros of the report's.
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(_REPORT)]),
         autoescape=True,
         # It sees every value before autoescape does. What it returns for Markdown is Markup, which
         # autoescape leaves alone, as it does the output of macros.

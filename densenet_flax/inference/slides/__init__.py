@@ -6,4 +6,8 @@ field            what one input of the network shows, and how it is read
 tissue           where the tissue is
 grid             which tiles are read
 slide_result     what is known about a slide at the end
+probability_map  the mean over the tiles that cover each place, and its colors
+heatmap_files    the map over the overview, and as a pyramid for slide viewers
+qupath_objects   tiles and tissue as GeoJSON for QuPath
+viewer           a page with the slide, its map and its tiles
 """
