@@ -8,12 +8,13 @@ DEMO_WORKDIR ?= runs/quickstart
 TEST_PROCESSES ?= 2
 MINUTES ?= 60
 
-.PHONY: help demo test lint fuzz lock clean-demo
+.PHONY: help demo test lint docs fuzz lock clean-demo
 
 help:
 	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, on a CPU)"
 	@echo "make test        install, check format, lint and types, run the tests"
 	@echo "make lint        format, lint and types only"
+	@echo "make docs        the documentation as a site, in site/"
 	@echo "make fuzz        MINUTES=60: read damaged files of every kind; see docs/reliability.md"
 	@echo "make lock        write a new requirements.lock from the ranges (with Python 3.11 requirements-oldest.lock)"
 	@echo "make clean-demo  remove the demo's run, so that it trains from the start"
@@ -45,6 +46,13 @@ lint: $(VENV)/test.stamp
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
+
+$(VENV)/docs.stamp: $(VENV)/run.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)

@@ -1,5 +1,6 @@
 """Files that users run and no test does: requirements, locks, image, workflows, citation."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -76,10 +77,31 @@ def test_only_a_tag_publishes_and_without_a_password():
     triggers, document = workflow(ROOT / ".github/workflows/release.yml")
     assert triggers == {"push": {"tags": ["v*"]}}
     jobs = document["jobs"]
-    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish", "docs"]
     assert jobs["publish"]["permissions"] == {"id-token": "write"}
     assert jobs["publish"]["needs"] == ["test", "build"]
+    pages = {"contents": "read", "pages": "write", "id-token": "write"}
+    assert jobs["docs"]["permissions"] == pages and jobs["docs"]["needs"] == "test"
     assert all("secrets." not in path.read_text() for path in WORKFLOWS)
+
+
+def test_the_links_of_the_readme_on_pypi_lead_to_the_tag(tmp_path):
+    _, document = workflow(ROOT / ".github/workflows/release.yml")
+    steps = document["jobs"]["build"]["steps"]
+    (script,) = (step["run"] for step in steps if "README" in step.get("name", ""))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    home = "https://host.example/owner/name"
+    env = {"GITHUB_SERVER_URL": "https://host.example", "GITHUB_REPOSITORY": "owner/name"}
+    env |= {"GITHUB_REF_NAME": "v1.2.3", "PATH": os.environ["PATH"]}
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=env, check=True)
+    links = re.findall(r"\]\(([^)]+)\)", (tmp_path / "README.md").read_text())
+    before = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    for link, path in zip(links, before, strict=True):
+        kind = "raw" if path.startswith("docs/pictures/") else "blob"
+        assert link == (path if ":" in path else f"{home}/{kind}/v1.2.3/{path}")
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    assert project["urls"] == {"Repository": home}
 
 
 def test_the_image_is_built_from_files_that_its_context_holds(tmp_path):

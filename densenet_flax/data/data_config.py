@@ -22,7 +22,7 @@ class DataConfig(Settings):
 
     Attributes:
       name: 'breakhis'; 'drawn' for synthetic tiles under BreakHis's names; 'folder' for a folder
-        per class or a CSV; 'tfds:<name>' for a data set of TFDS; 'arrays' for images that
+        per class or a CSV; 'tfds:NAME' for a data set of TFDS; 'arrays' for images that
         `densenet_flax.fine_tune` was given.
       path: of 'breakhis' the archive, or any folder above the images; of 'folder' the folder of the
         images; of TFDS the folder that it keeps its data in, '' for its default; of 'arrays' the

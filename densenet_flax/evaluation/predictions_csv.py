@@ -34,10 +34,10 @@ def read_csv(
 
     Args:
       path: A CSV file with at least file, patient, magnification, label and probability, or instead
-        of the last a column 'probability_<class>' for each of several classes. Labels are
+        of the last a column `probability_<class>` for each of several classes. Labels are
         class names; columns 'calibrated' are read if there are any.
       class_names: (negative, positive), or three and more. None takes them from the columns
-        'probability_<class>', in their order, and is `CLASS_NAMES` if there are none.
+        `probability_<class>`, in their order, and is `CLASS_NAMES` if there are none.
       threshold: None takes the file's own, or 0.5 if it has no such column. Another value decides
         by the same probabilities at that threshold.
 

@@ -62,7 +62,7 @@ def fine_tune(
       images: uint8 [N, H, W, 3], RGB from 0 to 255, not preprocessed; a list of paths, Pillow
         images or arrays of any size; or a DataFrame with the columns file and label and perhaps
         patient, site and split. Or, without labels, a data set: 'breakhis', 'drawn',
-        'tfds:<name>', a folder of tiles; None for the one of the configuration.
+        'tfds:NAME', a folder of tiles; None for the one of the configuration.
       labels: the class of each image, a number from 0 or a name.
       validation_data: (images, labels), (images, labels, patients) or a DataFrame. Without it,
         `split.validation_fraction` of the patients of each class validate.

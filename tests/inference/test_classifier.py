@@ -293,8 +293,8 @@ def test_an_unknown_public_name_is_an_attribute_error():
         _ = densenet_flax.nothing
 
 
-def test_the_snippet_of_the_readme_runs(run, evaluated, tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_snippet_of_the_quick_start_runs(run, evaluated, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
     part = text.partition("## Use what you trained")[2]
     snippet = part.partition("```python\n")[2].partition("```")[0]
     (tmp_path / "runs").mkdir()
