@@ -4,6 +4,7 @@ reader, slide    a slide file as pixels at any resolution
 resolution       the micrometers per pixel that a file states
 field            what one input of the network shows, and how it is read
 tissue           where the tissue is
+tissue_files     the same by a mask or by regions
 grid             which tiles are read
 slide_result     what is known about a slide at the end
 probability_map  the mean over the tiles that cover each place, and its colors

@@ -81,19 +81,9 @@ class FieldReader:
     """
 
     def __init__(self, slide: Slide, field: Field):
-        """Chooses the level.
-
-        Raises:
-          InputError: the slide is smaller than the field, or its pixels are too coarse.
-        """
+        """Chooses the level."""
         self.slide, self.field = slide, field
         self.field_px = field.size_um[0] / slide.mpp[0], field.size_um[1] / slide.mpp[1]
-        if any(f > s for f, s in zip(self.field_px, slide.size, strict=True)):
-            raise InputError(
-                f"{slide.path}: shows {slide.size_um[1]:.4g}×{slide.size_um[0]:.4g} µm, less than "
-                f"one input of the network ({field.size_um[1]:.4g}×{field.size_um[0]:.4g}); "
-                "predict tiles with --mode=predict, or correct --mpp"
-            )
         self.level = slide.best_level(field.mpp)
         down = slide.reader.level_downsamples[self.level]
         self.shape = (
