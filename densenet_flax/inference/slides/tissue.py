@@ -121,7 +121,7 @@ class TissueMask:
         padded = np.pad(self.mask, 1).astype(np.float64)
         # A pixel is a point for the contours; its center lies half a pixel from its corner.
         generator = contourpy.contour_generator(z=padded, fill_type="OuterOffset")
-        pieces, offsets = generator.filled(0.5, 2.0)
+        pieces, offsets, *_ = generator.filled(0.5, 2.0)
         scale = np.array(self.downsample)
         edge = np.array(self.mask.shape) * scale
         polygons = []
