@@ -8,6 +8,7 @@ light: hematoxylin and eosin absorb green the most, by far (Ruifrok and Johnston
 import dataclasses
 import functools
 import itertools
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
@@ -121,7 +122,8 @@ class TissueMask:
         padded = np.pad(self.mask, 1).astype(np.float64)
         # A pixel is a point for the contours; its center lies half a pixel from its corner.
         generator = contourpy.contour_generator(z=padded, fill_type="OuterOffset")
-        pieces, offsets, *_ = generator.filled(0.5, 2.0)
+        # Its type is that of all its forms; this one is two lists of arrays.
+        pieces, offsets = cast(tuple[list[Any], list[Any]], generator.filled(0.5, 2.0))
         scale = np.array(self.downsample)
         edge = np.array(self.mask.shape) * scale
         polygons = []
