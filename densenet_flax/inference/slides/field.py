@@ -81,9 +81,17 @@ class FieldReader:
     """
 
     def __init__(self, slide: Slide, field: Field):
-        """Chooses the level."""
+        """Chooses the level; InputError if the slide is smaller than the field."""
         self.slide, self.field = slide, field
         self.field_px = field.size_um[0] / slide.mpp[0], field.size_um[1] / slide.mpp[1]
+        # A slide of exactly one field may miss it by the rounding of its resolution.
+        if any(f > s + 0.5 for f, s in zip(self.field_px, slide.size, strict=True)):
+            raise InputError(
+                f"{slide.path}: shows {slide.size_um[0]:.4g}×{slide.size_um[1]:.4g} µm "
+                f"(height×width), less than the {field.size_um[0]:.4g}×{field.size_um[1]:.4g} that "
+                "the network sees at a time; if it is a tile, use --mode=predict, else correct "
+                f"its {slide.mpp[0]:.4g} µm per pixel with --mpp"
+            )
         self.level = slide.best_level(field.mpp)
         down = slide.reader.level_downsamples[self.level]
         self.shape = (

@@ -5,8 +5,8 @@ scanners; an image of another format is a slide of one level.
 """
 
 import contextlib
-import io
 import queue
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from PIL import Image
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.reading import check_regular, reading
 from densenet_flax.data.images.decode import decode
-from densenet_flax.data.images.formats import MAX_PIXELS, formats, read_image_file
+from densenet_flax.data.images.formats import MAX_PIXELS, open_image, read_image_file
 from densenet_flax.inference.slides.resolution import Mpp, stated_by_image, stated_by_slide
 
 # Decoded parts of a slide that OpenSlide keeps, in bytes; one cache for all handles of a slide.
@@ -215,7 +215,8 @@ class ImageReader(SlideReader):
         data = read_image_file(path, path)
         self._pixels: UInt8[np.ndarray, "H W 3"] | None = None
         try:
-            with Image.open(io.BytesIO(data), formats=formats()) as header:
+            with warnings.catch_warnings(), open_image(data) as header:
+                warnings.simplefilter("ignore")  # on damage, which `decode` reports
                 width, height = header.size
                 self.resolutions = stated_by_image(header)
         except Exception:  # `decode` says what is wrong with it
