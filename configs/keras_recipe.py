@@ -29,13 +29,16 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.0  # share of each label that is spread over all classes, below 1
     config.class_weights = "none"  # in the loss: 'balanced', or one number per class, as '1.0,0.5'
     config.ema_decay = 0.0  # of the moving average of the weights, such as 0.99; 0 for none
+    # The validation result that ends stages, lowers the rate of 'plateau' and says which epoch is
+    # best: 'loss', 'auc' or 'accuracy'.
+    config.monitor = "loss"
     config.stage_order = ("head", "finetune")  # names of the blocks in config.stages
     config.stages = ConfigDict()
     config.stages.head = stage("head")
     config.stages.finetune = stage("300")  # Keras: model.layers[300:]
 
     # These may change between training and --mode=evaluate.
-    config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by validation loss
+    config.evaluate = "last"  # the checkpoint to test: 'last', or 'best' by config.monitor
     config.threshold = (
         "fixed"  # 0.5; or chosen on validation: 'youden', 'f1', 'sensitivity>=0.95', 'cost=10'
     )
@@ -61,10 +64,10 @@ def stage(unfreeze_from: str, **changes) -> ConfigDict:
     config.layer_decay = 1.0  # factor on the learning rate per unit away from the head, up to 1
     config.accumulate = 1  # steps whose gradients make one update
     config.plateau_factor = 0.5  # on the learning rate at each plateau
-    config.plateau_patience = 2  # epochs without a lower validation loss that make a plateau
+    config.plateau_patience = 2  # epochs without a better validation result that make a plateau
     config.keep_moments = False  # start with the optimizer's moments of the stage before
-    config.patience = 0  # epochs without a lower validation loss that end the stage; 0: never
-    config.restore_best = False  # end with the epoch of the lowest validation loss, not the last
+    config.patience = 0  # epochs without a better validation result that end the stage; 0: never
+    config.restore_best = False  # end with the epoch of the best validation result, not the last
     config.update(changes)
     return config
 

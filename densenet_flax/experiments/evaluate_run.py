@@ -115,12 +115,14 @@ def _checkpoints(run: PreparedRun) -> tuple[Restored, Restored, list[str]]:
     if last is None:
         raise InputError(f"{run.workdir.checkpoints}: no complete checkpoint; run --mode=train")
     kept, history = run.checkpoints.steps, last.meta["position"]["history"]
-    warnings, checkpoint, best = [], last, best_step(history)
+    monitor = run.experiment.monitor
+    warnings, checkpoint, best = [], last, best_step(history, monitor)
     if last.step != kept[-1]:
         warnings.append(f"The last checkpoint, of step {kept[-1]}, is damaged.")
     # The trainer always keeps the checkpoint of the best epoch besides the last one.
     if run.experiment.evaluation.evaluate == "best" and best not in (None, last.step):
-        checkpoint = run.checkpoints.restore_first(best_steps(history, kept), train=False)
+        ordered = best_steps(history, kept, monitor)
+        checkpoint = run.checkpoints.restore_first(ordered, train=False)
         if checkpoint.step != best:
             warnings.append(f"The checkpoint of the best epoch, of step {best}, is damaged.")
     if warnings:
@@ -187,6 +189,8 @@ def _summary(
         "licence of that file": info.license,  # spelled as in earlier metrics.json files
         "checkpoint": f"step {checkpoint.step} of {last_step} ({experiment.evaluation.evaluate})",
     }
+    if experiment.evaluation.evaluate == "best" and experiment.monitor != "loss":
+        weights["checkpoint"] += f", by validation {experiment.monitor}"
     params = checkpoint.variables["params"]
     data = summarize(dataset, split)
     return {

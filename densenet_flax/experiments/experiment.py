@@ -22,6 +22,7 @@ from densenet_flax.evaluation.metrics.operating_point import check_rule
 from densenet_flax.models.densenet import IMPLEMENTATIONS, NETWORKS, REMAT
 from densenet_flax.models.frontier import BN_MODES
 from densenet_flax.storage.feature_store import CACHE_MODES
+from densenet_flax.training.monitor import MONITORS
 
 # Keys that earlier versions did not have, with the values by which they acted: a run that was begun
 # without them can be resumed.
@@ -30,6 +31,7 @@ ADDED_KEYS = {
     "model.verify_weights": True,  # changes no number
     "deterministic": False,
     "calibration": "temperature",
+    "monitor": "loss",
     **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
     "data.bits": 0,
     "data.test_path": "",
@@ -161,6 +163,7 @@ class Experiment(Settings):
     # Configurations have the keys of loss and evaluation at the top, not in blocks of their own.
     loss: LossConfig = dataclasses.field(default_factory=LossConfig, metadata=INLINE)
     ema_decay: float = _share(0.0)
+    monitor: str = choice("loss", MONITORS)
     evaluation: EvaluationConfig = dataclasses.field(
         default_factory=EvaluationConfig, metadata=INLINE
     )

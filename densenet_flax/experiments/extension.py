@@ -117,8 +117,9 @@ def _check_can_go_on(stage: Stage, progress: TrainProgress, steps_per_epoch: int
     if progress.stage_step < stage.steps and progress.is_over(stage, steps_per_epoch):
         raise InputError(
             f"config.stages.{stage.name}.patience={stage.patience}: the stage ended after "
-            f"{progress.stage_step // steps_per_epoch} epochs because the validation loss fell no "
-            "more; a longer duration changes nothing unless patience is larger, too, or 0"
+            f"{progress.stage_step // steps_per_epoch} epochs because the validation "
+            f"{stage.monitor} got no better; a longer duration changes nothing unless patience is "
+            "larger, too, or 0"
         )
 
 

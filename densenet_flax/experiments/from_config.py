@@ -85,6 +85,7 @@ def build_stages(
     *,
     examples: int | None = None,
     batch_size: int = 1,
+    monitor: str = "loss",
 ) -> list[Stage]:
     """The stages of a run with their lengths in steps, of epochs of so many examples.
 
@@ -98,7 +99,7 @@ def build_stages(
     for name, stage in stages.items():
         with errors_in(f"config.stages.{name}."):
             built.append(_build_stage(name, stage, model, examples, batch_size))
-    return built
+    return [dataclasses.replace(stage, monitor=monitor) for stage in built]
 
 
 def _build_stage(

@@ -71,11 +71,12 @@ class Run:
         """What was measured after each epoch, a list for each of the names in `metrics.jsonl`.
 
         Keras's 'loss', 'accuracy', 'val_loss' and 'val_accuracy' are 'train_loss',
-        'train_accuracy', 'validation_loss' and 'validation_accuracy' here; 'stage' is the name of
-        the stage of each epoch.
+        'train_accuracy', 'validation_loss' and 'validation_accuracy' here, an AUC named 'auc' is
+        'validation_auc'; 'stage' is the name of the stage of each epoch.
         """
         epochs = Checkpoints(self._directory.checkpoints).read_meta()["position"]["history"]
-        names = list(epochs[0]) if epochs else ["epoch"]
+        # Epochs of an earlier version have fewer.
+        names = dict.fromkeys(name for epoch in epochs for name in epoch) or ["epoch"]
         return {name: [epoch.get(name) for epoch in epochs] for name in names}
 
     @property

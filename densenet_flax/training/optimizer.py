@@ -31,7 +31,7 @@ class OptimizerSettings(Settings):
       learning_rate: of the last unit, after warm-up.
       name: 'adam', 'adamw' or 'sgd', each as Keras computes it.
       schedule: 'constant'; 'cosine', down to 0 at the end of the stage; or 'plateau', times
-        `plateau_factor` after `plateau_patience` epochs without a lower validation loss.
+        `plateau_factor` after `plateau_patience` epochs without a better validation result.
       warmup: steps over which the rate rises linearly from 0.
       weight_decay: decoupled from the gradient, on kernels only.
       momentum: of sgd.
@@ -114,12 +114,15 @@ def learning_rate_schedule(settings: OptimizerSettings, total: int) -> optax.Sch
     return optax.join_schedules([rise, main], [warmup])
 
 
-def plateau_scale(losses: Sequence[float], factor: float, patience: int) -> float:
-    """Factor on the rate after a stage's validation losses so far, as Keras's ReduceLROnPlateau."""
+def plateau_scale(values: Sequence[float], factor: float, patience: int) -> float:
+    """Factor on the rate after a stage's validation results so far, as Keras's ReduceLROnPlateau.
+
+    The lowest result is the best, as in `monitor.monitored_values`.
+    """
     scale, best, waited = 1.0, np.inf, 0
-    for loss in losses:
-        if loss < best - 1e-4:  # Keras's min_delta
-            best, waited = loss, 0
+    for value in values:
+        if value < best - 1e-4:  # Keras's min_delta
+            best, waited = value, 0
             continue
         waited += 1
         if waited >= patience:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.common.trees import JsonDict
+from densenet_flax.training.monitor import monitored_values
 from densenet_flax.training.optimizer import plateau_scale
 from densenet_flax.training.stage import Stage
 
@@ -55,29 +56,27 @@ class TrainProgress:
             return True
         if not stage.patience or self.stage_step % steps_per_epoch:
             return False
-        losses = self._validation_losses(stage)
-        return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= stage.patience
+        values = monitored_values(self.stage_history(stage), stage.monitor)
+        return bool(values) and len(values) - 1 - int(np.argmin(values)) >= stage.patience
 
     def rate_scale(self, stage: Stage) -> float:
         """The factor on a stage's learning rate after the plateaus so far."""
         settings = stage.optimizer
         if settings.schedule != "plateau":
             return 1.0
-        losses = self._validation_losses(stage)
-        return plateau_scale(losses, settings.plateau_factor, settings.plateau_patience)
-
-    def _validation_losses(self, stage: Stage) -> list[float]:
-        return [epoch["validation_loss"] for epoch in self.stage_history(stage)]
+        values = monitored_values(self.stage_history(stage), stage.monitor)
+        return plateau_scale(values, settings.plateau_factor, settings.plateau_patience)
 
 
-def best_steps(history: Sequence[Mapping[str, Any]], steps: Collection[int]) -> list[int]:
+def best_steps(
+    history: Sequence[Mapping[str, Any]], steps: Collection[int], monitor: str = "loss"
+) -> list[int]:
     """The best step of some epochs, then the others whose checkpoints are kept, best first."""
-    best = best_step(history)
-    ordered = sorted(history, key=lambda epoch: epoch["validation_loss"])
-    kept = [epoch["step"] for epoch in ordered if epoch["step"] in steps]
-    return list(dict.fromkeys([*([] if best is None else [best]), *kept]))
+    values = monitored_values(history, monitor)
+    ordered = [history[i]["step"] for i in np.argsort(values, kind="stable")]
+    return [step for step in ordered if step in steps or step == ordered[0]]
 
 
-def best_step(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The step at the end of the epoch with the lowest validation loss, the first if several."""
-    return min(history, key=lambda epoch: epoch["validation_loss"])["step"] if history else None
+def best_step(history: Sequence[Mapping[str, Any]], monitor: str = "loss") -> int | None:
+    """The step at the end of the epoch with the best validation result, the first if several."""
+    return next(iter(best_steps(history, (), monitor)), None)

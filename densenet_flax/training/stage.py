@@ -13,8 +13,9 @@ class Stage:
     Attributes:
       name: as in `config.stages`.
       keep_moments: start with the optimizer's moments of what trained in the stage before.
-      patience: stop after so many epochs without a lower validation loss; 0 for never.
-      restore_best: end with the epoch of the lowest validation loss, not with the last one.
+      patience: stop after so many epochs without a better validation result; 0 for never.
+      restore_best: end with the epoch of the best validation result, not with the last one.
+      monitor: which result that is, and that of 'plateau', one of `monitor.MONITORS`.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Stage:
     keep_moments: bool = False
     patience: int = 0
     restore_best: bool = False
+    monitor: str = "loss"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ from densenet_flax.models.frontier import Frontier
 from densenet_flax.storage.checkpoint import Checkpoints, ReadState, Restored
 from densenet_flax.training.background_compiler import BackgroundCompiler
 from densenet_flax.training.input_pipeline import StageInputs, Views, training_batch_specs
+from densenet_flax.training.monitor import validation_auc
 from densenet_flax.training.prefix_cache import PrefixCache
 from densenet_flax.training.progress import TrainProgress, best_step, best_steps
 from densenet_flax.training.stage import Loss, Stage
@@ -237,13 +238,14 @@ class Trainer:
         self, stage: Stage, progress: TrainProgress, variables: Variables, saved: SavedState
     ) -> tuple[Variables, SavedState]:
         """What the next stage starts from: the last epoch of this one, or its best."""
-        best = best_step(progress.stage_history(stage))
+        best = best_step(progress.stage_history(stage), stage.monitor)
         if not stage.restore_best or best is None or best == progress.step:
             return variables, saved
         logging.info("%s: back to its best epoch, step %d", stage.name, best)
         kept = self.checkpoints.steps
         # One that is damaged is replaced by the next best: there is no way back to train it again.
-        checkpoint = self.checkpoints.restore_first(best_steps(progress.stage_history(stage), kept))
+        ordered = best_steps(progress.stage_history(stage), kept, stage.monitor)
+        checkpoint = self.checkpoints.restore_first(ordered)
         return checkpoint.variables, checkpoint.train
 
     def _run_stage(
@@ -335,7 +337,7 @@ class Trainer:
             "learning_rate": current_rate(step, progress, progress.stage_step - 1),
         }
 
-    def _validate(self, tail: Variables, inputs: StageInputs) -> dict[str, float]:
+    def _validate(self, tail: Variables, inputs: StageInputs) -> dict[str, float | None]:
         ids, size = self.split.validation, self.batch_size
         batches = inputs.fixed_batches(ids, size)
         logits = predict_logits(
@@ -345,14 +347,20 @@ class Trainer:
         losses = optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels)
         accuracy = (logits.argmax(-1) == labels).mean()
         # They decide when a stage ends and which epoch is best, in all processes alike.
-        mean_loss, accuracy = broadcast(np.array([losses.mean(), accuracy], np.float64)).tolist()
-        return {"validation_loss": mean_loss, "validation_accuracy": accuracy}
+        results = np.array([losses.mean(), accuracy, validation_auc(logits, labels)], np.float64)
+        mean_loss, accuracy, auc = broadcast(results).tolist()
+        return {
+            "validation_loss": mean_loss,
+            "validation_accuracy": accuracy,
+            "validation_auc": None if np.isnan(auc) else auc,  # NaN is not JSON
+        }
 
     def _save(self, step: TrainStep, state: TrainState, progress: TrainProgress) -> None:
         """Saves a checkpoint of now and keeps the best of the run and of the stage."""
         # The best epoch of the run is what the evaluation reads, that of the stage is what
         # `restore_best` returns to.
-        bests = (best_step(progress.history), best_step(progress.stage_history(step.stage)))
+        epochs = (progress.history, progress.stage_history(step.stage))
+        bests = [best_step(history, step.stage.monitor) for history in epochs]
         keep = [best for best in bests if best is not None]
         # A copy on the devices, because the next step reuses the buffers of this state. The thread
         # that writes copies it to the host.
@@ -366,12 +374,13 @@ class Trainer:
         self.checkpoints.save(progress.step, read, meta, keep=keep, background=True)
 
     def _log_epoch(self, stage: Stage, summary: JsonDict, timing: Mapping[str, float]) -> None:
-        compiled = timing["compile_seconds"]
+        compiled, auc = timing["compile_seconds"], summary["validation_auc"]
         line = (
             f"{stage.name} {summary['epoch'] + 1}/{self._epochs([stage])}: "
             f"loss {summary['train_loss']:.4f}, accuracy {summary['train_accuracy']:.4f} · "
             f"validation loss {summary['validation_loss']:.4f}, "
-            f"accuracy {summary['validation_accuracy']:.4f} · "
+            f"accuracy {summary['validation_accuracy']:.4f}"
+            f"{'' if auc is None else f', AUC {auc:.4f}'} · "
             f"{timing['images_per_second']:.0f} images/s"
         )
         with tqdm.external_write_mode():  # the line must not run into the bar

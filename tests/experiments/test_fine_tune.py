@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import shutil
 
 import jax
@@ -47,6 +48,7 @@ def options(tmp_path_factory):
         "stages.finetune": {"duration": "2 epochs", "unfreeze_from": "conv5_block1_1_conv"},
         "augment": {"views": 2, "symmetries": True},
         "evaluate": "best",
+        "monitor": "auc",
         "threshold": "youden",
         "explain": "",
     }
@@ -104,6 +106,9 @@ def test_the_bits_are_those_of_the_command_line(run, images, options, tmp_path):
 def test_what_a_run_offers(run, images, tmp_path):
     assert run.history["stage"] == ["head", "finetune", "finetune"]
     assert len(run.history["train_loss"]) == len(run.history["validation_accuracy"]) == 3
+    aucs = run.history["validation_auc"]
+    point = json.loads((run.workdir / "operating_point.json").read_text())
+    assert point["step"] == 3 * (1 + int(np.argmax(aucs))) and all(0 <= auc <= 1 for auc in aucs)
     table = read_csv(run.workdir / "report" / "predictions.csv")
     assert table.file.tolist() == [f"test/{i:06d}" for i in range(10)]
     test_images = images["test"][0]
@@ -148,6 +153,20 @@ def test_the_same_call_resumes_and_another_one_is_refused(run, images, options, 
     ):
         with pytest.raises(InputError, match=words):
             again(**changes)
+
+
+def test_a_monitored_auc_needs_both_classes_in_validation(images, options, tmp_path):
+    pixels, labels, patients = images["validation"]
+    benign = np.array(labels) == 0
+    with pytest.raises(InputError, match=r"config\.monitor='auc'.*class malignant"):
+        densenet_flax.fine_tune(
+            *images["train"][:2],
+            patients=images["train"][2],
+            validation_data=(pixels[benign], labels[benign], np.array(patients)[benign].tolist()),
+            class_names=_CLASSES,
+            overrides=options,
+            workdir=tmp_path / "run",
+        )
 
 
 def test_test_images_that_are_no_test(run, images, tmp_path):

@@ -43,6 +43,7 @@ def test_a_run_stopped_by_an_earlier_version_resumes_and_ends_the_same(
 
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     for line, expected in zip(map(json.loads, lines), EXPECTED["metrics"], strict=True):
+        line.pop("validation_auc", None)  # which that version did not write
         assert line.keys() == expected.keys()
         assert [line[key] for key in TEXTS] == [expected[key] for key in TEXTS]
         numbers, expected = (

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.models.preprocessing import preprocess_input
@@ -41,6 +42,7 @@ def test_metrics_are_means_over_examples(straight, tiny, dataset, split):
         float(-log_p[np.arange(len(rows)), labels].mean()), rel=1e-4
     )
     assert last["validation_accuracy"] == pytest.approx((logits.argmax(-1) == labels).mean())
+    assert last["validation_auc"] == pytest.approx(roc_auc_score(labels, log_p[:, 1]))
 
 
 def test_each_step_logs_its_norms(tmp_path, tiny, tiny_variables, dataset, split):
@@ -76,18 +78,24 @@ def test_later_stages_keep_the_moments_if_asked(
     assert {count for name, count in updates.items() if "conv5_block1" in name} == {3}
 
 
-def test_early_stopping_restores_the_best_epoch(tmp_path, tiny, tiny_variables, dataset, split):
+@pytest.mark.parametrize("monitor", ["loss", "auc"])
+def test_early_stopping_restores_the_best_epoch(
+    tmp_path, tiny, tiny_variables, dataset, split, monitor
+):
     wild = OptimizerSettings(0.5, name="sgd")  # far too fast: the first epochs stay the best
     stages = (
-        stage("a", "head", epochs=10, settings=wild, patience=2, restore_best=True),
-        stage("b", "head", epochs=1, settings=OptimizerSettings(1e-9)),
+        stage("a", "head", 10, wild, patience=2, restore_best=True, monitor=monitor),
+        stage("b", "head", epochs=1, settings=OptimizerSettings(1e-9), monitor=monitor),
     )
     run = Run(tmp_path, tiny, dataset, split, stages)
     run(tiny_variables)
-    losses = [e["validation_loss"] for e in run.progress.history if e["stage"] == "a"]
-    assert len(losses) < 10 and len(losses) - 1 - int(np.argmin(losses)) == 2
-    after = run.progress.history[-1]["validation_loss"]
-    assert after == pytest.approx(min(losses), rel=1e-3) and after < losses[-1]
+    *epochs, after = run.progress.history
+    values = [epoch[f"validation_{monitor}"] for epoch in epochs]
+    best = int(np.argmin(values) if monitor == "loss" else np.argmax(values))
+    assert len(values) < 10 and len(values) - 1 - best == 2
+    losses = [epoch["validation_loss"] for epoch in epochs]
+    assert after["validation_loss"] == pytest.approx(losses[best], rel=1e-3)
+    assert losses[best] != losses[-1] and epochs[best]["step"] in run.checkpoints.steps
 
 
 def test_a_plateau_lowers_the_rate(tmp_path, tiny, tiny_variables, dataset, split):

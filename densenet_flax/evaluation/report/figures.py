@@ -34,11 +34,12 @@ _MAX_NAMED_PATIENTS = 120
 
 
 def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draws loss and accuracy over all epochs, training and validation, and marks the stages.
+    """Draws loss, accuracy and validation AUC over all epochs, and marks the stages.
 
     Args:
       history: one mapping per epoch with 'stage', 'global_epoch', 'train_loss', 'train_accuracy',
-        'validation_loss' and 'validation_accuracy'; a missing or None value leaves a gap.
+        'validation_loss', 'validation_accuracy' and 'validation_auc'; a missing or None value
+        leaves a gap.
     """
     figure = Figure(figsize=(5.6, 5.4), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
@@ -53,6 +54,10 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.plot(epochs, values, style, color=color, label=subset, markersize=4)
         tidy(axes)
         axes.set_ylabel(quantity)
+    areas = np.array([row.get("validation_auc") for row in history], np.float64)
+    if np.isfinite(areas).any():
+        bottom.plot(epochs, areas, "^:", color=INK, label="validation AUC", markersize=4)
+        bottom.set_ylabel("accuracy, AUC")
     bottom.set_xlabel("epoch")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if epochs:
