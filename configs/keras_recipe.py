@@ -99,6 +99,8 @@ def _data() -> ConfigDict:
     config.duplicates = "keep"  # of images with the same pixels; or 'drop', 'error'
     config.on_bad_image = "error"  # or 'skip': the report says how many
     config.bits = 0  # that values of more than 8 bits use, such as 12 in 16; 0 if unknown
+    # Micrometers per pixel of the tiles on disk, one number or (down, across); for slides.
+    config.mpp = config_dict.placeholder(object)
     config.storage = "array"  # resized once, on disk; or 'stream': decoded whenever it is needed
     config.workers = 0  # processes that decode streamed images; 0 for threads
     config.csv = ""  # of folder: a table with the columns file, label, patient, site, split

@@ -58,3 +58,24 @@ def tiny_run(tmp_path_factory):
 
     cache = make_cache(tmp_path_factory.mktemp("cache"))
     return train_tiny_run(cache, tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A `HubServer` that `huggingface_hub` takes for the Hub, with an empty cache."""
+    constants = pytest.importorskip(
+        "huggingface_hub.constants", reason="pip install huggingface_hub"
+    )
+    from tests.helpers.hub_server import HubServer
+
+    server = HubServer()
+    # Read from the environment when the library is imported.
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.close()

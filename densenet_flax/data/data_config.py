@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.micrometers import MPP_RANGE, are_within
 from densenet_flax.common.patterns import pattern_fault
 from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.data.breakhis.names import LABELS, MAGNIFICATIONS
@@ -51,6 +52,8 @@ class DataConfig(Settings):
       patient_key: of TFDS, the feature that says whose an image is; '' if there is none.
       bits: how many bits the values of images with more than 8 use, 8 to 16; 0 if unknown, which is
         16 where an image has values that need them, and an error where not.
+      mpp: micrometers per pixel of the tiles as they are on disk, one number or (down, across);
+        None if unknown, or for what is known of BreakHis and drawn tiles.
       stain: stain normalization; see `stain_normalization.resolve_settings`.
       drawn: of 'drawn', which tiles to draw.
       earlier_rules: of 'folder', whether each top folder is a class and all that follows from
@@ -87,6 +90,13 @@ class DataConfig(Settings):
     )
     patient_key: str = ""
     bits: int = setting(0, "8 to 16, or 0 if unknown", lambda bits: bits in (0, *range(8, 17)))
+    mpp: float | tuple[float, float] | None = setting(
+        None,
+        f"micrometers per pixel from {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}, one number or two",
+        lambda mpp: (
+            mpp is None or are_within(MPP_RANGE, *(mpp if isinstance(mpp, tuple) else (mpp,)))
+        ),
+    )
     stain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     drawn: DrawnConfig = dataclasses.field(default_factory=DrawnConfig)
     earlier_rules: bool = False

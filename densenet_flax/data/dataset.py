@@ -32,6 +32,19 @@ class Provenance:
     incomplete: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class TileField:
+    """How much tissue one tile of a data set shows.
+
+    Attributes:
+      mpp: micrometers per pixel of the tiles as they are on disk, (y, x).
+      size_um: (height, width) of a tile in micrometers.
+    """
+
+    mpp: tuple[float, float]
+    size_um: tuple[float, float]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Images of one size with what is known about them; row numbers are ids.
@@ -53,6 +66,7 @@ class Dataset:
       patients_known: False if nothing says whose the images are and each counts as a patient.
       stain: the normalization that the images went through, as `resolve_settings` of
         `stain_normalization` returns it; a new image has to go through the same. {} for none.
+      field: how much tissue a tile shows; None if that is not known.
       notes: what a reader of results should know, such as images that were left out.
       contents: a digest of the pixels of each image, equal for exact copies; None if not known.
       provenance: where labels, patients and subsets were found.
@@ -71,6 +85,7 @@ class Dataset:
     )
     patients_known: bool = True
     stain: JsonDict = dataclasses.field(default_factory=dict, repr=False)
+    field: TileField | None = None
     notes: tuple[str, ...] = ()
     contents: Shaped[np.ndarray, "N"] | None = dataclasses.field(default=None, repr=False)
     provenance: Provenance = dataclasses.field(default_factory=Provenance)

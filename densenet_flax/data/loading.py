@@ -19,6 +19,7 @@ from densenet_flax.data.sources.folder import FolderSource
 from densenet_flax.data.sources.source import Source
 from densenet_flax.data.sources.tfds_source import TfdsSource
 from densenet_flax.data.synthetic.breakhis_tree import VERSION, write_breakhis_tree
+from densenet_flax.data.tile_field import tile_field
 
 
 def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Dataset:
@@ -53,6 +54,7 @@ def open_dataset(config: DataConfig, cache_dir: str | os.PathLike[str]) -> Datas
         fingerprint=prepared.table.fingerprint,
         patients_known=annotations.patients_known,
         stain=options.stain,
+        field=tile_field(config, prepared.table, annotations),
         notes=(*notes, *annotations.notes, *duplicate_notes),
         # Copies in several subsets are an error only where nothing was published on the data.
         contents=np.array(prepared.table["content"], str)

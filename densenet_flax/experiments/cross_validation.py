@@ -16,9 +16,11 @@ from densenet_flax.experiments.evaluate_run import REPORT_FILES
 from densenet_flax.experiments.experiment import Experiment
 from densenet_flax.experiments.from_config import resolve
 from densenet_flax.experiments.run import train_and_evaluate
+from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.checksums import check_files
 from densenet_flax.storage.json_files import read_json_object
 from densenet_flax.storage.workdir import Workdir
+from densenet_flax.weights.hub_names import PREFIX
 
 
 def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
@@ -54,10 +56,23 @@ def cross_validate(config: ConfigDict, workdir: str) -> JsonDict:
                 logging.info("fold %d of %d: done already", number, count)
                 continue
             logging.info("fold %d of %d: %s", number, count, folder)
-            train_and_evaluate(fold_config, str(folder))
+            train_and_evaluate(fold_config, str(folder), weights=_common_weights(folders))
         if not is_first_process():
             return {}
         return _report_on_folds(directory, folders, config_of_fold(config, None).to_dict())
+
+
+def _common_weights(folders: list[Path]) -> str:
+    """What the folds that have begun started from on the Hub; '' if it cannot change.
+
+    A name there may mean other weights by the time that the next fold begins.
+    """
+    for folder in folders:
+        if Workdir(folder).has_begun:
+            meta = Checkpoints(Workdir(folder).checkpoints, read_only=True).read_meta()
+            source = str(meta.get("network", {}).get("source", ""))
+            return source if source.startswith(PREFIX) else ""
+    return ""
 
 
 def count_folds(config: ConfigDict) -> int:

@@ -77,6 +77,8 @@ def evaluate_run(
         operating_point, threshold=float(chosen[0]), temperature=float(chosen[1])
     )
     point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
+    if field := run.dataset.field:  # it may be stated after training
+        point["tiles"] = {"mpp": field.mpp, "field_um": field.size_um}
     if not len(run.split.test):
         if is_first_process():
             _save_point(run, point)

@@ -34,6 +34,7 @@ ADDED_KEYS = {
     "monitor": "loss",
     **{f"data.columns.{name}": "" for name in ("file", "label", "patient", "site", "split")},
     "data.bits": 0,
+    "data.mpp": None,
     "data.test_path": "",
     "data.label_level": None,
     "data.label_pattern": "",
@@ -54,7 +55,9 @@ class ModelConfig(Settings):
 
     name: str = choice("densenet201", NETWORKS)
     weights: str = setting(
-        "imagenet", "'imagenet', 'random' or the path of a weights file", lambda path: path.strip()
+        "imagenet",
+        "'imagenet', 'random', the path of a weights file or hf://owner/name",
+        lambda path: path.strip(),
     )
     verify_weights: bool = True
     hidden: tuple[int, ...] = setting(

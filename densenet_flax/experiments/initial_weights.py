@@ -51,7 +51,7 @@ def initial_variables(
         backbone, origin = load_backbone(os.path.expanduser(source), model, verify=verify)
         # A backbone has no head, so the one that was drawn stays.
         variables = {kind: {**tree, **backbone[kind]} for kind, tree in variables.items()}
-    height, width = dataset.images.shape[1:3]
+    (height, width), field = dataset.images.shape[1:3], dataset.field
     inference = InferenceSettings(
         image_size=(height, width),
         stain=dataset.stain,
@@ -61,6 +61,8 @@ def initial_variables(
         patient_pattern=experiment.data.patient_pattern,
         patient_source=dataset.provenance.patient_source,
         merge_patients=experiment.data.similar_names == "merge",
+        mpp=field.mpp if field else None,
+        field_um=field.size_um if field else None,
     )
     fields: InfoFields = {**origin, "class_names": dataset.class_names, "inference": inference}
     return variables, WeightsInfo.of(model, **fields)

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, errors_in
 from densenet_flax.common.sharding import device_kinds, is_first_process, require_equal
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.common.xla_flags import check_deterministic_kernels
@@ -33,6 +33,8 @@ from densenet_flax.training.monitor import check_monitor
 from densenet_flax.training.prefix_cache import package_digest
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.stage import Stage
+from densenet_flax.weights.hub import pin
+from densenet_flax.weights.hub_names import is_hub_name
 
 _LOCAL_KEYS = ("cache_dir", "data.path", "data.storage", "data.workers", "tensorboard")
 
@@ -59,10 +61,13 @@ class PreparedRun:
         return Checkpoints(self.workdir.checkpoints)
 
 
-def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = False) -> PreparedRun:
+def prepare_run(
+    experiment: Experiment, workdir: Workdir, *, to_train: bool = False, weights: str = ""
+) -> PreparedRun:
     """Opens and splits the data, checking all that depends on it.
 
-    `to_train` allows the experiment to give the run more epochs.
+    `to_train` allows the experiment to give the run more epochs; `weights` are what a run that has
+    not begun starts from, by default those of its configuration.
 
     Raises:
       InputError: the configuration, the data or the work directory.
@@ -75,7 +80,7 @@ def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = Fa
         else:
             workdir.check(experiment.config, ADDED_KEYS)
     elif to_train:
-        _check_weights(experiment.model.weights)
+        experiment = _with_weights(experiment, weights or experiment.model.weights)
     dataset = open_dataset(experiment.data, experiment.cache_directory)
     check_rule(experiment.evaluation.threshold, len(dataset.class_names))
     check_calibration(experiment.evaluation.calibration, len(dataset.class_names))
@@ -111,12 +116,23 @@ def prepare_run(experiment: Experiment, workdir: Workdir, *, to_train: bool = Fa
     return PreparedRun(experiment, workdir, dataset, split, sampler, built)
 
 
-def _check_weights(weights: str) -> None:
-    if weights not in ("imagenet", "random") and not Path(weights).expanduser().exists():
-        raise InputError(
-            f"config.model.weights={weights!r}: no such file; expected 'imagenet', 'random' or the "
-            "path of a weights file"
-        )
+def _with_weights(experiment: Experiment, weights: str) -> Experiment:
+    """The experiment with weights that exist; of those on the Hub, which may change, one commit.
+
+    The configuration stays as it was given, so that the same command resumes the run: from its
+    first checkpoint on it needs neither the weights nor the Hub.
+    """
+    with errors_in("config.model.weights="):
+        if is_hub_name(weights):
+            weights = pin(weights)
+        elif weights not in ("imagenet", "random") and not Path(weights).expanduser().exists():
+            raise InputError(
+                f"{weights!r}: no such file; expected 'imagenet', 'random', the path of a weights "
+                "file or hf://owner/name"
+            )
+    return dataclasses.replace(
+        experiment, model=dataclasses.replace(experiment.model, weights=weights)
+    )
 
 
 def log_data(dataset: Dataset, split: Split) -> None:

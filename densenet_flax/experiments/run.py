@@ -26,12 +26,15 @@ from densenet_flax.training.trainer import Trainer
 from densenet_flax.weights.info import WeightsInfo
 
 
-def train_and_evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
+def train_and_evaluate(
+    config: ConfigDict | JsonDict, workdir: str, *, weights: str = ""
+) -> JsonDict:
     """Trains, or resumes training, then evaluates and writes the report.
 
     Args:
       config: the experiment; `configs/keras_recipe.py` describes the keys.
       workdir: created if it does not exist.
+      weights: what a run that has not begun starts from, by default those of the configuration.
 
     Returns:
       The content of `report/metrics.json`.
@@ -43,7 +46,7 @@ def train_and_evaluate(config: ConfigDict | JsonDict, workdir: str) -> JsonDict:
     experiment, directory = resolve(config), Workdir(workdir)
     with directory.lock():
         started = time.perf_counter()
-        run = prepare_run(experiment, directory, to_train=True)
+        run = prepare_run(experiment, directory, to_train=True, weights=weights)
         # What training holds in memory is freed with this call; the evaluation needs the room.
         seconds = _train(run, started)
         jax.monitoring.record_event(EVALUATION_BEGINS)

@@ -24,7 +24,7 @@ from densenet_flax.storage.json_files import read_json_object
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights.inference_settings import DTYPES, StoredOperatingPoint
 from densenet_flax.weights.info import WeightsInfo
-from densenet_flax.weights.load import read_weights
+from densenet_flax.weights.load import locate, read_weights
 
 _DEFAULT_BATCH_PIXELS = 32 * 512**2
 
@@ -42,7 +42,8 @@ def load_classifier(
     Args:
       path: a work directory of `main.py`, whose evaluated checkpoint is loaded; the folder of an
         ensemble; or a weights file with a head: one that `python -m densenet_flax.weights convert
-        RUN model.safetensors` wrote, or any other that the package reads.
+        RUN model.safetensors` wrote, or any other that the package reads; or a name on the Hugging
+        Face Hub, `hf://owner/name[@revision][/file]`.
       image_size: (height, width); by default that of training, or 224 × 224 if unknown.
       batch_size: images at a time; by default that of training, or 32, and fewer where they are
         larger than 512 × 512. Each call is padded to whole batches, so single images are answered
@@ -54,13 +55,14 @@ def load_classifier(
     Raises:
       InputError: there is no network, it has no head, or a size or the dtype cannot be used.
     """
-    path = Path(path).expanduser()
+    folder = Path(path).expanduser()
+    if (folder / ENSEMBLE_FILE).is_file():
+        return _load_ensemble(folder, image_size=image_size, batch_size=batch_size, dtype=dtype)
+    path = locate(path)
     if not path.exists():
         raise InputError(
             f"{path}: no such file or directory; expected a work directory or a weights file"
         )
-    if (path / ENSEMBLE_FILE).is_file():
-        return _load_ensemble(path, image_size=image_size, batch_size=batch_size, dtype=dtype)
     variables, info = read_weights(path, verify=verify)
     if info.activation == "none":
         raise InputError(

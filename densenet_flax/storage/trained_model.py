@@ -44,7 +44,8 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[Variable
     step = restored.step
     network = restored.meta["network"]
     if operating_point.get("step") == step:
-        extra = {**network.get("extra", {}), "operating_point": operating_point}
+        tiles = operating_point.pop("tiles", {})
+        extra = {**network.get("extra", {}), **tiles, "operating_point": operating_point}
         network = {**network, "extra": extra}
     return restored.variables, network
 

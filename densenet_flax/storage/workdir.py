@@ -36,7 +36,7 @@ OPERATING_POINT_FILE = "operating_point.json"  # what the evaluation chose, and 
 # Where the data is, how fast it is read, what a step keeps in memory and how the result is
 # evaluated may change between starts; what is trained may not.
 _FREE_KEYS = (
-    *("data.path", "data.storage", "data.workers", "cache", "cache_dir", "tensorboard"),
+    *("data.path", "data.mpp", "data.storage", "data.workers", "cache", "cache_dir", "tensorboard"),
     "model.remat",
     *("evaluate", "threshold", "calibration", "tta", "explain"),
 )

@@ -9,8 +9,10 @@ from typing import cast
 from densenet_flax.common.errors import InputError, path_errors, printable
 from densenet_flax.models.preprocessing import PREPROCESSING
 from densenet_flax.weights.conversion import convert, export, inspect
+from densenet_flax.weights.hub_names import is_hub_name
 from densenet_flax.weights.info import ACTIVATIONS, InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.load import locate
 from densenet_flax.weights.official import BASE_URL_VARIABLE, OFFICIAL, download
 
 
@@ -38,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         ("export", export, "DST", "any supported file to one of Keras, timm or torchvision", files),
     ):
         command = commands.add_parser(name, help=text, description=f"Converts {text}. {more}")
-        command.add_argument("src", metavar="SRC", help="file, or checkpoint directory")
+        command.add_argument(
+            "src", metavar="SRC", help="file, checkpoint directory or hf://owner/name"
+        )
         command.add_argument("dst", metavar=target, help="where to write")
         if function is export:
             text = "what shall load .safetensors or .pth"
@@ -55,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="all of it, as JSON")
     _add_overrides(command)
     command.set_defaults(run=_inspect)
-    command = commands.add_parser("download", help="an official ImageNet file of Keras")
-    command.add_argument("name", metavar="NAME", help=", ".join(OFFICIAL))
+    text = "an official ImageNet file of Keras, or weights on the Hugging Face Hub"
+    command = commands.add_parser("download", help=text)
+    names = f"{', '.join(OFFICIAL)}, or hf://owner/name[@revision][/file]"
+    command.add_argument("name", metavar="NAME", help=names)
     command.add_argument("--directory", help="where to put it (default: Keras's cache)")
     mirror = f"of a mirror (default: ${BASE_URL_VARIABLE}, or Keras)"
     command.add_argument("--base-url", help=mirror)
@@ -149,6 +155,14 @@ def _print_row(title: str, value: str) -> None:
 
 
 def _download(arguments: argparse.Namespace) -> None:
+    if is_hub_name(arguments.name):
+        if arguments.directory or arguments.base_url:
+            raise InputError(
+                f"{arguments.name}: goes into the Hub's own cache; set HF_HOME for another place, "
+                "and HF_ENDPOINT for a mirror"
+            )
+        print(printable(locate(arguments.name)))
+        return
     print(printable(download(arguments.name, arguments.directory, base_url=arguments.base_url)))
 
 

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.reading import check_regular
 from densenet_flax.weights.safe_reading import reading
+from densenet_flax.weights.weights_choice import WEIGHTS_SUFFIXES, choose_weights
 
 Kind: TypeAlias = Literal["hdf5", "keras", "safetensors", "torch", "checkpoint"]
 
@@ -19,7 +20,6 @@ _EXPECTED = (
     "directory of this package"
 )
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7-zip"}
-_WEIGHTS_SUFFIXES = (".safetensors", ".h5", ".keras", ".pth", ".pt", ".bin", ".ckpt")
 
 
 def recognize(file: Path) -> Kind:
@@ -125,7 +125,21 @@ def _directory_fault(folder: Path) -> str:
         return _SAVED_MODEL
     if any(name.endswith(".index") for name in names):
         return _TENSORFLOW
-    if "checkpoints" in names or not names or "config.json" not in names:
+    return ""
+
+
+def weights_in_folder(folder: Path) -> str:
+    """Name of the weights file in a folder as the Hub has it; '' if it may be a checkpoint.
+
+    Raises:
+      InputError: it holds several, and nothing says which.
+    """
+    with reading(folder):
+        names = [path.name for path in folder.iterdir()]
+    is_other = "checkpoints" in names or _directory_fault(folder)
+    if is_other or not any(name.endswith(WEIGHTS_SUFFIXES) for name in names):
         return ""
-    files = [name for name in names if name.endswith(_WEIGHTS_SUFFIXES)]
-    return f"a directory; give the weights file in it, {' or '.join(files)}" if files else ""
+    try:
+        return choose_weights(names)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}; give the file") from error

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.micrometers import FIELD_RANGE, MPP_RANGE, are_within
 from densenet_flax.common.patterns import MAX_LENGTH, pattern_fault
 from densenet_flax.common.settings import Settings, between, choice, setting
 from densenet_flax.common.trees import JsonDict
@@ -15,11 +16,6 @@ DTYPES = ("float32", "bfloat16")
 _MAX_SIZE = 4096
 # Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
-# Micrometers: from less than a nucleus to more than a slide.
-FIELD_RANGE = (1.0, 1e5)
-# Micrometers per pixel: from an oil lens to the overview of a slide.
-MPP_RANGE = (0.02, 20.0)
-
 _MAX_KNOTS = 100_000
 
 
@@ -118,7 +114,7 @@ def _pair_within(limits: tuple[float, float], unit: str) -> Any:
     return setting(
         None,
         f"two numbers of {unit} from {low:g} to {high:g}, or null",
-        lambda pair: pair is None or all(low <= value <= high for value in pair),
+        lambda pair: pair is None or are_within(limits, *pair),
     )
 
 

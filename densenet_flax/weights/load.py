@@ -1,7 +1,9 @@
 """From a weights file of any format to variables."""
 
 import contextlib
+import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -11,7 +13,8 @@ from absl import logging
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.trees import PyTree
 from densenet_flax.models.densenet import DenseNet
-from densenet_flax.weights.formats import recognize
+from densenet_flax.weights.formats import recognize, weights_in_folder
+from densenet_flax.weights.hub_names import card_license, is_hub_name, origin_of
 from densenet_flax.weights.info import EPSILON_TOLERANCE, InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.official import OFFICIAL, download
@@ -26,11 +29,11 @@ _INHERITED = ("preprocessing", "epsilon", "final_relu", "source", "sha256", "lic
 def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
     """Opens a weights file of any supported format, recognized by its first bytes.
 
-    `which` names one of several networks in a PyTorch file.
+    Of a name on the Hugging Face Hub, the file is downloaded; of a folder that is no checkpoint,
+    it is chosen as in a repository of the Hub. `which` names one of several networks in a PyTorch
+    file.
     """
-    if not os.fspath(path):
-        raise InputError("'': no path; expected that of a weights file or a work directory")
-    file = Path(os.path.expanduser(path))
+    file = locate(path)
     opener: Callable[..., contextlib.AbstractContextManager[WeightsFile]]
     # Each format is imported when it is met: Keras's files need no torch, PyTorch's no h5py, and
     # neither needs Orbax.
@@ -49,7 +52,37 @@ def open_weights(path: StrPath, which: str = "") -> Iterator[WeightsFile]:
     with opener(file, **options) as opened:
         if which and opened.which != which:
             raise InputError(f"{file}: which={which!r}: only PyTorch's files hold several networks")
-        yield opened
+        yield _with_origin(opened)
+
+
+def locate(path: StrPath) -> Path:
+    """The file or checkpoint directory that a path or a name on the Hub means.
+
+    Raises:
+      InputError: it is empty, or as `hub.fetch`.
+    """
+    if not os.fspath(path):
+        raise InputError("'': no path; expected that of a weights file or a work directory")
+    if is_hub_name(path):
+        from densenet_flax.weights.hub import fetch
+
+        return fetch(path)
+    file = Path(os.path.expanduser(path))
+    return file / weights_in_folder(file) if file.is_dir() else file
+
+
+def _with_origin(file: WeightsFile) -> WeightsFile:
+    """Notes where on the Hub a file is from, by its path in the cache, and under which license."""
+    origin = origin_of(file.path)
+    if origin is None:
+        return file
+    metadata = {key: value for key, value in file.metadata.items() if key != "sha256"}
+    card, own = card_license(file.path, origin), file.metadata.get("license", "")
+    # 'CC BY 4.0' is 'cc-by-4.0'.
+    differ = card and own and len({re.sub(r"\W+", "-", text.lower()) for text in (card, own)}) > 1
+    license = f"{card} (model card), {own} (stated with the weights)" if differ else card or own
+    metadata |= {"source": str(origin), "license": license}
+    return dataclasses.replace(file, metadata=cast(InfoFields, metadata))
 
 
 def read_weights(
@@ -58,7 +91,8 @@ def read_weights(
     """Reads any file of Keras, PyTorch or this package, or a checkpoint directory of our training.
 
     Args:
-      path: the file or directory.
+      path: the file or directory, or a name on the Hugging Face Hub,
+        `hf://owner/name[@revision][/file]`.
       which: of several networks in a checkpoint of PyTorch, such as 'state_dict'; by default the
         average, as timm takes it.
       activation: 'softmax', 'sigmoid' or 'none' where the file does not tell or is wrong.

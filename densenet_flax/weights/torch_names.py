@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from densenet_flax.common.trees import JsonDict
+from densenet_flax.weights.hub_names import origin_of
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Shape, VariablePath, infer_layout, name_head_layers
 from densenet_flax.weights.safe_reading import reading
@@ -142,7 +143,9 @@ def _torch_metadata(
     settings = read_options({**find_options(config, f"{TIMM_CONFIG}: "), **options})
     # Weights of TIAToolbox were published under timm's names, so that only words give them away;
     # a checkpoint with the options of its training script is no such publication.
-    hint = f"{file.parent.name}/{file.name} {pretrained.get('tag', '')}" if not options else ""
+    origin = origin_of(file)
+    folder = origin.repo if origin else file.parent.name
+    hint = f"{folder}/{file.name} {pretrained.get('tag', '')}" if not options else ""
     biases = (t.shape for t in tensors if t.path == ("params", "head", "predictions", "bias"))
     classes = next((shape[0] for shape in biases if shape), 0)
     is_wrapped = any("feat_extract." in tensor.name for tensor in tensors)

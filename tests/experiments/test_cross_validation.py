@@ -3,6 +3,7 @@
 import json
 import re
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 
@@ -12,7 +13,11 @@ from densenet_flax.evaluation.report.folds_report import folds_verdict, write_fo
 from densenet_flax.experiments import cross_validation
 from densenet_flax.experiments.cross_validation import config_of_fold, count_folds, cross_validate
 from densenet_flax.experiments.run import train_and_evaluate
+from densenet_flax.weights import save_weights
+from densenet_flax.weights.layout import Layout
 from tests.configs import tiny
+from tests.helpers.networks import TINY_BLOCKS
+from tests.weights.helpers import info_of, random_variables
 
 
 @pytest.fixture
@@ -26,14 +31,24 @@ def config(tmp_path_factory):
     return config
 
 
-def test_folds_are_trained_once_and_pooled(config, tmp_path, monkeypatch):
+def test_folds_are_trained_once_and_pooled(config, hub, tmp_path, monkeypatch):
+    """From weights on the Hub: all folds from the commit of the first, and the license noted."""
     trained = []
+    layout, files = Layout(TINY_BLOCKS), []
+    for seed in (0, 1):
+        save_weights(tmp_path / "m.safetensors", random_variables(layout, seed), info_of(layout))
+        card = b"---\nlicense: cc-by-nc-4.0\n---"
+        weights = (tmp_path / "m.safetensors").read_bytes()
+        files.append({"model.safetensors": weights, "README.md": card})
+    commit = hub.push("a/b", files[0])
+    config.model.weights = "hf://a/b"
 
-    def train_unless_interrupted(config, workdir):
+    def train_unless_interrupted(config, workdir, **options):
         trained.append(workdir.rpartition("/")[2])
         if trained == ["fold1", "fold2"]:
+            hub.push("a/b", files[1])
             raise KeyboardInterrupt
-        return train_and_evaluate(config, workdir)
+        return train_and_evaluate(config, workdir, **options)
 
     monkeypatch.setattr(cross_validation, "train_and_evaluate", train_unless_interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -43,6 +58,16 @@ def test_folds_are_trained_once_and_pooled(config, tmp_path, monkeypatch):
     again = cross_validate(config, str(tmp_path / "cv"))
     assert again == metrics and len(trained) == 4
     folds = [tmp_path / "cv" / f"fold{i}" for i in (1, 2, 3)]
+    for fold in folds:
+        weights = json.loads((fold / "report" / "metrics.json").read_text())["run"]["weights"]
+        assert weights["started from"] == f"hf://a/b@{commit}/model.safetensors"
+        assert json.loads((fold / "config.json").read_text())["model"]["weights"] == "hf://a/b"
+        card = (fold / "report" / "MODEL_CARD.md").read_text()
+        assert 'license: "cc-by-nc-4.0"' in card and commit in card
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    hub.requests.clear()
+    train_and_evaluate(config_of_fold(config, 1), str(folds[0]))  # needs neither Hub nor cache
+    assert not hub.requests
     splits = [json.loads((fold / "split.json").read_text())["files"] for fold in folds]
     tested = [{name for name, subset in files.items() if subset == "test"} for files in splits]
     assert set.union(*tested) == set(splits[0]) and sum(map(len, tested)) == len(splits[0])

@@ -24,10 +24,10 @@ def fork_context() -> ForkServerContext:
 class Program:
     """`python WORDS` in a fork: all but the imports is as in a process that a user starts."""
 
-    def __init__(self, *words, cwd=ROOT):
+    def __init__(self, *words, cwd=ROOT, env=None):
         self.args = [str(word) for word in words]
         self._folder = tempfile.TemporaryDirectory()
-        arguments = (self.args, str(cwd), self._folder.name)
+        arguments = (self.args, str(cwd), self._folder.name, env or {})
         self._process = fork_context().Process(target=_run_python, args=arguments)
         self._process.start()
 
@@ -42,7 +42,8 @@ class Program:
         return subprocess.CompletedProcess(self.args, self._process.exitcode, out, err)
 
 
-def _run_python(words: list[str], cwd: str, folder: str) -> None:
+def _run_python(words: list[str], cwd: str, folder: str, env: dict[str, str]) -> None:
+    os.environ.update(env)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     # Else the program would start again to tune the host, by the command line of the fork's parent.

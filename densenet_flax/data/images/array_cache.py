@@ -29,6 +29,8 @@ _PIXELS_VERSION = f"bilinear-pillow{pillow_version.split('.')[0]}-v1"
 _COLUMNS_VERSION = "c2"
 _ARRAY_FILE = "images.npy"
 
+# (height, width) of an image before it was resized.
+TILE_SIZE_COLUMNS = ("tile_height", "tile_width")
 # The columns by which readers find an image.
 _ADDRESS = ("file", "source", "number")
 
@@ -173,7 +175,12 @@ def write_images(
             content = content_digest(image)
             if options.storage == "array":
                 pixels = resize(normalize(image), options.size)
-        row = {**row, "content": content}
+        height, width = image.shape[:2]
+        row = {
+            **row,
+            "content": content,
+            **dict(zip(TILE_SIZE_COLUMNS, (height, width), strict=True)),
+        }
         data = encoded.data if isinstance(encoded, np.ndarray) else encoded
         return row, hashlib.sha256(data).hexdigest(), pixels
 

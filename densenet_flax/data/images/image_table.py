@@ -19,7 +19,8 @@ class ImageTable:
 
     Attributes:
       columns: lists of equal length, of values that JSON has: `file`, `content` (SHA-256 of the
-        decoded pixels) and what the source of the images states.
+        decoded pixels), `tile_height` and `tile_width` (which earlier versions did not write) and
+        what the source of the images states.
       fingerprint: SHA-256 of the names, the encoded images, their size and stain normalization.
       skipped: a line for each image that was left out, which says why.
     """

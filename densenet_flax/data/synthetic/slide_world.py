@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from densenet_flax.data.synthetic.canvas import blob
 from densenet_flax.data.synthetic.tissue import SUBTYPES_OF, Stain, draw_stain, draw_tile
 
-# (height, width) in micrometers of what a drawn tile of 100X shows: BreakHis's 460 by 700 pixels of
-# 0.2 µm.
+# (height, width) in micrometers of what a drawn tile of 100X shows, as BreakHis's do.
 TILE_UM = (92.0, 140.0)
 _OVERLAP_UM = 6.0  # of neighboring textures, which fade into each other
 _INK = ((25, 60, 150), (20, 110, 60), (35, 35, 40))  # of pens: blue, green, black

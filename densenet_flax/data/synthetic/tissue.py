@@ -17,7 +17,16 @@ from densenet_flax.data.synthetic.canvas import ZOOM, Canvas, Map, NucleusKind, 
 
 SUBTYPES_OF = (("A", "F", "PT", "TA"), ("DC", "LC", "MC", "PC"))
 
+# Of a drawn tile of 100X, in micrometers: the height of BreakHis's. Nuclei are of one size in
+# micrometers at every magnification, as the zoom of a canvas is not the ratio of magnifications.
+_HEIGHT_UM = 92.0
+
 RGB: TypeAlias = Float[np.ndarray, "3"]
+
+
+def drawn_micrometers(magnification: int, height: int) -> float:
+    """Micrometers per pixel of a drawn tile that is `height` pixels high."""
+    return _HEIGHT_UM / ZOOM[magnification] / height
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ def model_card(metrics: JsonDict) -> bytes:
         metrics=metrics,
         run=run,
         card=run.get("card") or {},
+        license=_license(run),
         split=split,
         split_rule=_split_rule(split),
         flow=tables.flow_of_cases(run),
@@ -65,6 +66,13 @@ def _split_rule(split: JsonDict) -> str | None:
         f"seed {split['seed']}" if split.get("seed") is not None else "",
     ]
     return ", ".join(filter(None, parts)) or None
+
+
+def _license(run: JsonDict) -> str | None:
+    """What the authors state, or the license of the weights that training started from."""
+    weights = run.get("weights")
+    inherited = weights.get("licence of that file") if isinstance(weights, Mapping) else None
+    return (run.get("card") or {}).get("license") or inherited
 
 
 def _one_line(value: object) -> str | None:

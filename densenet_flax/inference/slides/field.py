@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.micrometers import FIELD_RANGE, are_within
 from densenet_flax.inference.slides.resolution import Mpp
 from densenet_flax.inference.slides.slide import Slide
-from densenet_flax.weights.inference_settings import FIELD_RANGE, InferenceSettings
+from densenet_flax.weights.inference_settings import InferenceSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ def resolve_field(
     if given is not None:
         height, width = (given, given) if isinstance(given, int | float) else given
         size = float(height), float(width)
-        if not all(FIELD_RANGE[0] <= length <= FIELD_RANGE[1] for length in size):
+        if not are_within(FIELD_RANGE, *size):
             raise InputError(
                 f"--field={given}: expected height and width in micrometers, from "
                 f"{FIELD_RANGE[0]:g} to {FIELD_RANGE[1]:g}"
@@ -61,7 +62,7 @@ def resolve_field(
     if size is None:
         raise InputError(
             f"{name}: does not say how much tissue one of its tiles shows; give height and width "
-            "in micrometers with --field=H,W, or train with --config.data.mpp=…"
+            "in micrometers with --field=H,W, or state --config.data.mpp=… with --mode=evaluate"
         )
     mpp = settings.mpp or (size[0] / image_size[0], size[1] / image_size[1])
     return Field(size, mpp, "network" if given is None else "flag")

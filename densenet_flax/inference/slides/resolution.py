@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.weights.inference_settings import MPP_RANGE
+from densenet_flax.common.micrometers import MPP_RANGE, are_within
 
 # (y, x) in micrometers per pixel.
 Mpp = tuple[float, float]
 
-# Beyond are the 72 and 300 dpi that programs write into files for screens and printers.
-_LOWEST, _HIGHEST = MPP_RANGE
 _LARGEST_RATIO = 1.1  # between two statements of one file, and between its axes
 
 _MICROMETERS = {"inch": 25_400.0, "centimeter": 10_000.0}
@@ -70,7 +68,8 @@ def resolve_mpp(name: object, statements: Mapping[str, Mpp], objective: float | 
       InputError: it states none, or two that contradict each other.
     """
     advice = "give the micrometers per pixel with --mpp=…"
-    plausible = {field: mpp for field, mpp in statements.items() if _is_plausible(mpp)}
+    # Beyond the range are the 72 and 300 dpi of screens and printers.
+    plausible = {field: mpp for field, mpp in statements.items() if are_within(MPP_RANGE, *mpp)}
     if not plausible:
         reasons = [
             f"{field} says {_show(mpp)} µm, which is no microscope's"
@@ -98,16 +97,12 @@ def resolve_mpp(name: object, statements: Mapping[str, Mpp], objective: float | 
 def check_mpp(mpp: Mpp | float, name: str = "--mpp") -> Mpp:
     """A resolution that was given, as (y, x); InputError if it cannot be one."""
     values = (mpp, mpp) if isinstance(mpp, int | float) else tuple(mpp)
-    if len(values) != 2 or not _is_plausible((values[0], values[-1])):
+    if len(values) != 2 or not are_within(MPP_RANGE, *values):
         raise InputError(
-            f"{name}={mpp}: expected micrometers per pixel from {_LOWEST:g} to {_HIGHEST:g}, one "
-            "number or two, down and across"
+            f"{name}={mpp}: expected micrometers per pixel from {MPP_RANGE[0]:g} to "
+            f"{MPP_RANGE[1]:g}, one number or two, down and across"
         )
     return float(values[0]), float(values[1])
-
-
-def _is_plausible(mpp: Mpp) -> bool:
-    return all(_LOWEST <= value <= _HIGHEST for value in mpp)
 
 
 def _ratio(a: float, b: float) -> float:
