@@ -29,7 +29,6 @@ from densenet_flax.experiments.from_config import build_model, build_stages
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.workdir import Workdir
-from densenet_flax.training.monitor import check_monitor
 from densenet_flax.training.prefix_cache import package_digest
 from densenet_flax.training.progress import TrainProgress
 from densenet_flax.training.stage import Stage
@@ -94,7 +93,6 @@ def prepare_run(
     if experiment.deterministic:
         check_deterministic_kernels()
     logging.info("device: %d × %s; %s", jax.device_count(), device_kinds(), model.computation)
-    check_monitor(experiment.monitor, dataset.labels[split.validation], dataset.class_names)
     built = build_stages(
         stages,
         model,

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.evaluation.metrics.binary import ranking_metrics
 from densenet_flax.inference.results import to_probabilities
 
@@ -39,18 +38,3 @@ def validation_auc(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N
         ranking_metrics(labels == k, probability[:, k], *one_resample)["roc_auc"] for k in classes
     ]
     return float(np.mean(areas))
-
-
-def check_monitor(monitor: str, labels: Int[np.ndarray, " N"], class_names: Sequence[str]) -> None:
-    """Checks that the validation labels have an AUC if that is what a run goes by.
-
-    Raises:
-      InputError: a class is missing among them.
-    """
-    absent = sorted(set(range(len(class_names))) - set(labels.tolist()))
-    if monitor == "auc" and absent:
-        names = ", ".join(class_names[k] for k in absent)
-        raise InputError(
-            f"config.monitor='auc': the validation images have no AUC, because none of them is of "
-            f"class {names}; enlarge config.split.validation_fraction, or use 'loss'"
-        )

@@ -155,20 +155,6 @@ def test_the_same_call_resumes_and_another_one_is_refused(run, images, options, 
             again(**changes)
 
 
-def test_a_monitored_auc_needs_both_classes_in_validation(images, options, tmp_path):
-    pixels, labels, patients = images["validation"]
-    benign = np.array(labels) == 0
-    with pytest.raises(InputError, match=r"config\.monitor='auc'.*class malignant"):
-        densenet_flax.fine_tune(
-            *images["train"][:2],
-            patients=images["train"][2],
-            validation_data=(pixels[benign], labels[benign], np.array(patients)[benign].tolist()),
-            class_names=_CLASSES,
-            overrides=options,
-            workdir=tmp_path / "run",
-        )
-
-
 def test_test_images_that_are_no_test(run, images, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run.workdir, copy)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from densenet_flax.common.errors import InputError
 from densenet_flax.inference.results import to_probabilities
-from densenet_flax.training.monitor import check_monitor, validation_auc
+from densenet_flax.training.monitor import validation_auc
 from densenet_flax.training.optimizer import OptimizerSettings
 from densenet_flax.training.progress import TrainProgress, best_step, best_steps
 from tests.training.runs import stage
@@ -48,15 +47,3 @@ def test_best_epoch_early_stopping_and_plateau_go_by_the_same_result():
         scales[monitor] = [p.rate_scale(patient) for p in progress]
     assert scales["loss"] == [1, 1, 1, 0.5, 0.25, 0.125, 0.0625]
     assert scales["auc"] == [1, 1, 1, 1, 0.5, 0.25, 0.125]
-
-
-def test_validation_images_without_an_auc():
-    names = ("benign", "malignant", "unclear")
-    for monitor in ("loss", "accuracy"):
-        check_monitor(monitor, np.array([1, 1]), names)
-    check_monitor("auc", np.array([0, 2, 1]), names)
-    with pytest.raises(
-        InputError, match=r"config\.monitor='auc'.* class benign, unclear; "
-    ) as info:
-        check_monitor("auc", np.array([1, 1]), names)
-    assert "\n" not in str(info.value)
