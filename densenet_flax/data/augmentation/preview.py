@@ -10,6 +10,7 @@ from densenet_flax.common.errors import InputError
 from densenet_flax.data.augmentation.settings import AugmentSettings
 from densenet_flax.data.augmentation.views import augment, mix
 from densenet_flax.data.dataset import Dataset
+from densenet_flax.data.images.stain_normalization import separate_dyes
 from densenet_flax.data.splits.sampling import count_before
 from densenet_flax.storage.atomic import atomic_file
 
@@ -46,7 +47,7 @@ def write_preview(
     images: int = 8,
     views: int = 6,
 ) -> None:
-    """Writes a contact sheet as PNG: in each row an image and views of it.
+    """Writes a contact sheet as PNG: in each row an image, its dyes alone, and views of it.
 
     The views are those that training sees with the same seed and view numbers. With MixUp or CutMix
     each image is mixed with the one above it, and the share of its own class stands above the view;
@@ -72,7 +73,9 @@ def write_preview(
     if not len(ids):
         raise InputError(f"{dataset.name}: no training images to show")
     originals, labels = dataset.images[ids], dataset.labels[ids]
-    columns = [(originals, np.ones(len(ids)))]
+    dyes = separate_dyes(originals, dataset.stain)
+    columns = [(pictures, np.ones(len(ids))) for pictures in (originals, *dyes)]
+    titles = ["", "hematoxylin", "eosin", "residual", *(f"view {view}" for view in range(views))]
     columns += [_make_views(originals, labels, ids, settings, seed, view) for view in range(views)]
     cell_height = _CELL_WIDTH * originals.shape[1] / originals.shape[2] + _TITLE_HEIGHT
     size = (_CELL_WIDTH * len(columns), cell_height * len(ids))
@@ -83,10 +86,10 @@ def write_preview(
     for (line, column), cell in np.ndenumerate(axes):
         # The first column is the images themselves, under their class and patient.
         pictures, shares = columns[column]
-        title = f"view {column - 1}" if line == 0 else ""
+        title = titles[column] if line == 0 else ""
         if column == 0:
             title = f"{dataset.class_names[labels[line]]}\n{patients[line]}"
-        elif settings.mixes:
+        elif column > len(dyes) and settings.mixes:
             title = f"{title} {shares[line]:.2f}".strip()
         cell.imshow(pictures[line], interpolation="nearest")
         cell.set_axis_off()

@@ -135,6 +135,31 @@ def make_normalizer(settings: Settings) -> Normalizer:
     return normalize
 
 
+def separate_dyes(
+    pixels: UInt8[np.ndarray, "... 3"], settings: Settings
+) -> tuple[UInt8[np.ndarray, "... 3"], ...]:
+    """What hematoxylin, eosin and the residual each look like alone, as scikit-image's pictures.
+
+    The dyes are told apart by color deconvolution (Ruifrok and Johnston 2001). The residual is
+    what the two colors cannot explain: pigment, red cells, pen, another dye, or dyes of other
+    colors. It is gray, the darker the more, in either direction.
+
+    Args:
+      pixels: images as they are after normalization.
+      settings: of the normalization, from `resolve_settings`. With 'macenko' the colors of the dyes
+        are its `stains`, else those of Ruifrok and Johnston.
+    """
+    he = np.array(settings["stains"]).T if "stains" in settings else np.array(_HE)
+    he = he / np.linalg.norm(he, axis=1, keepdims=True)
+    residual = np.cross(*he) / np.linalg.norm(np.cross(*he))
+    density = -np.log(np.maximum(pixels / 255, 1 / 255))
+    amounts = density @ np.linalg.inv(np.stack([*he, residual]))
+    # Less than none of a dye cannot be seen.
+    alone = [np.maximum(amounts[..., i, None], 0) * he[i] for i in range(2)]
+    gray = np.abs(amounts[..., 2:]) * np.ones(3)
+    return tuple(_to_uint8(255 * np.exp(-x)) for x in (*alone, gray))
+
+
 def _split_names(name: Any) -> list[str]:
     """The methods that `method` names, in their order; none for 'none'."""
     names = str(name).split("+")

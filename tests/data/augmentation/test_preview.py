@@ -51,9 +51,9 @@ def test_a_sheet_shows_originals_and_views(dataset, tmp_path):
             return np.asarray(image.convert("RGB"))
 
     plain, dark = write(AugmentSettings()), write(AugmentSettings(brightness_range=(0.1, 0.2)))
-    third = plain.shape[1] // 3
-    np.testing.assert_array_equal(plain[:, : third - 9], dark[:, : third - 9])  # the originals
-    assert dark[:, third:].mean() < plain[:, third:].mean() - 20
+    views = plain.shape[1] * 4 // 6  # after the originals and their dyes
+    np.testing.assert_array_equal(plain[:, : views - 9], dark[:, : views - 9])
+    assert dark[:, views:].mean() < plain[:, views:].mean() - 20
     with pytest.raises(InputError, match="no training images to show"):
         write_preview(path, dataset, np.arange(0), AugmentSettings(), **options)
 

@@ -8,7 +8,11 @@ import pytest
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
+from densenet_flax.data.images.stain_normalization import (
+    make_normalizer,
+    resolve_settings,
+    separate_dyes,
+)
 from densenet_flax.data.loading import open_dataset
 from densenet_flax.data.synthetic.breakhis_tree import draw_stain, draw_tile
 from densenet_flax.weights.inference_settings import InferenceSettings
@@ -203,6 +207,32 @@ def test_invalid_settings(settings, message):
     with pytest.raises(InputError, match=message) as caught:
         resolve_settings(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_dyes_alone_are_scikit_images_pictures():
+    color = pytest.importorskip("skimage.color")
+    image = tile(3)
+    hematoxylin, eosin, _ = separate_dyes(image, {})
+    he = np.array([(0.65, 0.70, 0.29), (0.07, 0.99, 0.11)])
+    rows = np.stack([*he / np.linalg.norm(he, axis=1, keepdims=True), np.cross(*he)])
+    rows[2] /= np.linalg.norm(rows[2])
+    # scikit-image drops all negative amounts, ours those of a picture: compare where there is none.
+    amounts = -np.log(np.maximum(image / 255, 1 / 255)) @ np.linalg.inv(rows)
+    clear = (amounts >= 0).all(-1)
+    stains = color.separate_stains(image, np.linalg.inv(rows))
+    for i, ours in enumerate((hematoxylin, eosin)):
+        theirs = color.combine_stains(stains * (np.arange(3) == i), rows) * 255
+        assert clear.mean() > 0.2 and np.abs(ours - theirs)[clear].max() <= 1
+    # Dyes of exactly these colors leave nothing over.
+    drawn = np.rint(255 * np.exp(-np.random.default_rng(0).uniform(0, 1, (32, 32, 2)) @ rows[:2]))
+    assert separate_dyes(drawn.astype(np.uint8), {})[2].min() > 250
+    pen = separate_dyes(np.full((4, 4, 3), (20, 60, 200), np.uint8), {})
+    assert pen[2].max() < 150
+    batch = np.stack([image, image])
+    np.testing.assert_array_equal(separate_dyes(batch, {})[0][1], hematoxylin)
+    # Macenko's colors are those that the images were given.
+    macenko = resolve_settings({"method": "macenko"})
+    assert (separate_dyes(image, macenko)[1] != eosin).any()
 
 
 def test_a_reference_without_tissue(tmp_path):
