@@ -17,9 +17,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.common.reading import check_regular, reading
+from densenet_flax.common.reading import check_regular, read_file, reading
 from densenet_flax.data.images.decode import decode
-from densenet_flax.data.images.formats import MAX_PIXELS, open_image, read_image_file
+from densenet_flax.data.images.formats import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, open_image
 from densenet_flax.inference.slides.resolution import Mpp, stated_by_image, stated_by_slide
 
 # Decoded parts of a slide that OpenSlide keeps, in bytes; one cache for all handles of a slide.
@@ -27,8 +27,11 @@ CACHE_BYTES = 2**26
 # A side of a level: far beyond any scanner's, and positions stay exact in floating point.
 _MAX_SIDE = 2**24
 _MAX_LEVELS = 64
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff")  # of images that are never slides of a scanner
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff")
 _ADVICE = "copy the file again or remove it"
+_CONVERT = (
+    "convert it to a tiled TIFF with levels, such as by `vips tiffsave IN OUT.tif --tile --pyramid`"
+)
 
 
 class SlideReader(Protocol):
@@ -78,7 +81,9 @@ def open_reader(path: Path) -> SlideReader:
         check_regular(path, path)
         with open(path, "rb") as file:
             beginning = file.read(4)
-    if not beginning.startswith(_SIGNATURES):
+    # A .mrxs file is a JPEG, too: the slide is in a folder beside it.
+    is_image = beginning.startswith(_SIGNATURES) and path.suffix.lower() in IMAGE_SUFFIXES
+    if not is_image:
         openslide = import_openslide()
         try:
             is_slide = openslide.OpenSlide.detect_format(str(path)) is not None
@@ -86,6 +91,10 @@ def open_reader(path: Path) -> SlideReader:
             raise InputError(f"{path}: {_reason(error)}; {_ADVICE}") from error
         if is_slide:
             return OpenSlideReader(path)
+        try:
+            return ImageReader(path)
+        except InputError as error:
+            raise InputError(f"{error}; nor does OpenSlide take it for a slide") from error
     return ImageReader(path)
 
 
@@ -143,7 +152,7 @@ class OpenSlideReader(SlideReader):
         # differ by whole factors; else what is returned lies within half a pixel of level 0.
         scale_y, scale_x = self.level_downsamples[level]
         corner = round(left * scale_x), round(top * scale_y)
-        where = f"is damaged at x={corner[0]}, y={corner[1]} of level {level}"
+        where = f"is damaged at x={corner[0]}, y={corner[1]}, read at level {level}"
         with self._errors(where), self._handle() as handle:
             region = handle.read_region(corner, level, (right - left, bottom - top))
         pixels[top - y : bottom - y, left - x : right - x] = _over_white(region)
@@ -212,11 +221,15 @@ class ImageReader(SlideReader):
           InputError: it is not a whole image, or too large to be decoded at once.
         """
         self.path = path
-        data = read_image_file(path, path)
-        self._pixels: UInt8[np.ndarray, "H W 3"] | None = None
+        data = read_file(path, max_bytes=MAX_BYTES, larger=_CONVERT)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on damage that `decode` reports
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        path = self.path
         try:
-            with warnings.catch_warnings(), open_image(data) as header:
-                warnings.simplefilter("ignore")  # on damage, which `decode` reports
+            with open_image(data) as header:
                 width, height = header.size
                 self.resolutions = stated_by_image(header)
         except Exception:  # `decode` says what is wrong with it
@@ -224,10 +237,9 @@ class ImageReader(SlideReader):
         if width * height > MAX_PIXELS:
             raise InputError(
                 f"{path}: has {width}×{height} pixels in one piece, at most {MAX_PIXELS} are read; "
-                "convert it to a tiled TIFF with levels, such as by `vips tiffsave IN OUT.tif "
-                "--tile --pyramid`"
+                f"{_CONVERT}"
             )
-        self._pixels = decode(data, path)
+        self._pixels: UInt8[np.ndarray, "H W 3"] | None = decode(data, path)
         self.level_sizes = ((len(self._pixels), self._pixels.shape[1]),)
         self.level_downsamples = ((1.0, 1.0),)
         self.objective_power = None
