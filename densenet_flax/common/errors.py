@@ -22,6 +22,10 @@ class InputError(ValueError):
         super().__init__(text)
 
 
+class WriteError(InputError):
+    """A file cannot be written: a full disk, say, which ends a job, however many inputs it has."""
+
+
 @contextlib.contextmanager
 def errors_in(subject: str) -> Iterator[None]:
     """Prefixes the messages of ValueErrors with the key or file that they are about."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import logging
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import WriteError
 
 # The name of the target, which may be cut, then what `tempfile` adds and the target's suffix.
 _INCOMPLETE = re.compile(r"incomplete\..+\.[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
@@ -25,12 +25,12 @@ _TEMPFILE_LETTERS = 8
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raises an `InputError` where the operating system refuses to write to `path`."""
+    """Raises a `WriteError` where the operating system refuses to write to `path`."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(
+        raise WriteError(
             f"{path}: cannot write here ({reason}); free some space, correct the "
             "permissions or choose another directory"
         ) from error
@@ -41,7 +41,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, renamed to it when the block ends without an error.
 
     Raises:
-      InputError: the operating system refuses to write there.
+      WriteError: the operating system refuses to write there.
     """
     # Two processes may do this at once: names are unique and the rename is atomic. The second finds
     # `target` there and discards its own work, which is right because callers put everything that
@@ -76,7 +76,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A new file beside `path`, renamed to it when the block ends without an error.
 
     Raises:
-      InputError: the operating system refuses to write there.
+      WriteError: the operating system refuses to write there.
     """
     lock, temporary = -1, None
     # Cut, as a name has 255 bytes at most, and a character may take four.
@@ -113,7 +113,7 @@ def replace_files(directory: str | os.PathLike[str], contents: Mapping[str, byte
         people open should be the last: once it is new, everything beside it is new as well.
 
     Raises:
-      InputError: the directory cannot be written to; the old files are untouched.
+      WriteError: the directory cannot be written to; the old files are untouched.
     """
     with contextlib.ExitStack() as stack:
         # Contexts end, and so files are replaced, in the reverse order.
@@ -125,7 +125,7 @@ def discard(folder: Path) -> None:
     """Removes a folder; other processes see it whole or not at all.
 
     Raises:
-      InputError: the operating system refuses.
+      WriteError: the operating system refuses.
     """
     with writing(folder), contextlib.suppress(FileNotFoundError):  # another process was first
         aside = Path(tempfile.mkdtemp(prefix=f"incomplete.{folder.name}.", dir=folder.parent))

@@ -20,6 +20,10 @@ from densenet_flax.storage.atomic import writing
 _FILE = ".lock"
 
 
+class LockedError(InputError):
+    """Another process holds the lock."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path, in_use: str, file: str = _FILE) -> Iterator[None]:
     """Keeps other processes out of a folder, which is created if need be.
@@ -31,7 +35,8 @@ def locked(folder: Path, in_use: str, file: str = _FILE) -> Iterator[None]:
         systems may not be able to, and removes it if it stays empty.
 
     Raises:
-      InputError: another process holds the lock, or the folder cannot be written.
+      LockedError: another process holds the lock.
+      InputError: the folder cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,11 +83,11 @@ def close_locked(file: BinaryIO, path: Path) -> None:
 
 
 def lock_file(handle: int, path: Path, in_use: str) -> None:
-    """Locks an open file until it is closed, or raises an `InputError` that says `in_use`."""
+    """Locks an open file until it is closed, or raises a `LockedError` that says `in_use`."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"{path}: {in_use}") from error
+        raise LockedError(f"{path}: {in_use}") from error
     except OSError as error:
         logging.warning(
             "%s: cannot be locked here (%s); see that no other process writes it",

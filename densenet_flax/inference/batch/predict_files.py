@@ -1,37 +1,29 @@
 """Predictions of any number of image files, in little memory, that can be stopped and resumed.
 
 An image travels from its file to the table in these steps: threads decode and prepare it ahead of
-the network (`_load`); images are grouped into batches of one shape (`_group`); the network runs
-(`_begin`), and features, overlays and a journal entry are written for the batch (`_write`). At the
-end the table is made from the journal (`write_tables`), so it appears only when it is complete.
+the network (`_load`); the network runs on batches of them (`run_batches`); features, overlays and a
+journal entry are written for each batch (`_write`). At the end the table is made from the journal
+(`write_tables`), so it appears only when it is complete.
 """
 
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
-import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError, Stopped
-from densenet_flax.common.prefetch import in_flight, prefetch
+from densenet_flax.common.interrupts import sigterm_as_interrupt
 from densenet_flax.common.sharding import device_kinds
 from densenet_flax.data.images.decode import decoded
 from densenet_flax.data.images.formats import png_mark
-from densenet_flax.evaluation.predictions import probability_columns
 from densenet_flax.inference.batch.feature_file import FeatureFile
 from densenet_flax.inference.batch.image_files import (
     ImageFile,
@@ -39,18 +31,30 @@ from densenet_flax.inference.batch.image_files import (
     patients_from_names,
     with_names_in_data,
 )
-from densenet_flax.inference.batch.journal import Entry, Journal
+from densenet_flax.inference.batch.journal import Journal
+from densenet_flax.inference.batch.network_batches import (
+    Batch,
+    LoadedImage,
+    hash_variables,
+    run_batches,
+)
 from densenet_flax.inference.batch.outputs import OutputOptions, partial_path
 from densenet_flax.inference.batch.overlay_files import (
     check_overlays,
     mark_overlays,
     overlay_names,
 )
-from densenet_flax.inference.batch.table_writer import Part, chunks, write_features, write_table
+from densenet_flax.inference.batch.table_writer import (
+    Part,
+    chunks,
+    decided_classes,
+    prediction_columns,
+    write_features,
+    write_table,
+)
 from densenet_flax.inference.classifier import Classifier, ForwardOutput
 from densenet_flax.inference.load import load_classifier
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
-from densenet_flax.inference.results import Prediction
 from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.storage.locks import locked
@@ -73,34 +77,6 @@ class Summary:
     decisions: Mapping[str, int]
     images: int
     skipped: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _LoadedImage:
-    """An image as the network takes it and as its overlay shows it."""
-
-    prepared: UInt8[np.ndarray, "H W 3"]
-    displayed: UInt8[np.ndarray, "h w 3"]
-
-
-# A file and its image, or why it cannot be read.
-_Item: TypeAlias = tuple[ImageFile, _LoadedImage | InputError]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """Images of which the readable ones are on their way through the network.
-
-    Attributes:
-      items: in their order; about as many as the network takes at a time are readable.
-      readable, prepared: these, and their pixels as the network takes them.
-      output: waits for the output for them; None without a readable image.
-    """
-
-    items: Sequence[_Item]
-    readable: Sequence[tuple[ImageFile, _LoadedImage]] = ()
-    prepared: UInt8[np.ndarray, "N H W 3"] | None = None
-    output: Callable[[], ForwardOutput] | None = None
 
 
 def predict(
@@ -171,7 +147,7 @@ def predict_files(
             stack.enter_context(locked(options.overlays, in_use, file=""))
         job = _Job(classifier, files, options, journal, patients, features)
         try:
-            with _sigterm_as_interrupt():
+            with sigterm_as_interrupt():
                 job.process_remaining()
                 summary = job.write_tables()
         except KeyboardInterrupt:
@@ -194,71 +170,45 @@ class _Job:
 
     def process_remaining(self) -> None:
         """Predicts the files that the journal does not have yet."""
-        batch_size, files = self.classifier.images_per_batch, self.files[self.journal.done :]
-        # Two batches ahead: one that the network takes next, and one that is being decoded.
-        images = zip(files, prefetch(self._load, files, depth=2 * batch_size), strict=True)
-        total, done = len(self.files), self.journal.done
-        progress = progress_bar(total, "predict", initial=done)
-        with progress:
+        files, done = self.files[self.journal.done :], self.journal.done
+        with progress_bar(len(self.files), "predict", initial=done) as progress:
             # The network takes the next batch while the files of this one are written.
-            for begun in in_flight(self._begin(batch) for batch in _group(images, batch_size)):
-                self._write(begun)
-                progress.update(len(begun.items))
+            for batch in run_batches(self.classifier, files, self._load):
+                self._write(batch)
+                progress.update(len(batch.items))
 
-    def _load(self, file: ImageFile) -> _LoadedImage | InputError:
+    def _load(self, file: ImageFile) -> LoadedImage | InputError:
         try:
             with decoded(file.path, file.path, self.classifier.info.inference.bits) as pixels:
                 prepared = self.classifier.prepare(pixels)
                 displayed = shrink_to_display(pixels) if self.options.overlays else prepared
         except InputError as error:
             return error
-        return _LoadedImage(prepared, displayed)
+        return LoadedImage(prepared, displayed)
 
-    def _begin(self, items: Sequence[_Item]) -> _Batch:
-        """Begins to run the network on the readable images of a batch."""
-        readable = [(file, image) for file, image in items if isinstance(image, _LoadedImage)]
-        if not readable:
-            return _Batch(items)
-        prepared = np.stack([image.prepared for _, image in readable])
-        return _Batch(items, readable, prepared, self.classifier.begin_forward(prepared))
-
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: Batch[ImageFile]) -> None:
         """Waits for the output of the network and writes all about a batch."""
-        for _, image in batch.items:
-            if isinstance(image, InputError):
-                with tqdm.external_write_mode():  # above the progress bar
-                    logging.warning("skipped: %s", image)
-        # The journal has the files in their order, the network took the readable ones of them.
-        entries: Iterator[Entry] = iter(())
-        if batch.output is not None and batch.prepared is not None:
-            output = batch.output()
-            names = [file.name for file, _ in batch.readable]
-            checksums: Sequence[int | None] = [None] * len(names)
-            if self.features:
-                checksums = self.features.append(output.features)
-            if self.options.overlays:
-                self._write_overlays(self.options.overlays, batch.readable, batch.prepared, output)
-            entries = map(Entry, names, output.probability.tolist(), checksums)
+        output = batch.output() if batch.output else None
+        checksums = None
+        if output and self.features:
+            checksums = self.features.append(output.features)
+        if output and self.options.overlays:
+            self._write_overlays(self.options.overlays, batch, output)
         # The journal comes last: after a kill before this line the batch is processed again, and
         # what it had appended to the features is dropped.
-        self.journal.append(
-            [
-                Entry(file.name, str(image)) if isinstance(image, InputError) else next(entries)
-                for file, image in batch.items
-            ]
-        )
+        self.journal.append(batch.entries(lambda file: file.name, output, checksums))
 
     def _write_overlays(
         self,
         folder: Path,
-        images: Sequence[tuple[ImageFile, _LoadedImage]],
-        prepared: UInt8[np.ndarray, "N H W 3"],
+        batch: Batch[ImageFile],
         output: ForwardOutput,
     ) -> None:
         prediction, unit = self.classifier.decide(output.probability), self.options.unit
         class_names, decisions = prediction.class_names, prediction.decision
-        maps = self.classifier.explain_batch(prepared, prediction.label, output, unit=unit)
-        for i, (file, image) in enumerate(images):
+        assert batch.prepared is not None
+        maps = self.classifier.explain_batch(batch.prepared, prediction.label, output, unit=unit)
+        for i, (file, image) in enumerate(batch.readable):
             # The map explains one class, also where several or none are present.
             explained = class_names[prediction.label[i]]
             p = prediction.probability[i, prediction.label[i]]
@@ -301,56 +251,18 @@ class _Job:
         """Yields the table part by part, and counts the decisions."""
         for chunk in chunks(self._predicted(), ROWS_PER_CHUNK):
             prediction = self.classifier.decide(np.array([row for _, row in chunk]))
-            counts.update(_decided(prediction))
+            counts.update(decided_classes(prediction))
             yield {
                 "file": [str(file.path) for file, _ in chunk],
                 "patient": [self.patients[file.name] for file, _ in chunk],
-                **_columns("probability", prediction.probability, prediction),
-                **_columns("calibrated", prediction.calibrated, prediction),
-                "decision": prediction.decision.tolist(),
+                **prediction_columns(prediction),
             }
-
-
-def _decided(prediction: Prediction) -> list[str]:
-    """The decided class of every image, or all classes that are present in them."""
-    if prediction.present is None:
-        return prediction.decision.tolist()
-    return np.array(prediction.class_names)[np.nonzero(prediction.present)[1]].tolist()
-
-
-def _columns(
-    name: str, values: Float[np.ndarray, "N K"], prediction: Prediction
-) -> dict[str, Float[np.ndarray, "N"]]:
-    class_names = prediction.class_names
-    if prediction.present is not None:  # two independent classes have two columns
-        columns = [f"{name}_{class_name}" for class_name in class_names]
-        return dict(zip(columns, values.T, strict=True))
-    values = values[:, 1:] if len(class_names) == 2 else values
-    return dict(zip(probability_columns(name, class_names), values.T, strict=True))
-
-
-def _group(items: Iterable[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    """Groups images so that the readable ones of each group are one batch for the network."""
-    group: list[_Item] = []
-    readable = 0
-    for item in items:
-        group.append(item)
-        readable += isinstance(item[1], _LoadedImage)
-        # The limit lets the journal have many unreadable files in a row, too.
-        if readable == batch_size or len(group) >= 4 * batch_size:
-            yield group
-            group, readable = [], 0
-    if group:
-        yield group
 
 
 def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: OutputOptions) -> str:
     """A digest of the network, the files and the outputs: a job resumes only if it is the same."""
-    digest = hashlib.sha256()
     # The values of the network and not its file name: a retrained network is another job.
-    for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.variables):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+    digest = hash_variables(classifier.variables)
     settings = {
         **classifier.describe(),
         "overlays": [str(options.overlays), options.unit] if options.overlays else None,
@@ -364,17 +276,3 @@ def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: Out
             digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
         digest.update(os.fsencode(file.path) + b"\0")
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Lets SIGTERM raise KeyboardInterrupt, as SIGINT does."""
-    # Only the main thread may set handlers, and gets the signals.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -15,6 +15,8 @@ from jaxtyping import Float
 
 from densenet_flax.common.csv_cells import write_cell
 from densenet_flax.common.errors import InputError
+from densenet_flax.evaluation.predictions import probability_columns
+from densenet_flax.inference.results import Prediction
 from densenet_flax.storage.atomic import atomic_file
 
 Item = TypeVar("Item")
@@ -42,6 +44,33 @@ def write_table(path: Path, parts: Iterable[Part]) -> None:
     write = _write_csv if path.suffix == ".csv" else _write_parquet
     with atomic_file(path) as temporary:
         write(temporary, parts)
+
+
+def prediction_columns(prediction: Prediction) -> dict[str, list[str] | Float[np.ndarray, "N"]]:
+    """The columns `probability…`, `calibrated…` and `decision` of a table."""
+    return {
+        **_class_columns("probability", prediction.probability, prediction),
+        **_class_columns("calibrated", prediction.calibrated, prediction),
+        "decision": prediction.decision.tolist(),
+    }
+
+
+def _class_columns(
+    name: str, values: Float[np.ndarray, "N K"], prediction: Prediction
+) -> dict[str, Float[np.ndarray, "N"]]:
+    class_names = prediction.class_names
+    if prediction.present is not None:  # two independent classes have two columns
+        columns = [f"{name}_{class_name}" for class_name in class_names]
+        return dict(zip(columns, values.T, strict=True))
+    values = values[:, 1:] if len(class_names) == 2 else values
+    return dict(zip(probability_columns(name, class_names), values.T, strict=True))
+
+
+def decided_classes(prediction: Prediction) -> list[str]:
+    """The decided class of every image, or all classes that are present in them."""
+    if prediction.present is None:
+        return prediction.decision.tolist()
+    return np.array(prediction.class_names)[np.nonzero(prediction.present)[1]].tolist()
 
 
 def write_features(
