@@ -4,6 +4,7 @@ densenet-flax train --config=quickstart --workdir=runs/quickstart
 densenet-flax evaluate --workdir=runs/quickstart
 densenet-flax cross_validate --config=quickstart --workdir=runs/folds
 densenet-flax predict --workdir=runs/quickstart --images='tiles/**/*.png'
+densenet-flax slide --workdir=runs/quickstart --slides='slides/*.svs' --output=results
 densenet-flax ensemble --members=runs/seed0,runs/seed1,runs/seed2 --output=runs/ensemble
 densenet-flax export --workdir=runs/quickstart --output=exported
 densenet-flax weights|data|evaluation …
@@ -75,6 +76,27 @@ def _predict(_: "ConfigDict") -> None:
     )
 
 
+def _slide(_: "ConfigDict") -> None:
+    from densenet_flax.inference.slides.predict_slides import predict_slides
+    from densenet_flax.inference.slides.slide_options import SlideOptions, parse_lengths
+
+    predict_slides(
+        str(_WORKDIR.value or _MODEL.value),
+        str(_SLIDES.value),
+        SlideOptions(
+            output=Path(str(_OUTPUT.value)).expanduser(),
+            mpp=parse_lengths("--mpp", _MPP.value),
+            field=parse_lengths("--field", _FIELD.value),
+            stride=float(_STRIDE.value or 0),
+            tissue=Path(_TISSUE.value).expanduser() if _TISSUE.value else None,
+            min_tissue=float(_MIN_TISSUE.value or 0),
+            verdict=str(_VERDICT.value),
+            overwrite=bool(_OVERWRITE.value),
+        ),
+        batch_size=_BATCH_SIZE.value,
+    ).check()
+
+
 def _ensemble(_: "ConfigDict") -> None:
     from densenet_flax.experiments.ensemble_runs import make_ensemble
 
@@ -105,6 +127,7 @@ class _Mode(NamedTuple):
 
 
 _NETWORK_FLAGS = ("workdir", "model", "output", "overwrite")
+_SLIDE_FLAGS = ("slides", "mpp", "field", "stride", "tissue", "min_tissue", "verdict")
 _RUN = ("config", "workdir")
 _MODES = {
     "train": _Mode(_train, _RUN, ("workdir",)),
@@ -113,6 +136,12 @@ _MODES = {
         _predict,
         (*_NETWORK_FLAGS, "images", "overlays", "unit", "embeddings", "batch_size"),
         ("images",),
+        uses_network=True,
+    ),
+    "slide": _Mode(
+        _slide,
+        (*_NETWORK_FLAGS, *_SLIDE_FLAGS, "batch_size"),
+        ("slides", "output"),
         uses_network=True,
     ),
     "cross_validate": _Mode(_cross_validate, _RUN, _RUN),
@@ -132,7 +161,44 @@ _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do.")
 _IMAGES = flags.DEFINE_string("images", None, "To predict: a folder, a file or a pattern.")
 _MODEL = flags.DEFINE_string("model", None, "A weights file to use, instead of --workdir.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "The table, .csv or .parquet (predictions.csv); or the folder (exported)."
+    "output",
+    None,
+    "The table, .csv or .parquet (predictions.csv); or the folder, of slides, an ensemble or an "
+    "export (exported).",
+)
+_SLIDES = flags.DEFINE_string(
+    "slides", None, "Slides: a folder, a file or a pattern such as 'slides/**/*.svs'."
+)
+_MPP = flags.DEFINE_list(
+    "mpp",
+    None,
+    "Micrometers per pixel of the slides at full resolution, such as 0.25, or down,across; instead "
+    "of what their files state.",
+)
+_FIELD = flags.DEFINE_list(
+    "field",
+    None,
+    "Height,width in micrometers of the tissue that one input of the network shows; instead of "
+    "what the network says itself, from the config.data.mpp of its training.",
+)
+_STRIDE = flags.DEFINE_float(
+    "stride", 1.0, "From one tile to the next, as a share of the field; below 1 tiles overlap."
+)
+_TISSUE = flags.DEFINE_string(
+    "tissue",
+    None,
+    "Where the tissue is: a mask (an image of the whole slide, tissue not black) or a GeoJSON of "
+    "regions; or a folder with one for each slide, of its name. By default it is found by color.",
+)
+_MIN_TISSUE = flags.DEFINE_float(
+    "min_tissue", 0.5, "Share of a tile that has to be tissue, or the tile is left out."
+)
+_VERDICT = flags.DEFINE_string(
+    "verdict",
+    "mean",
+    "How a slide is decided: by the 'mean' probability of its tiles, as evaluations decide "
+    "patients, or by the mean of those with the highest, such as 'top-10'. The threshold is that "
+    "of the run's evaluation for both, and calls more slides positive with the second.",
 )
 _MEMBERS = flags.DEFINE_list("members", None, "Of an ensemble: work directories, with commas.")
 _COMBINE = flags.DEFINE_enum(
@@ -233,10 +299,11 @@ def _check_flags(mode: _Mode) -> None:
     if flags.FLAGS["unit"].present and not _OVERLAYS.value:
         _fail("--unit: has no effect without --overlays; add it, or leave --unit out")
     if mode.uses_network and _COORDINATOR.value:
-        _fail(
-            f"--coordinator: {name} runs in one process; leave it out, and to predict on several "
-            "hosts give each its own --images and --output"
-        )
+        if "slides" in mode.flags:
+            advice = "start the same command several times: each process takes slides of its own"
+        else:
+            advice = "to predict on several hosts give each its own --images and --output"
+        _fail(f"--coordinator: {name} does without; leave it out, and {advice}")
     for flag in ("processes", "process", "coordinator_timeout"):
         not_with_auto = _COORDINATOR.value == "auto" and flag != "coordinator_timeout"
         if flags.FLAGS[flag].present and (not_with_auto or not _COORDINATOR.value):

@@ -92,18 +92,23 @@ def describe_left_out(reasons: Iterable[str]) -> str:
     return "; left out: " * bool(counts) + ", ".join(f"{n} {reason}" for reason, n in counts)
 
 
-def list_files(root: Path, selects: Callable[[str, bool], bool] | None = None) -> FileListing:
+def list_files(
+    root: Path,
+    selects: Callable[[str, bool], bool] | None = None,
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
+) -> FileListing:
     """Finds the images below a folder and says what else is there.
 
     Args:
       root: the folder.
       selects: whether a name (relative to `root`) counts at all, and whether a folder is entered,
         which its second argument says it is.
+      suffixes: lower-case endings of the names of images.
 
     Raises:
       InputError: the folder itself cannot be read.
     """
-    return _Walk(root, selects or (lambda name, is_folder: True)).listing()
+    return _Walk(root, selects or (lambda name, is_folder: True), suffixes).listing()
 
 
 class _Folder(NamedTuple):
@@ -119,8 +124,8 @@ class _Folder(NamedTuple):
 class _Walk:
     """One walk over a folder: the shortest paths first, and at each depth those without links."""
 
-    def __init__(self, root: Path, selects: Callable[[str, bool], bool]):
-        self._root, self._selects = root, selects
+    def __init__(self, root: Path, selects: Callable[[str, bool], bool], suffixes: tuple[str, ...]):
+        self._root, self._selects, self._suffixes = root, selects, suffixes
         self._queue = [_Folder(0, 0, "", os.fspath(root))]
         # Folders above the root count as seen: a link back to one would bring in its neighbors.
         above = list(root.resolve().parents)
@@ -183,7 +188,7 @@ class _Walk:
             is_folder = False
         if not self._selects(name, is_folder):
             return
-        reason = folder.reason or _reason_by_name(entry.name, is_folder)
+        reason = folder.reason or _reason_by_name(entry.name, is_folder, self._suffixes)
         # Below what is left out no link is followed: it may lead anywhere, and none of it is used.
         if is_folder and not (reason and entry.is_symlink()):
             heapq.heappush(self._queue, _Folder(depth, links, name, entry.path, reason))
@@ -222,14 +227,14 @@ def _identity(path: str | Path) -> _Identity | None:
     return (status.st_dev, status.st_ino) if status.st_ino else None
 
 
-def _reason_by_name(name: str, is_folder: bool) -> str:
+def _reason_by_name(name: str, is_folder: bool, suffixes: tuple[str, ...]) -> str:
     """Why a name is left out whatever is behind it; '' for folders and images."""
     lower = name.lower()
     if name.startswith(".") or (is_folder and lower in _HIDDEN_FOLDERS):
         return HIDDEN
     if is_folder:
         return THUMBNAIL if lower in _THUMBNAIL_FOLDERS else ""
-    if lower.endswith(IMAGE_SUFFIXES):
+    if lower.endswith(suffixes):
         return ""
     suffix = os.path.splitext(lower)[1]
     return suffix if suffix[1:].isalnum() and len(suffix) < 10 else OTHER

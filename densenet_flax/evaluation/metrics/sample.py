@@ -67,10 +67,7 @@ class Rows:
         self, values: Shaped[np.ndarray, "N *columns"]
     ) -> Float[np.ndarray, "P *columns"]:
         """Sums a column, or several, over the rows of each patient."""
-        # `np.add.at` and not `+=`, which would add only one row of each patient.
-        sums = np.zeros((self.patients, *values.shape[1:]))
-        np.add.at(sums, self.patient, values)
-        return sums
+        return _sum_by_patient(values, self.patient, self.patients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +109,24 @@ class Sample:
         return self.correct / self.images
 
 
+def _sum_by_patient(
+    values: Shaped[np.ndarray, "N *columns"], patient: Int[np.ndarray, " N"], patients: int
+) -> Float[np.ndarray, "P *columns"]:
+    # `np.add.at` and not `+=`, which would add only one row of each patient.
+    sums = np.zeros((patients, *values.shape[1:]))
+    np.add.at(sums, patient, values)
+    return sums
+
+
+def mean_by_patient(
+    probability: Probability, patient: Int[np.ndarray, " N"], patients: int
+) -> Float[np.ndarray, "P *K"]:
+    """Returns the mean probability of each patient's images, by which a patient is decided."""
+    images = np.bincount(patient, minlength=patients)
+    # Transposed twice, so that it divides one column as well as a column per class.
+    return (_sum_by_patient(probability, patient, patients).T / images).T
+
+
 def sample_of(*tables: Predictions) -> Sample:
     """Gathers the images of each patient in one or more tables of the same classes.
 
@@ -130,8 +145,7 @@ def sample_of(*tables: Predictions) -> Sample:
         patients=patients,
     )
     counts = image.sum_by_patient(np.eye(image.classes)[image.label]).astype(np.int64)
-    # Transposed twice, so that it divides one column as well as a column per class.
-    mean = (image.sum_by_patient(image.probability).T / counts.sum(axis=1)).T
+    mean = mean_by_patient(image.probability, image.patient, patients)
     means = np.split(mean, starts[1:-1])
     patient = Rows(
         label=np.where((counts > 0).sum(axis=1) == 1, counts.argmax(axis=1), -1),

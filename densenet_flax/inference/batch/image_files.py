@@ -34,10 +34,22 @@ class ImageFile:
     name_in_data: str = ""
 
 
-def find_images(images: str) -> list[ImageFile]:
+def find_images(
+    images: str,
+    *,
+    flag: str = "--images",
+    example: str = "tiles/**/*.png",
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES,
+) -> list[ImageFile]:
     """Finds the images of a path or a pattern with `*`, `?`, `[…]`, and `**` for any depth.
 
     Subfolders are searched too. The images are sorted by name. What is left out is logged.
+
+    Args:
+      images: the path or pattern.
+      flag: that gave it, for messages.
+      example: of a pattern, for messages.
+      suffixes: lower-case endings of names; of a single file any is taken.
 
     Raises:
       InputError: there is no image, or the folder cannot be read.
@@ -45,12 +57,12 @@ def find_images(images: str) -> list[ImageFile]:
     path = Path(images).expanduser()
     if path.exists() and not path.is_dir():
         return [ImageFile(path, path.name)]  # whatever its suffix: it was asked for by name
-    listing = list_files(path) if path.is_dir() else _match(path)
+    listing = list_files(path, suffixes=suffixes) if path.is_dir() else _match(path, flag, suffixes)
     left_out = describe_left_out(listing.left_out.values()) if listing else ""
     if not listing or not listing.images:
         raise InputError(
-            f"--images={images}: no image found; expected a folder, a file or a pattern such as "
-            f"'tiles/**/*.png', of files that end in {', '.join(IMAGE_SUFFIXES)}{left_out}"
+            f"{flag}={images}: no {flag[2:-1]} found; expected a folder, a file or a pattern such "
+            f"as {example!r}, of files that end in {', '.join(suffixes)}{left_out}"
         )
     if left_out:
         logging.info("%s: %s", images, listing.describe())
@@ -59,16 +71,16 @@ def find_images(images: str) -> list[ImageFile]:
     return [ImageFile(path, name) for name, path in listing.images.items()]
 
 
-def _match(pattern: Path) -> FileListing | None:
+def _match(pattern: Path, flag: str, suffixes: tuple[str, ...]) -> FileListing | None:
     """Lists what a pattern selects; None if it has no wildcard, or its folder does not exist."""
     # Names are relative to the folder above the first part of the pattern that may match several.
     fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     base, parts = Path(*fixed), pattern.parts[len(fixed) :]
     if ".." in parts:
-        raise InputError(f"--images={pattern}: '..' behind a wildcard; name the folder before it")
+        raise InputError(f"{flag}={pattern}: '..' behind a wildcard; name the folder before it")
     if not parts or not base.is_dir():
         return None
-    return list_files(base, functools.partial(_selects, parts))
+    return list_files(base, functools.partial(_selects, parts), suffixes)
 
 
 def _selects(parts: Sequence[str], name: str, is_folder: bool) -> bool:

@@ -23,22 +23,23 @@ def overlay_names(names: Iterable[str]) -> dict[str, str]:
     none is that of a folder.
     """
     ordered = sorted(names, key=lambda name: (not name.endswith(".png"), name))
-    taken = {_fold(folder) for name in ordered for folder in _folders(name)}
+    taken = {fold(folder) for name in ordered for folder in folders_above(name)}
     pictures = {}
     for name in ordered:
         picture = _shorten(name if name.endswith(".png") else f"{name}.png")
-        while _fold(picture) in taken:  # of x.jpg, where there is an x.jpg.png
+        while fold(picture) in taken:  # of x.jpg, where there is an x.jpg.png
             picture = _shorten(f"{picture.removesuffix('.png')}~.png")
-        taken.add(_fold(picture))
+        taken.add(fold(picture))
         pictures[name] = picture
     return pictures
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """The name as file systems compare it that ignore case and the form of accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _folders(name: str) -> list[str]:
+def folders_above(name: str) -> list[str]:
     """The folders above a file, as far as its name goes."""
     return [name[:i] for i, letter in enumerate(name) if letter == "/"]
 

@@ -16,8 +16,8 @@ from densenet_flax.common.errors import InputError
 # Of the whole grid, tissue or not: far more than a slide at high power has, and little memory.
 MAX_TILES = 10_000_000
 _CHUNK = 100_000  # tiles whose tissue is measured at a time
-# A slide of exactly one field may miss it by the rounding of its resolution.
-_TOLERANCE = 0.5  # pixels
+# A rest below this at the edge of a slide gets no tile: it is of the rounding of a resolution.
+_REST = 0.5  # pixels
 
 
 class Tissue(Protocol):
@@ -103,17 +103,10 @@ def make_grid(
       min_tissue: share of a tile that has to be tissue.
 
     Raises:
-      InputError: the slide is smaller than the field, or no tile shows enough tissue.
+      InputError: there are too many tiles, or none shows enough tissue.
     """
     (height, width), mpp = slide.size, slide.mpp
     field = field_um[0] / mpp[0], field_um[1] / mpp[1]
-    if field[0] > height + _TOLERANCE or field[1] > width + _TOLERANCE:
-        raise InputError(
-            f"{slide.name}: has {height * mpp[0]:.0f}×{width * mpp[1]:.0f} µm (height×width), less "
-            f"than the {field_um[0]:.0f}×{field_um[1]:.0f} µm that the network sees at a time; "
-            "it is no slide but a tile, or its resolution is not the one that is stated "
-            f"({mpp[0]:g}×{mpp[1]:g} µm a pixel; correct it with --mpp)"
-        )
     steps = field[0] * stride, field[1] * stride
     shape = _count(height, field[0], steps[0]), _count(width, field[1], steps[1])
     if shape[0] * shape[1] > MAX_TILES:
@@ -144,4 +137,4 @@ def make_grid(
 
 def _count(length: int, field: float, step: float) -> int:
     """How many tiles cover a length: the last one ends at its end or beyond."""
-    return 1 + max(0, math.ceil((length - field - _TOLERANCE) / step))
+    return 1 + max(0, math.ceil((length - field - _REST) / step))
