@@ -42,7 +42,7 @@ class ArrayReader:
         pass
 
 
-def draw_tissue(height=320, width=400, seed=0):
+def draw_tissue(height=330, width=400, seed=0):
     """A slide with one piece of tissue, darker on its right half, that touches the lower edge."""
     rng = np.random.default_rng(seed)
     pixels = np.full((height, width, 3), 248, np.uint8)

@@ -14,16 +14,21 @@ from densenet_flax.inference.batch.network_batches import LoadedImage, run_batch
 from densenet_flax.inference.classifier import Classifier
 from densenet_flax.inference.slides.field import Field, FieldReader
 from densenet_flax.inference.slides.grid import TileGrid, make_grid
+from densenet_flax.inference.slides.heatmap_files import write_heatmap
+from densenet_flax.inference.slides.qupath_objects import write_geojson
 from densenet_flax.inference.slides.slide import Slide, open_slide
 from densenet_flax.inference.slides.slide_files import SlideFile
 from densenet_flax.inference.slides.slide_options import SlideOptions
 from densenet_flax.inference.slides.slide_result import SlideNetwork, SlideResult
 from densenet_flax.inference.slides.slide_tables import write_tiles
-from densenet_flax.inference.slides.tissue import TissueMask, find_tissue, read_tissue
+from densenet_flax.inference.slides.tissue import TissueMask, find_tissue
+from densenet_flax.inference.slides.tissue_files import read_tissue
 from densenet_flax.inference.slides.verdict import slide_verdict
+from densenet_flax.inference.slides.viewer import write_viewer
 
-TILES = "tiles.parquet"
-OUTPUTS = (TILES,)
+TILES, GEOJSON, VIEWER = "tiles.parquet", "tiles.geojson", "slide.html"
+HEATMAP, HEATMAP_PYRAMID = "heatmap.png", "heatmap.ome.tiff"
+OUTPUTS = (TILES, GEOJSON, HEATMAP, HEATMAP_PYRAMID, VIEWER)
 JOURNAL = f"{TILES}.partial"
 
 # Pixels of tiles that are read at a time, of 3 bytes each and some copies.
@@ -185,6 +190,9 @@ class SlidePredictor:
     def _write(self, folder: Path, result: SlideResult, slide: Slide) -> None:
         """Writes all files about a slide."""
         write_tiles(folder / TILES, result)
+        write_geojson(folder / GEOJSON, result)
+        write_heatmap(folder / HEATMAP, folder / HEATMAP_PYRAMID, result, slide)
+        write_viewer(folder / VIEWER, result, slide)
 
 
 def _tile_names(grid: TileGrid) -> list[str]:
