@@ -208,7 +208,7 @@ _COMBINE = flags.DEFINE_enum(
     "What an ensemble is the mean of; 'stacking': of logits, with weights fitted on validation.",
 )
 _FORMATS = flags.DEFINE_list(
-    "formats", None, "To export: stablehlo, onnx, keras; by default all that can be made."
+    "formats", None, "To export: stablehlo, onnx, keras (by default all that can be made), wsinfer."
 )
 _OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a saliency map of each image.")
 _UNIT = flags.DEFINE_string("unit", "norm", "Unit of the maps: 'norm', or earlier and finer ones.")

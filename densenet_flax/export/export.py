@@ -20,7 +20,7 @@ from densenet_flax.common.trees import JsonDict
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
 from densenet_flax.evaluation.report.rendering import render
-from densenet_flax.export import stablehlo
+from densenet_flax.export import stablehlo, wsinfer
 from densenet_flax.export.predict_fn import PredictFn
 from densenet_flax.inference.classifier import Classifier, ImageBatch
 from densenet_flax.inference.ensemble import Ensemble
@@ -35,8 +35,12 @@ FILE_NAMES = {
     "stablehlo": "classifier.stablehlo",
     "onnx": "classifier.onnx",
     "keras": "classifier.weights.h5",
+    "wsinfer": f"wsinfer/{wsinfer.NETWORK_FILE}",  # in a folder, which is what WSInfer reads
 }
 FORMATS = tuple(FILE_NAMES)
+# WSInfer's folder is only for networks whose tiles are square and of known size.
+DEFAULT_FORMATS = ("stablehlo", "onnx", "keras")
+_WSINFER_CONFIG = f"wsinfer/{wsinfer.CONFIG_FILE}"
 TOLERANCE = 1e-5  # largest difference of a probability from this package's
 _DESCRIPTION = "classifier.json"
 _NUM_EXAMPLES = 3
@@ -76,7 +80,8 @@ def export_classifier(
     Args:
       network: a work directory or a weights file, as for `load_classifier`.
       output: the folder to write.
-      formats: those of `FORMATS` to write; by default all that can be written here.
+      formats: those of `FORMATS` to write; by default all of `DEFAULT_FORMATS` that can be written
+        here.
       overwrite: whether to replace an export that the folder holds.
 
     Raises:
@@ -104,20 +109,23 @@ def _export(
     contents: dict[str, bytes] = {}
     differences: dict[str, float | None] = {}
     skipped: dict[str, str] = {}
-    for name in formats or FORMATS:
+    for name in formats or DEFAULT_FORMATS:
         try:
-            data, exported = _serialize(name, classifier, description)
+            written, exported = _serialize(name, classifier, description)
         except InputError as error:
             if formats:  # it was asked for by name
                 raise
             skipped[name] = str(error)
             continue
-        contents[FILE_NAMES[name]], differences[name] = data, None
+        contents |= written
+        differences[name] = None
         if exported:
             point = classifier.operating_point
             differences[name] = _compare(name, exported, images, expected, point)
 
-    # The ONNX file holds the description without these two, which say something about it.
+    if _WSINFER_CONFIG in contents:
+        description["wsinfer"] = wsinfer.explain(classifier)
+    # The ONNX file holds the description without these, which say something about it.
     description["files"] = {
         name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in contents.items()
@@ -131,7 +139,7 @@ def _export(
     }
     replace_files(folder, files)
     # Formats of an earlier export: their weights may be those of another network.
-    for name in set(FILE_NAMES.values()) - contents.keys():
+    for name in {*FILE_NAMES.values(), _WSINFER_CONFIG} - contents.keys():
         (folder / name).unlink(missing_ok=True)
     result = ExportResult(folder, differences, skipped)
     _log(result)
@@ -165,18 +173,22 @@ def _require_onnx() -> None:
 
 def _serialize(
     name: str, classifier: Classifier, description: JsonDict
-) -> tuple[bytes, PredictFn | None]:
-    """The file of a format, and its function; None where it cannot run or holds weights alone."""
+) -> tuple[dict[str, bytes], PredictFn | None]:
+    """The files of a format, and their function; None where it cannot run or has weights alone."""
+    if name == "wsinfer":
+        files = wsinfer.serialize(classifier)
+        inside = {f"wsinfer/{name}": data for name, data in files.items()}
+        return inside, wsinfer.load(files)
     if name == "stablehlo":
         data = stablehlo.serialize(classifier)
-        return data, stablehlo.load(data)
+        return {FILE_NAMES[name]: data}, stablehlo.load(data)
     if name == "onnx":
         _require_onnx()
         from densenet_flax.export import onnx_graph  # here, because onnx is optional
 
         data = onnx_graph.serialize(classifier, description)
-        return data, onnx_graph.load(data)
-    return _keras_weights(classifier), None
+        return {FILE_NAMES[name]: data}, onnx_graph.load(data)
+    return {FILE_NAMES["keras"]: _keras_weights(classifier)}, None
 
 
 def _keras_weights(classifier: Classifier) -> bytes:
@@ -215,14 +227,17 @@ def _compare(
     largest = 0.0
     for rows in (slice(None), slice(1)):  # two batch sizes: the file has to take any
         outputs = exported(images[rows])
+        # WSInfer's file has calibrated probabilities alone.
+        own = outputs.get("probability", expected.probability[rows])
         for values, lower, upper in (
-            (outputs["probability"], expected.probability, expected.probability),
+            (own, expected.probability, expected.probability),
             (outputs["calibrated"], *calibrated),
         ):
             outside = np.maximum(lower[rows] - np.asarray(values), values - upper[rows])
             difference = np.maximum(outside, 0).max()
             largest = max(largest, float(np.nan_to_num(difference, nan=np.inf)))
-        same_decision = np.asarray(outputs["decision"]) == _decision(expected)[rows]
+        decision = _decision(expected)[rows]
+        same_decision = np.asarray(outputs.get("decision", decision)) == decision
         if largest > TOLERANCE or not same_decision[is_clear[rows]].all():
             raise InputError(
                 f"{name}: differs by {largest:.1e} from this package (at most {TOLERANCE:.0e}); "

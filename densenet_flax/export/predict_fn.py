@@ -21,8 +21,8 @@ from densenet_flax.inference.tta import num_views, symmetric_views
 from densenet_flax.models.preprocessing import preprocess_input
 
 
-class Outputs(TypedDict):
-    """The outputs of an exported file, for N images and K classes."""
+class Outputs(TypedDict, total=False):
+    """The outputs of an exported file, for N images and K classes; some files have not all."""
 
     probability: Float[Array | np.ndarray, "N K"]
     calibrated: Float[Array | np.ndarray, "N K"]

@@ -7,7 +7,7 @@ conversion that it checks. torchvision has the network as well, but not without 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,27 @@ def run_state_dict(
     dtype: torch.dtype,
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """As `run_torch`, from a state dict and in any dtype."""
-    weights = {_plain_name(name): value.to(dtype) for name, value in state.items()}
+    weights = plain_names({name: value.to(dtype) for name, value in state.items()})
+    with torch.inference_mode():
+        x = torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)
+        outputs = network_outputs(
+            weights, info, x, head_layers(weights) if info.num_classes else ()
+        )
+    nhwc = {name: x.permute(0, 2, 3, 1) if x.ndim == 4 else x for name, x in outputs.items()}
+    return {name: x.contiguous().numpy() for name, x in nhwc.items()}
+
+
+def network_outputs(
+    weights: Mapping[str, torch.Tensor], info: WeightsInfo, x: torch.Tensor, head: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Outputs of every unit, channels first; it can be traced.
+
+    Args:
+      weights: a state dict by `plain_names`.
+      info: of the network.
+      x: preprocessed images, channels first.
+      head: `head_layers` of the weights.
+    """
     variables = ("running_mean", "running_var", "weight", "bias")
 
     def norm_relu(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -55,33 +75,38 @@ def run_state_dict(
         return F.conv2d(x, weights[f"{name}.weight"], stride=stride, padding=padding)
 
     outputs = {}
-    with torch.inference_mode():
-        x = torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)
-        x = norm_relu(conv(x, "conv0", stride=2, padding=3), "norm0")
-        outputs["stem"] = x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        for block, layers in enumerate(info.blocks, start=1):
-            # Our names follow Keras, which counts the stem as the first block.
-            for layer in range(1, layers + 1):
-                name = f"denseblock{block}.denselayer{layer}"
-                y = conv(norm_relu(x, f"{name}.norm1"), f"{name}.conv1")
-                y = conv(norm_relu(y, f"{name}.norm2"), f"{name}.conv2", padding=1)
-                outputs[f"conv{block + 1}_block{layer}"] = x = torch.cat([x, y], dim=1)
-            if block < len(info.blocks):
-                x = conv(norm_relu(x, f"transition{block}.norm"), f"transition{block}.conv")
-                outputs[f"pool{block + 1}"] = x = F.avg_pool2d(x, 2, stride=2)
-        outputs["norm"] = x = norm_relu(x, "norm5")
-        if info.num_classes:
-            outputs["head"] = _head(x.mean(dim=(2, 3)), weights)
-    nhwc = {name: x.permute(0, 2, 3, 1) if x.ndim == 4 else x for name, x in outputs.items()}
-    return {name: x.contiguous().numpy() for name, x in nhwc.items()}
+    x = norm_relu(conv(x, "conv0", stride=2, padding=3), "norm0")
+    outputs["stem"] = x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+    for block, layers in enumerate(info.blocks, start=1):
+        # Our names follow Keras, which counts the stem as the first block.
+        for layer in range(1, layers + 1):
+            name = f"denseblock{block}.denselayer{layer}"
+            y = conv(norm_relu(x, f"{name}.norm1"), f"{name}.conv1")
+            y = conv(norm_relu(y, f"{name}.norm2"), f"{name}.conv2", padding=1)
+            outputs[f"conv{block + 1}_block{layer}"] = x = torch.cat([x, y], dim=1)
+        if block < len(info.blocks):
+            x = conv(norm_relu(x, f"transition{block}.norm"), f"transition{block}.conv")
+            outputs[f"pool{block + 1}"] = x = F.avg_pool2d(x, 2, stride=2)
+    outputs["norm"] = x = norm_relu(x, "norm5")
+    if info.num_classes:
+        x = x.mean(dim=(2, 3))
+        for number, name in enumerate(head):
+            x = F.relu(x) if number else x
+            x = F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+        outputs["head"] = x
+    return outputs
 
 
-def _head(x: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def head_layers(weights: Mapping[str, torch.Tensor]) -> Sequence[str]:
+    """Names of the linear layers of the head, in their order; none without a head."""
     shapes = {name: tuple(w.shape) for name, w in weights.items() if w.ndim == 2}
-    for number, name in enumerate(read_head(shapes, x.shape[1], is_ordered=True).layers):
-        x = F.relu(x) if number else x
-        x = F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-    return x
+    features = len(weights["norm5.weight"])
+    return read_head(shapes, features, is_ordered=True).layers if shapes else ()
+
+
+def plain_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict by the names of its layers, without what varies around them."""
+    return {_plain_name(name): value for name, value in state.items()}
 
 
 def _plain_name(name: str) -> str:

@@ -16,8 +16,8 @@ import densenet_flax
 from densenet_flax import InputError
 from densenet_flax.evaluation.metrics.calibrators import interpolate
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
-from densenet_flax.export import FORMATS, export_classifier, onnx_graph, stablehlo
-from densenet_flax.export.export import FILE_NAMES, _is_clear, _render_readme
+from densenet_flax.export import export_classifier, onnx_graph, stablehlo
+from densenet_flax.export.export import DEFAULT_FORMATS, FILE_NAMES, _is_clear, _render_readme
 from densenet_flax.export.predict_fn import Steps
 from densenet_flax.inference.load import load_classifier
 from densenet_flax.models.init import init_variables
@@ -203,7 +203,7 @@ def test_every_example_of_the_readme_runs_without_this_package(tmp_path):
     network = save_network(tmp_path / "network.safetensors", blocks=(6, 12, 24, 16))
     folder = tmp_path / "out"
     result = export_classifier(str(network), folder)
-    assert set(result.differences) == set(FORMATS) and not result.skipped
+    assert set(result.differences) == set(DEFAULT_FORMATS) and not result.skipped
     text = (folder / "README.md").read_text()
     examples = re.findall(r"## With (\w+).*?```python\n(.*?)```", text, re.S)
     assert [name for name, _ in examples] == list(README_RESULTS)
