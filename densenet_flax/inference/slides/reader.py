@@ -124,7 +124,10 @@ class OpenSlideReader(SlideReader):
         self._cache = self._openslide.OpenSlideCache(CACHE_BYTES)
         self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
         self._is_closed = False
-        with self._errors("is damaged or cut short"), self._handle() as handle:
+        with (
+            self._errors("is damaged, cut short or of a kind that OpenSlide does not read"),
+            self._handle() as handle,
+        ):
             self.level_sizes = tuple((h, w) for w, h in handle.level_dimensions)
             self.level_downsamples = tuple((d, d) for d in handle.level_downsamples)
             properties = dict(handle.properties)
