@@ -17,7 +17,8 @@ def fork_context() -> ForkServerContext:
     """Processes of it are forks of one that has imported the package, which takes seconds."""
     context = multiprocessing.get_context("forkserver")
     # Not main.py, which defines flags; the imports that it leaves out until they are needed.
-    context.set_forkserver_preload(["tests.experiments.killed_run", "densenet_flax.export"])
+    imported = ["tests.experiments.killed_run", "densenet_flax.export"]
+    context.set_forkserver_preload([*imported, "densenet_flax.evaluation.report.report"])
     return context
 
 

@@ -1,0 +1,124 @@
+"""Commands of the documentation, run as they stand there, with tiny networks on drawn tiles."""
+
+import re
+import shutil
+import tarfile
+
+import pytest
+
+from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig, write_breakhis_tree
+from densenet_flax.experiments import program
+from tests.docs.pages import PAGES, commands
+from tests.docs.programs import as_main, with_examples
+from tests.docs.small import write_program
+from tests.helpers.program import Program, make_cache
+
+BREAKHIS = "--config=configs/breakhis.py --config.data.path=BreaKHis_v1.tar.gz"
+# In this order, in one directory; and a file that is there after each.
+DAY = {
+    "train --config=configs/quickstart.py --workdir=runs/quickstart": (
+        "runs/quickstart/report/report.html"
+    ),
+    "predict --workdir=runs/quickstart --images=tiles/**/*.png --overlays=maps": "maps/**/*.png",
+    "weights convert runs/quickstart model.safetensors": "model.safetensors",
+    "predict --model=model.safetensors --images=tiles --output=tiles.parquet": "tiles.parquet",
+    "export --workdir=runs/quickstart --output=exported": "exported/README.md",
+    "train --config=configs/folder.py --config.data.path=tiles --workdir=runs/mine": (
+        "runs/mine/report/report.html"
+    ),
+    "train --workdir=runs/mine": "runs/mine/report/report.html",
+    "evaluate --workdir=runs/mine": "runs/mine/report/report.html",
+    f"preview {BREAKHIS} --workdir=runs/x": "runs/x/preview.png",
+    f"train {BREAKHIS} --workdir=runs/breakhis": "runs/breakhis/report/report.html",
+    "evaluate --workdir=runs/breakhis --config.tta=True": "runs/breakhis/report/report.html",
+    "data table --path=BreaKHis_v1.tar.gz --split=runs/breakhis/split.json": "",
+    "ensemble --members=runs/seed0,runs/seed1,runs/seed2 --output=runs/ensemble": (
+        "runs/ensemble/report/report.html"
+    ),
+    "evaluation compare runs/seed0 runs/seed1 runs/stain --output runs/comparison": (
+        "runs/comparison/*.html"
+    ),
+}
+# Commands of this package that are only read (test_commands.py), and why.
+NOT_RUN = {
+    r".*=(19|20|30) epochs.*": "tests/experiments/test_extension.py has it with fewer epochs",
+    r".*--coordinator=.*": "needs hosts; tests/common/test_sharding.py runs two processes",
+    r".*/breakhis\.py:fold=1.*|data table --path=BreaKHis_v1 --policy=official.*": (
+        "the official folds are of BreakHis's own names"
+    ),
+    r"train .*(labels=subtype|dtype=bfloat16|weights=random).*": "only other values of keys",
+    r"cross_validate .*|evaluation folds .*": "tests/experiments/test_cross_validation.py",
+    r"weights (download|inspect|convert|export) (densenet201|model\.keras|tumor\.safetensors).*": (
+        "needs a download or a file of Keras; tests/weights"
+    ),
+    r"(predict|export) --model=(model\.safetensors|runs/ensemble) .*": "as with a work directory",
+    r"predict --workdir=runs/quickstart --images=tiles/\*\*/\*\.png": "as with --overlays",
+    r"(predict|export|evaluate) --workdir=runs/breakhis.*": "as others with runs/quickstart",
+    r"weights convert runs/breakhis .*": "as the one of runs/quickstart",
+    r"evaluation compare runs/a runs/b.*|evaluation report TEST\.csv .*": "as others of evaluation",
+    r"\w+ ?\w*": "a program or one of its commands, without arguments",
+}
+
+
+def of_package(words):
+    """What the command line of the package is given, in one spelling; None of other programs."""
+    words = with_examples(words)
+    if re.fullmatch(r"(\S*/)?python", words[0]) and words[1] == "main.py":
+        words = words[1:]
+    elif words[1:2] == ["-m"] and words[2].startswith("densenet_flax."):
+        return " ".join([words[2].partition(".")[2], *words[3:]])
+    elif words[0] != "densenet-flax":
+        return None
+    if words[1:] and words[1] in program._OTHER_PROGRAMS:
+        return " ".join(words[1:])
+    arguments = as_main(words[1:])
+    modes = [word for word in arguments if word.startswith("--mode=")] or ["--mode=train"]
+    rest = [word for word in arguments if not word.startswith("--mode=")]
+    return " ".join([modes[0].removeprefix("--mode="), *rest])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_command_of_the_package_is_run_or_there_is_a_reason(page):
+    for command in commands(page):
+        words = of_package(command.words)
+        reasons = [pattern for pattern in NOT_RUN if words and re.fullmatch(pattern, words)]
+        assert words is None or words in DAY or reasons, (
+            f"{command}: add it to DAY or, with a reason, to NOT_RUN in {__file__}"
+        )
+
+
+def test_what_is_run_or_not_is_on_some_page():
+    known = {of_package(command.words) for page in PAGES for command in commands(page)} - {None}
+    assert not [words for words in DAY if words not in known]
+    rest = known - set(DAY)
+    assert not [pattern for pattern in NOT_RUN if not any(re.fullmatch(pattern, w) for w in rest)]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("day")
+    (folder / "cache").mkdir()
+    write_program(folder, make_cache(folder / "cache"))
+    drawn = DrawnConfig(benign_patients=6, malignant_patients=6, tiles_per_patient=2, size=(44, 29))
+    write_breakhis_tree(folder, drawn)
+    with tarfile.open(folder / "BreaKHis_v1.tar.gz", "w:gz") as archive:
+        archive.add(folder / "BreaKHis_v1", "BreaKHis_v1")
+    for path in folder.glob("BreaKHis_v1/**/*.png"):
+        target = folder / "tiles" / ("benign" if "SOB_B" in path.name else "malignant")
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+@pytest.mark.parametrize("words", DAY)
+def test_a_command_runs(words, directory):
+    first, *arguments = words.split()
+    if "runs/seed0" in words and not (directory / "runs/seed0").exists():
+        for name in ("seed0", "seed1", "seed2", "stain"):
+            shutil.copytree(directory / "runs/breakhis", directory / "runs" / name)
+    if first in program._OTHER_PROGRAMS:
+        done = Program("-m", f"densenet_flax.{first}", *arguments, cwd=directory).wait()
+    else:
+        done = Program("main.py", f"--mode={first}", *arguments, cwd=directory).wait()
+    assert done.returncode == 0, done.stderr
+    assert not DAY[words] or list(directory.glob(DAY[words]))
