@@ -42,6 +42,7 @@ DAY = {
 # Commands of this package that are only read (test_commands.py), and why.
 NOT_RUN = {
     r".*=(19|20|30) epochs.*": "tests/experiments/test_extension.py has it with fewer epochs",
+    r".*hf://.*|slide .*|data draw-slides .*": "the Hub and slides: tests/weights, tests/inference",
     r".*--coordinator=.*": "needs hosts; tests/common/test_sharding.py runs two processes",
     r".*/breakhis\.py:fold=1.*|data table --path=BreaKHis_v1 --policy=official.*": (
         "the official folds are of BreakHis's own names"
