@@ -24,8 +24,15 @@ from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.models.densenet import DenseNet
 from densenet_flax.models.init import init_variables
 from tests.helpers.datasets import make_dataset
+from tests.helpers.deprecations import warn_of_logged_deprecations
 from tests.helpers.networks import TINY_BLOCKS, randomize
 from tests.helpers.program import make_cache
+
+
+def pytest_configure(config):
+    """Programs that tests start, and their forks, have the tests' filters of warnings."""
+    os.environ["PYTHONWARNINGS"] = ",".join(config.getini("filterwarnings"))
+    warn_of_logged_deprecations()
 
 
 @pytest.fixture(scope="session")

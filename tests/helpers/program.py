@@ -9,6 +9,8 @@ import tempfile
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from tests.helpers.deprecations import warn_of_logged_deprecations
+
 ROOT = Path(__file__).parents[2]
 CONFIG = "tests/configs/tiny.py"
 
@@ -45,6 +47,7 @@ class Program:
 
 def _run_python(words: list[str], cwd: str, folder: str, env: dict[str, str]) -> None:
     os.environ.update(env)
+    warn_of_logged_deprecations()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     # Else the program would start again to tune the host, by the command line of the fork's parent.
