@@ -28,6 +28,7 @@ _CLOSE_UM = 24.0
 # Otsu's threshold always finds two groups, within glass or within tissue if there is nothing else.
 _THRESHOLDS = (0.06, 0.15)
 _BINS = 256
+_GLASS_SAMPLE = 100_000  # pixels of which the color of the glass is the median
 # Optical densities (absorbed light, decimal logarithms) by which pen and edge are told from stains:
 # hematoxylin has about 0.65, 0.70 and 0.29 in red, green and blue, eosin 0.07, 0.99 and 0.11.
 _MIN_DENSITY = 0.08
@@ -169,8 +170,8 @@ def tissue_of(pixels: UInt8[np.ndarray, "h w 3"], mpp: float) -> Bool[np.ndarray
     """Where an overview shows tissue; `mpp` is the size of its pixels in micrometers."""
     balanced = _balance(pixels)
     ink = _ink(balanced)
-    highest = balanced.max(-1)
-    saturation = (highest - balanced.min(-1)) / np.maximum(highest, 1e-3)
+    highest = balanced.max(0)
+    saturation = (highest - balanced.min(0)) / np.maximum(highest, 1e-3)
     sigma = _SMOOTH_UM / mpp / 2
     # Ink has no part in its neighbors' mean.
     weight = ndimage.gaussian_filter((~ink).astype(np.float32), sigma)
@@ -190,23 +191,24 @@ def tissue_of(pixels: UInt8[np.ndarray, "h w 3"], mpp: float) -> Bool[np.ndarray
     return ~_without_small(~mask, _SMALLEST_HOLE_UM2 / mpp**2) & ~_grown(ink, mpp)
 
 
-def _balance(pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    """Values from 0 to 1, with the glass white if most of what is bright has one color."""
-    values = pixels.astype(np.float32) / 255
-    bright = values.min(-1) > 0.7
-    glass = np.ones(3, np.float32)
+def _balance(pixels: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 h w"]:
+    """Colors from 0 to 1, with the glass white if most of what is bright has one color."""
+    # Channels first: a reduction over a last axis of three is ten times as slow.
+    values = np.ascontiguousarray(np.moveaxis(pixels, -1, 0), np.float32) / 255
+    bright = values.min(0) > 0.7
     if bright.mean() > 0.01:
-        glass = np.median(values[bright], axis=0)
-        if (glass.max() - glass.min()) / glass.max() > 0.15:  # that is tissue
-            glass = np.ones(3, np.float32)
-    return np.minimum(values / glass, 1)
+        sample = values[:, bright][:, :: 1 + int(bright.sum()) // _GLASS_SAMPLE]
+        glass = np.median(sample, axis=1)
+        if (glass.max() - glass.min()) / glass.max() < 0.15:  # else that is tissue
+            values /= glass[:, None, None]
+    return np.minimum(values, 1)
 
 
-def _ink(balanced: Float[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h w"]:
+def _ink(balanced: Float[np.ndarray, "3 h w"]) -> Bool[np.ndarray, "h w"]:
     """Where there is ink, or black."""
     density = -np.log10(np.maximum(balanced, 1 / 255))
-    red, green, blue = np.moveaxis(density, -1, 0)
-    highest, lowest = density.max(-1), density.min(-1)
+    red, green, blue = density
+    highest, lowest = density.max(0), density.min(0)
     black = (highest > _BLACK_DENSITY) & (lowest > _BLACK_RATIO * highest)
     colored = highest > _MIN_DENSITY
     cold = red > _INK_RED * green
