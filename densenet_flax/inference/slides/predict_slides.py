@@ -17,7 +17,6 @@ from pathlib import Path
 
 from absl import logging
 
-import densenet_flax
 from densenet_flax.common.errors import InputError, Stopped, WriteError
 from densenet_flax.common.interrupts import sigterm_as_interrupt
 from densenet_flax.common.sharding import device_kinds
@@ -131,7 +130,6 @@ class _Job:
             **predictor.classifier.describe(),
             "field_um": predictor.field.size_um,
             "tile_mpp": predictor.field.mpp,
-            "version": densenet_flax.__version__,
         }
         self._digest.update(json.dumps(settings, sort_keys=True).encode())
         self._started, self._table_written = time.time(), 0.0
