@@ -86,3 +86,15 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """torchvision, also where it was built for another PyTorch and lacks its operators."""
+    torch = pytest.importorskip("torch", reason="timm and torchvision need PyTorch")
+    keep = torch.library.register_fake
+    torch.library.register_fake = lambda *_, **__: lambda function: function
+    try:
+        return pytest.importorskip("torchvision", reason="pip install torchvision")
+    finally:
+        torch.library.register_fake = keep

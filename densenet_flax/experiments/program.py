@@ -7,6 +7,7 @@ densenet-flax predict --workdir=runs/quickstart --images='tiles/**/*.png'
 densenet-flax slide --workdir=runs/quickstart --slides='slides/*.svs' --output=results
 densenet-flax ensemble --members=runs/seed0,runs/seed1,runs/seed2 --output=runs/ensemble
 densenet-flax export --workdir=runs/quickstart --output=exported
+densenet-flax export --workdir=runs/quickstart --output=exported --for=hub
 densenet-flax weights|data|evaluation …
 
 `python main.py --mode=evaluate …` is the same. Flags, logging and devices are set up here; the rest
@@ -111,12 +112,12 @@ def _ensemble(_: "ConfigDict") -> None:
 def _export(_: "ConfigDict") -> None:
     from densenet_flax import export
 
-    export.export_classifier(
-        str(_WORKDIR.value or _MODEL.value),
-        _OUTPUT.value or "exported",
-        formats=_FORMATS.value,
-        overwrite=bool(_OVERWRITE.value),
-    )
+    network, output = str(_WORKDIR.value or _MODEL.value), _OUTPUT.value or "exported"
+    overwrite = bool(_OVERWRITE.value)
+    if _FOR.value:
+        export.export_for_hub(network, output, overwrite=overwrite)
+    else:
+        export.export_classifier(network, output, formats=_FORMATS.value, overwrite=overwrite)
 
 
 class _Mode(NamedTuple):
@@ -149,7 +150,7 @@ _MODES = {
     "ensemble": _Mode(
         _ensemble, ("members", "output", "combine", "overwrite"), ("members", "output")
     ),
-    "export": _Mode(_export, (*_NETWORK_FLAGS, "formats"), (), uses_network=True),
+    "export": _Mode(_export, (*_NETWORK_FLAGS, "formats", "for"), (), uses_network=True),
 }
 
 _CONFIG = flags.DEFINE_string(
@@ -159,7 +160,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do.")
 
 _IMAGES = flags.DEFINE_string("images", None, "To predict: a folder, a file or a pattern.")
-_MODEL = flags.DEFINE_string("model", None, "A weights file to use, instead of --workdir.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "A weights file, or hf://owner/name, instead of --workdir."
+)
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -209,6 +212,9 @@ _COMBINE = flags.DEFINE_enum(
 )
 _FORMATS = flags.DEFINE_list(
     "formats", None, "To export: stablehlo, onnx, keras (by default all that can be made), wsinfer."
+)
+_FOR = flags.DEFINE_enum(
+    "for", None, ["hub"], "To export: a folder for the Hugging Face Hub, in place of --formats."
 )
 _OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a saliency map of each image.")
 _UNIT = flags.DEFINE_string("unit", "norm", "Unit of the maps: 'norm', or earlier and finer ones.")
@@ -298,6 +304,8 @@ def _check_flags(mode: _Mode) -> None:
             )
     if flags.FLAGS["unit"].present and not _OVERLAYS.value:
         _fail("--unit: has no effect without --overlays; add it, or leave --unit out")
+    if _FORMATS.value and _FOR.value:
+        _fail("--formats: has no effect with --for; leave one of them out")
     if mode.uses_network and _COORDINATOR.value:
         if "slides" in mode.flags:
             advice = "start the same command several times: each process takes slides of its own"

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("dst", metavar=target, help="where to write")
         if function is export:
             text = "what shall load .safetensors or .pth"
-            libraries = ("timm", "torchvision")
+            libraries = ("timm", "torchvision", "hub")
             command.add_argument("--for", dest="library", choices=libraries, help=text)
         text = "compare with what the source's framework computes, where it is installed"
         boolean = argparse.BooleanOptionalAction
@@ -97,6 +97,11 @@ def _overrides(arguments: argparse.Namespace) -> InfoFields:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    if vars(arguments).get("library") == "hub":  # whose card has the figures of a run
+        raise InputError(
+            "--for=hub: a folder with a model card is written by: python main.py --mode=export "
+            f"--model={arguments.src} --output={arguments.dst} --for=hub"
+        )
     options = {"which": arguments.which, "verify": arguments.verify, **_overrides(arguments)}
     if vars(arguments).get("library"):
         options["library"] = arguments.library

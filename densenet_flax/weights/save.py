@@ -11,6 +11,7 @@ from densenet_flax.weights.info import EPSILON_TOLERANCE, WeightsInfo
 from densenet_flax.weights.safe_reading import StrPath
 
 TORCH_SUFFIXES = (".safetensors", ".pth")
+_ADVICE = "use these weights with this package, as .safetensors"
 
 
 def save_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> None:
@@ -40,7 +41,8 @@ def export_weights(path: StrPath, variables: Variables, info: WeightsInfo) -> No
 
     target = check_target(path, ".h5")
     is_known = (info.growth_rate, info.stem_features) == (32, 64)
-    _check_exportable(target, info, "Keras", KERAS_EPSILON, is_known)
+    if fault := _fault(info, "Keras", KERAS_EPSILON, is_known):
+        raise InputError(f"{target}: {fault}; {_ADVICE}")
     _check_variables(target, variables, info)
     save_keras(target, variables, info)
 
@@ -51,14 +53,20 @@ def export_torch(path: StrPath, variables: Variables, info: WeightsInfo) -> None
     Raises:
       InputError: as for `save_weights`; or they have no such network.
     """
-    from densenet_flax.weights.torch_names import TORCH_EPSILON
     from densenet_flax.weights.torch_writer import save_torch
 
     target = check_target(path, *TORCH_SUFFIXES)
-    is_known = info.network != "densenet"
-    _check_exportable(target, info, "timm and torchvision", TORCH_EPSILON, is_known)
+    if fault := torch_fault(info):
+        raise InputError(f"{target}: {fault}; {_ADVICE}")
     _check_variables(target, variables, info)
     save_torch(target, variables, info)
+
+
+def torch_fault(info: WeightsInfo) -> str:
+    """Why timm and torchvision cannot compute what these weights are for; '' if they can."""
+    from densenet_flax.weights.torch_names import TORCH_EPSILON
+
+    return _fault(info, "timm and torchvision", TORCH_EPSILON, info.network != "densenet")
 
 
 def check_target(path: StrPath, *suffixes: str) -> Path:
@@ -73,23 +81,21 @@ def check_target(path: StrPath, *suffixes: str) -> Path:
     return target
 
 
-def _check_exportable(
-    path: Path, info: WeightsInfo, libraries: str, epsilon: float, is_known: bool
-) -> None:
-    """Rejects what the DenseNets of other libraries cannot compute."""
-    advice = "use these weights with this package, as .safetensors"
+def _fault(info: WeightsInfo, libraries: str, epsilon: float, is_known: bool) -> str:
+    """What the DenseNets of other libraries cannot compute; '' if they can."""
     if not is_known:
-        raise InputError(f"{path}: {libraries} cannot build {info.layout.describe()}; {advice}")
+        return f"{libraries} cannot build {info.layout.describe()}"
     if not info.final_relu:
-        raise InputError(
-            f"{path}: these weights belong to a network without a ReLU after the last norm, where "
-            f"{libraries} have one; {advice}"
+        return (
+            "these weights belong to a network without a ReLU after the last norm, where "
+            f"{libraries} have one"
         )
     if abs(info.epsilon / epsilon - 1) > EPSILON_TOLERANCE:
-        raise InputError(
-            f"{path}: these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, and "
-            f"the networks of {libraries} have {epsilon:g}; {advice}"
+        return (
+            f"these weights were trained with a BatchNorm epsilon of {info.epsilon:g}, and the "
+            f"networks of {libraries} have {epsilon:g}"
         )
+    return ""
 
 
 def _check_variables(path: Path, variables: Variables, info: WeightsInfo) -> None:

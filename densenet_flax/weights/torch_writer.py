@@ -82,6 +82,7 @@ def timm_config(info: WeightsInfo) -> JsonDict:
         "fixed_input_size": False,
         "interpolation": "bilinear",
         "crop_pct": 1.0,  # images are resized as a whole
+        "crop_mode": "squash",
         "mean": list(mean),
         "std": list(std),
         "num_classes": info.num_classes,
@@ -91,11 +92,14 @@ def timm_config(info: WeightsInfo) -> JsonDict:
         **({"license": info.license} if info.license else {}),
     }
     names = {"label_names": list(info.class_names)} if info.class_names else {}
+    # timm's models have no hidden layers in their head: it makes the backbone, to be completed.
+    arguments = {"model_args": {"num_classes": 0}} if info.hidden else {}
     return {
         "architecture": info.network,
         "num_classes": info.num_classes,
         "num_features": info.layout.features,
         **names,
+        **arguments,
         "pretrained_cfg": pretrained,
         INFO_KEY: info.to_dict(),
     }

@@ -16,12 +16,29 @@ from densenet_flax.evaluation.report.wording import metric_title, wording_for, w
 
 def model_card(metrics: JsonDict) -> bytes:
     """Renders the card from the content of metrics.json."""
+    return render("model_card.md", results=index_results(metrics), **_context(metrics))
+
+
+def card_body(metrics: JsonDict) -> bytes:
+    """The card without its metadata and title, for a card that has its own."""
+    return render("model_card_body.md", **_context(metrics))
+
+
+def index_results(metrics: JsonDict) -> list[tuple[str, str, float]]:
+    """Key, title and value of the metrics of images, from which model hubs make their tables."""
+    return [
+        (key, metric_title(key), metrics["image"][key])
+        for key in wording_for(metrics).metrics
+        if metrics["image"][key] is not None
+    ]
+
+
+def _context(metrics: JsonDict) -> JsonDict:
     run, wording = metrics["run"], wording_for(metrics)
     split = run.get("split") or {}
     seconds = (run.get("seconds") or {}).items()
     time = [f"{phase} {value:.0f} s" for phase, value in seconds if value is not None]
-    return render(
-        "model_card.md",
+    return dict(
         metrics=metrics,
         run=run,
         card=run.get("card") or {},
@@ -37,12 +54,6 @@ def model_card(metrics: JsonDict) -> bytes:
         stages=run.get("stages") or [],
         time=", ".join(time) or UNKNOWN,
         verdict=verdict(metrics),
-        # Of images, for the front matter, from which model hubs make their tables.
-        results=[
-            (key, metric_title(key), metrics["image"][key])
-            for key in wording.metrics
-            if metrics["image"][key] is not None
-        ],
         all_metrics=tables.all_metrics(metrics),
         by_class=tables.by_class(metrics),
         by_magnification=tables.by_magnification(metrics, wording.card_columns),
