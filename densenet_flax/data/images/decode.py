@@ -24,7 +24,7 @@ from densenet_flax.data.images.formats import (
 )
 from densenet_flax.data.images.integrity import check_decoded, check_encoded, check_tiff
 from densenet_flax.data.images.samples import to_rgb
-from densenet_flax.data.images.tiff_planes import TIFF_MAGIC, describe_tiff
+from densenet_flax.data.images.tiff_planes import TIFF_MAGIC, describe_tiff, is_slide
 
 MIN_SIDE = 8
 # Larger images are decoded one at a time: several of 8192×8192 pixels would take gigabytes.
@@ -107,6 +107,8 @@ def _decode(data: bytes, bits: int, stack: contextlib.ExitStack) -> UInt8[np.nda
     with open_image(check_encoded(data)) as image:
         if image.format == "TIFF":
             check_tiff(image, len(data))
+            if is_slide(image):
+                raise UnsupportedImage(f"is {SLIDE}")
         pixels = to_rgb(image, bits)
         check_decoded(image, data)
         if is_marked(image):

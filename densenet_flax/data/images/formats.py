@@ -19,7 +19,9 @@ from densenet_flax.common.reading import check_regular, read_file
 MAX_PIXELS = 2**26
 # Eight bytes a pixel: four channels of 16 bits that are not compressed.
 MAX_BYTES = 8 * MAX_PIXELS
-SLIDE = "a slide and not a tile; cut tiles from it"
+SLIDE = "a slide and not a tile; cut tiles from it, or predict it with --mode=slide"
+# Endings of what scanners write, in lower case (https://openslide.org/formats).
+SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi")
 
 # For messages.
 FORMAT_NAMES = "PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, AVIF"

@@ -1,5 +1,6 @@
 """TIFF files whose colors are in several planes or pages, of which Pillow reads the first alone."""
 
+import contextlib
 import io
 import re
 import struct
@@ -15,7 +16,10 @@ from densenet_flax.data.images.integrity import check_tiff
 TIFF_MAGIC = (b"II*\0", b"MM\0*")
 
 _BITS, _PHOTOMETRIC, _DESCRIPTION, _SAMPLES, _PLANAR, _FORMAT = 258, 262, 270, 277, 284, 339
-_SUBFILE = 254
+_SUBFILE, _TILE_WIDTH = 254, 322
+# Programs for slides write pyramids of smaller images as well, which may be tiles.
+_MAX_TILE_WITH_LEVELS = 1024
+_MAX_LEVELS = 16
 _REDUCED, _MASK = 1, 4  # bits of it: what a page is besides a page
 _STRIP_OR_TILE = {273, 279, 324, 325}  # offsets and byte counts
 # What a plane has from its image: size, compression, fill order, orientation, rows of a strip,
@@ -43,6 +47,29 @@ def read_planes(image: Image.Image) -> list[Integer[np.ndarray, "H W"]] | None:
     if image.tag_v2.get(_PLANAR) == 2 and 16 in _integers(image.tag_v2.get(_BITS, ())):
         return [np.asarray(plane) for plane in _split_planes(image)]
     return None
+
+
+def is_slide(image: Image.Image) -> bool:
+    """Whether an opened TIFF is a whole slide: in tiles, and Aperio's or with smaller levels.
+
+    Pillow reads level 0 of it; as a tile that would be squeezed into a few hundred pixels.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or _TILE_WIDTH not in image.tag_v2:
+        return False
+    if str(image.tag_v2.get(_DESCRIPTION, "")).startswith("Aperio"):
+        return True
+    (width, height), page = image.size, 1
+    if max(width, height) <= _MAX_TILE_WITH_LEVELS:
+        return False
+    has_level = False
+    with contextlib.suppress(EOFError):
+        while page < _MAX_LEVELS and not has_level:
+            image.seek(page)
+            smaller = image.width < 0.6 * width and image.height < 0.6 * height
+            has_level = smaller and _TILE_WIDTH in image.tag_v2
+            page += 1
+    image.seek(0)
+    return has_level
 
 
 def describe_tiff(data: bytes) -> str:

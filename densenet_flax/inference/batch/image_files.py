@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import logging
 
 from densenet_flax.common.errors import InputError, errors_in
-from densenet_flax.data.images.formats import IMAGE_SUFFIXES
+from densenet_flax.data.images.formats import IMAGE_SUFFIXES, SCANNER_SUFFIXES
 from densenet_flax.data.sources.files import FileListing, describe_left_out, list_files
 from densenet_flax.data.sources.patients import find_patients
 from densenet_flax.weights.inference_settings import InferenceSettings
@@ -60,9 +60,11 @@ def find_images(
     listing = list_files(path, suffixes=suffixes) if path.is_dir() else _match(path, flag, suffixes)
     left_out = describe_left_out(listing.left_out.values()) if listing else ""
     if not listing or not listing.images:
+        slides = listing and not {*SCANNER_SUFFIXES}.isdisjoint(listing.left_out.values())
         raise InputError(
             f"{flag}={images}: no {flag[2:-1]} found; expected a folder, a file or a pattern such "
             f"as {example!r}, of files that end in {', '.join(suffixes)}{left_out}"
+            + (", which are slides: predict them with --mode=slide" if slides else "")
         )
     if left_out:
         logging.info("%s: %s", images, listing.describe())

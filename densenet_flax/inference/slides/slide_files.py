@@ -8,15 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from densenet_flax.common.errors import InputError
-from densenet_flax.data.images.formats import IMAGE_SUFFIXES
+from densenet_flax.data.images.formats import IMAGE_SUFFIXES, SCANNER_SUFFIXES
 from densenet_flax.data.sources.files import OUTPUT_MARK
 from densenet_flax.inference.batch.image_files import find_images
 from densenet_flax.inference.batch.overlay_files import fold, folders_above
 
 _DICOM = ".dcm"
-# https://openslide.org/formats; a slide may also be a flat image.
-_SCANNER_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu", ".czi")
-SLIDE_SUFFIXES = (*_SCANNER_SUFFIXES, _DICOM, *IMAGE_SUFFIXES)
+# A slide may also be a flat image.
+SLIDE_SUFFIXES = (*SCANNER_SUFFIXES, _DICOM, *IMAGE_SUFFIXES)
 # Names in the output folder that no slide may have.
 _RESERVED = ("slides.csv", ".lock", OUTPUT_MARK)
 

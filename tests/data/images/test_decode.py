@@ -1,9 +1,11 @@
+import io
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
@@ -82,3 +84,24 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(use, range(8)))
     assert max(most) == 1
+
+
+def tiff_with_levels(side, description=None, levels=2):
+    """A TIFF as tifffile writes it, in tiles and with smaller levels."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for level in range(levels):
+            pixels = np.full((side >> level, side >> level, 3), 200, np.uint8)
+            options = {"photometric": "rgb", "compression": "zlib", "metadata": None}
+            writer.write(pixels, tile=(256, 256), description=description, **options)
+            description = None
+    return file.getvalue()
+
+
+def test_a_slide_among_tiles_is_named_whatever_its_ending():
+    advice = r"a\.tif: is a slide and not a tile; .*--mode=slide"
+    for slide in (tiff_with_levels(1100), tiff_with_levels(300, "Aperio Image Library v11", 1)):
+        with pytest.raises(InputError, match=advice):
+            decode(slide, "a.tif")
+    for tile in (tiff_with_levels(600), tiff_with_levels(1100, levels=1)):
+        assert decode(tile, "a.tif").shape[0] in (600, 1100)

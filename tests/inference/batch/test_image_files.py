@@ -68,6 +68,12 @@ def test_no_image_is_an_error(path, tmp_path):
         find_images(str(tmp_path / path))
 
 
+def test_a_folder_of_slides_says_how_slides_are_predicted(tmp_path):
+    (tmp_path / "x.svs").touch()
+    with pytest.raises(InputError, match=r"1 \.svs, which are slides: .*--mode=slide"):
+        find_images(str(tmp_path))
+
+
 def test_the_patient_is_read_from_breakhis_names_or_by_the_pattern():
     name = "SOB_M_DC-14-2523AB-100-004.png"
     breakhis = ImageFile(Path("x") / name, name)
