@@ -1,16 +1,24 @@
 """Commands of the documentation, run as they stand there, with tiny networks on drawn tiles."""
 
+import functools
 import re
 import shutil
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import densenet_flax
 from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig, write_breakhis_tree
+from densenet_flax.evaluation.report import plotting
 from densenet_flax.experiments import program
-from tests.docs.pages import PAGES, commands
+from densenet_flax.experiments.command_line import load_config
+from densenet_flax.models.densenet import NETWORKS
+from tests.docs import small
+from tests.docs.pages import PAGES, blocks, commands
 from tests.docs.programs import as_main, with_examples
-from tests.docs.small import write_program
 from tests.helpers.program import Program, make_cache
 
 BREAKHIS = "--config=configs/breakhis.py --config.data.path=BreaKHis_v1.tar.gz"
@@ -99,7 +107,7 @@ def test_what_is_run_or_not_is_on_some_page():
 def directory(tmp_path_factory):
     folder = tmp_path_factory.mktemp("day")
     (folder / "cache").mkdir()
-    write_program(folder, make_cache(folder / "cache"))
+    small.write_program(folder, make_cache(folder / "cache"))
     drawn = DrawnConfig(benign_patients=6, malignant_patients=6, tiles_per_patient=2, size=(44, 29))
     write_breakhis_tree(folder, drawn)
     with tarfile.open(folder / "BreaKHis_v1.tar.gz", "w:gz") as archive:
@@ -123,3 +131,39 @@ def test_a_command_runs(words, directory):
         done = Program("main.py", f"--mode={first}", *arguments, cwd=directory).wait()
     assert done.returncode == 0, done.stderr
     assert not DAY[words] or list(directory.glob(DAY[words]))
+
+
+PYTHON = {"README.md": 2, "docs/quickstart.md": 1, "docs/prediction.md": 1, "docs/report.md": 1}
+
+
+def test_python_blocks_run(directory, monkeypatch):
+    """The first blocks of these pages, one after the other, after the commands."""
+    monkeypatch.chdir(directory)
+    # What is set up is taken back.
+    monkeypatch.setattr(plotting, "png", plotting.png)
+    monkeypatch.setattr(plotting, "pdf", plotting.pdf)
+    monkeypatch.setitem(NETWORKS, "tiny", None)
+    small.set_up()
+    config = load_config("configs/quickstart.py")
+    fine_tune = functools.partial(densenet_flax.fine_tune, config=config, verbose=False)
+    monkeypatch.setattr(densenet_flax, "fine_tune", fine_tune)
+    tiles = sorted(directory.glob("tiles/*/*.png"))
+    for name in ("tile.png", "a.png"):
+        shutil.copy(tiles[0], name)
+    Image.open(tiles[-1]).save("b.jpg")
+    images = np.stack([np.asarray(Image.open(tile)) for tile in tiles])
+    labels = np.array([int(tile.parent.name == "malignant") for tile in tiles])
+    patients = np.array([tile.name.split("-")[2] for tile in tiles])
+    is_test = np.isin(patients, [patients[labels == k][0] for k in (0, 1)])
+    names = {"X_train": images[~is_test], "y_train": labels[~is_test]}
+    names |= {"train_patients": patients[~is_test], "images": images[:2]}
+    names |= {"X_test": images[is_test], "y_test": labels[is_test]}
+    names["test_patients"] = patients[is_test]
+    for page, count in PYTHON.items():
+        texts = [block.text for block in blocks(page) if block.language == "python"]
+        for text in texts[:count]:
+            exec(compile(text, page, "exec"), names)
+    assert Path("model.safetensors").is_file() and Path("report/report.html").is_file()
+    assert names["features"].shape == (1, names["classifier"].num_features)
+    assert set(names["prediction"].decision) <= {"benign", "malignant"}
+    assert Image.open("map.png").size[0] > 400

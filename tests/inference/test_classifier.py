@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,21 +290,6 @@ def test_a_hostile_header_is_rejected_in_one_line(extra, words, nine_classes, tm
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing"):
         _ = densenet_flax.nothing
-
-
-def test_the_snippet_of_the_quick_start_runs(run, evaluated, tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
-    part = text.partition("## Use what you trained")[2]
-    snippet = part.partition("```python\n")[2].partition("```")[0]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(run)
-    shutil.copy(evaluated[0][0], tmp_path / "tile.png")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(snippet, names)
-    assert capsys.readouterr().out.startswith(("['benign'] [[", "['malignant'] [["))
-    assert names["features"].shape[0] == 1
-    assert Image.open(tmp_path / "map.png").size[0] > 400
 
 
 def test_explain_takes_the_decided_class_or_the_given_ones(run, evaluated):
