@@ -22,7 +22,7 @@ _MPP = 8.0
 _MAX_SIDE = 3072
 # Smaller pieces are dust, smaller holes are lumina: both are no question of which tiles to read.
 _SMALLEST_PIECE_UM2 = 100.0**2
-_SMALLEST_HOLE_UM2 = 150.0**2
+_SMALLEST_HOLE_UM2 = 80.0**2
 _SMOOTH_UM = 8.0
 _CLOSE_UM = 24.0
 # Otsu's threshold always finds two groups, within glass or within tissue if there is nothing else.
