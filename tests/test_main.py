@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+import densenet_flax
 from densenet_flax.models.densenet import NETWORKS
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.weights import WeightsInfo, load_with_info, save_weights
@@ -38,6 +39,11 @@ def assert_fails_in_one_line(done, *words):
     assert line.startswith("error: ")
     for word in words:
         assert word in line
+
+
+def test_the_version_is_that_of_the_package():
+    done = Program("main.py", "--version").wait()
+    assert (done.returncode, done.stdout) == (0, f"densenet_flax {densenet_flax.__version__}\n")
 
 
 def test_a_run_writes_its_files_and_tests_each_image_once(trained):

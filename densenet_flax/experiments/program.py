@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
+from densenet_flax import __version__
 from densenet_flax.common.console import show_package
 from densenet_flax.common.errors import InputError, Stopped, one_line, path_errors
 from densenet_flax.common.host_memory import tuned_host
@@ -269,6 +270,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
     name, *words = argv
     if {"-h", "-help", "--help"} & set(words):
         print(f"{__doc__}\n{flags.FLAGS.module_help(_THIS)}")
+        sys.exit(0)
+    if words == ["--version"]:
+        print(f"densenet_flax {__version__}")
         sys.exit(0)
     if words and not words[0].startswith("-"):  # densenet-flax evaluate …
         words[0] = f"--mode={words[0]}"
