@@ -251,6 +251,7 @@ _PROGRAMS: dict[str, Callable[[Sequence[str]], None]] = {
     "gcloud": _check_inner,
     "unshare": _check_inner,
     "git": _nothing,
+    "QuPath": _nothing,
     "cd": _nothing,
 }
 

@@ -35,7 +35,7 @@ def test_the_config_is_of_their_schema_and_has_our_patch(tmp_path):
     config = json.loads(wsinfer.serialize(classifier)["config.json"])
     assert config == {
         "spec_version": "1.0",
-        "architecture": "densenet",
+        "architecture": classifier.info.network,
         "num_classes": 2,
         "class_names": ["benign", "malignant"],
         "patch_size_pixels": 64,

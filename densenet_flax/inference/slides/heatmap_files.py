@@ -24,7 +24,7 @@ from densenet_flax.storage.atomic import atomic_file
 _OVERVIEW_SIDE = 2048  # pixels of the picture's longer side
 _OPACITY = 0.6  # of the map over the slide
 _TILE = 256  # pixels of a tile of the pyramid
-_MARGIN, _LINE, _BAR = 14, 24, 18  # pixels of the legend
+_MARGIN, _LINE, _BAR, _FONT = 14, 24, 18, 14  # pixels of the legend, in a small picture
 
 
 def write_heatmap(png: Path, ome_tiff: Path, result: SlideResult, slide: Slide) -> None:
@@ -71,29 +71,28 @@ def _with_legend(picture: UInt8[np.ndarray, "h w 3"], result: SlideResult) -> Im
     """The picture with a legend below, so that its upper left corner stays the slide's."""
     height, width = picture.shape[:2]
     lines = list(_legend_lines(result))
-    font = _font(14)
+    scale = max(1.0, width / 1200)  # a large picture is shown reduced
+    margin, line, bar, size = (round(scale * n) for n in (_MARGIN, _LINE, _BAR, _FONT))
     swatches = not is_binary(result.prediction)
-    bar = 0 if swatches else _BAR + _LINE
-    legend_height = 2 * _MARGIN + _LINE * len(lines) + bar
+    legend_height = 2 * margin + line * len(lines) + (0 if swatches else bar + line)
     canvas = Image.new("RGB", (width, height + legend_height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
-    draw, y = ImageDraw.Draw(canvas), height + _MARGIN
+    draw, font, y = ImageDraw.Draw(canvas), _font(size), height + margin
     if not swatches:
-        length = min(360, width - 2 * _MARGIN)
-        scale = Image.fromarray(color_scale()[None]).resize(
-            (length, _BAR), Image.Resampling.NEAREST
-        )
-        canvas.paste(scale, (_MARGIN, y))
+        length = max(1, min(round(scale * 360), width - 2 * margin))
+        colors = Image.fromarray(color_scale()[None])
+        canvas.paste(colors.resize((length, bar), Image.Resampling.NEAREST), (margin, y))
         for value, anchor in ((0.0, "la"), (0.5, "ma"), (1.0, "ra")):
-            draw.text((_MARGIN + value * length, y + _BAR + 3), f"{value:g}", "black", font, anchor)
-        y += bar
+            place = margin + value * length, y + bar + line // 8
+            draw.text(place, f"{value:g}", "black", font, anchor)
+        y += bar + line
     for color, text in lines:
-        x = _MARGIN
+        x = margin
         if color is not None:
-            draw.rectangle((x, y + 2, x + _BAR, y + 2 + _BAR), fill=color)
-            x += _BAR + 8
-        draw.text((x, y + 2), text, "black", font)
-        y += _LINE
+            draw.rectangle((x, y, x + bar, y + bar), fill=color)
+            x += bar + margin // 2
+        draw.text((x, y + bar // 2), text, "black", font, "lm")
+        y += line
     return canvas
 
 

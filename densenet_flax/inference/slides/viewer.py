@@ -97,7 +97,8 @@ def _page_data(result: SlideResult, thumbnails: _Thumbnails | None) -> JsonDict:
         "scale": color_scale().tolist(),
         "threshold": 0.5 if point is None else point,
         "top_class": verdict,
-        "is_calibrated": not np.array_equal(prediction.probability, prediction.calibrated),
+        # To the digits that are shown.
+        "is_calibrated": not np.allclose(prediction.probability, prediction.calibrated, atol=5e-4),
         "row": grid.rows.tolist(),
         "col": grid.columns.tolist(),
         "y": np.round(grid.y, 2).tolist(),

@@ -103,5 +103,5 @@ def test_a_browser_opens_it_at_a_tile(tmp_path):
     assert 'data-ready="1"' in dom and "<title>hacked" not in dom
     row, column = result.grid.rows[tile], result.grid.columns[tile]
     assert f'id="tile-title">Tile {row}, {column}: malignant</h3>' in dom
-    assert f"{positive} of {len(result.grid)} tiles from 0.300 on (malignant)" in dom
+    assert f"{positive} of {len(result.grid)} tiles at or above 0.300 (malignant)" in dom
     assert dom.count('aria-label="Tile ') == 12  # the most probable ones

@@ -211,7 +211,7 @@
     const count = data.x.reduce((sum, _, tile) => sum + Number(isPositive(tile)), 0);
     byId("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
     byId("threshold-value").textContent = format(state.threshold);
-    byId("count").textContent = `${count} of ${numTiles} tiles from ${format(state.threshold)} on (${data.classes[state.column]})`;
+    byId("count").textContent = `${count} of ${numTiles} tiles at or above ${format(state.threshold)} (${data.classes[state.column]})`;
     byId("scale").hidden = state.byDecision;
     byId("scale-decision").hidden = !state.byDecision;
     select(state.tile, false);
