@@ -55,7 +55,9 @@ NOT_RUN = {
     r".*/breakhis\.py:fold=1.*|data table --path=BreaKHis_v1 --policy=official.*": (
         "the official folds are of BreakHis's own names"
     ),
-    r"train .*(labels=subtype|dtype=bfloat16|weights=random).*": "only other values of keys",
+    r"\w+ .*(labels=subtype|dtype=bfloat16|weights=random|:magnification=|data\.mpp=).*": (
+        "only other values of keys"
+    ),
     r"cross_validate .*|evaluation folds .*": "tests/experiments/test_cross_validation.py",
     r"weights (download|inspect|convert|export) (densenet201|model\.keras|tumor\.safetensors).*": (
         "needs a download or a file of Keras; tests/weights"
