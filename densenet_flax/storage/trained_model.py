@@ -88,4 +88,6 @@ def _read_operating_point(path: Path) -> JsonDict:
     content = read_json_object(path, advice)
     if type(content.get("step")) is not int:
         raise InputError(f"{path}: does not say which checkpoint was evaluated; {advice}")
+    if not isinstance(content.get("tiles", {}), dict):
+        raise InputError(f"{path}: 'tiles' is not an object of JSON; {advice}")
     return content

@@ -29,6 +29,7 @@ from densenet_flax.weights import (
     load_weights,
     save_weights,
 )
+from densenet_flax.weights.load import read_weights
 from tests.helpers.networks import randomize
 
 
@@ -63,6 +64,25 @@ def test_predictions_of_a_run_are_those_of_its_evaluation(run, evaluated):
     assert clear.any()
     expected = np.array(table.class_names)[table.prediction]
     assert (prediction.decision[clear] == expected[clear]).all()
+
+
+def test_a_run_knows_how_much_tissue_its_tiles_show(run, tmp_path):
+    """A drawn tile shows 92 µm; what the evaluation was told is what counts."""
+    settings = densenet_flax.load_classifier(run).info.inference
+    assert settings.field_um == pytest.approx((92, 92 * 44 / 29))
+    assert settings.mpp == pytest.approx((92 / 29, 92 / 29))
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = copy / "operating_point.json"
+    point = json.loads(path.read_text())
+    assert point["tiles"]["field_um"] == list(settings.field_um)
+    del point["crc32"]  # it is changed on purpose
+    path.write_text(json.dumps({**point, "tiles": {"mpp": [0.5, 0.4], "field_um": [5, 6]}}))
+    settings = read_weights(copy)[1].inference
+    assert (settings.mpp, settings.field_um) == ((0.5, 0.4), (5, 6))
+    assert settings.operating_point.extra == {}
+    path.write_text(json.dumps({**point, "tiles": [1]}))
+    with pytest.raises(InputError, match=r"operating_point\.json: 'tiles'"):
+        read_weights(copy)
 
 
 def test_images_are_prepared_as_in_training(config, run, evaluated):
