@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from densenet_flax.common.console import progress_bar
 from densenet_flax.common.errors import InputError
@@ -22,11 +22,13 @@ from densenet_flax.common.sharding import (
 from densenet_flax.common.trees import JsonDict, Variables
 from densenet_flax.data.data_summary import describe_summary, summarize
 from densenet_flax.data.splits.split_table import overlap_rows
+from densenet_flax.evaluation.metrics.feature_space import measure_features
 from densenet_flax.evaluation.metrics.operating_point import choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
 from densenet_flax.experiments.extension import Extension, read_notes
 from densenet_flax.experiments.gallery import Picture, make_gallery
 from densenet_flax.experiments.initial_weights import with_weights_info
+from densenet_flax.experiments.neighbors import neighbor_pictures
 from densenet_flax.experiments.prepare import PreparedRun
 from densenet_flax.inference.dataset_predictions import predict_probabilities
 from densenet_flax.inference.segments import SegmentedModel
@@ -84,7 +86,8 @@ def evaluate_run(
             _save_point(run, point)
         logging.info("no test images yet, so there is no report: see densenet_flax.Run.evaluate")
         return {}
-    test = predict_rows(run, network, variables, "test", batch_size)
+    features: list[Float[np.ndarray, "n C"]] = []
+    test = predict_rows(run, network, variables, "test", batch_size, features=features)
     pictures: list[Picture] = []
     note = ""
     if settings.explain:
@@ -94,12 +97,21 @@ def evaluate_run(
         return {}
 
     _save_point(run, point)
+    space = measure_features(np.concatenate(features), test.label, test.patient)
     summary = _summary(run, checkpoint, last.step, info, notes)
     summary["warnings"] = [*warnings, *summary["warnings"]]
     summary |= {"seconds": seconds, "gallery": pictures, "gallery_note": note}
+    if space is not None:
+        summary["neighbors"] = neighbor_pictures(run, test, space)
     directory = run.workdir.report
     metrics = write_report(
-        directory, test, history, summary, validation=validation, operating_point=operating_point
+        directory,
+        test,
+        history,
+        summary,
+        validation=validation,
+        operating_point=operating_point,
+        features=space,
     )
     write_checksums(directory, REPORT_FILES)
     logging.info("%s", verdict(metrics))
@@ -139,14 +151,25 @@ def predict_rows(
     subset: str,
     size: int,
     rows: Int[np.ndarray, "N"] | None = None,
+    features: list[Float[np.ndarray, "n C"]] | None = None,
 ) -> Predictions:
-    """The predictions table of a subset of the split, or of these rows of it."""
+    """The predictions table of a subset of the split, or of these rows of it.
+
+    `features` is that of `predict_logits`.
+    """
     if rows is None:
         rows = run.split.test if subset == "test" else run.split.validation
     dataset, tta = run.dataset, run.experiment.evaluation.tta
     with progress_bar(len(rows), subset) as bar:
         probability = predict_probabilities(
-            network, variables, dataset, rows, size, tta=tta, progress=bar.update
+            network,
+            variables,
+            dataset,
+            rows,
+            size,
+            tta=tta,
+            progress=bar.update,
+            features=features,
         )
     # predictions.csv has these columns for all data. Where the data lacks one, it holds the class,
     # 0 and the patient.

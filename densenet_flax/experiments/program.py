@@ -218,7 +218,9 @@ _FOR = flags.DEFINE_enum(
     "for", None, ["hub"], "To export: a folder for the Hugging Face Hub, in place of --formats."
 )
 _OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a saliency map of each image.")
-_UNIT = flags.DEFINE_string("unit", "norm", "Unit of the maps: 'norm', or earlier and finer ones.")
+_UNIT = flags.DEFINE_string(
+    "unit", "norm", "Unit of the maps and the features: 'norm', the last, or an earlier one."
+)
 _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "File for features: .npy or .parquet.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace outputs that exist.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -306,8 +308,10 @@ def _check_flags(mode: _Mode) -> None:
                 f"--config.{key}: has no effect with {name}, which uses a network as it was "
                 "trained and evaluated; change it with --mode=train or --mode=evaluate"
             )
-    if flags.FLAGS["unit"].present and not _OVERLAYS.value:
-        _fail("--unit: has no effect without --overlays; add it, or leave --unit out")
+    if flags.FLAGS["unit"].present and not (_OVERLAYS.value or _EMBEDDINGS.value):
+        _fail(
+            "--unit: has no effect without --overlays or --embeddings; add one, or leave --unit out"
+        )
     if _FORMATS.value and _FOR.value:
         _fail("--formats: has no effect with --for; leave one of them out")
     if mode.uses_network and _COORDINATOR.value:

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are imported when they are first used
@@ -23,7 +24,7 @@ from densenet_flax.inference.results import Explanation, Prediction, to_probabil
 from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.inference.tta import mean_over_views, num_views, symmetric_views
-from densenet_flax.models.densenet import DenseNet
+from densenet_flax.models.densenet import DenseNet, global_average_pool
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
 from densenet_flax.weights.info import WeightsInfo
 
@@ -32,6 +33,7 @@ DEFAULT_BATCH_SIZE = 32
 _DEFAULT_BATCH_PIXELS = 32 * 512**2
 
 ImageBatch: TypeAlias = UInt8[np.ndarray, "N H W 3"]  # images as `Classifier.prepare` returns them
+_Output = TypeVar("_Output")
 Target: TypeAlias = int | str | Sequence[int | str]  # a class, or one for each image
 
 
@@ -41,7 +43,7 @@ class ForwardOutput:
 
     Attributes:
       probability: float64, the network's own probabilities.
-      features: float32, pooled features.
+      features: float32, the pooled output of the last unit, or of the one that was asked for.
       norm_input: the input of the last norm, on the devices and with the padding of the batch, so
         M ≥ N rows; saliency maps are computed from it.
     """
@@ -60,7 +62,7 @@ class Classifier:
         prediction = classifier.predict(["a.png", "b.jpg"])
         prediction.decision  # array(['benign', 'malignant'])
         prediction.probability  # float64 [2, 2], columns as in classifier.class_names
-        classifier.embed(["a.png"])  # float32 [1, 1920]
+        classifier.embed(["a.png"])  # float32 [1, 1920]; of another unit with unit="pool4"
         classifier.explain(["a.png"]).picture(0, "a.png").save("a-map.png")
 
     The first call compiles the network, for one shape: every batch is padded to it.
@@ -154,16 +156,32 @@ class Classifier:
         Raises:
           InputError: something cannot be read as an image.
         """
-        outputs = [output.probability for _, _, output in self._batches(list_images(images))]
+        batches = self._batches(list_images(images), self.begin_forward)
+        outputs = [output.probability for _, _, output in batches]
         return self.decide(np.concatenate([np.empty((0, len(self.class_names))), *outputs]))
 
-    def embed(self, images: ImagesLike) -> Float[np.ndarray, "N C"]:
-        """Computes the pooled features that enter the head, float32; DenseNet201 has C = 1,920.
+    def embed(self, images: ImagesLike, *, unit: str = "norm") -> Float[np.ndarray, "N C"]:
+        """Computes the mean over all positions of the output of a unit, float32.
 
-        Images and errors are those of `predict`. Symmetric views are not averaged.
+        Args:
+          images: as for `predict`. Symmetric views are not averaged.
+          unit: a unit of the backbone, such as 'conv4_block48' or 'pool3'. Those of the last one,
+            'norm', enter the head; DenseNet201 has C = 1,920 of them. Earlier units have fewer
+            features, of smaller parts of the image, and inside a dense block all that its layers
+            have added so far, before the norm that the next layer begins with.
+
+        Raises:
+          InputError: something cannot be read as an image, or there is no such unit.
         """
-        outputs = [output.features for _, _, output in self._batches(list_images(images))]
-        return np.concatenate([np.empty((0, self.num_features), np.float32), *outputs])
+        width = self.count_features(unit)
+        batches = self._batches(list_images(images), lambda batch: self.begin_embed(batch, unit))
+        outputs = [features for _, _, features in batches]
+        return np.concatenate([np.empty((0, width), np.float32), *outputs])
+
+    def count_features(self, unit: str) -> int:
+        """The number of features that `embed` returns of a unit; InputError if there is none."""
+        after = next_unit(self.model, unit)
+        return self.model.input_shape(after, (1, *self.image_size, 3))[-1]
 
     def explain(
         self, images: ImagesLike, target: Target | None = None, *, unit: str = "norm"
@@ -184,7 +202,7 @@ class Classifier:
         images = list_images(images)
         targets = None if target is None else _class_indices(target, self.class_names, len(images))
         maps, labels = [], []
-        for rows, batch, output in self._batches(images):
+        for rows, batch, output in self._batches(images, self.begin_forward):
             decided = self.decide(output.probability).label
             labels.append(decided if targets is None else targets[rows])
             maps.append(self.explain_batch(batch, labels[-1], output, unit=unit))
@@ -210,8 +228,14 @@ class Classifier:
         """
         return self.begin_forward(batch)()
 
-    def begin_forward(self, batch: ImageBatch) -> Callable[[], ForwardOutput]:
-        """Begins what `forward` does; the function that it returns waits for the output."""
+    def begin_forward(
+        self, batch: ImageBatch, *, unit: str = "norm"
+    ) -> Callable[[], ForwardOutput]:
+        """Begins what `forward` does; the function that it returns waits for the output.
+
+        `unit` is the one whose features are returned. One in the middle cuts the network once more,
+        which may round the probabilities differently.
+        """
         if not 0 < len(batch) <= self.images_per_batch:
             raise InputError(
                 f"a batch of {len(batch)} images: expected 1 to {self.images_per_batch}"
@@ -220,9 +244,15 @@ class Classifier:
         # They are the segments of the evaluation, so the compilation cache of the run has them.
         x = self._to_devices(batch, self.images_per_batch)
         x = symmetric_views(x) if self.tta else x
-        norm_input = self.network.run(self.variables, x, stop="norm")
-        features = self.network.run(self.variables, norm_input, start="norm", stop="head")
-        logits = begin_copy_to_host(self.network.run(self.variables, features, start="head"))
+        after = next_unit(self.model, unit)
+        network, features, start = self.network.with_cut(after), None, "stem"
+        if unit != "norm":
+            x, start = network.run(self.variables, x, stop=after), after
+            features = _pool(x)
+        norm_input = network.run(self.variables, x, start=start, stop="norm")
+        last = network.run(self.variables, norm_input, start="norm", stop="head")
+        logits = begin_copy_to_host(network.run(self.variables, last, start="head"))
+        features = last if features is None else features
         if self._views > 1:  # features and maps are those of the first view, the image itself
             features, norm_input = features[:: self._views], norm_input[:: self._views]
         features, n = begin_copy_to_host(features), len(batch)
@@ -235,6 +265,15 @@ class Classifier:
             return ForwardOutput(probability[:n], on_host[:n], norm_input)
 
         return output
+
+    def begin_embed(self, batch: ImageBatch, unit: str) -> Callable[[], Float[np.ndarray, "N C"]]:
+        """Begins to compute the features of a unit alone; the function that it returns waits."""
+        # The shape of `forward`, with room for views, which is compiled already.
+        x = self._to_devices(batch, self.images_per_batch * self._views)
+        after = next_unit(self.model, unit)
+        x = self.network.with_cut(after).run(self.variables, x, stop=after)
+        features = begin_copy_to_host(_pool(x))
+        return lambda: np.asarray(features)[: len(batch)]
 
     def explain_batch(
         self, batch: ImageBatch, label: Int[np.ndarray, "N"], output: ForwardOutput, *, unit: str
@@ -273,29 +312,32 @@ class Classifier:
         return Prediction(self.class_names, probability, calibrated, label)
 
     def _batches(
-        self, images: Sequence[ImageLike]
-    ) -> Iterator[tuple[slice, ImageBatch, ForwardOutput]]:
+        self, images: Sequence[ImageLike], begin: Callable[[ImageBatch], Callable[[], _Output]]
+    ) -> Iterator[tuple[slice, ImageBatch, _Output]]:
         """Yields the rows of each batch, its prepared images and the output for them."""
         size = self.images_per_batch
 
         def prepare(numbered: tuple[int, ImageLike]) -> UInt8[np.ndarray, "H W 3"]:
             return self.prepare(numbered[1], f"image {numbered[0]}")
 
-        def begin() -> Iterator[tuple[slice, ImageBatch, Callable[[], ForwardOutput]]]:
+        def begun() -> Iterator[tuple[slice, ImageBatch, Callable[[], _Output]]]:
             # Two batches ahead: one that the network takes next, and one that is being decoded.
             prepared = prefetch(prepare, enumerate(images), depth=2 * size)
             with contextlib.closing(prepared):
                 for start in range(0, len(images), size):
                     batch = np.stack(list(itertools.islice(prepared, size)))
-                    yield slice(start, start + size), batch, self.begin_forward(batch)
+                    yield slice(start, start + size), batch, begin(batch)
 
-        for rows, batch, output in in_flight(begin()):
+        for rows, batch, output in in_flight(begun()):
             yield rows, batch, output()
 
     def _to_devices(self, batch: ImageBatch, size: int) -> UInt8[Array, "M H W 3"]:
         """Pads a batch to `size` with its last image and splits it over the devices."""
         ids, weight = np.minimum(np.arange(size), len(batch) - 1), np.ones(size, np.float32)
         return put_batch(ids, weight, lambda rows: {"x": batch[rows]}, self.network.mesh)["x"]
+
+
+_pool = jax.jit(global_average_pool)
 
 
 def _class_names(info: WeightsInfo) -> tuple[str, ...]:

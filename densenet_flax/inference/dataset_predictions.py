@@ -32,6 +32,7 @@ def predict_logits(
     start: str = "stem",
     batches: Iterable[Batch] | None = None,
     progress: Callable[[int], object] | None = None,
+    features: list[Float[np.ndarray, "n C"]] | None = None,
 ) -> Float[np.ndarray, "N K"]:
     """Computes the logits of these rows of a data set, in the order of `ids`.
 
@@ -45,20 +46,26 @@ def predict_logits(
       batches: batches of `ids` whose `inputs` enter at `start`, such as cached features; by
         default the images of the data set.
       progress: called after each batch with the number of images done in it.
+      features: a list for the pooled features of each batch, which enter the head on the way to the
+        logits; None if they are not needed.
     """
     if batches is None:
         batches = image_batches(dataset, ids, batch_size, segmented.mesh)
-    outputs = (
-        # The padding comes last.
-        (
-            int(weight.sum()),
-            begin_copy_to_host(segmented.run(variables, batch["inputs"], start=start)),
-        )
-        for _, weight, batch in batches
-    )
+
+    def begin(batch: Mapping[str, jax.Array]) -> list[jax.Array]:
+        if features is None:
+            outputs = [segmented.run(variables, batch["inputs"], start=start)]
+        else:
+            pooled = segmented.run(variables, batch["inputs"], start=start, stop="head")
+            outputs = [segmented.run(variables, pooled, start="head"), pooled]
+        return [begin_copy_to_host(output) for output in outputs]
+
     logits = []
-    for count, output in in_flight(outputs):
-        logits.append(np.asarray(output)[:count])
+    # The padding comes last.
+    for count, outputs in in_flight((int(w.sum()), begin(batch)) for _, w, batch in batches):
+        logits.append(np.asarray(outputs[0])[:count])
+        if features is not None:
+            features.append(np.asarray(outputs[1])[:count])
         if progress:
             progress(count)
     return np.concatenate(logits)
@@ -73,14 +80,17 @@ def predict_probabilities(
     *,
     tta: bool = False,
     progress: Callable[[int], object] | None = None,
+    features: list[Float[np.ndarray, "n C"]] | None = None,
 ) -> Float[np.ndarray, "N K"]:
     """Computes float64 probabilities of these rows of a data set, in the order of `ids`.
 
     Args are those of `predict_logits`, and `tta`: whether to average the probabilities over each
-    image's symmetric views. `batch_size` counts the views.
+    image's symmetric views. `batch_size` counts the views; `features` are of the image itself.
     """
     if not tta:
-        logits = predict_logits(segmented, variables, dataset, ids, batch_size, progress=progress)
+        logits = predict_logits(
+            segmented, variables, dataset, ids, batch_size, progress=progress, features=features
+        )
         return to_probabilities(logits)
     views = num_views(dataset.images.shape[1:3])
     # As many images as give one batch of views: a shape that is compiled already.
@@ -95,9 +105,19 @@ def predict_probabilities(
         if progress:
             progress(views_done // views)
 
+    of_views: list[Float[np.ndarray, "n C"]] = []
     logits = predict_logits(
-        segmented, variables, dataset, ids, batch_size, batches=batches, progress=count_images
+        segmented,
+        variables,
+        dataset,
+        ids,
+        batch_size,
+        batches=batches,
+        progress=count_images,
+        features=None if features is None else of_views,
     )
+    if features is not None:
+        features += [batch[::views] for batch in of_views]
     return mean_over_views(to_probabilities(logits), views)
 
 

@@ -127,9 +127,20 @@ class Ensemble(Classifier):
             "members": [member.describe() for member in self.members],
         }
 
-    def begin_forward(self, batch: ImageBatch) -> Callable[[], ForwardOutput]:
+    def count_features(self, unit: str) -> int:
+        """The number of features of a unit of all members; InputError if one has no such unit."""
+        return sum(member.count_features(unit) for member in self.members)
+
+    def begin_embed(self, batch: ImageBatch, unit: str) -> Callable[[], Float[np.ndarray, "N C"]]:
+        """Begins to compute the features of a unit of all members."""
+        waiting = [member.begin_embed(batch, unit) for member in self.members]
+        return lambda: np.concatenate([wait() for wait in waiting], axis=1)
+
+    def begin_forward(
+        self, batch: ImageBatch, *, unit: str = "norm"
+    ) -> Callable[[], ForwardOutput]:
         """Begins what `forward` does; the function that it returns waits for the output."""
-        waiting = [member.begin_forward(batch) for member in self.members]
+        waiting = [member.begin_forward(batch, unit=unit) for member in self.members]
 
         def output() -> ForwardOutput:
             outputs = tuple(wait() for wait in waiting)

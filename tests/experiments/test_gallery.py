@@ -5,7 +5,10 @@ import re
 import shutil
 
 import numpy as np
+import pytest
 
+import densenet_flax
+from densenet_flax.evaluation.metrics.feature_space import measure_features
 from densenet_flax.evaluation.report.views import format_number
 from densenet_flax.experiments.gallery import choose_images, confidence
 from densenet_flax.experiments.run import evaluate
@@ -37,6 +40,27 @@ def test_maps_of_a_single_position_are_replaced_by_a_note(tiny_run):
     note = json.loads((report / "metrics.json").read_text())["run"]["gallery_note"]
     assert "32 × 32" in note and "config.explain" in note
     assert note.partition("×")[0] in (report / "report.html").read_text()
+
+
+def test_the_features_of_a_run_are_those_of_its_classifier(tiny_run):
+    report, table = tiny_run.workdir / "report", tiny_run.table
+    features = densenet_flax.load_classifier(tiny_run.workdir).embed(tiny_run.paths)
+    space = measure_features(features, table.label, table.patient)
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["features"]["explained_variance"] == pytest.approx(
+        space.summary["explained_variance"], abs=1e-3
+    )
+    for name in ("patient", "class", "images", "features"):
+        assert metrics["features"][name] == space.summary[name]
+    captions = metrics["run"]["neighbors"]
+    assert len(captions) == 4 * 5 and captions[0] in table.file.tolist()
+    page = (report / "report.html").read_text()
+    assert "<h2>Features</h2>" in page
+    for caption in captions[1:5]:
+        assert re.fullmatch(r"\d: \w+, (the same patient|patient \w+), \S+\.png", caption)
+        assert f"<figcaption>{caption}</figcaption>" in page
+    for name in ("features_by_class", "features_by_patient"):
+        assert (report / f"{name}.png").exists() and (report / f"{name}.pdf").exists()
 
 
 def test_the_gallery_of_a_run(tiny_run, tmp_path):

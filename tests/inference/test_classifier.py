@@ -19,6 +19,7 @@ from densenet_flax.experiments.experiment import cache_directory
 from densenet_flax.experiments.run import evaluate
 from densenet_flax.inference.tta import symmetric_views
 from densenet_flax.models.init import init_variables
+from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.storage.checkpoint import Checkpoints
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights import (
@@ -134,6 +135,27 @@ def test_embed_returns_the_input_of_the_head(run, evaluated):
     assert np.allclose(classifier.predict(files).probability, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("unit", ["stem", "conv4_block1", "pool4", "conv5_block1"])
+def test_embed_is_the_mean_over_positions_of_any_unit(run, evaluated, unit):
+    files, table = evaluated
+    classifier = densenet_flax.load_classifier(run)
+    prepared = np.stack([classifier.prepare(file) for file in files])
+    model = classifier.model
+    after = model.units[model.units.index(unit) + 1]
+    x = preprocess_input(prepared, classifier.info.preprocessing)
+    expected = np.asarray(model.apply(classifier.variables, x, stop=after)).mean((1, 2))
+    features = classifier.embed(files, unit=unit)
+    assert features.dtype == np.float32 and features.shape[1] == classifier.count_features(unit)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    assert classifier.embed([], unit=unit).shape == (0, features.shape[1])
+    output = classifier.begin_forward(prepared[:3], unit=unit)()
+    np.testing.assert_allclose(output.features, features[:3], atol=1e-5)
+    np.testing.assert_allclose(output.probability[:, 1], table.probability[:3], atol=1e-6)
+    for name in ("head", "conv9"):
+        with pytest.raises(InputError, match="expected a unit of the backbone"):
+            classifier.embed(files, unit=name)
+
+
 def test_a_converted_file_carries_all_settings_of_the_run(run, evaluated, tmp_path):
     files, table = evaluated
     target = tmp_path / "model.safetensors"
@@ -174,7 +196,12 @@ def test_a_run_evaluated_with_tta_predicts_with_it(run, config, evaluated, tmp_p
     shutil.copytree(run, copy)
     with config.copy_and_resolve_references().unlocked() as with_tta:
         with_tta.tta = True
-        evaluate(with_tta, str(copy))
+        of_views = evaluate(with_tta, str(copy))["features"]
+    # Features are those of the image itself, not of its views.
+    of_images = json.loads((run / "report" / "metrics.json").read_text())["features"]
+    assert of_views["patient"] == of_images["patient"] and of_views["class"] == of_images["class"]
+    explained = of_images["explained_variance"]
+    assert of_views["explained_variance"] == pytest.approx(explained, abs=1e-3)
     files, plain = evaluated
     table = read_csv(copy / "report" / "predictions.csv")
     assert np.abs(table.probability - plain.probability).max() > 1e-5

@@ -84,6 +84,10 @@ def test_one_classifier_of_several_and_its_export(combination, members, images, 
     np.testing.assert_allclose(actual.calibrated[:, 1], special.expit(scores), atol=1e-9)
     features = np.concatenate([member.embed(images) for member in own], axis=1)
     np.testing.assert_array_equal(ensemble.embed(images), features)
+    earlier = [member.embed(images, unit="pool3") for member in own]
+    np.testing.assert_array_equal(
+        ensemble.embed(images, unit="pool3"), np.concatenate(earlier, axis=1)
+    )
     maps = [member.explain(images, 1).maps for member in own]
     np.testing.assert_allclose(ensemble.explain(images, 1).maps, np.mean(maps, axis=0), atol=1e-6)
 

@@ -4,16 +4,24 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.metrics.bootstrap import RESAMPLES, Bootstrap
 from densenet_flax.evaluation.metrics.compute import assess
+from densenet_flax.evaluation.metrics.feature_space import FeatureSpace
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint, choose_operating_point
 from densenet_flax.evaluation.predictions import Predictions
-from densenet_flax.evaluation.report import cautions, figures, multiclass_figures, plotting, tables
+from densenet_flax.evaluation.report import (
+    cautions,
+    feature_figures,
+    figures,
+    multiclass_figures,
+    plotting,
+    tables,
+)
 from densenet_flax.evaluation.report.gallery import GalleryImage, read_gallery
 from densenet_flax.evaluation.report.model_card import model_card
 from densenet_flax.evaluation.report.rendering import render
@@ -37,7 +45,13 @@ FIGURES = (
     "decision_curve",
     "reliability",
     "patients",
+    "features_by_class",
+    "features_by_patient",
 )
+
+# The keys of `info` that hold pictures.
+_PICTURES = ("gallery", "neighbors")
+_Pictures: TypeAlias = Mapping[str, Mapping[str, list[GalleryImage]]]
 
 
 def write_report(
@@ -51,6 +65,7 @@ def write_report(
     rule: str = "fixed",
     resamples: int = RESAMPLES,
     seed: int = 0,
+    features: FeatureSpace | None = None,
 ) -> JsonDict:
     """Writes metrics.json, predictions.csv, the figures, report.html and MODEL_CARD.md.
 
@@ -71,15 +86,17 @@ def write_report(
         'sensitivity>=s' or 'cost=c'.
       resamples: number of bootstrap resamples for the intervals.
       seed: of the resampling.
+      features: of the images of `predictions`, for the section about them.
 
     Returns:
-      The content of metrics.json: what `assess` returns, 'warnings' and 'run' (the info).
+      The content of metrics.json: what `assess` returns, 'warnings', 'run' (the info) and, if
+      there are some, 'features'.
 
     Raises:
       InputError: the directory cannot be written to, the rule or a gallery image is invalid, or
         an image is in both tables.
     """
-    run, warnings, gallery = _read_info(info or {})
+    run, warnings, pictures = _read_info(info or {})
     if operating_point is None and validation is not None:
         operating_point = choose_operating_point(validation, rule)
     if operating_point is not None:
@@ -90,9 +107,14 @@ def write_report(
     metrics["run"] = run
     # The run's own come first: what only the run knows, such as random weights, outweighs the rest.
     metrics["warnings"] = [*warnings, *cautions.warnings(metrics)]
+    if features:
+        metrics["features"] = features.summary
 
     # Everything is made before the first file is written, so that an error keeps the old report.
     drawn = _draw(predictions, metrics, to_json(list(history)))
+    if features:
+        drawn["features_by_class"] = feature_figures.features_by_class(features, predictions)
+        drawn["features_by_patient"] = feature_figures.features_by_patient(features, predictions)
     pngs = {name: plotting.png(figure) for name, figure in drawn.items()}
     pdfs = {name: plotting.pdf(figure) for name, figure in drawn.items()}
     # The files are replaced in this order: when report.html is new, so is everything beside it.
@@ -104,7 +126,7 @@ def write_report(
             **{f"{name}.pdf": data for name, data in pdfs.items()},
             "metrics.json": (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode(),
             "MODEL_CARD.md": model_card(metrics),
-            "report.html": _page(metrics, predictions, pngs, gallery),
+            "report.html": _page(metrics, predictions, pngs, pictures),
         },
     )
     # An earlier report may have had figures that this one lacks; they would contradict it.
@@ -114,18 +136,16 @@ def write_report(
     return metrics
 
 
-def _read_info(
-    info: Mapping[str, Any],
-) -> tuple[JsonDict, list[str], dict[str, list[GalleryImage]]]:
+def _read_info(info: Mapping[str, Any]) -> tuple[JsonDict, list[str], _Pictures]:
     """What metrics.json holds of the run, the run's own warnings, and its pictures."""
-    run = to_json({key: value for key, value in info.items() if key != "gallery"})
-    items = info.get("gallery") or ()
-    gallery = read_gallery(items)
-    if gallery:
-        # The images are in the page; metrics.json is for programs, and stays small.
-        run["gallery"] = [str(item.get("caption", "")) for item in items]
+    run = to_json({key: value for key, value in info.items() if key not in _PICTURES})
+    pictures = {key: read_gallery(info.get(key) or ()) for key in _PICTURES}
+    for key in _PICTURES:
+        if pictures[key]:
+            # The images are in the page; metrics.json is for programs, and stays small.
+            run[key] = [str(item.get("caption", "")) for item in info[key]]
     warnings = [str(line) for line in run.pop("warnings", None) or ()]
-    return run, warnings, gallery
+    return run, warnings, pictures
 
 
 def _draw(
@@ -158,7 +178,7 @@ def _page(
     metrics: JsonDict,
     predictions: Predictions,
     pngs: Mapping[str, bytes],
-    gallery: Mapping[str, list[GalleryImage]],
+    pictures: _Pictures,
 ) -> bytes:
     run, wording = metrics["run"], wording_for(metrics)
     split = run.get("split") or {}
@@ -193,7 +213,9 @@ def _page(
         by_patient=tables.by_patient(metrics),
         mistakes=tables.mistakes(predictions),
         wrong_images=wrong_images(metrics),
-        gallery=gallery,
+        gallery=pictures["gallery"],
+        neighbors=pictures["neighbors"],
+        features=tables.features(metrics),
         flow=tables.flow_of_cases(run),
         overlap=overlap,
         split_facts=facts,

@@ -332,3 +332,23 @@ def magnification(value: int) -> str | None:
 
 def _spaced(name: str) -> str:
     return name.replace("_", " ")
+
+
+def features(metrics: JsonDict) -> Table:
+    """How much the features tell of patients and of classes, beside chance."""
+    rows = {
+        "patient": "nearest image is of the same patient (by chance: among images of the class)",
+        "class": "nearest image of another patient is of the same class",
+    }
+    values = metrics.get("features") or {}
+    records: list[dict[str, Cell]] = [
+        {
+            "": text,
+            "share of images": values[key]["accuracy"],
+            "by chance": values[key]["chance"],
+            "images": values[key]["images"],
+        }
+        for key, text in rows.items()
+        if key in values
+    ]
+    return Table.from_records(records)

@@ -78,6 +78,7 @@ def run_batches(
     *,
     size: Callable[[Key], int] = lambda key: 0,
     max_size: int = 0,
+    unit: str = "norm",
 ) -> Iterator[Batch[Key]]:
     """Yields batches while the network works on the next one; images are loaded further ahead.
 
@@ -89,12 +90,13 @@ def run_batches(
       load: loads and prepares an image; called in threads.
       size: of an image while it is loaded, in any unit.
       max_size: of all images that are being loaded at a time.
+      unit: whose features are returned.
     """
     batch_size = classifier.images_per_batch
     # Two batches ahead: one that the network takes next, and one that is being decoded.
     images = prefetch(load, keys, depth=2 * batch_size, size=size, max_size=max_size)
     groups = _group(zip(keys, images, strict=True), batch_size)
-    for batch in in_flight(_begin(classifier, items) for items in groups):
+    for batch in in_flight(_begin(classifier, items, unit) for items in groups):
         for _, image in batch.items:
             if isinstance(image, InputError):
                 with tqdm.external_write_mode():  # above the progress bar
@@ -103,14 +105,14 @@ def run_batches(
 
 
 def _begin(
-    classifier: Classifier, items: Sequence[tuple[Key, LoadedImage | InputError]]
+    classifier: Classifier, items: Sequence[tuple[Key, LoadedImage | InputError]], unit: str
 ) -> Batch[Key]:
     """Begins to run the network on the readable images of a batch."""
     readable = [image.prepared for _, image in items if isinstance(image, LoadedImage)]
     if not readable:
         return Batch(items)
     prepared = np.stack(readable)
-    return Batch(items, prepared, classifier.begin_forward(prepared))
+    return Batch(items, prepared, classifier.begin_forward(prepared, unit=unit))
 
 
 def _group(

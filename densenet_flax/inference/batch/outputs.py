@@ -16,7 +16,7 @@ class OutputOptions:
       output: the table, `.csv` or `.parquet`.
       overlays: folder for a picture of each image with its saliency map; None for none.
       embeddings: file for the pooled features of each row, `.npy` or `.parquet`; None for none.
-      unit: the unit of the saliency maps.
+      unit: the unit of the saliency maps and of the features.
       overwrite: whether outputs that exist are replaced.
     """
 

@@ -55,7 +55,6 @@ from densenet_flax.inference.batch.table_writer import (
 from densenet_flax.inference.classifier import Classifier, ForwardOutput
 from densenet_flax.inference.load import load_classifier
 from densenet_flax.inference.overlay import draw_panel, shrink_to_display
-from densenet_flax.inference.saliency import next_unit
 from densenet_flax.storage.atomic import atomic_file
 from densenet_flax.storage.locks import locked
 from densenet_flax.storage.workdir import Workdir
@@ -119,8 +118,8 @@ def predict_files(
       Stopped: by SIGINT or SIGTERM. What is done is kept, and the same call resumes.
     """
     options.check()
+    width = classifier.count_features(options.unit)  # rejects an unknown unit
     if options.overlays:
-        next_unit(classifier.model, options.unit)  # rejects an unknown unit
         check_overlays(options.overlays, files)
     key, names = _job_digest(classifier, files, options), [file.name for file in files]
     # Before the work begins: a pattern in a weights file may be one that never ends.
@@ -128,7 +127,6 @@ def predict_files(
     with contextlib.ExitStack() as stack:
         features = None
         if options.embeddings:
-            width = classifier.num_features
             features = FeatureFile(partial_path(options.embeddings), width)
             stack.callback(features.close)
         is_complete = features.has_row if features else lambda entry: True
@@ -171,9 +169,10 @@ class _Job:
     def process_remaining(self) -> None:
         """Predicts the files that the journal does not have yet."""
         files, done = self.files[self.journal.done :], self.journal.done
+        unit = self.options.unit if self.features else "norm"
         with progress_bar(len(self.files), "predict", initial=done) as progress:
             # The network takes the next batch while the files of this one are written.
-            for batch in run_batches(self.classifier, files, self._load):
+            for batch in run_batches(self.classifier, files, self._load, unit=unit):
                 self._write(batch)
                 progress.update(len(batch.items))
 
@@ -236,7 +235,8 @@ class _Job:
             message = f"none of the {len(self.files)} images can be read, such as {skipped[0]}"
             raise InputError(message)
         # The table comes last: as long as it is missing, the same command resumes.
-        embeddings, width = self.options.embeddings, self.classifier.num_features
+        embeddings = self.options.embeddings
+        width = self.classifier.count_features(self.options.unit)
         if embeddings:
             paths = (str(file.path) for file, _ in self._predicted())
             write_features(embeddings, partial_path(embeddings), width, paths, ROWS_PER_CHUNK)
@@ -268,6 +268,8 @@ def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: Out
         "overlays": [str(options.overlays), options.unit] if options.overlays else None,
         "embeddings": str(options.embeddings),
     }
+    if options.embeddings and options.unit != "norm":  # else as before there was a choice
+        settings["features"] = options.unit
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for file in files:
         with contextlib.suppress(OSError):  # a file that cannot be read is reported when it is due

@@ -95,11 +95,11 @@ def test_a_job_stopped_at_any_batch_resumes_to_the_same_files(
     forward, calls = classifier.begin_forward, []
 
     def stop_at(number):
-        def stopping(batch):
+        def stopping(batch, **options):
             calls.append(len(batch))
             if len(calls) == number:
                 raise KeyboardInterrupt
-            return forward(batch)
+            return forward(batch, **options)
 
         return stopping
 
@@ -138,14 +138,19 @@ def test_another_job_does_not_resume_it(folder, classifier, tmp_path, monkeypatc
     options = OutputOptions(tmp_path / "out.csv")
     forward = classifier.begin_forward
 
-    def interrupt(batch):
+    def interrupt(batch, unit):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(classifier, "begin_forward", interrupt)
     with pytest.raises(Stopped):
         predict_files(classifier, files, options)
     calls = []
-    monkeypatch.setattr(classifier, "begin_forward", lambda b: calls.append(len(b)) or forward(b))
+
+    def counted(batch, unit):
+        calls.append(len(batch))
+        return forward(batch, unit=unit)
+
+    monkeypatch.setattr(classifier, "begin_forward", counted)
     predict_files(classifier, files[:5], options)
     assert len(rows_of(options.output)) == sum(calls) == 4  # the fifth is damaged
 
@@ -176,6 +181,15 @@ def test_parquet_and_embeddings_have_the_rows_of_the_csv(folder, classifier, tmp
     features = np.load(tmp_path / "features.npy")
     files = [row["file"] for row in rows]
     assert np.allclose(features, classifier.embed(files), atol=1e-5)
+    options = OutputOptions(
+        tmp_path / "pool.csv", embeddings=tmp_path / "pool.npy", unit="conv3_block1"
+    )
+    predict_files(classifier, find_images(str(folder)), options)
+    earlier = np.load(options.embeddings)
+    assert earlier.shape[1] < features.shape[1]
+    assert np.allclose(earlier, classifier.embed(files, unit="conv3_block1"), atol=1e-5)
+    for row, other in zip(rows, rows_of(options.output), strict=True):
+        assert float(row["probability"]) == pytest.approx(float(other["probability"]), abs=1e-6)
     embeddings = pyarrow.parquet.read_table(tmp_path / "features.parquet").to_pydict()
     assert embeddings["file"] == files and np.array_equal(
         np.array(embeddings["features"], "f4"), features
@@ -346,5 +360,5 @@ def test_the_program_is_killed_and_resumes(folder, tiny_run, tmp_path):
     table = read_csv(tiny_run[0] / "report" / "predictions.csv")
     by_name = dict(zip(table.file, table.probability, strict=True))
     for row in rows:
-        assert abs(float(row["probability"]) - by_name[Path(row["file"]).name]) < 1e-6
+        assert abs(float(row["probability"]) - by_name[Path(row["file"]).name]) < 3e-6
     assert json.loads((tiny_run[0] / "operating_point.json").read_text())["tta"] is False

@@ -186,11 +186,11 @@ def stop_at(monkeypatch, classifier, number):
     """Counts batches, and stops before one of them as the operating system does."""
     forward, calls = classifier.begin_forward, []
 
-    def stopping(batch):
+    def stopping(batch, **options):
         calls.append(len(batch))
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return forward(batch)
+        return forward(batch, **options)
 
     monkeypatch.setattr(classifier, "begin_forward", stopping)
     return calls
@@ -252,9 +252,9 @@ def test_a_slide_that_changes_while_it_is_read_has_no_result(
 ):
     forward = classifier.begin_forward
 
-    def touching(batch):
+    def touching(batch, **options):
         os.utime(slide, ns=(1, 1))
-        return forward(batch)
+        return forward(batch, **options)
 
     monkeypatch.setattr(classifier, "begin_forward", touching)
     assert "changed while it was read" in predict(slide, tmp_path / "out").failed["one"]
