@@ -118,7 +118,7 @@ def known_flags() -> set[str]:
     found: set[str] = set()
     for path in sources:
         found |= set(re.findall(r"[\"' (](--[a-z][a-z0-9-]*)", path.read_text()))
-    return found | OTHER_FLAGS | {"--help"}
+    return found | OTHER_FLAGS | {"--help", "--version"}
 
 
 def _check_python(words: Sequence[str]) -> None:
