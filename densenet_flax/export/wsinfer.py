@@ -58,9 +58,9 @@ def check_expressible(classifier: Classifier) -> Patch:
     (height, width), size = inference.field_um, classifier.image_size
     if abs(height / width - 1) > _SQUARE or size[0] != size[1]:
         raise InputError(
-            f"WSInfer reads square patches, and this network {height:.4g}×{width:.4g} µm (height × "
-            f"width) as {size[0]}×{size[1]} pixels: tissue in other proportions than in training "
-            f"would get wrong probabilities; {_SLIDES}, or train on square tiles"
+            f"WSInfer reads square patches, and this network sees {height:.4g}×{width:.4g} µm "
+            f"(height × width) as {size[0]}×{size[1]} pixels: tissue in other "
+            f"proportions would get wrong probabilities; {_SLIDES}, or train on square tiles"
         )
     pixels = round(height / inference.mpp[0]) if inference.mpp else size[0]
     return Patch(pixels, height / pixels)
