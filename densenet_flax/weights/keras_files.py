@@ -15,6 +15,7 @@ import h5py
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights.keras_config import read_config
+from densenet_flax.weights.keras_hub import STEM, is_keras_hub, read_preprocessing
 from densenet_flax.weights.keras_names import tensors_by_name, tensors_by_order
 from densenet_flax.weights.keras_pixels import explain_fault
 from densenet_flax.weights.official import official_name
@@ -138,16 +139,20 @@ def _open(path: Path, file: h5py.File, size: int, config: bytes | str | None = N
                 "the file holds weights alone: mean pooling, ReLU between Dense layers and "
                 f"{metadata['activation']} assumed"
             )
+        is_hub = INFO_ATTRIBUTE not in file.attrs and is_keras_hub(path, arrays)
+        if is_hub:
+            metadata["preprocessing"], known, pixels_fault = read_preprocessing(path)
+            evidence = [STEM, known]
     metadata = {"epsilon": KERAS_EPSILON, **metadata}
     return WeightsFile(
         path,
         format,
-        "Keras",
+        "Keras Hub" if is_hub else "Keras",
         tensors,
         metadata,
         evidence,
         companions=companions,
-        head_fault=head.fault,
+        head_fault=STEM if is_hub else head.fault,
         pixels_fault=pixels_fault,
     )
 

@@ -182,6 +182,8 @@ def _load(
     with open_weights(path) as file:
         if ignore_head and any(tensor.in_head for tensor in file.tensors):
             logging.info("%s: the head in this file is left out; its backbone is used", path)
+        elif file.head_fault:  # it is about the backbone: good to start from, and not the same
+            logging.warning("%s: %s", path, file.head_fault)
         variables, info = file.read(layout, ignore_head=ignore_head), file.info(layout)
         _report(file, variables, info, verify)
         return variables, info

@@ -106,6 +106,8 @@ def verify(file: WeightsFile, variables: Variables, info: WeightsInfo) -> Verifi
         return Verification("", {}, "the file is this package's own")
     if framework == "Keras" and (name := official_name(path)):
         return Verification("", {}, f"Keras's official {name}, by its md5")
+    if framework == "Keras Hub":
+        return Verification("", {}, "its stem is another than this package's")
     try:
         if framework == "Keras":
             from densenet_flax.weights.keras_reference import KerasReference
