@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.prefetch import prefetch
 from densenet_flax.inference.slides.reader import SlideReader, open_reader
 from densenet_flax.inference.slides.resolution import Mpp, check_mpp, resolve_mpp
 
@@ -20,6 +21,9 @@ from densenet_flax.inference.slides.resolution import Mpp, check_mpp, resolve_mp
 # the training tiles, and the next finer one has four to sixteen times the pixels.
 _TOLERANCE = 1.05
 _BLOCK_PIXELS = 2**22  # that are read at a time for the overview
+_DEPTH = 8  # how many such parts are read before the first of them is used
+# Top, bottom, left and right of a part of the overview.
+_Block: TypeAlias = tuple[int, int, int, int]
 
 
 class Overview(NamedTuple):
@@ -53,6 +57,7 @@ class Slide:
     path: Path
     mpp: Mpp
     mpp_source: str
+    _damaged_levels: set[int] = dataclasses.field(default_factory=set, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +90,8 @@ class Slide:
         """Reads a rectangle as the pixels of the level that suits a resolution.
 
         It begins and ends at whole pixels of that level: its place is rounded, and its size in
-        pixels is the same wherever it lies. What is beyond the slide is white.
+        pixels is the same wherever it lies. What is beyond the slide is white. If the level is
+        damaged there, the next finer one is read, whose pixels are more and smaller.
 
         Args:
           y: top, in pixels of level 0.
@@ -95,12 +101,21 @@ class Slide:
           mpp: as for `best_level`.
 
         Raises:
-          InputError: that part of the file is damaged.
+          InputError: that part of the file is damaged in all of these levels.
         """
-        level = self.best_level(mpp)
-        down_y, down_x = self.reader.level_downsamples[level]
-        size = max(1, round(height / down_y)), max(1, round(width / down_x))
-        return self.reader.read(level, round(y / down_y), round(x / down_x), *size)
+        best = self.best_level(mpp)
+        for level in range(best, -1, -1):
+            down_y, down_x = self.reader.level_downsamples[level]
+            size = max(1, round(height / down_y)), max(1, round(width / down_x))
+            try:
+                return self.reader.read(level, round(y / down_y), round(x / down_x), *size)
+            except InputError as error:
+                if not level:
+                    raise
+                if level not in self._damaged_levels:
+                    self._damaged_levels.add(level)
+                    logging.warning("%s; a finer level is read there", error)
+        raise AssertionError("level 0 is always read")
 
     def overview(self, max_side: int = 2048) -> Overview:
         """Reads the whole slide, reduced so that its longer side has `max_side` pixels at most.
@@ -114,27 +129,30 @@ class Slide:
         down = height / shape[0], width / shape[1]
         level = self.best_level((self.mpp[0] * down[0], self.mpp[1] * down[1]))
         pixels = np.full((*shape, 3), 255, np.uint8)
-        blocks, damaged = 0, []
-        for top, bottom, left, right in self._blocks(shape, level):
-            blocks += 1
+        blocks, damaged = list(self._blocks(shape, level)), []
+
+        def read(block: _Block) -> UInt8[np.ndarray, "h w 3"] | InputError:
             try:
-                pixels[top:bottom, left:right] = self._reduced(
-                    level, down, (top, bottom, left, right)
-                )
+                return self._reduced(level, down, block)
             except InputError as error:
-                damaged.append(error)
+                return error
+
+        for block, part in zip(blocks, prefetch(read, blocks, depth=_DEPTH), strict=True):
+            if isinstance(part, InputError):
+                damaged.append(part)
+            else:
+                top, bottom, left, right = block
+                pixels[top:bottom, left:right] = part
+        if len(damaged) == len(blocks):
+            raise damaged[0]
         if damaged:
-            if len(damaged) == blocks:
-                raise damaged[0]
             logging.warning(
                 "%d of %d parts of the overview are damaged and stay white, such as: %s",
-                len(damaged),
-                blocks,
-                damaged[0],
+                *(len(damaged), len(blocks), damaged[0]),
             )
         return Overview(pixels, down)
 
-    def _blocks(self, shape: tuple[int, int], level: int) -> Iterator[tuple[int, int, int, int]]:
+    def _blocks(self, shape: tuple[int, int], level: int) -> Iterator[_Block]:
         """Top, bottom, left and right of the parts of an overview that are read at a time."""
         height, width = self.reader.level_sizes[level]
         per_pixel = (height / shape[0]) * (width / shape[1])
@@ -144,7 +162,7 @@ class Slide:
                 yield top, min(top + side, shape[0]), left, min(left + side, shape[1])
 
     def _reduced(
-        self, level: int, down: tuple[float, float], block: tuple[int, int, int, int]
+        self, level: int, down: tuple[float, float], block: _Block
     ) -> UInt8[np.ndarray, "h w 3"]:
         """A block of the overview, from a level or, where that is damaged, a finer one."""
         top, bottom, left, right = block

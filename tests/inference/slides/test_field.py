@@ -11,6 +11,7 @@ from densenet_flax.data.synthetic.slide_files import write_slide
 from densenet_flax.inference.slides.field import Field, FieldReader, resolve_field
 from densenet_flax.inference.slides.slide import open_slide
 from densenet_flax.weights.inference_settings import InferenceSettings
+from tests.inference.slides.test_reader import damage
 
 # BreakHis at 40X: 460×700 pixels of 0.49 µm, squeezed to 224×224.
 TRAINED = InferenceSettings(mpp=(0.49, 0.49), field_um=(225.4, 343.0))
@@ -39,6 +40,21 @@ def test_a_tile_is_that_of_the_level_and_of_a_file_cut_by_hand(slide_file, tmp_p
     with tifffile.TiffFile(slide_file) as file:
         level = file.pages[1].asarray()
     np.testing.assert_array_equal(tiles.read(401, 599.2), level[200:300, 300:450])
+
+
+def test_a_level_that_is_damaged_is_read_from_a_finer_one(slide_file, tmp_path, caplog):
+    slide = open_slide(damage(slide_file, tmp_path / "a.tif", 1, 0, b"\0"))
+    tiles = FieldReader(slide, Field((200, 300), (2.1, 2.1), "network"))
+    whole = FieldReader(open_slide(slide_file), tiles.field)
+    for _ in range(2):
+        pixels = tiles.read(0, 0)  # of level 0: four times as many
+        assert pixels.shape == (200, 300, 3) and tiles.read(900, 900).shape == (100, 150, 3)
+    difference = resize(pixels, (64, 64)).astype(int) - resize(whole.read(0, 0), (64, 64))
+    assert np.abs(difference).mean() < 2
+    assert caplog.text.count("a finer level is read there") == 1
+    damage(tmp_path / "a.tif", tmp_path / "b.tif", 0, 0, b"\0")
+    with pytest.raises(InputError, match="damaged at x=0, y=0, read at level 0"):
+        FieldReader(open_slide(tmp_path / "b.tif"), tiles.field).read(0, 0)
 
 
 def test_a_slide_that_is_smaller_than_the_field(slide_file):
