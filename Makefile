@@ -8,10 +8,11 @@ DEMO_WORKDIR ?= runs/quickstart
 TEST_PROCESSES ?= 2
 MINUTES ?= 60
 
-.PHONY: help demo test lint docs fuzz lock clean-demo
+.PHONY: help demo demo-slides test lint docs fuzz lock clean-demo
 
 help:
 	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, on a CPU)"
+	@echo "make demo-slides draw whole slides and predict them with the demo's network: tables, heatmaps, pages"
 	@echo "make test        install, check format, lint and types, run the tests"
 	@echo "make lint        format, lint and types only"
 	@echo "make docs        the documentation as a site, in site/"
@@ -35,6 +36,15 @@ $(VENV)/test.stamp: $(VENV)/run.stamp pyproject.toml
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python main.py --config=configs/quickstart.py --workdir=$(DEMO_WORKDIR)
+
+# The demo's network on slides that are drawn in the same way, from the file to the heatmap.
+demo-slides: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --editable '.[slides]'
+	test -f $(DEMO_WORKDIR)/report/report.html || $(MAKE) demo
+	test -d $(DEMO_WORKDIR)-slides || \
+		$(BIN)/python -m densenet_flax.data draw-slides --output=$(DEMO_WORKDIR)-slides
+	$(BIN)/python main.py --mode=slide --workdir=$(DEMO_WORKDIR) --slides='$(DEMO_WORKDIR)-slides/*.tif' \
+		--output=$(DEMO_WORKDIR)-slides/results --stride=0.5
 
 clean-demo:
 	rm -rf $(DEMO_WORKDIR)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,6 +29,7 @@ COMBINE = ("probabilities", "logits")
 ADVICE = "make the ensemble again with main.py --mode=ensemble"
 # Of a class; with fewer, fitted weights are those of a few patients.
 MIN_PATIENTS_TO_STACK = 10
+Size: TypeAlias = tuple[float, float]  # (height, width)
 _TINY = 1e-30  # the log of a probability that underflowed
 
 
@@ -107,7 +109,10 @@ class Ensemble(Classifier):
                 "members have one answer for each image"
             )
         self.members, self.combination = tuple(members.values()), combination
-        settings = dataclasses.replace(first.info.inference, operating_point=point)
+        field_um, mpp = _field_of(members)
+        settings = dataclasses.replace(
+            first.info.inference, operating_point=point, field_um=field_um, mpp=mpp
+        )
         self._set_info(dataclasses.replace(first.info, inference=settings), first.image_size)
         self.tta = first.tta
         self.images_per_batch = min(member.images_per_batch for member in self.members)
@@ -163,6 +168,21 @@ class Ensemble(Classifier):
             for member, own in zip(self.members, output.members, strict=True)
         ]
         return np.mean(maps, axis=0)
+
+
+def _field_of(members: Mapping[str, Classifier]) -> tuple[Size | None, Size | None]:
+    """What the members' tiles show, and their resolution, as those state it that know it."""
+    known = {
+        name: (member.info.inference.field_um, member.info.inference.mpp)
+        for name, member in members.items()
+        if member.info.inference.field_um
+    }
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{field} µm of {name}" for name, (field, _) in known.items())
+        raise InputError(
+            f"ensemble: members were trained on tiles that show fields of different sizes: {listed}"
+        )
+    return next(iter(known.values()), (None, None))
 
 
 def read_members(content: JsonDict) -> tuple[dict[str, str], Combination]:

@@ -25,8 +25,10 @@ from tests.helpers.networks import TINY_BLOCKS, randomize
 POINT = StoredOperatingPoint(threshold=0.45, temperature=1.7, rule="youden", chosen_on="x")
 
 
-def save_member(path, seed, *, classes=("benign", "malignant"), size=(32, 32), **values):
-    inference = InferenceSettings(image_size=size)
+def save_member(
+    path, seed, *, classes=("benign", "malignant"), size=(32, 32), field=None, **values
+):
+    inference = InferenceSettings(image_size=size, field_um=field, mpp=field and (0.5, 0.5))
     info = WeightsInfo(
         network=Layout(tuple(TINY_BLOCKS)).network,
         blocks=TINY_BLOCKS,
@@ -109,12 +111,14 @@ def test_one_classifier_of_several_and_its_export(combination, members, images, 
     [
         ({"classes": ("malignant", "benign")}, "differ in their classes"),
         ({"size": (32, 48)}, "differ in their image size"),
+        ({"field": (50.0, 60.0)}, r"tiles that show fields of different sizes.*\(50.0, 60.0\) µm"),
         ({"activation": "sigmoid", "classes": ("a", "b")}, "differ in their classes"),
     ],
 )
 def test_members_answer_the_same_question(change, message, members, tmp_path):
     folder = tmp_path / "ensemble"
     shutil.copytree(members, folder)
+    save_member(folder / "0.safetensors", 0, field=(40.0, 60.0))
     save_member(folder / "1.safetensors", 1, **change)
     files = {"0.safetensors": "a", "1.safetensors": "b"}
     write_ensemble(folder, files, Combination("probabilities", (0.5, 0.5)), POINT)

@@ -1,9 +1,11 @@
 """Slides end to end: tables, stopping and resuming, bad slides among good ones, processes."""
 
 import csv
+import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 import time
 
@@ -17,13 +19,16 @@ from densenet_flax.common.errors import Stopped, WriteError
 from densenet_flax.inference.batch.image_files import ImageFile
 from densenet_flax.inference.batch.outputs import OutputOptions
 from densenet_flax.inference.batch.predict_files import predict_files
+from densenet_flax.inference.ensemble import Combination, write_ensemble
 from densenet_flax.inference.slides import predict_slide, predict_slides
 from densenet_flax.inference.slides.predict_slide import JOURNAL, OUTPUTS
 from densenet_flax.inference.slides.slide_options import SlideOptions, parse_lengths
 from densenet_flax.inference.slides.tissue import find_tissue
+from densenet_flax.models.init import init_variables
 from densenet_flax.storage.locks import locked
 from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
+from tests.helpers.networks import randomize
 from tests.helpers.program import Program
 from tests.helpers.slides import draw_tissue, make_slide, save_slide
 
@@ -303,8 +308,6 @@ def test_results_of_another_job_are_not_replaced(slide, tmp_path):
 
 
 def test_independent_classes(tiny, slide, tmp_path, monkeypatch):
-    from densenet_flax.models.init import init_variables
-
     info = WeightsInfo.of(tiny, activation="sigmoid", class_names=("a", "b"), inference=SETTINGS)
     path = tmp_path / "two.safetensors"
     save_weights(path, init_variables(tiny, 0), info)
@@ -317,6 +320,25 @@ def test_independent_classes(tiny, slide, tmp_path, monkeypatch):
         assert float(row[f"probability_{name}"]) == pytest.approx(
             np.mean(tiles[f"probability_{name}"])
         )
+
+
+def test_an_ensemble(tiny, tiny_variables, weights, slide, tmp_path, monkeypatch):
+    """Its field is that of the members that know theirs; probabilities are their mean."""
+    folder, means = tmp_path / "ensemble", []
+    folder.mkdir()
+    shutil.copy(weights, folder / "a.safetensors")
+    unknown = dataclasses.replace(SETTINGS, field_um=None, mpp=None)
+    info = WeightsInfo.of(tiny, class_names=("benign", "malignant"), inference=unknown)
+    save_weights(folder / "b.safetensors", randomize(init_variables(tiny, seed=3), seed=3), info)
+    files = {"b.safetensors": "b", "a.safetensors": "a"}
+    write_ensemble(folder, files, Combination("probabilities", (0.5, 0.5)), None)
+    ensemble = load_classifier(folder, batch_size=4)
+    for network in (ensemble, *ensemble.members):
+        monkeypatch.setattr(predict_slides, "load_classifier", lambda *_, n=network, **__: n)
+        output = tmp_path / f"out{len(means)}"
+        assert predict(slide, output, field=(40.0, 60.0) if means else None).done == ("one",)
+        means.append(tiles_of(output)["probability"])
+    assert np.allclose(means[0], (np.array(means[1]) + means[2]) / 2)
 
 
 @pytest.mark.parametrize(
