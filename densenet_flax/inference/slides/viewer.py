@@ -1,6 +1,7 @@
 """`slide.html`: a slide with the map of its tiles, in one file that needs no server."""
 
 import base64
+import contextlib
 import hashlib
 import io
 import math
@@ -16,6 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from densenet_flax.common.errors import InputError, printable
+from densenet_flax.common.prefetch import prefetch
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.evaluation.report.rendering import render
 from densenet_flax.evaluation.report.wording import count
@@ -30,7 +32,7 @@ _JPEG_QUALITY = 80
 # All pictures of tiles are one image, which browsers open up to this size. With the overview and
 # 20,000 tiles a page stays below 10 MB.
 _SHEET_SIDE = 4096
-_MAX_PICTURE, _MIN_PICTURE = 192, 72  # pixels of the longer side of a tile's picture
+_MAX_PICTURE, _MIN_PICTURE = 320, 72  # pixels of the longer side of a tile's picture
 _NUM_PROBLEMS = 5  # that are quoted
 
 
@@ -129,15 +131,21 @@ def _read_thumbnails(result: SlideResult, slide: Slide) -> _Thumbnails | None:
     sheet = np.full((math.ceil(len(order) / columns) * height, columns * width, 3), 255, np.uint8)
     mpp = result.field_um[0] / height, result.field_um[1] / width
     tiles: list[int] = []
-    for tile in order:
+
+    def read(tile: int) -> UInt8[np.ndarray, "h w 3"] | None:
         try:
             pixels = slide.read_region(grid.y[tile], grid.x[tile], *grid.field_px, mpp)
         except InputError:
-            continue  # it was readable before; the page shows it from the overview
-        row, column = divmod(len(tiles), columns)
+            return None  # it was readable before; the page shows it from the overview
         picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        sheet[row * height :, column * width :][:height, :width] = np.asarray(picture)
-        tiles.append(int(tile))
+        return np.asarray(picture)
+
+    with contextlib.closing(prefetch(read, order.tolist(), depth=32)) as pictures:
+        for tile, picture in zip(order.tolist(), pictures, strict=True):
+            if picture is not None:
+                row, column = divmod(len(tiles), columns)
+                sheet[row * height :, column * width :][:height, :width] = picture
+                tiles.append(tile)
     return _Thumbnails(sheet, tiles, size, columns)
 
 
