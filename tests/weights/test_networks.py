@@ -52,7 +52,7 @@ def test_keras_to_flax_to_keras_is_bitwise_equal(name, form, back, tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_our_own_file_keeps_everything(name, tmp_path):
     layout = Layout.of(NETWORKS[name](num_classes=2, hidden=(256,)))
-    info = info_of(layout, class_names=("b", "m"), license="CC0 1.0", extra={"mpp": 0.5})
+    info = info_of(layout, class_names=("b", "m"), license="CC0 1.0", extra={"scanner": "GT450"})
     variables = random_variables(layout)
     save_weights(tmp_path / "m.safetensors", variables, info)
     read, read_info = read_weights(tmp_path / "m.safetensors")
