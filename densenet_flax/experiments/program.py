@@ -72,6 +72,7 @@ def _predict(_: "ConfigDict") -> None:
             overlays=Path(_OVERLAYS.value).expanduser() if _OVERLAYS.value else None,
             embeddings=Path(_EMBEDDINGS.value).expanduser() if _EMBEDDINGS.value else None,
             unit=str(_UNIT.value),
+            maps=str(_MAPS.value),
             overwrite=bool(_OVERWRITE.value),
         ),
         batch_size=_BATCH_SIZE.value,
@@ -136,7 +137,7 @@ _MODES = {
     "evaluate": _Mode(_evaluate, (*_RUN, "batch_size"), ("workdir",)),
     "predict": _Mode(
         _predict,
-        (*_NETWORK_FLAGS, "images", "overlays", "unit", "embeddings", "batch_size"),
+        (*_NETWORK_FLAGS, "images", "overlays", "maps", "unit", "embeddings", "batch_size"),
         ("images",),
         uses_network=True,
     ),
@@ -218,6 +219,9 @@ _FOR = flags.DEFINE_enum(
     "for", None, ["hub"], "To export: a folder for the Hugging Face Hub, in place of --formats."
 )
 _OVERLAYS = flags.DEFINE_string("overlays", None, "Folder for a saliency map of each image.")
+_MAPS = flags.DEFINE_enum(
+    "maps", "cam", ["cam", "occlusion"], "How saliency maps are made; occlusion takes far longer."
+)
 _UNIT = flags.DEFINE_string(
     "unit", "norm", "Unit of the maps and the features: 'norm', the last, or an earlier one."
 )
@@ -308,6 +312,10 @@ def _check_flags(mode: _Mode) -> None:
                 f"--config.{key}: has no effect with {name}, which uses a network as it was "
                 "trained and evaluated; change it with --mode=train or --mode=evaluate"
             )
+    if flags.FLAGS["maps"].present and not _OVERLAYS.value:
+        _fail("--maps: has no effect without --overlays; add it, or leave --maps out")
+    if flags.FLAGS["unit"].present and _MAPS.value == "occlusion" and not _EMBEDDINGS.value:
+        _fail("--unit: has no effect with --maps=occlusion, which hides parts of the image itself")
     if flags.FLAGS["unit"].present and not (_OVERLAYS.value or _EMBEDDINGS.value):
         _fail(
             "--unit: has no effect without --overlays or --embeddings; add one, or leave --unit out"

@@ -20,6 +20,7 @@ from densenet_flax.data.images.decode import resize
 from densenet_flax.data.images.inputs import ImageLike, ImagesLike, list_images, read_pixels
 from densenet_flax.data.images.stain_normalization import make_normalizer, resolve_settings
 from densenet_flax.evaluation.metrics.operating_point import OperatingPoint
+from densenet_flax.inference.occlusion import occlusion_maps
 from densenet_flax.inference.results import Explanation, Prediction, to_probabilities
 from densenet_flax.inference.saliency import is_cam, next_unit, saliency_maps
 from densenet_flax.inference.segments import SegmentedModel
@@ -33,6 +34,7 @@ DEFAULT_BATCH_SIZE = 32
 _DEFAULT_BATCH_PIXELS = 32 * 512**2
 
 ImageBatch: TypeAlias = UInt8[np.ndarray, "N H W 3"]  # images as `Classifier.prepare` returns them
+MAP_METHODS = ("cam", "occlusion")
 _Output = TypeVar("_Output")
 Target: TypeAlias = int | str | Sequence[int | str]  # a class, or one for each image
 
@@ -184,7 +186,12 @@ class Classifier:
         return self.model.input_shape(after, (1, *self.image_size, 3))[-1]
 
     def explain(
-        self, images: ImagesLike, target: Target | None = None, *, unit: str = "norm"
+        self,
+        images: ImagesLike,
+        target: Target | None = None,
+        *,
+        unit: str = "norm",
+        method: str = "cam",
     ) -> Explanation:
         """Computes saliency maps: which regions of the images are evidence for a class.
 
@@ -194,20 +201,28 @@ class Classifier:
           unit: a unit of the backbone, such as 'conv4_block48'. Earlier units give maps of more
             positions, of features that determine the decision less. The last one has 7 × 7 at
             224 × 224 pixels.
+          method: 'cam', a CAM or Grad-CAM of the unit; or 'occlusion', what the score loses when a
+            part of the image is hidden, of no unit: 14 × 14 positions at 224 × 224 pixels, and a
+            pass through the network for each.
 
         Raises:
-          InputError: something cannot be read as an image, or there is no such class or unit.
+          InputError: something cannot be read as an image, or there is no such class, unit or
+            method.
         """
         next_unit(self.model, unit)  # rejects an unknown unit before the images are read
+        if method not in MAP_METHODS:
+            raise InputError(f"method={method!r}: expected one of {', '.join(MAP_METHODS)}")
         images = list_images(images)
         targets = None if target is None else _class_indices(target, self.class_names, len(images))
         maps, labels = [], []
         for rows, batch, output in self._batches(images, self.begin_forward):
             decided = self.decide(output.probability).label
             labels.append(decided if targets is None else targets[rows])
-            maps.append(self.explain_batch(batch, labels[-1], output, unit=unit))
+            maps.append(self.explain_batch(batch, labels[-1], output, unit=unit, method=method))
         all_maps = np.concatenate(maps) if maps else np.empty((0, 1, 1), np.float32)
         label = np.concatenate([np.empty(0, np.int64), *labels])
+        if method == "occlusion":
+            return Explanation(all_maps, label, self.class_names, "", "occlusion")
         method = "CAM" if is_cam(self.model, unit) else "Grad-CAM"
         return Explanation(all_maps, label, self.class_names, unit, method)
 
@@ -276,9 +291,18 @@ class Classifier:
         return lambda: np.asarray(features)[: len(batch)]
 
     def explain_batch(
-        self, batch: ImageBatch, label: Int[np.ndarray, "N"], output: ForwardOutput, *, unit: str
+        self,
+        batch: ImageBatch,
+        label: Int[np.ndarray, "N"],
+        output: ForwardOutput,
+        *,
+        unit: str,
+        method: str = "cam",
     ) -> Float[np.ndarray, "N h w"]:
         """Computes the maps of prepared images from the output of `forward` for them."""
+        if method == "occlusion":
+            passes = self.images_per_batch * self._views  # of the shape that is compiled already
+            return occlusion_maps(self.network, self.variables, batch, label, batch_size=passes)
         size = len(output.norm_input)  # with the padding: a shape that is compiled already
         target = np.zeros(size, np.int64)
         target[: len(label)] = label

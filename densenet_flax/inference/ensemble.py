@@ -159,12 +159,18 @@ class Ensemble(Classifier):
         return output
 
     def explain_batch(
-        self, batch: ImageBatch, label: Int[np.ndarray, "N"], output: ForwardOutput, *, unit: str
+        self,
+        batch: ImageBatch,
+        label: Int[np.ndarray, "N"],
+        output: ForwardOutput,
+        *,
+        unit: str,
+        method: str = "cam",
     ) -> Float[np.ndarray, "N h w"]:
         """Computes the mean of the members' maps of prepared images."""
         assert isinstance(output, _EnsembleOutput)
         maps = [
-            member.explain_batch(batch, label, own, unit=unit)
+            member.explain_batch(batch, label, own, unit=unit, method=method)
             for member, own in zip(self.members, output.members, strict=True)
         ]
         return np.mean(maps, axis=0)

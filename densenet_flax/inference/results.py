@@ -55,8 +55,8 @@ class Explanation:
         of the class, which it increases or lowers. See `densenet_flax.inference.saliency`.
       label: int64, index of the class that is explained.
       class_names: names of the classes.
-      unit: name of the unit whose channels are weighted.
-      method: 'CAM', which is exact, or 'Grad-CAM'.
+      unit: name of the unit whose channels are weighted; '' for 'occlusion'.
+      method: 'CAM', which is exact, 'Grad-CAM' or 'occlusion'.
     """
 
     maps: Float[np.ndarray, "N h w"]

@@ -112,22 +112,22 @@ def _weighted_channels(
     if start != after:
         x = cast(Array, model.apply(variables, x, start=start, stop=after))
     x = x.astype(jnp.float32)
-    contrast = _contrast(target, model.num_classes)
+    factors = contrast(target, model.num_classes)
     if after == "head" and not model.hidden:
         kernel = variables["params"]["head"]["predictions"]["kernel"]  # [C, K]
         # By default sums are in bfloat16 on a TPU and in TF32 on a GPU.
-        return jnp.einsum("nhwc,ck,nk->nhw", x, kernel, contrast, precision="highest")
+        return jnp.einsum("nhwc,ck,nk->nhw", x, kernel, factors, precision="highest")
 
     def total_score(features: Float[Array, "N h w C"]) -> Float[Array, ""]:
         logits = cast(Array, model.apply(variables, features, start=after))
-        return jnp.sum(logits * contrast)
+        return jnp.sum(logits * factors)
 
     # In inference mode the images do not mix: the gradient of the sum is that of each score.
     weight = jax.grad(total_score)(x).sum(axis=(1, 2))
     return jnp.einsum("nhwc,nc->nhw", x, weight, precision="highest")
 
 
-def _contrast(target: Int[Array, "N"], outputs: int) -> Float[Array, "N outputs"]:
+def contrast(target: Int[Array | np.ndarray, "N"], outputs: int) -> Float[Array, "N outputs"]:
     """Coefficients that make the score S of the target from the logits."""
     if outputs == 1:  # the logit of P(positive): the other class has its negative
         return jnp.where(target == 1, 1.0, -1.0)[:, None]

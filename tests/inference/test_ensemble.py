@@ -92,6 +92,12 @@ def test_one_classifier_of_several_and_its_export(combination, members, images, 
     )
     maps = [member.explain(images, 1).maps for member in own]
     np.testing.assert_allclose(ensemble.explain(images, 1).maps, np.mean(maps, axis=0), atol=1e-6)
+    maps = [member.explain(images, 1, method="occlusion").maps for member in own]
+    hidden = ensemble.explain(images, 1, method="occlusion")
+    assert (hidden.method, hidden.unit, hidden.maps.shape) == ("occlusion", "", (5, 2, 2))
+    np.testing.assert_allclose(hidden.maps, np.mean(maps, axis=0), atol=1e-6)
+    with pytest.raises(InputError, match="method='lime': expected one of cam, occlusion"):
+        ensemble.explain(images, method="lime")
 
     result = export_classifier(str(folder), tmp_path / "out", formats=("stablehlo", "onnx"))
     assert max(d for d in result.differences.values() if d is not None) <= 1e-5

@@ -75,7 +75,7 @@ def test_cam_and_grad_cam_are_equal_where_both_exist(linear):
     segmented = SegmentedModel(model, make_mesh())
     x = segmented.run(variables, IMAGES, stop="norm")
     features = model.apply(variables, x, start="norm", stop="head")
-    contrast = saliency._contrast(jnp.asarray(TARGET), 3)
+    contrast = saliency.contrast(jnp.asarray(TARGET), 3)
 
     def score(features):
         return jnp.sum(model.apply(variables, features, start="head") * contrast)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from densenet_flax.common.sharding import make_mesh
 from densenet_flax.data.synthetic.tissue import draw_stain, draw_tile
+from densenet_flax.inference.occlusion import occlusion_maps
 from densenet_flax.inference.saliency import saliency_maps, shuffle_weights
 from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.models import frontier
@@ -80,6 +81,36 @@ def trained():
     )
     images, _, labels = draw(TILES, seed=0)
     return SegmentedModel(model, make_mesh()), train(model, images, labels)
+
+
+def test_occlusion_maps_lie_on_nuclei_and_those_of_shuffled_weights_are_weak(trained):
+    """Hiding what stands out changes the output of any network a little, in either direction.
+
+    With seeds 0 to 7 of the shuffling the rank correlations of 20 tiles were -0.63, -0.28, 0.15,
+    0.45, -0.04, -0.59, 0.64 and -0.45, of maps with 5 to 12 % of the deviation.
+    """
+    segmented, variables = trained
+    images, nuclei, _ = draw(14, seed=1)
+    images, nuclei = images[1::2], nuclei[1::2]  # malignant
+    target = np.ones(len(images), int)
+
+    def occlude(variables):
+        return occlusion_maps(segmented, variables, images, target, batch_size=40)
+
+    maps = occlude(variables)
+    assert maps.shape == (7, 6, 6) and maps.dtype == np.float32
+    assert correlation_with_nuclei(maps, nuclei) > 0.5
+    shuffled = [occlude(shuffle_weights(variables, segmented.model.units, i)) for i in (0, 3)]
+    assert max(others.std() for others in shuffled) < 0.3 * maps.std()
+    signs = [correlation_with_nuclei(others, nuclei) for others in shuffled]
+    assert signs[0] < 0 < signs[1]
+
+    # By hand: the score of an image less that of the image with a square in its color.
+    values, copy = maps[0], images[:1].copy()
+    copy[0, 24:56, 8:40] = np.rint(images[0].mean((0, 1)))
+    logits = np.asarray(segmented.run(variables, np.concatenate([images[:1], copy])))
+    scores = logits[:, 1] - logits[:, 0]
+    assert values[2, 1] == pytest.approx(scores[0] - scores[1], abs=1e-4)
 
 
 def test_maps_lie_on_nuclei_and_those_of_shuffled_weights_do_not(trained):

@@ -17,6 +17,7 @@ class OutputOptions:
       overlays: folder for a picture of each image with its saliency map; None for none.
       embeddings: file for the pooled features of each row, `.npy` or `.parquet`; None for none.
       unit: the unit of the saliency maps and of the features.
+      maps: how the saliency maps are made, one of `classifier.MAP_METHODS`.
       overwrite: whether outputs that exist are replaced.
     """
 
@@ -24,6 +25,7 @@ class OutputOptions:
     overlays: Path | None = None
     embeddings: Path | None = None
     unit: str = "norm"
+    maps: str = "cam"
     overwrite: bool = False
 
     def check(self) -> None:

@@ -206,7 +206,9 @@ class _Job:
         prediction, unit = self.classifier.decide(output.probability), self.options.unit
         class_names, decisions = prediction.class_names, prediction.decision
         assert batch.prepared is not None
-        maps = self.classifier.explain_batch(batch.prepared, prediction.label, output, unit=unit)
+        maps = self.classifier.explain_batch(
+            batch.prepared, prediction.label, output, unit=unit, method=self.options.maps
+        )
         for i, (file, image) in enumerate(batch.readable):
             # The map explains one class, also where several or none are present.
             explained = class_names[prediction.label[i]]
@@ -268,6 +270,8 @@ def _job_digest(classifier: Classifier, files: Sequence[ImageFile], options: Out
         "overlays": [str(options.overlays), options.unit] if options.overlays else None,
         "embeddings": str(options.embeddings),
     }
+    if options.overlays and options.maps != "cam":
+        settings["maps"] = options.maps
     if options.embeddings and options.unit != "norm":  # else as before there was a choice
         settings["features"] = options.unit
     digest.update(json.dumps(settings, sort_keys=True).encode())
