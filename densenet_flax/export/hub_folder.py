@@ -155,6 +155,7 @@ def _card(info: WeightsInfo, metrics: JsonDict | None, fault: str) -> bytes:
         layout=info.layout.describe(),
         license=license,
         license_id=identifier if identifier in _LICENSES else "",
+        license_name=re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-"),
         base_model=origin.repo if origin else "",
         fault=fault,
         height=height,
