@@ -176,9 +176,14 @@ def _verdict(result: SlideResult) -> str:
     name = verdict.decision[0] or "none of the classes"
     column = 1 if is_binary(verdict) else int(verdict.label[0])
     probability = verdict.probability[0, column]
-    rule = "mean of all tiles" if result.rule == "mean" else f"rule {result.rule}"
     of = verdict.class_names[column]
-    return f"{name}: probability of {of} {probability:.3f} ({rule})"
+    return f"{name}: probability of {of} {probability:.3f} ({_rule(result)})"
+
+
+def _rule(result: SlideResult) -> str:
+    """The rule of the verdict in words."""
+    highest = result.rule.removeprefix("top-")
+    return f"mean of the {highest} highest tiles" if highest != result.rule else "mean of all tiles"
 
 
 def _summary(result: SlideResult) -> str:
@@ -218,5 +223,6 @@ def _facts(result: SlideResult) -> Iterator[tuple[str, str]]:
         yield "decision", "each class by itself, from a probability of 0.5 on"
     elif network.threshold is None:
         yield "decision", "the most probable class"
-    yield "calibration", f"temperature {network.temperature:.4g}"
-    yield "rule of the verdict", result.rule
+    if network.temperature != 1:
+        yield "temperature of the calibration", f"{network.temperature:.4g}"
+    yield "rule of the verdict", _rule(result)
