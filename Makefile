@@ -8,7 +8,7 @@ DEMO_WORKDIR ?= runs/quickstart
 TEST_PROCESSES ?= 2
 MINUTES ?= 60
 
-.PHONY: help demo demo-slides test lint docs fuzz lock clean-demo
+.PHONY: help demo demo-slides test lint docs notebooks fuzz lock clean-demo
 
 help:
 	@echo "make demo        install, train and evaluate DenseNet201 on drawn tiles (minutes, on a CPU)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test        install, check format, lint and types, run the tests"
 	@echo "make lint        format, lint and types only"
 	@echo "make docs        the documentation as a site, in site/"
+	@echo "make notebooks   execute the notebooks and keep what they show: minutes"
 	@echo "make fuzz        MINUTES=60: read damaged files of every kind; see docs/reliability.md"
 	@echo "make lock        write a new requirements.lock from the ranges (with Python 3.11 requirements-oldest.lock)"
 	@echo "make clean-demo  remove the demo's run, so that it trains from the start"
@@ -63,6 +64,9 @@ $(VENV)/docs.stamp: $(VENV)/run.stamp pyproject.toml
 
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: $(VENV)/test.stamp
+	$(BIN)/python -m notebooks.execute
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz --minutes=$(MINUTES)

@@ -59,7 +59,7 @@ def shown(verbose: bool) -> Iterator[None]:
         if verbose:
             logger.addHandler(handler)
             logger.propagate = False  # to a handler that would show the lines again
-            logging.set_verbosity(logging.INFO)
+        logging.set_verbosity(logging.INFO if verbose else logging.ERROR)
         _quiet = not verbose
         yield
     finally:

@@ -49,6 +49,8 @@ def test_what_is_shown_leaves_the_logging_of_a_program_as_it_was(level):
     try:
         with console.shown(verbose=True):
             assert logger.isEnabledFor(logging.INFO)
+        with console.shown(verbose=False):
+            assert not logger.isEnabledFor(logging.WARNING) and logger.isEnabledFor(logging.ERROR)
         assert (logger.level, logger.handlers, logger.propagate) == (level, *before[1:])
     finally:
         logger.setLevel(before[0])

@@ -1,5 +1,6 @@
 """A server on 127.0.0.1 that speaks the part of the Hugging Face Hub's protocol that is used."""
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -96,6 +97,42 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self):
+        """What `create_repo` and `upload_folder` send, without Xet."""
+        hub = self.server.hub
+        hub.requests.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if "Authorization" not in self.headers:
+            return self._answer(401)
+        if parts[-1] == "validate-yaml":
+            return self._send_json({"errors": [], "warnings": []})
+        if parts[1:] == ["repos", "create"]:
+            new = json.loads(body)
+            name = f"{new['organization']}/{new['name']}"
+            hub.repositories.setdefault(name, Repository())
+            return self._send_json({"url": f"{hub.url}/{name}"})
+        name = "/".join(parts[2:4])
+        if name not in hub.repositories:
+            return self._answer(404, "RepoNotFound")
+        if parts[4] == "preupload":
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            return self._send_json({"files": [{"path": path, **modes} for path in paths]})
+        entries = [json.loads(line) for line in body.splitlines()]
+        files = {
+            entry["value"]["path"]: base64.b64decode(entry["value"]["content"])
+            for entry in entries
+            if entry["key"] == "file"
+        }
+        commit = hub.push(name, files, revision=parts[5])
+        url = f"{hub.url}/{name}/commit/{commit}"
+        return self._send_json({"success": True, "commitOid": commit, "commitUrl": url})
+
+    def _send_json(self, content):
+        body = json.dumps(content).encode()
+        self._answer(200, body=body, headers={"Content-Type": "application/json"})
+
     def _send_info(self, repo, commit, files):
         siblings = []
         for name, data in files.items():
@@ -105,8 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sibling["lfs"] = pointer
             siblings.append(sibling)
         about = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": []}
-        body = json.dumps({"_id": "0", "private": False, **about}).encode()
-        self._answer(200, body=body, headers={"Content-Type": "application/json"})
+        self._send_json({"_id": "0", "private": False, **about})
 
     def _send_file(self, commit, data):
         headers = {"X-Repo-Commit": commit, "ETag": f'"{_etag(data)}"'}

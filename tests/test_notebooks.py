@@ -1,0 +1,54 @@
+"""The notebooks: all cells are executed with a small network; what is kept is fit to be read."""
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+from notebooks.execute import FOLDER, clean, execute, hub_of_random_weights, problems
+
+PATHS = sorted(FOLDER.glob("*.ipynb"))
+# In place of the values that a reader finds: a network of four layers, tiles of a few patients.
+SMALL_NETWORK = """
+import functools
+from densenet_flax.models.densenet import NETWORKS, DenseNet
+NETWORKS["smallest"] = functools.partial(DenseNet, blocks=(1, 1, 1, 1))
+network = "smallest"
+"""
+PARAMETERS = {
+    "from_arrays": "patients, tiles, epochs = 16, 2, {'head': 1, 'finetune': 1}",
+}
+
+
+def test_every_notebook_has_parameters_here():
+    assert {path.stem for path in PATHS} == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_cell_can_be_executed(path, tmp_path):
+    with hub_of_random_weights(tmp_path, (1, 1, 1, 1)) as env:
+        notebook = execute(path, tmp_path, SMALL_NETWORK + PARAMETERS[path.stem], env)
+    clean(notebook)
+    assert problems(notebook) == []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_is_kept_can_be_read(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert problems(notebook) == []
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))  # executed in order, from the start
+    assert not any("execution" in cell.metadata for cell in notebook.cells)  # times
+
+
+def test_a_cell_that_fails_and_one_that_warns(tmp_path):
+    path, cells = tmp_path / "a.ipynb", nbformat.v4
+    code = "import sys; print('a 0%', end='\\r'); print('done', file=sys.stderr)"
+    notebook = cells.new_notebook(cells=[cells.new_code_cell(code)])
+    nbformat.write(notebook, path)
+    notebook = execute(path, tmp_path)
+    clean(notebook)
+    assert any("stderr: 'done" in reason for reason in problems(notebook))
+    notebook.cells.append(cells.new_code_cell("1 / 0"))
+    nbformat.write(notebook, path)
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        execute(path, tmp_path)
