@@ -69,8 +69,8 @@ class SlideSummary:
             name, problem = next(iter(self.failed.items()))
             total = len(self.done) + len(self.failed) + len(self.elsewhere)
             raise InputError(
-                f"{len(self.failed)} of {total} slides failed, such as {name}: {problem}; the "
-                f"others are done, and {TABLE} says why each of these is not"
+                f"{len(self.failed)} of {total} slides failed, such as {name}: {problem}; "
+                f"{TABLE} says why each of them did"
             )
 
 
