@@ -276,6 +276,7 @@ class _Job:
         self._table_written = time.monotonic()
 
     def _summary(self, elsewhere: Sequence[SlideFile]) -> SlideSummary:
+        """Counts the slides, of which other processes had the last ones."""
         records = {f.name: self._record(self._folder(f) / RECORD) for f in self._files}
         done = tuple(name for name in records if records[name].get("status") == DONE)
         failed = {
@@ -283,7 +284,11 @@ class _Job:
             for name, record in records.items()
             if record.get("status") == FAILED
         }
-        return SlideSummary(done, failed, tuple(file.name for file in elsewhere))
+        names = tuple(file.name for file in elsewhere if file.name not in {*done, *failed})
+        message = "%s: %d of %d slides are done, %d failed, %d are with other processes"
+        counts = len(done), len(self._files), len(failed), len(names)
+        logging.info(message, self._output / TABLE, *counts)
+        return SlideSummary(done, failed, names)
 
 
 def _log(result: SlideResult) -> None:
