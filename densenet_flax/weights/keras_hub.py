@@ -64,7 +64,7 @@ def _find_converter(config: Any, depth: int = 0) -> Mapping[str, Any] | None:
     if "scale" in config or "offset" in config:
         return config
     inner = (_find_converter(value, depth + 1) for value in config.values())
-    return next((found for found in inner if found is not None), None)
+    return next((converter for converter in inner if converter is not None), None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
