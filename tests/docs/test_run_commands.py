@@ -34,8 +34,6 @@ DAY = {
     "train --config=configs/folder.py --config.data.path=tiles --workdir=runs/mine": (
         "runs/mine/report/report.html"
     ),
-    "train --workdir=runs/mine": "runs/mine/report/report.html",
-    "evaluate --workdir=runs/mine": "runs/mine/report/report.html",
     f"preview {BREAKHIS} --workdir=runs/x": "runs/x/preview.png",
     f"train {BREAKHIS} --workdir=runs/breakhis": "runs/breakhis/report/report.html",
     "evaluate --workdir=runs/breakhis --config.tta=True": "runs/breakhis/report/report.html",
@@ -51,6 +49,7 @@ DAY = {
 NOT_RUN = {
     r".*=(19|20|30) epochs.*": "tests/experiments/test_extension.py has it with fewer epochs",
     r".*hf://.*|slide .*|data draw-slides .*": "the Hub and slides: tests/weights, tests/inference",
+    r"(train|evaluate) --workdir=runs/mine( .*)?": "tests/test_main.py resumes and evaluates again",
     r".*--coordinator=.*": "needs hosts; tests/common/test_sharding.py runs two processes",
     r".*/breakhis\.py:fold=1.*|data table --path=BreaKHis_v1 --policy=official.*": (
         "the official folds are of BreakHis's own names"
