@@ -66,6 +66,7 @@ def draw_noise(n, size):
 KINDS = ("views of a square", "three classes", "one output, no last ReLU")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # it is what they read
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_patch_has_the_calibrated_probability_of_the_same_tile(tmp_path, kind):
     """Through the steps of their config, from the pixels of a patch, in batches of any size."""
