@@ -148,7 +148,7 @@ def _write_level(
     if compression == "deflate":
         file.write(pixels, compression="zlib", predictor=True, **common)
         return
-    # Pillow encodes the tiles, as tifffile would only with one thread and another subsampling.
+    # Pillow encodes the tiles, with the subsampling that the tags state.
     common |= {"photometric": "ycbcr", "subsampling": (2, 2)}
     file.write(
         _jpeg_tiles(pixels), shape=pixels.shape, dtype=np.uint8, compression="jpeg", **common
