@@ -15,6 +15,11 @@ NETWORKS["smallest"] = functools.partial(DenseNet, blocks=(1, 1, 1, 1))
 network = "smallest"
 """
 PARAMETERS = {
+    "hub": "patients, tiles, epochs = 16, 2, {'head': 1, 'finetune': 1}",
+    "keras_series": """
+unfreeze_from = "conv5"
+patients, tiles_per_patient, epochs = 8, 2, {"head": 1, "finetune": 1}
+""",
     "from_arrays": "patients, tiles, epochs = 16, 2, {'head': 1, 'finetune': 1}",
 }
 
