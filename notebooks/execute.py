@@ -69,6 +69,7 @@ def execute(
     own["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # the list of fonts takes seconds to make
     # This checkout's package, also where another one is installed.
     own["PYTHONPATH"] = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    own["PYTHONWARNINGS"] = ""  # what the tests set is not for Jupyter's own code
     # Sockets that are files, with short names: ports can be taken, and others can listen to them.
     with tempfile.TemporaryDirectory() as sockets:
         manager = AsyncKernelManager(
