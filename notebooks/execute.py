@@ -51,7 +51,7 @@ _UNWANTED = {
 
 
 def execute(
-    path: Path, folder: Path, parameters: str = "", env: Mapping[str, str] | None = None
+    path: Path, folder: str | Path, parameters: str = "", env: Mapping[str, str] | None = None
 ) -> nbformat.NotebookNode:
     """Executes all cells in `folder`; the first one that fails raises a CellExecutionError.
 
@@ -86,7 +86,7 @@ def execute(
 
 @contextlib.contextmanager
 def hub_of_random_weights(
-    folder: Path, blocks: tuple[int, ...] = DenseNet121().blocks
+    folder: str | Path, blocks: tuple[int, ...] = DenseNet121().blocks
 ) -> Iterator[dict[str, str]]:
     """A server in place of the Hugging Face Hub, with random weights under the name of timm's.
 
@@ -205,8 +205,8 @@ def main() -> None:
     for name in names:
         path = FOLDER / f"{name}.ipynb"
         print(f"{path.name} …", flush=True)
-        with tempfile.TemporaryDirectory() as folder, hub_of_random_weights(Path(folder)) as env:
-            notebook = execute(path, Path(folder), env=env)
+        with tempfile.TemporaryDirectory() as folder, hub_of_random_weights(folder) as env:
+            notebook = execute(path, folder, env=env)
         clean(notebook)
         if reasons := problems(notebook):
             failed = True

@@ -1,5 +1,7 @@
 """The notebooks: all cells are executed with a small network; what is kept is fit to be read."""
 
+import tempfile
+
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
@@ -29,9 +31,10 @@ def test_every_notebook_has_parameters_here():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_every_cell_can_be_executed(path, tmp_path):
-    with hub_of_random_weights(tmp_path, (1, 1, 1, 1)) as env:
-        notebook = execute(path, tmp_path, SMALL_NETWORK + PARAMETERS[path.stem], env)
+def test_every_cell_can_be_executed(path):
+    # A folder whose name `clean` knows.
+    with tempfile.TemporaryDirectory() as name, hub_of_random_weights(name, (1, 1, 1, 1)) as env:
+        notebook = execute(path, name, SMALL_NETWORK + PARAMETERS[path.stem], env)
     clean(notebook)
     assert problems(notebook) == []
 
