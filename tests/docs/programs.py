@@ -187,7 +187,7 @@ def _check_make(words: Sequence[str]) -> None:
 def _check_pip(words: Sequence[str]) -> None:
     """Files and extras exist; what else is installed is named as pip takes it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    if words == ["check"]:
+    if list(words) == ["check"]:
         return
     if words[0] not in {"install", "wheel"}:
         raise WrongCommand(f"pip {words[0]}")
