@@ -64,9 +64,9 @@ def export_torch(path: StrPath, variables: Variables, info: WeightsInfo) -> None
 
 def torch_fault(info: WeightsInfo) -> str:
     """Why timm and torchvision cannot compute what these weights are for; '' if they can."""
-    from densenet_flax.weights.torch_names import TORCH_EPSILON
+    from densenet_flax.weights.torch_names import TORCH_EPSILON, TORCH_NETWORKS
 
-    return _fault(info, "timm and torchvision", TORCH_EPSILON, info.network != "densenet")
+    return _fault(info, "timm and torchvision", TORCH_EPSILON, info.network in TORCH_NETWORKS)
 
 
 def check_target(path: StrPath, *suffixes: str) -> Path:

@@ -28,6 +28,8 @@ from densenet_flax.weights.weights_file import (
     zero_biases,
 )
 
+# That timm and torchvision build; `models.densenet.NETWORKS` may hold others, of a user.
+TORCH_NETWORKS = ("densenet121", "densenet161", "densenet169", "densenet201")
 TORCH_EPSILON = 1e-5
 TIMM_CONFIG = "config.json"  # beside the weights, on the Hugging Face hub
 INFO_KEY = "densenet_flax"  # in it, and in the header of `.safetensors`: our `WeightsInfo`

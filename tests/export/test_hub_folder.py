@@ -1,6 +1,7 @@
 """The folder for the Hugging Face Hub: what timm, the Hub and this package read in it."""
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -12,13 +13,14 @@ from PIL import Image
 
 from densenet_flax import InputError, load_classifier
 from densenet_flax.export import export_for_hub
-from densenet_flax.models.densenet import DenseNet121
+from densenet_flax.models.densenet import NETWORKS, DenseNet, DenseNet121
 from densenet_flax.models.preprocessing import preprocess_input
 from densenet_flax.weights import InferenceSettings, WeightsInfo, read_weights, save_weights
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
 from densenet_flax.weights.layout import Layout
 from densenet_flax.weights.torch_writer import torch_state_dict
 from tests.export.test_export import save_network
+from tests.helpers.networks import TINY_BLOCKS
 from tests.weights.helpers import assert_same, random_variables
 
 SIZE = (32, 48)
@@ -89,8 +91,10 @@ def test_the_code_of_the_card_makes_timms_network(
     assert pushed.source == f"hf://me/x@{commit}/model.safetensors"
 
 
-def test_what_is_pushed_predicts_as_before(hub, tile, tmp_path):
+def test_what_is_pushed_predicts_as_before(hub, tile, tmp_path, monkeypatch):
     """Of a network that timm does not have, in this package's own form."""
+    mine = functools.partial(DenseNet, blocks=TINY_BLOCKS)  # whose name timm does not know
+    monkeypatch.setitem(NETWORKS, "mine", mine)
     network = save_network(tmp_path / "network.safetensors", "views of an oblong")
     before = load_classifier(network)
     folder = export_for_hub(str(network), tmp_path / "out")
