@@ -24,6 +24,7 @@ from densenet_flax.inference.slides import predict_slide, predict_slides
 from densenet_flax.inference.slides.predict_slide import JOURNAL, OUTPUTS
 from densenet_flax.inference.slides.slide_options import SlideOptions, parse_lengths
 from densenet_flax.inference.slides.tissue import find_tissue
+from densenet_flax.models.densenet import NETWORKS
 from densenet_flax.models.init import init_variables
 from densenet_flax.storage.locks import locked
 from densenet_flax.weights import InferenceSettings, WeightsInfo, save_weights
@@ -45,9 +46,12 @@ SETTINGS = InferenceSettings(
 @pytest.fixture(scope="module")
 def weights(tiny, tiny_variables, tmp_path_factory):
     path = tmp_path_factory.mktemp("network") / "network.safetensors"
-    info = WeightsInfo.of(tiny, class_names=("benign", "malignant"), inference=SETTINGS)
-    save_weights(path, tiny_variables, info)
-    return path
+    # A configuration of other tests may have named this network, in this process alone.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(NETWORKS, "tiny", raising=False)
+        info = WeightsInfo.of(tiny, class_names=("benign", "malignant"), inference=SETTINGS)
+        save_weights(path, tiny_variables, info)
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +381,7 @@ def test_the_program_is_killed_and_resumes(weights, tmp_path):
     journal = tmp_path / "out" / "one" / JOURNAL
     program = Program(*words)
     while not (journal.exists() and journal.stat().st_size > 1000):
+        assert program._process.is_alive()
         time.sleep(0.002)
     os.kill(program._process.pid, signal.SIGKILL)
     assert program.wait().returncode == -9
