@@ -218,7 +218,7 @@ def _compare(
     calibrated = expected.calibrated, expected.calibrated
     if point.knots:  # at a step, differences of the probability grow as much as it is steep
         lowest, highest = (
-            point.calibrate(expected.probability[:, 1] + side * TOLERANCE) for side in (-1, 1)
+            point.calibrate(expected.probability[:, 1] + shift) for shift in (-TOLERANCE, TOLERANCE)
         )
         calibrated = (
             np.stack([1 - highest, lowest], axis=1),

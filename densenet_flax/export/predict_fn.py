@@ -43,10 +43,8 @@ def predict_fn(
       variables: those of the network.
       images: as `Classifier.prepare` returns them; N may be symbolic.
     """
-    point, log_probability = (
-        classifier.operating_point,
-        _log_probability(classifier, variables, images),
-    )
+    point = classifier.operating_point
+    log_probability = _log_probability(classifier, variables, images)
     probability = jnp.exp(log_probability)
     if classifier.is_multilabel:
         probability = probability[..., 1]

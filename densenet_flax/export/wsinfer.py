@@ -6,6 +6,7 @@ which they apply, is the calibrated probability. `config.json` says how large a 
 
 import io
 import json
+import math
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -187,7 +188,7 @@ def _module(classifier: Classifier) -> "torch.nn.Module":
             if self.info.num_classes == 1:  # P(positive): two logits that differ by the output
                 logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
             scores = torch.log_softmax(logits, dim=1).reshape(len(views), -1, self.classes)
-            return torch.logsumexp(scores, dim=0) - float(np.log(len(views)))
+            return torch.logsumexp(scores, dim=0) - math.log(len(views))
 
     class Calibrated(torch.nn.Module):
         """Logits whose softmax is the calibrated probability of one network or several."""
@@ -220,6 +221,8 @@ def _module(classifier: Classifier) -> "torch.nn.Module":
             passed = (scores[:, 1:].exp() - self.start) / self.width
             first = float(Steps.of(self.point.knots).first)
             positive = first + (passed.clamp(0, 1) * self.rise).sum(1)
+            # A sum of float32 may be above 1, which has no logarithm on the other side.
+            positive = positive.clamp(0, 1)
             return torch.log(torch.stack([1 - positive, positive], 1))
 
         def _combine(self, scores: list[torch.Tensor]) -> torch.Tensor:
@@ -227,7 +230,9 @@ def _module(classifier: Classifier) -> "torch.nn.Module":
                 return scores[0]
             weighted = zip(self.combination.weights, scores, strict=True)
             if self.combination.combine == "probabilities":
-                return torch.log(torch.stack([w * s.exp() for w, s in weighted]).sum(0))
+                # Members of weight 0 have no logarithm, and add nothing.
+                shifted = [s + math.log(w) for w, s in weighted if w]
+                return torch.logsumexp(torch.stack(shifted), dim=0)
             return torch.log_softmax(torch.stack([w * s for w, s in weighted]).sum(0), dim=1)
 
     return Calibrated(classifier).eval()

@@ -13,7 +13,7 @@ from densenet_flax.common.trees import JsonDict
 DTYPES = ("float32", "bfloat16")
 
 # Pixels; far beyond any image that a DenseNet was trained on, and still within memory.
-_MAX_SIZE = 4096
+MAX_IMAGE_SIZE = 4096
 # Means are at most 255; far larger numbers overflow inside the methods.
 _MAX_STAIN_SETTING = 1e6
 _MAX_KNOTS = 100_000
@@ -139,8 +139,8 @@ class InferenceSettings(Settings):
 
     image_size: tuple[int, int] | None = setting(
         None,
-        f"height and width from 1 to {_MAX_SIZE} pixels",
-        lambda size: size is None or all(1 <= length <= _MAX_SIZE for length in size),
+        f"height and width from 1 to {MAX_IMAGE_SIZE} pixels",
+        lambda size: size is None or all(1 <= length <= MAX_IMAGE_SIZE for length in size),
     )
     stain: Mapping[str, Any] = dataclasses.field(
         default_factory=dict,

@@ -14,6 +14,7 @@ import numpy as np
 
 from densenet_flax.common.trees import JsonDict
 from densenet_flax.weights.hub_names import origin_of
+from densenet_flax.weights.inference_settings import MAX_IMAGE_SIZE, InferenceSettings
 from densenet_flax.weights.info import InfoFields, WeightsInfo
 from densenet_flax.weights.layout import Shape, VariablePath, infer_layout, name_head_layers
 from densenet_flax.weights.safe_reading import reading
@@ -166,10 +167,36 @@ def _torch_metadata(
     if config:
         metadata.setdefault("license", str(pretrained.get("license") or ""))
         evidence.append("timm's config.json beside the file")
-    names = config.get("label_names")
+        evidence += _use_timm_images(metadata, pretrained)
+        evidence += _use_label_names(metadata, config.get("label_names"), classes)
+    return metadata, evidence, settings
+
+
+def _use_timm_images(metadata: InfoFields, pretrained: JsonDict) -> list[str]:
+    """Takes over the size of images from timm's configuration; returns what to say of it."""
+    match pretrained.get("input_size"):
+        case [3, int(height), int(width)] if (
+            32 <= min(height, width) <= max(height, width) <= MAX_IMAGE_SIZE
+        ):
+            metadata["inference"] = InferenceSettings(image_size=(height, width))
+        case _:
+            return []
+    note = f"images of {height}×{width} pixels"
+    share = pretrained.get("crop_pct")
+    if isinstance(share, float) and share < 1 and pretrained.get("crop_mode") != "squash":
+        note += f", resized as a whole, where timm takes {share:.1%} of each side, from the middle"
+    return [note]
+
+
+def _use_label_names(metadata: InfoFields, names: object, classes: int) -> list[str]:
+    """Takes over timm's names of classes, if they fit; returns what to say of others."""
+    if isinstance(names, dict) and {*names} == {*map(str, range(len(names)))}:
+        names = [names[str(i)] for i in range(len(names))]
     if isinstance(names, list) and len(names) == classes:
         metadata["class_names"] = tuple(map(str, names))
-    return metadata, evidence, settings
+    elif names and classes:
+        return [f"its label_names left out, which are not one for each of {classes} outputs"]
+    return []
 
 
 def _metadata_beside(

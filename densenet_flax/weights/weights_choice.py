@@ -30,9 +30,9 @@ def choose_weights(names: Iterable[str]) -> str:
     """
     files = sorted(name for name in names if "/" not in name)
     for preferred, suffixes in _KINDS:
-        of_kind = [name for name in files if name.endswith(suffixes)]
-        parts = [name for name in of_kind if _PART.fullmatch(name)]
-        candidates = [name for name in of_kind if name not in parts]
+        matching = [name for name in files if name.endswith(suffixes)]
+        parts = [name for name in matching if _PART.fullmatch(name)]
+        candidates = [name for name in matching if name not in parts]
         chosen = [name for name in preferred if name in candidates] or candidates
         if len(chosen) == 1 or chosen[:1] == list(preferred[:1]):
             return chosen[0]

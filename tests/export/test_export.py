@@ -74,6 +74,8 @@ def network(tmp_path):
 CALIBRATIONS = {
     "platt": {"shift": 0.5, "temperature": 2.0},
     "isotonic": {"knots": ((0.05, 0.2), (0.5, 0.2), (0.5 + 1e-9, 0.3), (0.9, 0.6))},
+    # The sum of these steps is above 1 in float32.
+    "up to 1": {"knots": ((0.001, 0.07), (0.002, 0.1), (0.003, 0.4), (0.004, 1.0))},
     "a single knot": {"knots": ((0.5, 0.25),)},
 }
 

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 
 def square(classifier, **settings):
-    """A classifier that states a square field; of 64 pixels of 0.5 µm unless told otherwise."""
+    """A classifier that states a square field; by default of 64 pixels of 0.5 µm."""
     settings = {"field_um": (32.0, 32.0), "mpp": (0.5, 0.5), **settings}
     inference = dataclasses.replace(classifier.info.inference, **settings)
     classifier.info = dataclasses.replace(classifier.info, inference=inference)
@@ -103,14 +103,17 @@ def test_every_calibration_is_in_the_file(tmp_path, name):
     np.testing.assert_allclose(theirs, classifier.predict(images).calibrated, atol=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["probabilities", "logits"])
-def test_an_ensemble_is_one_network(tmp_path, combine):
+@pytest.mark.parametrize(
+    ("combine", "weights"),
+    [("probabilities", (0.25, 0.75)), ("probabilities", (0.0, 1.0)), ("logits", (0.25, 0.75))],
+)
+def test_an_ensemble_is_one_network(tmp_path, combine, weights):
     members = [square(load(tmp_path, kind)) for kind in ("views of a square",) * 2]
     for member, factor in zip(members, (1.0, -0.5), strict=True):
         head = member.variables["params"]["head"]["predictions"]
         head["kernel"] = head["kernel"] * factor
     point = members[0].info.inference.operating_point
-    combination = Combination(combine, (0.25, 0.75))
+    combination = Combination(combine, weights)
     ensemble = Ensemble(dict(zip("ab", members, strict=True)), combination, point)
     images = draw_noise(3, (32, 32))
     theirs = wsinfer.load(wsinfer.serialize(ensemble))(images)["calibrated"]

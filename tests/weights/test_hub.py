@@ -74,9 +74,9 @@ def test_what_is_pinned_and_in_the_cache_needs_no_network(hub, commit, monkeypat
 
 def test_a_branch_may_change_and_what_is_pinned_does_not(hub, commit, weights, tmp_path):
     old = pin("hf://timm/x@main")
-    moved = hub.push("timm/x", {"model.safetensors": weights})
-    assert moved != commit
-    assert pin("hf://timm/x").startswith(f"hf://timm/x@{moved}/")
+    newer = hub.push("timm/x", {"model.safetensors": weights})
+    assert newer != commit
+    assert pin("hf://timm/x").startswith(f"hf://timm/x@{newer}/")
     assert pin(old) == old
     hub.push("timm/x", {"model.safetensors": weights}, revision="refs/pr/1")
     assert pin("hf://timm/x@refs/pr/1") == pin("hf://timm/x")

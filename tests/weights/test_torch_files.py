@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ import safetensors.numpy
 from densenet_flax.common.errors import InputError
 from densenet_flax.weights import read_weights
 from densenet_flax.weights.layout import Layout
+from densenet_flax.weights.load import open_weights
 from tests.weights.helpers import RECIPE, TINY, assert_same, random_variables, torch_state
 
 NINE = Layout(TINY.blocks, num_classes=9)
@@ -110,6 +112,31 @@ def test_timms_config_beside_the_file_is_read(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json"):
         read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "size", "names", "said"),
+    [
+        (
+            {"pretrained_cfg": {"input_size": [3, 96, 64], "crop_pct": 0.875}},
+            (96, 64),
+            (),
+            "images of 96×64 pixels, resized as a whole, where timm takes 87.5% of each side",
+        ),
+        ({"pretrained_cfg": {"input_size": [1, 96, 96]}}, None, (), "config.json beside the file"),
+        ({"label_names": {"1": "b", "2": "c", "0": "a"}}, None, ("a", "b", "c"), ""),
+        ({"label_names": ["a", "b"]}, None, (), "label_names left out.*3 outputs"),
+    ],
+)
+def test_what_timm_says_of_images_and_classes(stated, size, names, said, tmp_path):
+    variables = random_variables(Layout(TINY.blocks, num_classes=3))
+    path = save(tmp_path / "model.safetensors", torch_state(variables))
+    config = {"architecture": "densenet121", **stated}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open_weights(path) as file:
+        info = file.info(file.layout())
+        assert re.search(said, "; ".join(file.explain()))
+    assert (info.inference.image_size, info.class_names) == (size, names)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
