@@ -115,10 +115,10 @@ def known_flags() -> set[str]:
     """The flags of all programs but main.py."""
     sources = [*ROOT.glob("densenet_flax/*/__main__.py"), *ROOT.glob("benchmarks/*.*")]
     sources += ROOT.glob("tests/f*/__main__.py")
-    found: set[str] = set()
+    names: set[str] = set()
     for path in sources:
-        found |= set(re.findall(r"[\"' (](--[a-z][a-z0-9-]*)", path.read_text()))
-    return found | OTHER_FLAGS | {"--help", "--version"}
+        names |= set(re.findall(r"[\"' (](--[a-z][a-z0-9-]*)", path.read_text()))
+    return names | OTHER_FLAGS | {"--help", "--version"}
 
 
 def _check_python(words: Sequence[str]) -> None:
@@ -141,7 +141,13 @@ def _check_python(words: Sequence[str]) -> None:
         if len(arguments) < 2:  # it is named, and not called
             arguments.append("--help")
         start = functools.partial(runpy.run_module, module, run_name="__main__", alter_sys=True)
-        _parse([module, *arguments], start)
+        # runpy warns of a module that was imported before, as tests do with these.
+        imported = sys.modules.pop(f"{module}.__main__", None)
+        try:
+            _parse([module, *arguments], start)
+        finally:
+            if imported:
+                sys.modules[f"{module}.__main__"] = imported
     elif module not in {"venv", "http.server"}:
         raise WrongCommand(f"-m {module}: no module that tests/docs/programs.py knows")
     return None

@@ -1,6 +1,7 @@
 """Commands of the documentation: each is read by its program, and those of a short day are run."""
 
 import re
+import shlex
 
 import pytest
 
@@ -24,6 +25,26 @@ def test_the_program_takes_each_command(page):
             if not (ROOT / path).exists() and "…" not in path
         ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("python main.py --mode=predic --workdir=x", "predic"),
+        ("python main.py --mode=train --workdir=x --images=y", "--images: has no effect"),
+        ("python main.py --config=configs/breakhis.py --workdir=x --config.batchsize=3", "did you"),
+        ("densenet-flax slide --slides=x --output=y --strides=2", "strides"),
+        ("python -m densenet_flax.weights convert a b --which=ema --activaton=none", "activaton"),
+        ("densenet-flax evaluation compar a b", "compar"),
+        ("python -m pytest tests/nothing", "no such tests"),
+        ("make tests", "'tests'"),
+        ("pip install '.[cuda14]'", "cuda14"),
+        ("docker build --build-arg EXTRAS=cuda13 .", "EXTRAS"),
+    ],
+)
+def test_a_wrong_command_is_refused(command, words):
+    with pytest.raises(programs.WrongCommand, match=re.escape(words)):
+        programs.check(shlex.split(command))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -70,7 +70,7 @@ NOT_RUN = {
 }
 
 
-def of_package(words):
+def package_command(words):
     """What the command line of the package is given, in one spelling; None of other programs."""
     words = with_examples(words)
     if re.fullmatch(r"(\S*/)?python", words[0]) and words[1] == "main.py":
@@ -90,7 +90,7 @@ def of_package(words):
 @pytest.mark.parametrize("page", PAGES)
 def test_each_command_of_the_package_is_run_or_there_is_a_reason(page):
     for command in commands(page):
-        words = of_package(command.words)
+        words = package_command(command.words)
         reasons = [pattern for pattern in NOT_RUN if words and re.fullmatch(pattern, words)]
         assert words is None or words in DAY or reasons, (
             f"{command}: add it to DAY or, with a reason, to NOT_RUN in {__file__}"
@@ -98,7 +98,9 @@ def test_each_command_of_the_package_is_run_or_there_is_a_reason(page):
 
 
 def test_what_is_run_or_not_is_on_some_page():
-    known = {of_package(command.words) for page in PAGES for command in commands(page)} - {None}
+    known = {package_command(command.words) for page in PAGES for command in commands(page)} - {
+        None
+    }
     assert not [words for words in DAY if words not in known]
     rest = known - set(DAY)
     assert not [pattern for pattern in NOT_RUN if not any(re.fullmatch(pattern, w) for w in rest)]
