@@ -13,7 +13,8 @@ from typing import Any
 
 from absl import logging
 
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.errors import InputError, WriteError
+from densenet_flax.storage.atomic import write_text
 from densenet_flax.weights.hub_names import CARD, COMMIT, HubName, card_license, origin_of
 from densenet_flax.weights.safe_reading import StrPath, file_hash, reading
 from densenet_flax.weights.weights_choice import WEIGHTS_SUFFIXES, choose_weights
@@ -100,6 +101,11 @@ def _download(hub: Any, name: HubName) -> Path:
     commits = {getattr(origin_of(path), "revision", "") for path in paths}
     if commits != {info.sha}:
         raise InputError(f"{name}: changed while it was downloaded; run the same command again")
+    snapshot = _snapshot(Path(hub.constants.HF_HUB_CACHE), HubName(name.repo, info.sha))
+    # Without it the weights are read all the same, of a cache on a read-only disk.
+    with contextlib.suppress(OSError, WriteError):
+        _listing(snapshot).parent.mkdir(exist_ok=True)
+        write_text(_listing(snapshot), "\n".join(sizes))
     return paths[-1]
 
 
@@ -195,18 +201,27 @@ def _snapshot(cache: Path, name: HubName) -> Path:
     return folder / "snapshots" / (commit if COMMIT.fullmatch(commit) else "unknown")
 
 
+def _listing(snapshot: Path) -> Path:
+    """The file that keeps the names of all files of a commit, of which the cache has a few."""
+    return snapshot.parents[1] / "densenet_flax" / f"{snapshot.name}.txt"
+
+
 def _cached(cache: Path, name: HubName, reason: _Unreachable) -> Path:
     """The file that was downloaded before; InputError if there is none."""
     snapshot = _snapshot(cache, name)
-    if name.file and (snapshot / name.file).is_file():
-        return snapshot / name.file
+    file = name.file
     names = [path.name for path in snapshot.iterdir()] if snapshot.is_dir() else []
-    if name.file or not any(file.endswith(WEIGHTS_SUFFIXES) for file in names):
+    if not file and any(file.endswith(WEIGHTS_SUFFIXES) for file in names):
+        # What was downloaded by its own name need not be what the repository's name means.
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            names = _listing(snapshot).read_text().splitlines()
+        file = _choose(name, dict.fromkeys(names))
+    if not file or not (snapshot / file).is_file():
         raise InputError(
             f"{name}: {reason}, and {cache} does not hold it; download it where the Hub can be "
             f"reached: python -m densenet_flax.weights download {name}"
         )
-    return snapshot / _choose(name, dict.fromkeys(names))
+    return snapshot / file
 
 
 def _check_intact(path: Path) -> None:

@@ -110,6 +110,20 @@ def test_without_the_hub_what_was_downloaded_is_used_and_said(
     assert trouble == "down" or not hub.requests
 
 
+def test_a_file_that_was_named_is_not_what_the_repository_means(hub, weights, monkeypatch):
+    files = {"other.safetensors": weights, "third.safetensors": weights}
+    hub.push("a/main", {**files, "model.safetensors": weights})
+    hub.push("a/several", files)
+    for repo in ("a/main", "a/several"):
+        fetch(f"hf://{repo}/other.safetensors")
+    go_offline(monkeypatch)
+    assert fetch("hf://a/several/other.safetensors").name == "other.safetensors"
+    with pytest.raises(InputError, match="does not hold it"):
+        fetch("hf://a/main")
+    with pytest.raises(InputError, match=r"several weights files: other.*, third"):
+        fetch("hf://a/several")
+
+
 def test_refusals_are_one_line_that_says_what_to_do(hub, commit, weights, monkeypatch, tmp_path):
     files = {"model.safetensors": weights}
     hub.push("a/gated", files, gated=True)
