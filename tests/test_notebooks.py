@@ -1,20 +1,22 @@
 """The notebooks: all cells are executed with a small network; what is kept is fit to be read."""
 
 import tempfile
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
 from notebooks.execute import FOLDER, clean, execute, hub_of_random_weights, problems
+from tests.helpers.program import make_cache
 
 PATHS = sorted(FOLDER.glob("*.ipynb"))
-# In place of the values that a reader finds: a network of four layers, tiles of a few patients.
+# In place of the values that a reader finds: a network of four layers, tiles of a few patients; and
+# figures of reports, whose drawing would take most of the time, in few pixels.
 SMALL_NETWORK = """
-import functools
-from densenet_flax.models.densenet import NETWORKS, DenseNet
-NETWORKS["smallest"] = functools.partial(DenseNet, blocks=(1, 1, 1, 1))
-network = "smallest"
+from tests.docs import small
+small.set_up()
+network = "tiny"
 """
 PARAMETERS = {
     "hub": "patients, tiles, epochs = 16, 2, {'head': 1, 'finetune': 1}",
@@ -34,6 +36,8 @@ def test_every_notebook_has_parameters_here():
 def test_every_cell_can_be_executed(path):
     # A folder whose name `clean` knows.
     with tempfile.TemporaryDirectory() as name, hub_of_random_weights(name, (1, 1, 1, 1)) as env:
+        (cache := Path(name, "cache", "densenet_flax")).mkdir(parents=True)
+        make_cache(cache)
         notebook = execute(path, name, SMALL_NETWORK + PARAMETERS[path.stem], env)
     clean(notebook)
     # Which is right: timm has the four published networks alone.
