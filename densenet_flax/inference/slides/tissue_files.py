@@ -13,15 +13,18 @@ from PIL import Image, ImageDraw
 from densenet_flax.common.errors import InputError
 from densenet_flax.common.reading import read_file
 from densenet_flax.data.images.decode import decode
-from densenet_flax.data.images.formats import read_image_file
+from densenet_flax.data.images.formats import open_image, read_image_file
 from densenet_flax.inference.slides.slide import Slide
 from densenet_flax.inference.slides.tissue import TissueMask, low_power
 
 _MAX_BYTES = 2**28  # of a GeoJSON file: millions of points
 _LARGEST_STRETCH = 1.02  # of a mask against its slide, by rounding of its size
+_LARGEST_OVERHANG = 0.05  # of regions beyond the edge, of the slide's longer side; by hand
 _IGNORED = "ignore"  # QuPath's class of what is not to be looked at
-# Values up to here are class numbers; larger ones are gray values.
-_LAST_CLASS = 16
+# QuPath's objects that lie within regions, as in our own tiles.geojson.
+_MEASURED = ("tile", "cell")
+# A mask of at most so many values has a value for each class; more come from a lossy compression.
+_MOST_CLASSES = 16
 
 _Polygon = list[np.ndarray]  # the outer ring, then the holes; each [P, 2], (x, y)
 
@@ -47,7 +50,15 @@ def read_tissue(path: Path, slide: Slide) -> TissueMask:
 
 
 def _mask_of_image(path: Path, slide: Slide) -> tuple[Bool[np.ndarray, "h w"], tuple[float, float]]:
-    values = decode(read_image_file(path), path).max(-1)
+    data = read_image_file(path)
+    values = decode(data, path).max(-1)
+    with open_image(data) as image:
+        # Laid over white, what is transparent would be tissue.
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise InputError(
+                f"{path}: a mask with transparent pixels; save it without transparency, black "
+                "where there is no tissue"
+            )
     height, width = slide.size
     stretch = values.shape[0] / values.shape[1] * width / height
     # A mask of few pixels is stretched by the rounding of its size alone.
@@ -57,8 +68,8 @@ def _mask_of_image(path: Path, slide: Slide) -> tuple[Bool[np.ndarray, "h w"], t
             f"{path}: a mask of {values.shape[1]}×{values.shape[0]} pixels has another shape than "
             f"the slide of {width}×{height}; give a mask of the whole slide"
         )
-    highest = int(values.max())
-    mask = values > (highest / 2 if highest > _LAST_CLASS else 0)
+    is_lossy = np.count_nonzero(np.bincount(values.ravel())) > _MOST_CLASSES
+    mask = values > (int(values.max()) / 2 if is_lossy else 0)
     return mask, (height / mask.shape[0], width / mask.shape[1])
 
 
@@ -75,6 +86,15 @@ def _mask_of_regions(
     if not polygons:
         raise InputError(f"{path}: has no polygons; export annotations that are areas")
     height, width = slide.size
+    overhang = _LARGEST_OVERHANG * max(height, width)
+    points = np.concatenate([outer for outer, *_ in polygons])
+    (left, top), (right, bottom) = points.min(0), points.max(0)
+    if min(left, top) < -overhang or right > width + overhang or bottom > height + overhang:
+        raise InputError(
+            f"{path}: its regions reach from x={left:.0f}, y={top:.0f} to x={right:.0f}, "
+            f"y={bottom:.0f}, beyond the slide of {width}×{height} pixels; give those of this "
+            "slide, as (x, y) in pixels of its finest level"
+        )
     scale = max(1.0, max(height, width) / low_power(slide))
     shape = max(1, round(height / scale)), max(1, round(width / scale))
     down = height / shape[0], width / shape[1]
@@ -101,14 +121,16 @@ def _polygons(content: Any) -> Iterator[_Polygon]:
     elif kind == "Feature":
         properties = content.get("properties") or {}
         name = str((properties.get("classification") or {}).get("name", ""))
-        if not name.lower().startswith(_IGNORED) and content.get("geometry"):
+        is_region = properties.get("objectType") not in _MEASURED
+        if is_region and not name.lower().startswith(_IGNORED) and content.get("geometry"):
             yield from _polygons(content["geometry"])
     elif kind == "GeometryCollection":
         yield from _polygons(content["geometries"])
     elif kind in ("Polygon", "MultiPolygon"):
         coordinates = content["coordinates"]
         for polygon in [coordinates] if kind == "Polygon" else coordinates:
-            yield [_ring(points) for points in polygon]
+            if polygon:  # GeoJSON's null object has no rings
+                yield [_ring(points) for points in polygon]
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         raise ValueError(f"type {kind!r:.40}")
 

@@ -142,9 +142,30 @@ def test_a_mask_is_an_image_of_the_whole_slide(slide, tmp_path, mode, value):
     np.testing.assert_allclose(inside, [1, 0, 0])
 
 
+def test_each_class_of_a_mask_is_tissue_and_the_noise_of_jpeg_is_not(slide, tmp_path):
+    classes = np.zeros((150, 200), np.uint8)
+    classes[:75, 100:150], classes[75:, 100:150] = 85, 255
+    Image.fromarray(classes).save(tmp_path / "classes.png")
+    noise = np.random.default_rng(0).integers(0, 30, classes.shape, np.uint8)
+    Image.fromarray(np.where(classes, 255 - noise, noise)).save(tmp_path / "lossy.jpg")
+    for name in ("classes.png", "lossy.jpg"):
+        mask = read_tissue(tmp_path / name, slide).mask
+        assert (mask == (classes > 0)).mean() > 0.98
+
+
+def test_a_mask_with_transparent_pixels_is_one_line(slide, tmp_path):
+    image = Image.new("RGBA", (200, 150), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (100, 0, 150, 75))
+    image.save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: a mask with transparent pixels"):
+        read_tissue(tmp_path / "a.png", slide)
+
+
 SQUARE = [[1000, 0], [1500, 0], [1500, 750], [1000, 750], [1000, 0]]
 HOLE = [[1100, 100], [1200, 100], [1200, 200], [1100, 200], [1100, 100]]
 POLYGON = {"type": "Polygon", "coordinates": [SQUARE, HOLE]}
+
+TILE = {"type": "Polygon", "coordinates": [[[0, 0], [90, 0], [90, 90], [0, 90], [0, 0]]]}
 
 
 def feature(geometry, name="Tumor"):
@@ -165,6 +186,8 @@ def feature(geometry, name="Tumor"):
                 feature(POLYGON),
                 feature({"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9]]]}, "Ignore*"),
                 {"type": "Feature", "geometry": None, "properties": None},
+                feature({"type": "Polygon", "coordinates": []}),
+                feature(TILE) | {"properties": {"objectType": "tile"}},
             ],
         },
     ],
@@ -192,8 +215,8 @@ def test_regions_of_qupath(slide, tmp_path, content):
         ("a.geojson", '{"type": "Point", "coordinates": [1, 2]}', "has no polygons"),
         (
             "a.geojson",
-            '{"type": "Polygon", "coordinates": [[[9e3, 9e3], [1e4, 9e3], [1e4, 1e4]]]}',
-            "states no tissue on",
+            '{"type": "Polygon", "coordinates": [[[0, 0], [1100, 0], [1100, 1800]]]}',
+            "to x=1100, y=1800, beyond the slide of 2000×1500 pixels",
         ),
         ("a.png", (100, 100), "has another shape than the slide of 2000×1500"),
         ("a.png", (200, 150), "states no tissue on"),
