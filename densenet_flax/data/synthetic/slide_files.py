@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.console import progress_bar
-from densenet_flax.common.errors import InputError
+from densenet_flax.common.optional_imports import import_optional
 from densenet_flax.common.settings import Settings, at_least, choice, setting
 from densenet_flax.data.synthetic.slide_world import SlideWorld, draw_slide_world
 from densenet_flax.storage.atomic import atomic_file, write_text
@@ -62,7 +63,7 @@ def write_drawn_slides(folder: Path, settings: DrawnSlides) -> list[Path]:
     Raises:
       InputError: tifffile is not installed, or the folder cannot be written.
     """
-    import_tifffile()
+    _import_tifffile()
     paths = []
     numbers = range(settings.seed, settings.seed + settings.slides)
     for number in progress_bar(settings.slides, "Drawing", "slide", iterable=numbers):
@@ -99,7 +100,7 @@ def write_slide(
     Raises:
       InputError: tifffile is not installed, or the file cannot be written.
     """
-    tifffile = import_tifffile()
+    tifffile = _import_tifffile()
     factor = 4 if vendor == "aperio" else 2
     levels = _levels(world.pixels, factor)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,15 +119,8 @@ def write_slide(
                 file.write(thumbnail, photometric="rgb", rowsperstrip=16, metadata=None)
 
 
-def import_tifffile() -> Any:
-    """The module `tifffile`; InputError if it is not installed."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise InputError(
-            f"slides are written with tifffile ({error}); pip install 'densenet_flax[slides]'"
-        ) from error
-    return tifffile
+def _import_tifffile() -> ModuleType:
+    return import_optional("tifffile", "slides", "slides are written with tifffile")
 
 
 def _levels(

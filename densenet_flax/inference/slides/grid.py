@@ -6,44 +6,19 @@ A tile is one field of the network, so all are of one size. Positions are (y, x)
 
 import dataclasses
 import math
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.inference.slides.slide import Slide
+from densenet_flax.inference.slides.tissue import TissueMask
 
 # Of the whole grid, tissue or not: far more than a slide at high power has, and little memory.
 MAX_TILES = 10_000_000
 _CHUNK = 100_000  # tiles whose tissue is measured at a time
 # A rest below this at the edge of a slide gets no tile: it is of the rounding of a resolution.
 _REST = 0.5  # pixels
-
-
-class Tissue(Protocol):
-    """Where the tissue of a slide is."""
-
-    def fraction(
-        self,
-        y: Float[np.ndarray, " N"],
-        x: Float[np.ndarray, " N"],
-        height: float,
-        width: float,
-    ) -> Float[np.ndarray, " N"]:
-        """The share of tissue in rectangles; what is beyond the edge of the slide has none."""
-
-
-class SlideSize(Protocol):
-    """The extent of a slide: `slide.Slide` has it."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    @property
-    def size(self) -> tuple[int, int]: ...  # noqa: D102
-
-    @property
-    def mpp(self) -> tuple[float, float]: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,9 +58,9 @@ class TileGrid:
 
 
 def make_grid(
-    slide: SlideSize,
+    slide: Slide,
     field_um: tuple[float, float],
-    tissue: Tissue,
+    tissue: TissueMask,
     *,
     stride: float = 1.0,
     min_tissue: float = 0.5,

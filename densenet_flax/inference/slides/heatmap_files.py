@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from densenet_flax.common.errors import InputError, printable
+from densenet_flax.common.errors import printable
+from densenet_flax.common.optional_imports import import_optional
 from densenet_flax.inference.slides.probability_map import (
     class_color,
     color_map,
@@ -110,7 +111,7 @@ def _legend_lines(result: SlideResult) -> Iterator[tuple[tuple[int, int, int] | 
 
 def _write_pyramid(path: Path, colors: UInt8[np.ndarray, "h w 3"], result: SlideResult) -> None:
     """Writes an OME-TIFF with levels of half the size each, down to one tile."""
-    tifffile = _require_tifffile()
+    tifffile = import_optional("tifffile", "slides", "heatmaps are written with tifffile")
     levels = [colors]
     while max(levels[-1].shape[:2]) > _TILE:
         height, width = levels[-1].shape[:2]
@@ -146,16 +147,6 @@ def _write_pyramid(path: Path, colors: UInt8[np.ndarray, "h w 3"], result: Slide
                 **({"subfiletype": 1} if number else {}),
                 **options,
             )
-
-
-def _require_tifffile() -> Any:
-    try:
-        import tifffile
-    except ImportError as error:
-        raise InputError(
-            "slides need the package tifffile; install it: pip install 'densenet_flax[slides]'"
-        ) from error
-    return tifffile
 
 
 @functools.cache

@@ -82,14 +82,16 @@ def _features(result: SlideResult) -> Iterator[JsonDict]:
 
 
 def _tissue(result: SlideResult) -> Iterator[JsonDict]:
-    """One annotation of all tissue: its pieces belong to one verdict."""
-    pieces = [[_ring(ring, n == 0) for n, ring in enumerate(p)] for p in result.tissue.polygons()]
-    if not pieces:
+    """One annotation of all tissue: it belongs to one verdict."""
+    polygons = [
+        [_ring(ring, n == 0) for n, ring in enumerate(rings)] for rings in result.tissue.polygons()
+    ]
+    if not polygons:
         return
     yield {
         "type": "Feature",
         "id": _identifier(result, "tissue"),
-        "geometry": {"type": "MultiPolygon", "coordinates": pieces},
+        "geometry": {"type": "MultiPolygon", "coordinates": polygons},
         "properties": {
             "objectType": "annotation",
             "name": "Tissue",

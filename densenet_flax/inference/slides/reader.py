@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.common.optional_imports import import_optional
 from densenet_flax.common.reading import check_regular, read_file, reading
 from densenet_flax.data.images.decode import decode
 from densenet_flax.data.images.formats import IMAGE_SUFFIXES, MAX_BYTES, MAX_PIXELS, open_image
@@ -100,14 +101,7 @@ def open_reader(path: Path) -> SlideReader:
 
 def import_openslide() -> ModuleType:
     """The module `openslide`; InputError if it is not installed."""
-    try:
-        import openslide
-    except ImportError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"slides are read with OpenSlide ({reason}); pip install 'densenet_flax[slides]'"
-        ) from error
-    return openslide
+    return import_optional("openslide", "slides", "slides are read with OpenSlide")
 
 
 class OpenSlideReader(SlideReader):

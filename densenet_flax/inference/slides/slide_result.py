@@ -2,13 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from densenet_flax.inference.results import Prediction
 from densenet_flax.inference.slides.grid import TileGrid
-
-if TYPE_CHECKING:
-    from densenet_flax.inference.slides.tissue import TissueMask
+from densenet_flax.inference.slides.tissue import TissueMask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,5 +61,5 @@ class SlideResult:
     rule: str
     damaged: TileGrid
     problems: tuple[str, ...]
-    tissue: "TissueMask"
+    tissue: TissueMask
     network: SlideNetwork

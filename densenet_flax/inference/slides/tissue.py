@@ -20,8 +20,8 @@ from densenet_flax.inference.slides.slide import Slide
 # Micrometers per pixel of the mask, finer than any field, and how many pixels it has at most.
 _MPP = 8.0
 _MAX_SIDE = 3072
-# Smaller pieces are dust, smaller holes are lumina: both are no question of which tiles to read.
-_SMALLEST_PIECE_UM2 = 100.0**2
+# Smaller regions are dust, smaller holes are lumina: both are no question of which tiles to read.
+_SMALLEST_REGION_UM2 = 100.0**2
 _SMALLEST_HOLE_UM2 = 80.0**2
 _SMOOTH_UM = 8.0
 _CLOSE_UM = 24.0
@@ -51,12 +51,10 @@ class TissueMask:
     Attributes:
       mask: True where there is tissue.
       downsample: (y, x), the size of a pixel of the mask in pixels of level 0.
-      source: 'found', or the file that states it.
     """
 
     mask: Bool[np.ndarray, "h w"]
     downsample: tuple[float, float]
-    source: str = "found"
 
     @property
     def share(self) -> float:
@@ -112,10 +110,10 @@ class TissueMask:
         return above * (1 - down) + below * down
 
     def polygons(self) -> list[list[Ring]]:
-        """The outlines of the pieces of tissue, in pixels of level 0.
+        """The outlines of the tissue, in pixels of level 0.
 
         Returns:
-          For each piece its rings: the outer one, then those of its holes.
+          For each connected region its rings: the outer one, then those of its holes.
         """
         import contourpy  # comes with matplotlib
 
@@ -124,11 +122,11 @@ class TissueMask:
         # A pixel is a point for the contours; its center lies half a pixel from its corner.
         generator = contourpy.contour_generator(z=padded, fill_type="OuterOffset")
         # Its type is that of all its forms; this one is two lists of arrays.
-        pieces, offsets = cast(tuple[list[Any], list[Any]], generator.filled(0.5, 2.0))
+        outlines, offsets = cast(tuple[list[Any], list[Any]], generator.filled(0.5, 2.0))
         scale = np.array(self.downsample)
         edge = np.array(self.mask.shape) * scale
         polygons = []
-        for points, starts in zip(pieces, offsets, strict=True):
+        for points, starts in zip(outlines, offsets, strict=True):
             level0 = np.clip((points[:, ::-1] - 0.5) * scale, 0, edge)
             bounds = itertools.pairwise(starts)
             polygons.append([_without_repeats(level0[start:end]) for start, end in bounds])
@@ -187,7 +185,7 @@ def tissue_of(pixels: UInt8[np.ndarray, "h w 3"], mpp: float) -> Bool[np.ndarray
     mask = ndimage.binary_closing(np.pad(mask, radius), iterations=radius)[
         radius:-radius, radius:-radius
     ]
-    mask = _without_small(mask & ~ink, _SMALLEST_PIECE_UM2 / mpp**2)
+    mask = _without_small(mask & ~ink, _SMALLEST_REGION_UM2 / mpp**2)
     return ~_without_small(~mask, _SMALLEST_HOLE_UM2 / mpp**2) & ~_grown(ink, mpp)
 
 
@@ -241,7 +239,7 @@ def _otsu(values: Float[np.ndarray, " n"]) -> float:
 
 
 def _without_small(mask: Bool[np.ndarray, "h w"], smallest: float) -> Bool[np.ndarray, "h w"]:
-    """A mask without its pieces of fewer pixels."""
+    """A mask without connected regions of fewer pixels."""
     labels, _ = ndimage.label(mask)
     sizes: Integer[np.ndarray, " n"] = np.bincount(labels.ravel())
     keep = sizes >= smallest

@@ -46,7 +46,7 @@ def read_tissue(path: Path, slide: Slide) -> TissueMask:
         mask, downsample = _mask_of_image(path, slide)
     if not mask.any():
         raise InputError(f"{path}: states no tissue on {slide.path}; correct it, or leave it out")
-    return TissueMask(mask, downsample, str(path))
+    return TissueMask(mask, downsample)
 
 
 def _mask_of_image(path: Path, slide: Slide) -> tuple[Bool[np.ndarray, "h w"], tuple[float, float]]:
