@@ -24,6 +24,7 @@ from densenet_flax.storage.locks import locked
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights.conversion import check_written
 from densenet_flax.weights.hub_names import PREFIX, HubName
+from densenet_flax.weights.inference_settings import StoredOperatingPoint
 from densenet_flax.weights.info import WeightsInfo
 from densenet_flax.weights.save import export_torch, save_weights, torch_fault
 from densenet_flax.weights.torch_names import INFO_KEY, TIMM_CONFIG
@@ -118,6 +119,10 @@ def _weights(variables: Variables, info: WeightsInfo, fault: str) -> dict[str, b
         return {name: Path(folder, name).read_bytes() for name in (_WEIGHTS, TIMM_CONFIG)}
 
 
+# Of an operating point, what `metrics.json` has as well.
+_CHOSEN = ("threshold", "temperature", "rule", "method", "shift", "knots")
+
+
 def _evaluation(network: str, info: WeightsInfo) -> JsonDict | None:
     """The content of the run's `metrics.json`, if it is about this network; None without one."""
     report = Workdir(network).report / "metrics.json"
@@ -127,13 +132,12 @@ def _evaluation(network: str, info: WeightsInfo) -> JsonDict | None:
         return None
     metrics = read_json_object(report, "run --mode=evaluate to write it again")
     try:
-        chosen = metrics["operating_point"]
-        settings = (chosen["threshold"], chosen["temperature"], chosen["rule"])
-        is_same = settings == (point.threshold, point.temperature, point.rule)
+        chosen = StoredOperatingPoint.from_dict(metrics["operating_point"])
+        is_same = all(getattr(chosen, name) == getattr(point, name) for name in _CHOSEN)
         checkpoint = metrics["run"]["weights"]["checkpoint"]
         if is_same and checkpoint.startswith(f"step {point.step} "):
             return metrics
-    except (LookupError, TypeError, AttributeError):
+    except (InputError, LookupError, TypeError, AttributeError):
         pass  # a report of another program
     logging.warning("%s: of another evaluation, so the card has no results", report)
     return None

@@ -132,11 +132,13 @@ def test_the_card_has_the_figures_of_the_run(tiny_run, tmp_path, caplog):
     for name in ("checkpoints", "config.json", "operating_point.json"):
         (changed / name).symlink_to(workdir / name)
     (changed / "report").mkdir()
-    metrics["operating_point"]["threshold"] = 0.123
-    (changed / "report" / "metrics.json").write_text(json.dumps(metrics))
-    export_for_hub(str(changed), tmp_path / "other")
-    assert "model-index" not in metadata_of(tmp_path / "other")
-    assert "of another evaluation, so the card has no results" in caplog.text
+    point = metrics["operating_point"]
+    for i, other in enumerate(({"threshold": 0.123}, {"method": "platt", "shift": 0.5})):
+        metrics["operating_point"] = {**point, **other}
+        (changed / "report" / "metrics.json").write_text(json.dumps(metrics))
+        export_for_hub(str(changed), tmp_path / f"other{i}")
+        assert "model-index" not in metadata_of(tmp_path / f"other{i}")
+    assert caplog.text.count("of another evaluation, so the card has no results") == 2
 
 
 def test_what_is_in_the_way_is_kept(tmp_path):
