@@ -1,10 +1,11 @@
 """The network of a run on its validation and test images, and the report on it."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -35,6 +36,7 @@ from densenet_flax.inference.segments import SegmentedModel
 from densenet_flax.storage.checkpoint import Restored
 from densenet_flax.storage.checksums import write_checksums
 from densenet_flax.storage.json_files import write_json_object
+from densenet_flax.storage.trained_model import read_operating_point
 from densenet_flax.training.progress import best_step, best_steps
 from densenet_flax.weights.info import WeightsInfo
 
@@ -79,15 +81,15 @@ def evaluate_run(
         operating_point, threshold=float(chosen[0]), temperature=float(chosen[1])
     )
     point = {**operating_point.to_dict(), "step": checkpoint.step, "tta": settings.tta}
-    if field := run.dataset.field:  # it may be stated after training
-        point["tiles"] = {"mpp": field.mpp, "field_um": field.size_um}
+    if tiles := _tiles(run):
+        point["tiles"] = tiles
     if not len(run.split.test):
         if is_first_process():
             _save_point(run, point)
         logging.info("no test images yet, so there is no report: see densenet_flax.Run.evaluate")
         return {}
     features: list[Float[np.ndarray, "n C"]] = []
-    test = predict_rows(run, network, variables, "test", batch_size, features=features)
+    test = predict_rows(run, network, variables, "test", batch_size, features=features.append)
     pictures: list[Picture] = []
     note = ""
     if settings.explain:
@@ -117,6 +119,15 @@ def evaluate_run(
     logging.info("%s", verdict(metrics))
     logging.info("report: %s", directory / "report.html")
     return metrics
+
+
+def _tiles(run: PreparedRun) -> JsonDict:
+    """How much tissue a tile shows, which may be stated after training; {} if nobody stated it."""
+    if field := run.dataset.field:
+        return {"mpp": field.mpp, "field_um": field.size_um}
+    with contextlib.suppress(InputError):  # a damaged file is about to be replaced
+        return read_operating_point(run.workdir.operating_point).get("tiles", {})
+    return {}
 
 
 def _save_point(run: PreparedRun, point: JsonDict) -> None:
@@ -151,7 +162,7 @@ def predict_rows(
     subset: str,
     size: int,
     rows: Int[np.ndarray, "N"] | None = None,
-    features: list[Float[np.ndarray, "n C"]] | None = None,
+    features: Callable[[Float[np.ndarray, "n C"]], object] | None = None,
 ) -> Predictions:
     """The predictions table of a subset of the split, or of these rows of it.
 

@@ -32,7 +32,7 @@ def predict_logits(
     start: str = "stem",
     batches: Iterable[Batch] | None = None,
     progress: Callable[[int], object] | None = None,
-    features: list[Float[np.ndarray, "n C"]] | None = None,
+    features: Callable[[Float[np.ndarray, "n C"]], object] | None = None,
 ) -> Float[np.ndarray, "N K"]:
     """Computes the logits of these rows of a data set, in the order of `ids`.
 
@@ -46,8 +46,8 @@ def predict_logits(
       batches: batches of `ids` whose `inputs` enter at `start`, such as cached features; by
         default the images of the data set.
       progress: called after each batch with the number of images done in it.
-      features: a list for the pooled features of each batch, which enter the head on the way to the
-        logits; None if they are not needed.
+      features: called with the pooled features of each batch, which enter the head on the way to
+        the logits; None if they are not needed.
     """
     if batches is None:
         batches = image_batches(dataset, ids, batch_size, segmented.mesh)
@@ -65,7 +65,7 @@ def predict_logits(
     for count, outputs in in_flight((int(w.sum()), begin(batch)) for _, w, batch in batches):
         logits.append(np.asarray(outputs[0])[:count])
         if features is not None:
-            features.append(np.asarray(outputs[1])[:count])
+            features(np.asarray(outputs[1])[:count])
         if progress:
             progress(count)
     return np.concatenate(logits)
@@ -80,7 +80,7 @@ def predict_probabilities(
     *,
     tta: bool = False,
     progress: Callable[[int], object] | None = None,
-    features: list[Float[np.ndarray, "n C"]] | None = None,
+    features: Callable[[Float[np.ndarray, "n C"]], object] | None = None,
 ) -> Float[np.ndarray, "N K"]:
     """Computes float64 probabilities of these rows of a data set, in the order of `ids`.
 
@@ -105,7 +105,10 @@ def predict_probabilities(
         if progress:
             progress(views_done // views)
 
-    of_views: list[Float[np.ndarray, "n C"]] = []
+    def keep_first_view(batch: Float[np.ndarray, "n C"]) -> None:
+        if features:
+            features(batch[::views].copy())  # which does not hold the other views in memory
+
     logits = predict_logits(
         segmented,
         variables,
@@ -114,10 +117,8 @@ def predict_probabilities(
         batch_size,
         batches=batches,
         progress=count_images,
-        features=None if features is None else of_views,
+        features=keep_first_view if features else None,
     )
-    if features is not None:
-        features += [batch[::views] for batch in of_views]
     return mean_over_views(to_probabilities(logits), views)
 
 

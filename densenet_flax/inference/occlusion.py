@@ -48,15 +48,15 @@ def occlusion_maps(
     n, height, width, _ = images.shape
     rows, columns = (max(2, round(length / STRIDE)) for length in (height, width))
     # The whole image comes first: the scores are compared with its.
-    places = [None, *itertools.product(_windows(height, rows), _windows(width, columns))]
+    windows = [None, *itertools.product(_windows(height, rows), _windows(width, columns))]
     fill = images.mean(axis=(1, 2)).round().astype(np.uint8)
 
     def hidden() -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         for image, color in zip(images, fill, strict=True):
-            for place in places:
+            for window in windows:
                 copy = image.copy()
-                if place:
-                    copy[place] = color
+                if window:
+                    copy[window] = color
                 yield copy
 
     def begin() -> Iterator[tuple[int, Array]]:
@@ -69,7 +69,7 @@ def occlusion_maps(
 
     parts = [np.asarray(logits, np.float64)[:count] for count, logits in in_flight(begin())]
     outputs = segmented.model.num_classes
-    logits = np.concatenate([np.empty((0, outputs)), *parts]).reshape(n, len(places), outputs)
+    logits = np.concatenate([np.empty((0, outputs)), *parts]).reshape(n, len(windows), outputs)
     scores = np.einsum("npk,nk->np", logits, np.asarray(contrast(target, outputs)))
     return (scores[:, :1] - scores[:, 1:]).reshape(n, rows, columns).astype(np.float32)
 

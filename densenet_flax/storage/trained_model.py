@@ -39,7 +39,7 @@ def read_model(directory: str | Path, step: int | None = None) -> tuple[Variable
         directory = directory / "checkpoints"
     if not any(child.name.isdigit() for child in directory.glob("*")):
         raise InputError(f"{directory}: no checkpoint in it; expected a work directory of main.py")
-    operating_point = _read_operating_point(directory.parent / OPERATING_POINT_FILE)
+    operating_point = read_operating_point(directory.parent / OPERATING_POINT_FILE)
     restored = _restore(directory, operating_point.get("step") if step is None else step, step)
     step = restored.step
     network = restored.meta["network"]
@@ -80,7 +80,7 @@ def _restore(directory: Path, step: int | None, requested: int | None) -> Restor
     raise InputError(f"{directory}: no complete checkpoint in it; run --mode=train again")
 
 
-def _read_operating_point(path: Path) -> JsonDict:
+def read_operating_point(path: Path) -> JsonDict:
     """What the evaluation of a run chose; {} if the run was not evaluated."""
     if not os.path.lexists(path):
         return {}

@@ -1,6 +1,7 @@
 """How much tissue a tile shows, as far as configuration and data say."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from densenet_flax.data.images.image_table import ImageTable
 from densenet_flax.data.sources.source import Annotations
 from densenet_flax.data.synthetic.breakhis_tree import DrawnConfig
 from densenet_flax.data.tile_field import tile_field
+from densenet_flax.experiments.evaluate_run import _tiles
+from densenet_flax.storage.json_files import write_json_object
+from densenet_flax.storage.workdir import Workdir
 
 BREAKHIS = DataConfig(name="breakhis")
 FOLDER = DataConfig(name="folder", mpp=0.5)
@@ -76,3 +80,14 @@ def test_a_few_tiles_of_nearly_the_same_size_change_nothing():
 def test_an_impossible_resolution_is_rejected(mpp):
     with pytest.raises(InputError, match=r"mpp=.*micrometers per pixel from 0\.02 to 20"):
         DataConfig(mpp=mpp)
+
+
+def test_what_is_stated_after_training_is_kept_by_the_next_evaluation(tmp_path):
+    run = SimpleNamespace(dataset=SimpleNamespace(field=None), workdir=Workdir(tmp_path))
+    path = run.workdir.operating_point
+    assert _tiles(run) == {}
+    stated = {"mpp": [0.5, 0.5], "field_um": [16.0, 20.0]}
+    write_json_object(path, {"step": 3, "tiles": stated}, indent=2)
+    assert _tiles(run) == stated
+    path.write_text("{")
+    assert _tiles(run) == {}

@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 from packaging.requirements import Requirement
 
 from densenet_flax.common.errors import InputError
+from densenet_flax.experiments import flags as program_flags
 from densenet_flax.experiments import program
 from densenet_flax.experiments.command_line import apply_overrides, load_config
 from densenet_flax.experiments.from_config import resolve
@@ -74,10 +75,11 @@ def check_main(arguments: Sequence[str]) -> None:
     try:
         with contextlib.redirect_stderr(errors):
             program._parse(["main.py", *arguments])
-        mode = program._MODES[str(program._MODE.value)]
-        if "config" in mode.flags:
+        if "config" in program_flags.chosen_mode().flags:
             # Without --config it is that of a run, of which keys are known and values are not.
-            config = load_config(str(program._CONFIG.value or ROOT / "configs" / "breakhis.py"))
+            config = load_config(
+                str(program_flags.CONFIG.value or ROOT / "configs" / "breakhis.py")
+            )
             config.data.path = config.data.path or "DIR"
             resolve(apply_overrides(config, program._overrides))
     except SystemExit:

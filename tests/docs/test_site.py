@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from densenet_flax.experiments import program
+from densenet_flax.experiments import flags as program_flags
 
 ROOT = Path(__file__).parents[2]
 ELEMENTS = {
@@ -106,10 +106,10 @@ def test_every_public_name_is_in_the_reference(module, pages):
 
 def test_every_mode_and_flag_is_among_the_commands():
     text = (ROOT / "docs" / "commands.md").read_text()
-    own = flags.FLAGS.get_flags_for_module(program.__name__)
+    own = flags.FLAGS.get_flags_for_module(program_flags.__name__)
     names = {f"`--{flag.name}" for flag in own if flag.name != "mode"}
     assert not {name for name in names if f"{name}`" not in text}
-    assert not {mode for mode in program._MODES if f"| `{mode}`" not in text}
+    assert not {mode for mode in program_flags.MODES if f"| `{mode}`" not in text}
 
 
 @pytest.mark.parametrize("name", ["README.md", "densenet_flax/data/breakhis/README.md"])

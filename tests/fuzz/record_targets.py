@@ -18,7 +18,7 @@ from densenet_flax.data.splits.split_config import SplitConfig
 from densenet_flax.evaluation.predictions_csv import read_csv
 from densenet_flax.inference.batch.journal import Entry, Journal
 from densenet_flax.storage.checksums import cached_dir, check_files
-from densenet_flax.storage.trained_model import _read_operating_point
+from densenet_flax.storage.trained_model import read_operating_point
 from densenet_flax.storage.workdir import Workdir
 from densenet_flax.weights.inference_settings import StoredOperatingPoint
 from densenet_flax.weights.safe_reading import reading
@@ -131,7 +131,7 @@ def _write_operating_point(folder: Path) -> None:
 def _read_point(folder: Path) -> dict[str, Any]:
     path = folder / "operating_point.json"
     with reading(path):
-        return StoredOperatingPoint.from_dict(_read_operating_point(path)).to_dict()
+        return StoredOperatingPoint.from_dict(read_operating_point(path)).to_dict()
 
 
 def _is_point(written: Any, read: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from densenet_flax.common.errors import InputError
 from densenet_flax.storage.json_files import read_json_object, write_json_object
-from densenet_flax.storage.trained_model import _read_operating_point
+from densenet_flax.storage.trained_model import read_operating_point
 from densenet_flax.storage.workdir import Workdir
 
 CONTENT = {"step": 18, "threshold": 0.5, "notes": ["a", {"b": None}]}
@@ -31,7 +31,7 @@ def _replace(path, kind):
 READERS = {
     "config.json": lambda workdir: workdir.require_config(),
     "extensions.json": lambda workdir: workdir.read_extensions(),
-    "operating_point.json": lambda workdir: _read_operating_point(workdir.operating_point),
+    "operating_point.json": lambda workdir: read_operating_point(workdir.operating_point),
 }
 
 

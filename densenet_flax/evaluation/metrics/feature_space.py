@@ -58,36 +58,35 @@ def measure_features(
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     coordinates, explained = _principal_axes(x)
 
-    neighbors = np.empty((len(x), min(NEIGHBORS, len(x) - 1)), np.int64)
-    of_others = np.empty(len(x), np.int64)  # the nearest image of another patient
+    count = min(NEIGHBORS, len(x) - 1)
+    neighbors = np.empty((len(x), count), np.int64)
+    nearest_of_others = np.empty(len(x), np.int64)  # leaving out all images of the same patient
     for begin in range(0, len(x), _CHUNK):
         chunk = np.arange(begin, min(begin + _CHUNK, len(x)))
         similarity = x[chunk] @ x.T
         similarity[np.arange(len(chunk)), chunk] = -np.inf
-        count = neighbors.shape[1]
         # Sorting all of a row would take longer than all else here.
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         order = np.argsort(-np.take_along_axis(similarity, nearest, 1), axis=1, kind="stable")
         neighbors[chunk] = np.take_along_axis(nearest, order, 1)
         similarity[patient[chunk, None] == patient] = -np.inf
-        of_others[chunk] = similarity.argmax(axis=1)
+        nearest_of_others[chunk] = similarity.argmax(axis=1)
 
     same_patient = patient[neighbors[:, 0]] == patient
-    of_patient, of_class = np.bincount(patient)[patient], np.bincount(label)[label]
-    both = _count_pairs(patient, label)
-    has_more = of_patient > 1
-    # Patients of several classes: among the images of the class only those of it count.
+    same_class = label[nearest_of_others] == label
+    # For each image: the images of its patient, of its class, and of both.
+    patient_size, class_size = np.bincount(patient)[patient], np.bincount(label)[label]
+    size = _count_pairs(patient, label)
     with np.errstate(invalid="ignore", divide="ignore"):
-        by_class = (both - 1) / (of_class - 1)
-        by_others = (of_class - both) / (len(x) - of_patient)
-    has_others = of_patient < len(x)
+        patient_chance = (size - 1) / (class_size - 1)
+        class_chance = (class_size - size) / (len(x) - patient_size)
     summary = {
         "images": len(x),
         "patients": int(patient.max()) + 1,
         "features": features.shape[1],
         "explained_variance": explained,
-        "patient": _rates(same_patient, by_class, has_more & (of_class > 1)),
-        "class": _rates(label[of_others] == label, by_others, has_others),
+        "patient": _rates(same_patient, patient_chance, (patient_size > 1) & (class_size > 1)),
+        "class": _rates(same_class, class_chance, patient_size < len(x)),
     }
     return FeatureSpace(rows, coordinates, neighbors, summary)
 

@@ -111,10 +111,7 @@ def write_report(
         metrics["features"] = features.summary
 
     # Everything is made before the first file is written, so that an error keeps the old report.
-    drawn = _draw(predictions, metrics, to_json(list(history)))
-    if features:
-        drawn["features_by_class"] = feature_figures.features_by_class(features, predictions)
-        drawn["features_by_patient"] = feature_figures.features_by_patient(features, predictions)
+    drawn = _draw(predictions, metrics, to_json(list(history)), features)
     pngs = {name: plotting.png(figure) for name, figure in drawn.items()}
     pdfs = {name: plotting.pdf(figure) for name, figure in drawn.items()}
     # The files are replaced in this order: when report.html is new, so is everything beside it.
@@ -149,7 +146,10 @@ def _read_info(info: Mapping[str, Any]) -> tuple[JsonDict, list[str], _Pictures]
 
 
 def _draw(
-    predictions: Predictions, metrics: JsonDict, history: Sequence[Mapping[str, Any]]
+    predictions: Predictions,
+    metrics: JsonDict,
+    history: Sequence[Mapping[str, Any]],
+    features: FeatureSpace | None,
 ) -> dict[str, Figure]:
     """Draws every figure that exists for these classes, by file name."""
     drawn = {"reliability": figures.reliability(metrics["calibration"], metrics["positive_class"])}
@@ -171,6 +171,9 @@ def _draw(
                 )
     if history:
         drawn["curves"] = figures.training_curves(history)
+    if features:
+        drawn["features_by_class"] = feature_figures.features_by_class(features, predictions)
+        drawn["features_by_patient"] = feature_figures.features_by_patient(features, predictions)
     return drawn
 
 
